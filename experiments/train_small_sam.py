@@ -1,0 +1,312 @@
+"""Train the small SAM this package ships, on rendered street scenes.
+
+    python experiments/train_small_sam.py --minutes 65 --output runs/small_sam [--resume]
+    python experiments/measure_small_sam.py --run runs/small_sam
+
+Scenes are rendered while training; nothing is downloaded. The run saves its state every few minutes
+and goes on from it with --resume. It leaves small_sam.pt (float16, averaged weights) and
+training.json; the second command measures them and puts them into the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from measure_small_sam import DOMAINS, prompted_iou
+from segment_anything.modeling import Sam
+from small_sam_learning import (
+    PIXELS_PER_LOGIT,
+    SMALLEST_TARGET,
+    Batch,
+    PairHeads,
+    batch_loss,
+    prepare_for_training,
+)
+from torch import Tensor, nn
+
+from sfss_ray.masks.sam import SMALL_PATCH_SIZE, build_small_sam
+from sfss_ray.streets.scenes import render_scene
+
+RENDER_SIZES = (*((128, 256),) * 5, (192, 256), (192, 256), (256, 512))  # (height, width) in px
+POOL_AT_START = 64
+POOL_CAPACITY = 2000
+EMA_DECAY = 0.998
+SECONDS_BETWEEN_LINES = 20
+SECONDS_BETWEEN_SAVES = 240
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the run: how large the images are, and which loss."""
+
+    until: float  # share of the run's minutes at which it ends
+    sizes: tuple[tuple[int, int], ...]  # (height, width) in px; a batch has one of them
+    padded: bool  # pad to the square, as SAM does when it is used
+    images: int
+    points: int  # per image
+    focal: bool
+
+
+WIDE_SIZES = ((128, 256), (128, 256), (128, 256), (192, 256), (192, 256), (160, 256), (256, 256))
+STAGES = (
+    Stage(0.40, ((128, 128),), padded=False, images=8, points=12, focal=False),
+    Stage(0.55, WIDE_SIZES, padded=False, images=4, points=12, focal=False),
+    Stage(0.70, WIDE_SIZES, padded=False, images=4, points=12, focal=True),
+    Stage(math.inf, WIDE_SIZES, padded=True, images=4, points=16, focal=True),
+)
+
+
+class ScenePool:
+    """Rendered scenes of both domains; every draw renders one more, as rendering is not free."""
+
+    def __init__(self, seed: int, rendered: int = 0) -> None:
+        self.seed = seed
+        self.rendered = rendered
+        self.scenes: list[tuple[np.ndarray, ...]] = []
+        for _ in range(POOL_AT_START):
+            self._render_next()
+
+    def _render_next(self) -> None:
+        domain = DOMAINS[self.rendered % 2]
+        index = self.rendered // 2
+        scene = render_scene(domain, self.seed, index, RENDER_SIZES[index % len(RENDER_SIZES)])
+        self.scenes.append((scene.image, scene.instances, scene.parts))
+        self.scenes = self.scenes[-POOL_CAPACITY:]
+        self.rendered += 1
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+        self._render_next()
+        others = rng.integers(0, len(self.scenes), count - 1)
+        return [self.scenes[-1], *(self.scenes[i] for i in others)]
+
+
+def cut_window(
+    scene: tuple[np.ndarray, ...], size: tuple[int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """A window of the scene with the aspect of `size` (H, W), resized to it, flipped by chance."""
+    height, width = scene[0].shape[:2]
+    widest = min(width, height * size[1] / size[0])
+    cut_width = widest * (1.0 if rng.random() < 0.5 else rng.uniform(0.55, 1.0))
+    cut_height = cut_width * size[0] / size[1]
+    left = rng.uniform(0, width - cut_width)
+    top = rng.uniform(0, height - cut_height)
+    y0, x0 = int(top), int(left)
+    y1, x1 = y0 + max(8, round(cut_height)), x0 + max(8, round(cut_width))
+    step = -1 if rng.random() < 0.5 else 1
+    target = (size[1], size[0])
+    shrinks = cut_width > size[1]
+    ways = (cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR, cv2.INTER_NEAREST, cv2.INTER_NEAREST)
+    return tuple(
+        np.ascontiguousarray(cv2.resize(plane[y0:y1, x0:x1], target, interpolation=way)[:, ::step])
+        for plane, way in zip(scene, ways, strict=True)
+    )
+
+
+def vary_appearance(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Light, colour, blur, noise as of other cameras. uint8 HWC in, float32 HWC 0..255 out."""
+    pixels = image.astype(np.float32)
+    if rng.random() < 0.15:
+        return pixels
+    if rng.random() < 0.25:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.3, 1.0))
+    grey = pixels.mean(axis=2, keepdims=True)
+    saturation = 0.0 if rng.random() < 0.05 else rng.uniform(0.5, 1.4)
+    pixels = grey + saturation * (pixels - grey)
+    gain = rng.uniform(0.85, 1.15, 3) * rng.uniform(0.7, 1.3)
+    pixels = (pixels - 128) * gain.astype(np.float32) + 128 + np.float32(rng.uniform(-35, 35))
+    pixels = 255 * (np.clip(pixels, 0, 255) / 255) ** np.float32(rng.uniform(0.7, 1.4))
+    if rng.random() < 0.4:
+        noise = rng.standard_normal(pixels.shape, dtype=np.float32)
+        pixels = pixels + np.float32(rng.uniform(0, 12)) * noise
+    return np.clip(pixels, 0, 255)
+
+
+def draw_points(
+    instances: np.ndarray, parts: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray | None:
+    """(count, 2) pixel (x, y): a third over pixels, a third over objects, a third over parts.
+
+    None where the window shows no object.
+    """
+    ys, xs = np.nonzero(instances)
+    if len(ys) == 0:
+        return None
+    picked = rng.integers(0, len(ys), count)
+    for kind, ids in ((1, instances), (2, parts)):
+        flat = ids[ys, xs]
+        names, areas = np.unique(flat, return_counts=True)
+        names = names[areas >= min(SMALLEST_TARGET, areas.max())]
+        for i in range(kind, count, 3):
+            members = np.flatnonzero(flat == names[rng.integers(len(names))])
+            picked[i] = members[rng.integers(len(members))]
+    return np.stack([xs[picked], ys[picked]], axis=1)
+
+
+def make_batch(pool: ScenePool, stage: Stage, rng: np.random.Generator) -> Batch:
+    size = stage.sizes[rng.integers(len(stage.sizes))]
+    rows: list[tuple[np.ndarray, ...]] = []
+    while len(rows) < stage.images:
+        for scene in pool.draw(stage.images - len(rows), rng):
+            image, instances, parts = cut_window(scene, size, rng)
+            points = draw_points(instances, parts, stage.points, rng)
+            if points is not None:
+                ids = np.stack([instances, parts], axis=-1)
+                y, x = rng.integers(0, PIXELS_PER_LOGIT, 2)
+                small = ids[y::PIXELS_PER_LOGIT, x::PIXELS_PER_LOGIT]
+                wanted = ids[points[:, 1], points[:, 0]]
+                masks = small[None] == wanted[:, None, None, :]
+                middle = SMALL_PATCH_SIZE // 2
+                tokens = ids[middle::SMALL_PATCH_SIZE, middle::SMALL_PATCH_SIZE]
+                rows.append((vary_appearance(image, rng), points, masks, tokens))
+    images, points, masks, tokens = (
+        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
+    )
+    return Batch(images.permute(0, 3, 1, 2), points.float(), masks.float(), tokens.long())
+
+
+@dataclass
+class Run:
+    """Everything that changes while training."""
+
+    sam: Sam
+    average: Sam
+    heads: PairHeads
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    rendered: int = 0
+
+
+def start_run(seed: int) -> Run:
+    torch.manual_seed(seed)
+    sam, average, heads = build_small_sam(), build_small_sam().eval(), PairHeads()
+    prepare_for_training(sam)
+    average.load_state_dict(sam.state_dict())
+    parameters = [*sam.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    return Run(sam, average.requires_grad_(False), heads, optimizer)
+
+
+MODULES = ("sam", "average", "heads", "optimizer")
+NUMBERS = ("step", "seconds", "cpu_seconds", "rendered")
+
+
+def save(run: Run, seed: int, folder: Path) -> None:
+    """The state to go on from, the averaged weights as float16, and the facts of the training."""
+    state = {name: getattr(run, name).state_dict() for name in MODULES}
+    save_atomically(state | {name: getattr(run, name) for name in NUMBERS}, folder / "state.pt")
+    half = {name: value.half() for name, value in run.average.state_dict().items()}
+    save_atomically(half, folder / "small_sam.pt")
+    facts = {
+        "data": "scenes rendered by sfss_ray.streets while training",
+        "domains": DOMAINS,
+        "seed": seed,
+        "scenes": run.rendered,
+        "steps": run.step,
+        "minutes": round(run.seconds / 60, 1),
+        "cpu_minutes": round(run.cpu_seconds / 60, 1),
+    }
+    (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def load_state(run: Run, path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    for name in MODULES:
+        getattr(run, name).load_state_dict(state[name])
+    for name in NUMBERS:
+        setattr(run, name, state[name])
+
+
+def save_atomically(content: object, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def stage_at(progress: float) -> Stage:
+    return next(stage for stage in STAGES if progress < stage.until)
+
+
+def take_step(run: Run, pool: ScenePool, rng: np.random.Generator, progress: float) -> Tensor:
+    """One update. Returns (loss, object IoU, part IoU)."""
+    stage = stage_at(progress)
+    rate = 1e-3 * min(1.0, (run.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    for group in run.optimizer.param_groups:
+        group["lr"] = max(rate, 1e-5)
+    batch = make_batch(pool, stage, rng)
+    pair_weight = 0.05 + 0.45 * (1 - progress)
+    loss, iou = batch_loss(run.sam, run.heads, batch, stage.padded, stage.focal, pair_weight)
+    run.optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.sam.parameters(), 1.0)
+    run.optimizer.step()
+    run.step += 1
+    run.rendered = pool.rendered
+    decay = min(EMA_DECAY, run.step / (run.step + 10))
+    for mean, value in zip(run.average.parameters(), run.sam.parameters(), strict=True):
+        mean.lerp_(value.detach(), 1 - decay)
+    return torch.stack([loss.detach(), *iou])
+
+
+def train(run: Run, arguments: argparse.Namespace) -> None:
+    """Step until the minutes are spent; progress lines, saves and held-out checks on the way."""
+    budget = 60 * arguments.minutes
+    began = time.monotonic() - run.seconds
+    cpu_began = time.process_time() - run.cpu_seconds
+    pool = ScenePool(arguments.seed, run.rendered)
+    rng = np.random.default_rng([arguments.seed, run.step])
+    seen: list[Tensor] = []
+    next_line = run.seconds + SECONDS_BETWEEN_LINES
+    next_save = run.seconds + SECONDS_BETWEEN_SAVES
+    while run.seconds < budget:
+        seen.append(take_step(run, pool, rng, run.seconds / budget))
+        run.seconds = time.monotonic() - began
+        run.cpu_seconds = time.process_time() - cpu_began
+        if run.seconds >= next_line:
+            print(progress_line(run, torch.stack(seen).mean(0).tolist(), budget), flush=True)
+            seen, next_line = [], run.seconds + SECONDS_BETWEEN_LINES
+        if run.seconds >= next_save:
+            save(run, arguments.seed, arguments.output)
+            print(f"held-out prompted IoU {prompted_iou(run.average, 8)}", flush=True)
+            next_save = run.seconds + SECONDS_BETWEEN_SAVES
+
+
+def progress_line(run: Run, means: list[float], budget: float) -> str:
+    stage = STAGES.index(stage_at(run.seconds / budget)) + 1
+    return (
+        f"step {run.step} stage {stage} loss {means[0]:.3f} IoU object {means[1]:.3f} "
+        f"part {means[2]:.3f} scenes {run.rendered} minutes {run.seconds / 60:.1f} "
+        f"cpu {run.cpu_seconds / 60:.1f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=65.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/small_sam"))
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cv2.setNumThreads(1)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    run = start_run(arguments.seed)
+    if arguments.resume:
+        load_state(run, arguments.output / "state.pt")
+    train(run, arguments)
+    save(run, arguments.seed, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

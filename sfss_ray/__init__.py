@@ -1,0 +1,72 @@
+"""Source-free adaptation of segmentation models with SAM masks, on Ray.
+
+`import sfss_ray` costs nothing: each public name loads what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sfss_ray.config import Config, load_config, override
+    from sfss_ray.errors import SfssError
+    from sfss_ray.inference import evaluate_model, predict
+    from sfss_ray.masks.automatic import AutomaticMaskGenerator
+    from sfss_ray.masks.generate import generate_masks
+    from sfss_ray.masks.store import MaskStore
+    from sfss_ray.models.build import load_model, save_model
+    from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
+    from sfss_ray.train.launch import pretrain_source, train_student
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptResult",
+    "AutomaticMaskGenerator",
+    "Config",
+    "MaskStore",
+    "SfssError",
+    "TuneResult",
+    "adapt",
+    "evaluate_model",
+    "generate_masks",
+    "load_config",
+    "load_model",
+    "override",
+    "predict",
+    "pretrain_source",
+    "save_model",
+    "train_student",
+    "tune_hyperparameters",
+]
+
+_HOMES = {
+    "AdaptResult": "pipeline",
+    "AutomaticMaskGenerator": "masks.automatic",
+    "Config": "config",
+    "MaskStore": "masks.store",
+    "SfssError": "errors",
+    "TuneResult": "pipeline",
+    "adapt": "pipeline",
+    "evaluate_model": "inference",
+    "generate_masks": "masks.generate",
+    "load_config": "config",
+    "load_model": "models.build",
+    "override": "config",
+    "predict": "inference",
+    "pretrain_source": "train.launch",
+    "save_model": "models.build",
+    "train_student": "train.launch",
+    "tune_hyperparameters": "pipeline",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sfss_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sfss_ray.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,152 @@
+"""`sfss-ray <verb>`: the package's functions on the command line, generated from their signatures.
+
+No knob is stated here: tyro reads arguments, types and texts from the functions and from the config.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from sfss_ray.errors import SfssError
+
+VERBS = {
+    "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
+    "pretrain": ("sfss_ray.train.launch", "pretrain_source", "train a source model on labels"),
+    "adapt": ("sfss_ray.pipeline", "adapt", "adapt a source model to unlabelled images"),
+    "tune": (
+        "sfss_ray.pipeline",
+        "tune_hyperparameters",
+        "search temperature, contrast weight and EMA momentum, then adapt",
+    ),
+    "evaluate": ("sfss_ray.inference", "evaluate_model", "score a model on labelled images"),
+    "predict": ("sfss_ray.inference", "predict", "predict every image of a folder"),
+}
+INTERRUPTED = 130
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def usage() -> str:
+    """The help page of the command itself."""
+    lines = [f"  {verb:10}{text}" for verb, (_, _, text) in VERBS.items()]
+    return (
+        "usage: sfss-ray VERB [OPTIONS]\n\nAdapt a segmentation model without the source data.\n\n"
+        + "\n".join(lines)
+        + "\n\n`sfss-ray VERB --help` shows the options of a verb."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the console script; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if words[0] not in VERBS:
+        print(f"error: unknown verb {words[0]!r}: known are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    module, name, _ = VERBS[words[0]]
+    return run_guarded(lambda: _call(module, name, words))
+
+
+def _call(module: str, name: str, words: list[str]) -> None:
+    import tyro
+
+    function = command(getattr(importlib.import_module(module), name))
+    result = tyro.cli(function, prog=f"sfss-ray {words[0]}", args=words[1:])
+    for line in describe(result):
+        print(line)
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a command: every argument an option, the config's knobs beside them.
+
+    `progress` is no option of a command line. A `--config-file` of JSON, as a search writes it, is
+    laid over the single knobs.
+    """
+    import tyro
+
+    from sfss_ray.config import Config, load_config
+
+    signature = inspect.signature(function, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.name not in ("progress", "config")]
+    knobs = Annotated[Config, tyro.conf.arg(name="", help="")]
+    options = [
+        inspect.Parameter(
+            p.name, _KEYWORD, default=p.default, annotation=_on_command_line(p.annotation)
+        )
+        for p in own
+    ]
+    options.append(inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Path | None))
+    options.append(inspect.Parameter("config", _KEYWORD, default=Config(), annotation=knobs))
+
+    def run(*, config_file: Path | None, config: Config, **rest: Any) -> Any:
+        if config_file is not None:
+            config = load_config(config_file, config)
+        return function(config=config, **rest)
+
+    run.__doc__ = function.__doc__ or ""
+    run.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {p.name: p.annotation for p in options}
+    return run
+
+
+def _on_command_line(annotation: Any) -> Any:
+    """`Path | str` is one thing on a command line."""
+    return {Path | str: Path, Path | str | None: Path | None}.get(annotation, annotation)
+
+
+def run_guarded(work: Callable[[], None]) -> int:
+    """Run a command: SfssError becomes one line and exit code 2, Ctrl-C code 130.
+
+    SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        work()
+    except SfssError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def describe(result: Any) -> list[str]:
+    """What a verb prints when it is done: the run's table, or the result's fields."""
+    report = getattr(result, "report", None)
+    if report is not None:
+        from sfss_ray.report.tables import results_table
+
+        return [
+            results_table(report),
+            "",
+            f"model: {result.student_path}",
+            f"report: {result.report_html}",
+        ]
+    fields = {name: value for name, value in vars(result).items() if name != "curve"}
+    lines = []
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            lines += [f"{name}:"] + [f"  {key}: {_short(item)}" for key, item in value.items()]
+        else:
+            lines.append(f"{name}: {_short(value)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

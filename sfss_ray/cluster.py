@@ -1,0 +1,119 @@
+"""Joining or starting a Ray cluster, and what it offers. Nothing here knows what runs on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sfss_ray.config import ComputeConfig
+from sfss_ray.errors import ClusterError
+
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has in all."""
+
+    cpus: float
+    gpus: int
+
+
+def resolve_device(compute: ComputeConfig) -> str:
+    """'cpu' or 'cuda'; ClusterError when CUDA is asked for and this machine has none.
+
+    A driver without a GPU may still ask for a GPU cluster: then an address is given and the cluster
+    itself is asked.
+    """
+    if compute.device == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if compute.device == "cuda" and not _joins_cluster(compute):
+        raise ClusterError(
+            "device is 'cuda' but this machine has no CUDA device that torch can use: choose device"
+            " cpu or auto, or give the address of a cluster with GPUs"
+        )
+    return compute.device if compute.device == "cuda" else "cpu"
+
+
+def _joins_cluster(compute: ComputeConfig) -> bool:
+    return compute.address not in ("auto", "local") or "RAY_ADDRESS" in os.environ
+
+
+def check_address(compute: ComputeConfig) -> None:
+    """ClusterError when an explicit HOST:PORT does not answer. Joining would wait for minutes."""
+    address = (
+        compute.address if compute.address != "auto" else os.environ.get("RAY_ADDRESS", "auto")
+    )
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r}: allowed is auto, local or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), _TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"Ray address {address!r} cannot be reached ({error}): start the cluster with `ray start"
+            " --head`, correct the address, or use address local"
+        ) from error
+
+
+def prepare_environment() -> None:
+    """Settings that Ray reads when it starts; the user's own values win."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Metrics would be throttled to one report in seconds otherwise.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@contextlib.contextmanager
+def connected(compute: ComputeConfig) -> Iterator[Resources]:
+    """Be connected to a cluster inside the block; one that was started here ends with it.
+
+    A connection that exists already is used as it is and stays.
+    """
+    check_address(compute)
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield _resources(compute)
+        return
+    try:
+        ray.init(
+            address=_init_address(compute),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except ConnectionError as error:
+        raise ClusterError(f"Ray address {compute.address!r} cannot be joined: {error}") from error
+    try:
+        yield _resources(compute)
+    finally:
+        ray.shutdown()
+
+
+def _init_address(compute: ComputeConfig) -> str | None:
+    """What `ray.init` is given; None joins the cluster of RAY_ADDRESS, which jobs have set."""
+    if compute.address != "auto":
+        return compute.address
+    return None if "RAY_ADDRESS" in os.environ else "local"
+
+
+def _resources(compute: ComputeConfig) -> Resources:
+    import ray
+
+    total = ray.cluster_resources()
+    resources = Resources(total.get("CPU", 0.0), int(total.get("GPU", 0)))
+    if compute.device == "cuda" and not resources.gpus:
+        raise ClusterError("device is 'cuda' but the cluster has no GPU: choose device cpu or auto")
+    return resources

@@ -1,0 +1,1 @@
+"""Images, labels, class sets and augmentation."""

@@ -1,0 +1,129 @@
+"""Named sets of classes: what an index in a label or in a prediction means.
+
+Mapping between two sets is by NAME, never by index: `mapping` says which index of one set a class
+has in the other, so a 19-class model can be scored on 16- or 11-class labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sfss_ray.errors import DataError
+
+IGNORE_INDEX = 255
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Class names in index order, and a colour each for pictures."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self):
+        if len(self.classes) != len(self.palette):
+            raise DataError(
+                f"class set {self.name!r}: {len(self.classes)} classes but {len(self.palette)} colours"
+            )
+        if not 1 <= len(self.classes) < IGNORE_INDEX:
+            raise DataError(
+                f"class set {self.name!r} has {len(self.classes)} classes: allowed is 1 to 254"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise DataError(f"class set {self.name!r} names a class twice: {self.classes}")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def colour(self, train_ids: np.ndarray) -> np.ndarray:
+        """Colours of a label map: (H, W) ids -> (H, W, 3) uint8 RGB; ignored pixels are black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self.palette)] = self.palette
+        return table[train_ids]
+
+
+_CITYSCAPES = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+_CAMVID = {
+    "sky": (70, 130, 180),
+    "building": (70, 70, 70),
+    "pole": (153, 153, 153),
+    "road": (128, 64, 128),
+    "pavement": (244, 35, 232),
+    "tree": (107, 142, 35),
+    "sign": (220, 220, 0),
+    "fence": (190, 153, 153),
+    "car": (0, 0, 142),
+    "pedestrian": (220, 20, 60),
+    "bicyclist": (119, 11, 32),
+}
+
+
+def _named(name: str, colours: dict[str, tuple[int, int, int]]) -> ClassSet:
+    return ClassSet(name, tuple(colours), tuple(colours.values()))
+
+
+CITYSCAPES_19 = _named("cityscapes-19", _CITYSCAPES)
+CAMVID_11 = _named("camvid-11", _CAMVID)
+CLASS_SETS = {known.name: known for known in (CITYSCAPES_19, CAMVID_11)}
+
+
+def class_set_of(classes: tuple[str, ...] | list[str], name: str = "custom") -> ClassSet:
+    """The named set with exactly these classes, or a custom one with colours of its own."""
+    classes = tuple(classes)
+    for known in CLASS_SETS.values():
+        if known.classes == classes:
+            return known
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(30, 256, (len(classes), 3)).tolist()
+    spare = [(red, green, blue) for red, green, blue in numbers]
+    palette = tuple(_CITYSCAPES.get(c, s) for c, s in zip(classes, spare, strict=True))
+    return ClassSet(name, classes, palette)
+
+
+def find_class_set(name: str) -> ClassSet:
+    """Look a class set up by name; DataError lists the known ones."""
+    if name not in CLASS_SETS:
+        raise DataError(
+            f"unknown class set {name!r}: known are {', '.join(CLASS_SETS)}; or name the classes"
+            " themselves, separated by commas"
+        )
+    return CLASS_SETS[name]
+
+
+def parse_classes(text: str) -> ClassSet:
+    """A class set from its name (cityscapes-19) or from comma-separated class names."""
+    if "," in text:
+        return class_set_of([part.strip() for part in text.split(",")])
+    return find_class_set(text)
+
+
+def mapping(source: ClassSet, target: ClassSet) -> np.ndarray:
+    """(256,) uint8 table: index in `source` -> index of the same NAME in `target`, else 255."""
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    for index, name in enumerate(source.classes):
+        if name in target.classes:
+            table[index] = target.classes.index(name)
+    return table

@@ -1,0 +1,263 @@
+"""Folders of images and labels: listing, reading, pairing, and a split that stays the same."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
+from sfss_ray.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+MAX_PIXELS = 200_000_000
+"""Larger images are refused rather than filling the memory of every worker."""
+
+# Cityscapes names a label after its image by exchanging the last part of the name.
+_IMAGE_ENDING = "_leftImg8bit"
+_LABEL_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
+# Cityscapes labelIds in the order of their train ids (cityscapesScripts, labels.py).
+_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+@dataclass(frozen=True, order=True)
+class ImageFile:
+    """An image: its id (path relative to its folder, without suffix) and where it lies."""
+
+    image_id: str
+    path: Path
+
+
+@dataclass(frozen=True, order=True)
+class LabelledImage:
+    """An image and the label map that belongs to it."""
+
+    image_id: str
+    path: Path
+    label_path: Path
+
+
+def require_folder(folder: Path | str, what: str) -> Path:
+    """The folder as a Path; DataError when it is missing or no folder."""
+    path = Path(folder)
+    if not path.exists():
+        raise DataError(
+            f"{what}: {str(path)!r} does not exist; give the path of an existing folder"
+        )
+    if not path.is_dir():
+        raise DataError(f"{what}: {str(path)!r} is a file; give the folder that holds the images")
+    return path
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Image files below a folder. Symbolic links to folders are not followed: they may loop."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield Path(root) / name
+
+
+def _id_of(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def list_images(folder: Path | str, what: str = "target images") -> list[ImageFile]:
+    """All images below `folder`, sorted by id.
+
+    Raises DataError when the folder is missing, holds no image, or holds two images of one id
+    (a.jpg and a.png: usually a label that lies among the images).
+    """
+    root = require_folder(folder, what)
+    found: dict[str, Path] = {}
+    for path in _walk(root):
+        image_id = _id_of(path, root)
+        if image_id in found:
+            raise DataError(
+                f"{what}: {found[image_id].name!r} and {path.name!r} in {str(path.parent)!r} differ"
+                " only by their suffix; keep one of them there"
+            )
+        found[image_id] = path
+    if not found:
+        raise DataError(
+            f"{what}: no image in {str(root)!r}; looked for {', '.join(IMAGE_SUFFIXES)} there and"
+            " in its folders"
+        )
+    return sorted(ImageFile(image_id, path) for image_id, path in found.items())
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Bytes of an image file -> uint8 (H, W, 3) RGB, EXIF rotation applied, alpha dropped.
+
+    16-bit images are scaled to 8 bits. Raises DataError with the reason when the bytes are empty,
+    truncated, no image, or hold more than MAX_PIXELS pixels.
+    """
+    if not data:
+        raise DataError("the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                _refuse_huge(image.size)
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
+        reason = str(error).replace(repr(io.BytesIO), "").split("<_io")[0].strip() or "unknown"
+        raise DataError(f"cannot be read as an image ({type(error).__name__}: {reason})") from error
+
+
+def _refuse_huge(size: tuple[int, int]):
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"{size[0]}x{size[1]} pixels: more than {MAX_PIXELS:,} are refused; shrink it"
+        )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        grey = np.clip(values / scale, 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """Read an image file as uint8 (H, W, 3) RGB; DataError names the file and the reason."""
+    try:
+        return decode_image(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"image {str(path)!r}: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"image {str(path)!r}: {error}") from error
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) from the file's header alone, EXIF rotation applied."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except Exception as error:
+        raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
+    return (width, height) if turned else (height, width)
+
+
+def read_labels(path: Path | str) -> np.ndarray:
+    """Read a label map as uint8 (H, W) train ids; 255 is ignored.
+
+    The pixel value is the id (palette images: the palette index). Files named *_labelIds are
+    translated from Cityscapes' labelIds.
+    """
+    try:
+        with Image.open(path) as image:
+            values = np.array(image)
+    except Exception as error:
+        raise DataError(
+            f"labels {str(path)!r}: cannot be read ({type(error).__name__}); give PNG label maps"
+        ) from error
+    if values.ndim != 2:
+        raise DataError(
+            f"labels {str(path)!r}: {values.shape[2]} channels; give one channel of class ids,"
+            " not a colour picture"
+        )
+    if values.size and (values.max() > 255 or values.min() < 0):
+        raise DataError(f"labels {str(path)!r}: id {values.max()} found; allowed are 0 to 255")
+    labels = values.astype(np.uint8)
+    return _from_label_ids(labels) if Path(path).stem.endswith("_labelIds") else labels
+
+
+def _from_label_ids(label_ids: np.ndarray) -> np.ndarray:
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    table[list(_LABEL_IDS)] = np.arange(len(CITYSCAPES_19), dtype=np.uint8)
+    return table[label_ids]
+
+
+def pair_labels(images: Path | str, labels: Path | str, what: str = "val") -> list[LabelledImage]:
+    """Every image with its label map, matched by id (or by Cityscapes' naming).
+
+    Raises DataError naming the first images without labels or labels without images.
+    """
+    image_files = list_images(images, f"{what} images")
+    label_files = {f.image_id: f.path for f in _label_files(labels, what)}
+    paired, lonely = [], []
+    for image in image_files:
+        label_id = next((i for i in _label_ids_for(image.image_id) if i in label_files), None)
+        if label_id is None:
+            lonely.append(image.image_id)
+        else:
+            paired.append(LabelledImage(image.image_id, image.path, label_files.pop(label_id)))
+    if lonely:
+        raise DataError(
+            f"{what} images without labels: {_some(lonely)}; {str(labels)!r} needs a file of the same"
+            " name for each image (or remove the images)"
+        )
+    spare = _labels_of_no_image(label_files, paired)
+    if spare:
+        raise DataError(
+            f"{what} labels without images: {_some(spare)}; {str(images)!r} needs a file of the same"
+            " name for each label (or remove the labels)"
+        )
+    return paired
+
+
+def _label_files(labels: Path | str, what: str) -> list[ImageFile]:
+    root = require_folder(labels, f"{what} labels")
+    names = [p for p in _walk(root) if not p.stem.endswith(("_color", "_instanceIds"))]
+    if not names:
+        raise DataError(f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files")
+    return [ImageFile(_id_of(p, root), p) for p in names]
+
+
+def _label_ids_for(image_id: str) -> Iterator[str]:
+    yield image_id
+    if image_id.endswith(_IMAGE_ENDING):
+        for ending in _LABEL_ENDINGS:
+            yield image_id.removesuffix(_IMAGE_ENDING) + ending
+
+
+def _labels_of_no_image(unused: dict[str, Path], paired: list[LabelledImage]) -> list[str]:
+    """Unused labels, but for the second encoding of a Cityscapes label that is in use."""
+    used = {item.image_id.removesuffix(_IMAGE_ENDING) for item in paired}
+    stem = {i: i.removesuffix(_LABEL_ENDINGS[0]).removesuffix(_LABEL_ENDINGS[1]) for i in unused}
+    return sorted(i for i in unused if stem[i] not in used)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def check_label_ids(pairs: Iterable[LabelledImage], classes: ClassSet) -> None:
+    """DataError when a label map holds an id that the class set has not."""
+    for item in pairs:
+        ids = np.unique(read_labels(item.label_path))
+        strange = [int(i) for i in ids if i != IGNORE_INDEX and i >= len(classes)]
+        if strange:
+            raise DataError(
+                f"labels {str(item.label_path)!r} hold id {strange[0]}, but the model has"
+                f" {len(classes)} classes ({classes.name}: 0 to {len(classes) - 1}, 255 ignored); give"
+                " labels of the model's classes, or a model of the labels' classes"
+            )
+
+
+def split_held_out(
+    images: list[ImageFile], share: float, most: int
+) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Split images into (training, held-out), by a hash of the id: adding images moves no other.
+
+    At least one image is held out when share > 0 and there are two or more.
+    """
+    count = min(most, round(share * len(images)))
+    if share > 0 and most > 0 and len(images) > 1:
+        count = max(count, 1)
+    by_hash = sorted(images, key=lambda f: hashlib.sha256(f.image_id.encode()).digest())
+    return sorted(by_hash[count:]), sorted(by_hash[:count])

@@ -1,0 +1,1 @@
+"""How good a model is: with labels (mIoU) and without (label-free scores)."""

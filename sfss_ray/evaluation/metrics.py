@@ -1,0 +1,38 @@
+"""mIoU from ONE confusion matrix over all images, as the field reports it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sfss_ray.data.class_sets import IGNORE_INDEX
+
+
+class ConfusionMatrix:
+    """Counts of (label, prediction) over valid pixels: `counts[label, prediction]`, int64 (C, C)."""
+
+    def __init__(self, num_classes: int):
+        self.counts = np.zeros((num_classes, num_classes), np.int64)
+
+    def add(self, labels: np.ndarray, predictions: np.ndarray) -> None:
+        """Count one image: both (H, W) ids; label 255 is ignored."""
+        classes = len(self.counts)
+        valid = labels != IGNORE_INDEX
+        pairs = labels[valid].astype(np.int64) * classes + predictions[valid]
+        self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+    def iou(self) -> np.ndarray:
+        """(C,) IoU in percent; NaN for classes that no label shows (absent from the data)."""
+        hit = np.diag(self.counts).astype(np.float64)
+        shown = self.counts.sum(1)
+        union = shown + self.counts.sum(0) - hit
+        return np.where(shown > 0, 100 * hit / np.maximum(union, 1), np.nan)
+
+    def miou(self) -> float:
+        """Mean IoU in percent over the classes that the labels show; NaN without labels."""
+        iou = self.iou()
+        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
+    def pixel_accuracy(self) -> float:
+        """Share of valid pixels that are right, in percent; NaN without labels."""
+        total = self.counts.sum()
+        return float(100 * np.diag(self.counts).sum() / total) if total else float("nan")

@@ -1,0 +1,135 @@
+"""Using a finished model: scoring it on labelled images, predicting a folder of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfss_ray import cluster
+from sfss_ray.config import Config
+from sfss_ray.data.folders import list_images
+from sfss_ray.errors import DataError
+from sfss_ray.progress import Progress, ProgressSink, print_line
+from sfss_ray.train.launch import inspect_source, labelled_images
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """mIoU of a model over a named class set, from one confusion matrix."""
+
+    class_set: str
+    classes: tuple[str, ...]
+    miou: float
+    """Percent, mean over the classes that the labels show."""
+    pixel_accuracy: float
+    """Percent."""
+    per_class: dict[str, float]
+    """IoU in percent by class; NaN where no label shows the class."""
+    images: int
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """What was predicted and where it lies."""
+
+    output_dir: Path
+    images: int
+    errors: dict[str, str] = field(default_factory=dict)
+    """image_id -> why it could not be predicted."""
+
+
+def evaluate_model(
+    model: Path | str,
+    images: Path | str,
+    labels: Path | str,
+    *,
+    config: Config | None = None,
+) -> EvaluationResult:
+    """Score a model file on labelled images: single scale, no flip, labels at their own size.
+
+    Args:
+        model: A model file (student.pt, source.pt).
+        images: Folder of images.
+        labels: Folder of their label maps of train ids, 255 ignored.
+        config: `evaluation` and `compute.device` are used.
+
+    Raises:
+        CheckpointError: no model file. DataError: images and labels do not pair up, or labels hold
+        ids that the model's classes have not.
+    """
+    config = config or Config()
+    classes, _, _ = inspect_source(model)
+    pairs = labelled_images(images, labels, classes)
+
+    from sfss_ray.evaluation.evaluate import Examination
+    from sfss_ray.models.build import load_model
+
+    network = load_model(model, cluster.resolve_device(config.compute)).network
+    score = Examination(classes, pairs, config=config.evaluation).score(network)
+    return EvaluationResult(
+        classes.name,
+        classes.classes,
+        score.miou,
+        score.pixel_accuracy,
+        dict(zip(classes.classes, score.per_class, strict=True)),
+        len(pairs),
+    )
+
+
+def predict(
+    model: Path | str,
+    images: Path | str,
+    output_dir: Path | str,
+    *,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> PredictionResult:
+    """Predict every image below a folder: train ids, colours, and an overlay for the eye.
+
+    Writes train_ids/ID.png (8 bit), colour/ID.png and overlay/ID.png below `output_dir`. Images whose
+    train ids are there are skipped, so an interrupted call can be repeated.
+
+    Raises:
+        CheckpointError: no model file. DataError: no such folder, no image, or none readable.
+    """
+    config = config or Config()
+    classes, _, _ = inspect_source(model)
+    files = list_images(images, "images")
+
+    from sfss_ray.models.build import load_model
+
+    network = load_model(model, cluster.resolve_device(config.compute)).network
+    folder, errors = Path(output_dir), {}
+    bar = Progress("predicted", len(files), progress)
+    for file in files:
+        try:
+            if not (folder / "train_ids" / f"{file.image_id}.png").exists():
+                _predict_one(network, file, folder, classes, config)
+        except DataError as error:
+            errors[file.image_id] = str(error)
+        bar.advance(1, f", {len(errors)} unreadable" if errors else "")
+    if len(errors) == len(files):
+        raise DataError(
+            f"none of the {len(files)} images can be read: {next(iter(errors.values()))}"
+        )
+    return PredictionResult(folder, len(files) - len(errors), errors)
+
+
+def _predict_one(network: Any, file: Any, folder: Path, classes: Any, config: Config) -> None:
+    from PIL import Image
+
+    from sfss_ray.data.folders import read_image
+    from sfss_ray.evaluation.evaluate import predict_probabilities
+    from sfss_ray.report.pictures import save_png
+
+    image = read_image(file.path)
+    ids = predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
+    colours = classes.colour(ids)
+    blend = (0.5 * image + 0.5 * colours).astype("uint8")
+    save_png(folder / "colour" / f"{file.image_id}.png", colours)
+    save_png(folder / "overlay" / f"{file.image_id}.png", blend)
+    # Train ids come last: their file says that the image is done.
+    done = folder / "train_ids" / f"{file.image_id}.png"
+    done.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(ids).save(done)

@@ -1,0 +1,1 @@
+"""Stage 1: images -> Parquet of class-agnostic masks."""

@@ -1,0 +1,207 @@
+"""From the points of one crop to the masks that pass the quality filters, pixels packed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.upsample import RegionUpsampler
+
+# What a CPU decodes at once, in bytes of image keys: more falls out of its caches.
+_CPU_BATCH_BYTES = 16 << 20
+_CPU_MOST_POINTS = 8
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Quality filters; a threshold of 0 or less filters nothing.
+
+    Attributes:
+        quality: masks need a greater predicted IoU.
+        stability: masks need at least this IoU of the cuts at mask_threshold +- offset.
+        offset: in logits.
+    """
+
+    quality: float
+    stability: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class EncodedCrop:
+    """A crop after the image encoder, all that is needed to turn points into masks.
+
+    Attributes:
+        sam: the model.
+        decoder: the mask decoder with this crop's embedding.
+        size: (h, w) of the crop in pixels.
+        input_size: (h, w) of the crop as the model sees it, without padding.
+    """
+
+    sam: Sam
+    decoder: ModelDecoder | SharedImageDecoder
+    size: tuple[int, int]
+    input_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """Pixels of a box as bits, a 32nd of the logits' memory; shape is (w, h)."""
+
+    bits: NDArray[np.uint8]
+    shape: tuple[int, int]
+
+    @classmethod
+    def pack(cls, pixels: NDArray[np.bool_]) -> "PackedMask":
+        """From boolean (w, h), the transposed box."""
+        return cls(np.packbits(pixels), pixels.shape)
+
+    def unpack(self) -> NDArray[np.bool_]:
+        """Boolean (h, w), a column-major view."""
+        n = self.shape[0] * self.shape[1]
+        return np.unpackbits(self.bits, count=n).view(bool).reshape(self.shape).T
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Masks in crop coordinates; parallel tensors and lists of length n, on the CPU."""
+
+    quality: Tensor  # float32 (n,), predicted IoU
+    stability: Tensor  # float32 (n,)
+    points: Tensor  # float64 (n, 2), x and y in pixels
+    boxes: Tensor  # int64 (n, 4), x0 y0 x1 y1 in pixels, x1 and y1 are inside the mask
+    masks: list[PackedMask]  # the pixels of each box
+
+    def select(self, keep: Tensor) -> "Candidates":
+        """Those at the indices `keep`, in that order, or where a boolean `keep` is true."""
+        index = torch.nonzero(keep)[:, 0] if keep.dtype == torch.bool else keep
+        return Candidates(
+            self.quality[index],
+            self.stability[index],
+            self.points[index],
+            self.boxes[index],
+            [self.masks[i] for i in index.tolist()],
+        )
+
+
+def encode_crop(
+    predictor: SamPredictor, cropped: NDArray[np.uint8], dtype: torch.dtype
+) -> EncodedCrop:
+    """Runs the image encoder as SamPredictor.set_image does.
+
+    Args:
+        predictor: holds the model; left without an image.
+        cropped: uint8 (h, w, 3), RGB.
+        dtype: torch.float32, or torch.bfloat16 to run under autocast.
+    """
+    sam = predictor.model
+    with torch.autocast(sam.device.type, torch.bfloat16, enabled=dtype != torch.float32):
+        predictor.set_image(cropped)
+    embedding, input_size = predictor.features.float(), predictor.input_size
+    predictor.reset_image()
+    decoder_class = SharedImageDecoder if is_stock(sam) else ModelDecoder
+    return EncodedCrop(sam, decoder_class(sam, embedding, dtype), cropped.shape[:2], input_size)
+
+
+def find_candidates(
+    crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
+) -> Candidates:
+    """Masks that pass the thresholds, in the order of the points.
+
+    Args:
+        crop: the encoded crop.
+        points: (n, 2) with n at least 1, x and y in pixels of the crop.
+        most_points: upper bound of the points decoded at once.
+        thresholds: quality filters.
+    """
+    scale = np.array([[new / old for new, old in zip(crop.input_size, crop.size, strict=True)]])
+    seen = torch.as_tensor(points * scale[:, ::-1], device=crop.sam.device)
+    min_quality = thresholds.quality if thresholds.quality > 0 else None
+    batches = []
+    for batch in _batches(crop.sam, len(points), most_points):
+        decoded = crop.decoder.decode(seen[batch], min_quality)
+        batches.append(_filter_masks(crop, decoded, torch.as_tensor(points[batch]), thresholds))
+    return _join(batches)
+
+
+def _batches(sam: Sam, n_points: int, most_points: int) -> Iterator[slice]:
+    if sam.device.type == "cpu":
+        h, w = sam.prompt_encoder.image_embedding_size
+        key_bytes = 4 * h * w * sam.prompt_encoder.embed_dim
+        in_cache = max(1, _CPU_BATCH_BYTES // key_bytes)
+        most_points = min(most_points, _CPU_MOST_POINTS, in_cache)
+    return (slice(k, k + most_points) for k in range(0, n_points, most_points))
+
+
+def _filter_masks(
+    crop: EncodedCrop, decoded: DecodedPoints, points: Tensor, thresholds: Thresholds
+) -> Candidates:
+    """Measures the masks of a batch at image size, one region at a time, and filters them."""
+    upsampler = RegionUpsampler(
+        decoded.logits.shape[1:], crop.sam.image_encoder.img_size, crop.input_size, crop.size
+    )
+    cut, offset = crop.sam.mask_threshold, thresholds.offset
+    measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.cpu()]
+    pixels = torch.tensor([m.pixels for m in measured], dtype=torch.int32).reshape(-1, 2)
+    kept = decoded.kept.cpu()
+    found = Candidates(
+        quality=decoded.quality.flatten().cpu()[kept],
+        # 0 / 0 of an empty mask is NaN, which fails every threshold.
+        stability=pixels[:, 0] / pixels[:, 1],
+        points=points[kept // decoded.quality.shape[1]],
+        boxes=torch.tensor([m.box for m in measured], dtype=torch.int64).reshape(-1, 4),
+        masks=[m.mask for m in measured],
+    )
+    if thresholds.stability > 0:
+        return found.select(found.stability >= thresholds.stability)
+    return found
+
+
+@dataclass(frozen=True)
+class _Measured:
+    pixels: tuple[int, int]  # above the higher and above the lower cut
+    box: Box
+    mask: PackedMask
+
+
+_EMPTY_MASK = PackedMask.pack(np.zeros((1, 1), dtype=bool))
+_EMPTY_BOX = (0, 0, 0, 0)
+
+
+def _measure(low: Tensor, upsampler: RegionUpsampler, cut: float, offset: float) -> _Measured:
+    region = upsampler.region(low, above=cut - abs(offset))
+    if region is None:
+        return _Measured((0, 0), _EMPTY_BOX, _EMPTY_MASK)
+    pixels = tuple(int(np.count_nonzero(region.logits > c)) for c in (cut + offset, cut - offset))
+    mask = region.logits > cut
+    box = tight_box(mask)
+    if box is None:
+        return _Measured(pixels, _EMPTY_BOX, _EMPTY_MASK)
+    x0, y0, x1, y1 = box
+    packed = PackedMask.pack(mask[x0 : x1 + 1, y0 : y1 + 1])
+    x, y = region.left, region.top
+    return _Measured(pixels, (x0 + x, y0 + y, x1 + x, y1 + y), packed)
+
+
+def tight_box(pixels: NDArray[np.bool_]) -> Box | None:
+    """x0, y0, x1, y1 of the first and last pixels of a mask (w, h), None for an empty one."""
+    x, y = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    return (int(x[0]), int(y[0]), int(x[-1]), int(y[-1])) if len(x) else None
+
+
+def _join(batches: list[Candidates]) -> Candidates:
+    return Candidates(
+        torch.cat([batch.quality for batch in batches]),
+        torch.cat([batch.stability for batch in batches]),
+        torch.cat([batch.points for batch in batches]),
+        torch.cat([batch.boxes for batch in batches]),
+        [mask for batch in batches for mask in batch.masks],
+    )

@@ -1,0 +1,242 @@
+"""Stage 1, the door: images -> Parquet shards of masks, over a pool of actors on Ray Data.
+
+One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
+final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
+retried, a shard is there whole or not at all, and never twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfss_ray import cluster
+from sfss_ray.config import ComputeConfig, Config, differences
+from sfss_ray.data.folders import ImageFile, decode_image, list_images
+from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, build_region_source, make_recipe
+from sfss_ray.masks.store import MaskStore, read_recipe, shard_name, shards, write_shard
+from sfss_ray.progress import Progress, ProgressSink, print_line
+
+
+@dataclass(frozen=True)
+class MaskSummary:
+    """What a folder of masks holds after a run."""
+
+    folder: Path
+    source: str
+    """Region source: sam, small_sam or felzenszwalb."""
+    note: str
+    """The source in plain words."""
+    images: int
+    masks: int
+    made: int
+    """Images whose masks were made by this call; the rest were there."""
+    seconds: float
+    errors: dict[str, str] = field(default_factory=dict)
+    """image_id -> why it has no masks."""
+
+
+class MaskActor:
+    """One process of the pool: holds the network, turns a shard's images into rows."""
+
+    def __init__(self, spec: dict[str, Any]):
+        import torch
+
+        torch.set_num_threads(max(1, int(spec["threads"])))
+        self.spec = spec
+        self.recipe = RegionRecipe(**spec["recipe"])
+        checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
+        self.find_regions = build_region_source(
+            self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the shards of a batch; returns a line of facts for each, which drives progress."""
+        facts: dict[str, list] = {"images": [], "masks": [], "errors": []}
+        for shard in batch["shard"]:
+            images = json.loads(str(shard))
+            rows = [self._row(image_id, path) for image_id, path in images]
+            name = shard_name(image_id for image_id, _ in images)
+            write_shard(Path(self.spec["folder"]) / name, rows, self.recipe.as_dict())
+            facts["images"].append(len(rows))
+            facts["masks"].append(sum(len(r["masks"]) for r in rows))
+            facts["errors"].append(sum(r["error"] is not None for r in rows))
+        return facts
+
+    def _row(self, image_id: str, path: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"image_id": image_id, "path": path, "error": None}
+        try:
+            image = decode_image(Path(path).read_bytes())
+            masks = self.find_regions(image)
+        except (DataError, OSError) as error:
+            return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
+        return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
+
+
+def generate_masks(
+    target_images: Path | str,
+    output_dir: Path | str,
+    *,
+    sam_checkpoint: Path | str | None = None,
+    sam_type: SamType = "auto",
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> MaskSummary:
+    """Make class-agnostic masks of all images below a folder.
+
+    Args:
+        target_images: Folder of images; its folders are searched too.
+        output_dir: Folder for the Parquet shards. What is finished there is kept: run again to
+            go on after an interruption.
+        sam_checkpoint: SAM weights; without them regions are found by `config.masks.regions`.
+        sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
+        config: The whole config; `masks` and `compute` are used.
+        progress: Called with a line of text as work goes on.
+
+    Returns:
+        Counts, and the images that could not be read with the reason.
+
+    Raises:
+        DataError: no such folder, no image, or not one readable image.
+        CheckpointError: the SAM checkpoint is missing, damaged or of another type.
+        ResumeError: the folder holds masks made by other weights or other knobs.
+        ClusterError: the cluster cannot be reached.
+    """
+    config = config or Config()
+    started = time.monotonic()
+    images = list_images(target_images)
+    recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
+    folder = Path(output_dir).absolute()
+    made = mask_images(images, folder, recipe, checkpoint, config, progress)
+    return _summarise(folder, images, recipe, made, time.monotonic() - started)
+
+
+def mask_images(
+    images: list[ImageFile],
+    folder: Path,
+    recipe: RegionRecipe,
+    checkpoint: Path | str | None,
+    config: Config,
+    progress: ProgressSink,
+) -> int:
+    """Make the masks that `folder` lacks of these images; returns of how many images."""
+    device = cluster.resolve_device(config.compute)
+    cluster.check_address(config.compute)
+    folder.mkdir(parents=True, exist_ok=True)
+    done = _finished_ids(folder, recipe)
+    missing = [image for image in images if image.image_id not in done]
+    if missing:
+        _say_start(progress, recipe, len(missing), len(images))
+        spec = {
+            "recipe": recipe.as_dict(),
+            "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
+            "points_per_batch": config.masks.points_per_batch,
+            "device": device,
+            "folder": str(folder),
+        }
+        with cluster.connected(config.compute) as resources:
+            _run_pool(missing, spec, config, resources, progress)
+    return len(missing)
+
+
+def _finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
+    """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
+    for leftover in folder.glob(".masks-*.parquet.*"):
+        leftover.unlink(missing_ok=True)
+    found = False
+    for shard in shards(folder):
+        made_by = read_recipe(shard)
+        if made_by is None:
+            shard.unlink()
+            continue
+        found = True
+        changed = differences(_flat(made_by), _flat(recipe.as_dict()))
+        if changed:
+            raise ResumeError(
+                f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
+                " settings to go on there, or another folder"
+            )
+    return set(MaskStore(folder).ids()) if found else set()
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in recipe.items() if k != "knobs"} | recipe["knobs"]
+
+
+def _say_start(progress: ProgressSink, recipe: RegionRecipe, missing: int, total: int) -> None:
+    there = f", {total - missing} are there already" if missing < total else ""
+    progress(f"masks: {missing} of {total} images to do by {recipe.source}{there}")
+
+
+def _run_pool(
+    images: list[ImageFile],
+    spec: dict[str, Any],
+    config: Config,
+    resources: cluster.Resources,
+    progress: ProgressSink,
+) -> None:
+    import ray
+
+    pool = _pool_size(config.compute, resources, spec["device"])
+    items = list(_shard_items(images, _shard_length(len(images), pool, config)))
+    pool = min(pool, len(items))
+    # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
+    cpus = 0.9 * resources.cpus / pool
+    spec = spec | {"threads": max(1, (os.cpu_count() or 1) // pool)}
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        MaskActor,
+        fn_constructor_args=(spec,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=pool),
+        num_cpus=min(1.0, cpus),
+        num_gpus=1 if spec["device"] == "cuda" else 0,
+    )
+    bar, errors = Progress("masks", len(images), progress), 0
+    for facts in dataset.iter_rows():
+        errors += int(facts["errors"])
+        bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+
+
+def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:
+    if compute.mask_actors:
+        return compute.mask_actors
+    return max(1, resources.gpus if device == "cuda" else int(resources.cpus))
+
+
+def _shard_length(images: int, pool: int, config: Config) -> int:
+    """Few images make short shards, so that every actor has work and progress is seen."""
+    return max(1, min(config.masks.images_per_shard, images // (4 * pool)))
+
+
+def _shard_items(images: list[ImageFile], length: int) -> Iterator[dict[str, str]]:
+    """A shard is JSON text: Ray would turn lists of lists into tensors."""
+    for start in range(0, len(images), length):
+        part = images[start : start + length]
+        yield {"shard": json.dumps([(i.image_id, str(i.path.absolute())) for i in part])}
+
+
+def _summarise(
+    folder: Path, images: list[ImageFile], recipe: RegionRecipe, made: int, seconds: float
+) -> MaskSummary:
+    store = MaskStore(folder)
+    wanted = {image.image_id for image in images}
+    errors = {i: reason for i, reason in store.errors.items() if i in wanted}
+    if len(errors) == len(wanted):
+        first, reason = next(iter(sorted(errors.items())))
+        raise DataError(f"none of the {len(wanted)} images can be read; {first!r}: {reason}")
+    return MaskSummary(
+        folder=folder,
+        source=recipe.source,
+        note=NOTES[recipe.source],
+        images=len(wanted),
+        masks=store.num_masks,
+        made=made,
+        seconds=seconds,
+        errors=errors,
+    )

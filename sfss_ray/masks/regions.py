@@ -1,0 +1,161 @@
+"""Where regions come from: SAM, the small SAM that ships, or a classical segmenter without weights.
+
+A region source is any callable that takes a uint8 (H, W, 3) RGB image and returns a list of mask
+records as the `masks` column of the store holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sfss_ray.config import MaskConfig
+from sfss_ray.errors import ConfigError
+from sfss_ray.masks.rle import encode_masks, to_coco_strings
+
+RegionSource = Callable[[np.ndarray], list[dict[str, Any]]]
+SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small"]
+
+_SAM_KNOBS = (
+    "points_per_side",
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "stability_score_offset",
+    "box_nms_thresh",
+    "crop_n_layers",
+    "min_mask_region_area",
+)
+_FELZENSZWALB_KNOBS = ("felzenszwalb_scale", "felzenszwalb_min_size")
+_REFERENCE_PIXELS = 480 * 360  # felzenszwalb_min_size is stated for this image size
+NOTES = {
+    "sam": "segment-anything",
+    "small_sam": "the small SAM shipped with this package, trained on drawn scenes alone",
+    "felzenszwalb": "Felzenszwalb's graph segmentation: a classical segmenter, not SAM",
+}
+
+
+@dataclass(frozen=True)
+class RegionRecipe:
+    """Everything that decides which masks come out; two equal recipes give equal masks."""
+
+    source: str
+    sam_type: str
+    sam_sha256: str
+    knobs: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the metadata of shards."""
+        return asdict(self)
+
+
+def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
+    """Resolve `regions = auto`; ConfigError when source and checkpoint contradict each other."""
+    if config.regions == "auto":
+        return "felzenszwalb" if sam_checkpoint is None else "sam"
+    if config.regions == "sam" and sam_checkpoint is None:
+        raise ConfigError(
+            "regions is 'sam' but no SAM checkpoint was given: give one (sam_checkpoint), or choose"
+            " regions small_sam or felzenszwalb"
+        )
+    if config.regions != "sam" and sam_checkpoint is not None:
+        raise ConfigError(
+            f"regions is {config.regions!r} but a SAM checkpoint was given: choose regions sam, or"
+            " leave the checkpoint out"
+        )
+    return config.regions
+
+
+def make_recipe(
+    config: MaskConfig, sam_checkpoint: Path | str | None, sam_type: SamType = "auto"
+) -> tuple[RegionRecipe, Path | None]:
+    """The recipe of a mask run and the checkpoint it needs, after the weights were checked.
+
+    Raises CheckpointError when the file is missing, no SAM, or of another type than asked.
+    """
+    source = choose_source(config, sam_checkpoint)
+    if source == "felzenszwalb":
+        return RegionRecipe(source, "", "", _knobs(config, _FELZENSZWALB_KNOBS)), None
+    from sfss_ray.masks.sam import load_sam, recognise_sam_type, shipped_small_sam
+    from sfss_ray.models.build import file_sha256
+
+    checkpoint = shipped_small_sam() if source == "small_sam" else Path(sam_checkpoint or "")
+    found = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
+    return RegionRecipe(
+        source, found, file_sha256(checkpoint), _knobs(config, _SAM_KNOBS)
+    ), checkpoint
+
+
+def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: getattr(config, name) for name in names}
+
+
+def build_region_source(
+    recipe: RegionRecipe, checkpoint: Path | None, points_per_batch: int, device: str
+) -> RegionSource:
+    """Load what the recipe needs onto `device`."""
+    if recipe.source == "felzenszwalb":
+        return _felzenszwalb(**recipe.knobs)
+    from sfss_ray.masks.automatic import AutomaticMaskGenerator
+    from sfss_ray.masks.sam import load_sam
+
+    assert checkpoint is not None
+    generator = AutomaticMaskGenerator(
+        load_sam(checkpoint, device=device),
+        points_per_batch=points_per_batch,
+        output_mode="coco_rle",
+        **recipe.knobs,  # pyright: ignore[reportArgumentType]
+    )
+    return lambda image: [_record(mask) for mask in generator.generate(image)]
+
+
+def _record(mask: dict[str, Any]) -> dict[str, Any]:
+    counts = mask["segmentation"]["counts"]
+    return {
+        "counts": counts if isinstance(counts, str) else counts.decode(),
+        "area": int(mask["area"]),
+        "bbox": [int(v) for v in mask["bbox"]],
+        "predicted_iou": float(mask["predicted_iou"]),
+        "stability_score": float(mask["stability_score"]),
+        "point": [float(v) for v in mask["point_coords"][0]],
+        "crop_box": [int(v) for v in mask["crop_box"]],
+    }
+
+
+def _felzenszwalb(felzenszwalb_scale: float, felzenszwalb_min_size: float) -> RegionSource:
+    from scipy.ndimage import find_objects
+    from skimage.segmentation import felzenszwalb
+
+    def segment(image: np.ndarray) -> list[dict[str, Any]]:
+        height, width = image.shape[:2]
+        least = max(1, round(felzenszwalb_min_size * height * width / _REFERENCE_PIXELS))
+        ids = felzenszwalb(image, scale=felzenszwalb_scale, sigma=0.8, min_size=least) + 1
+        boxes = find_objects(ids)
+        regions = [ids[box] == k for k, box in enumerate(boxes, start=1)]
+        origins = [(box[0].start, box[1].start) for box in boxes]
+        strings = to_coco_strings(encode_masks(regions, origins, (height, width)))
+        return [
+            _classical_record(region, origin, counts, (height, width))
+            for region, origin, counts in zip(regions, origins, strings, strict=True)
+        ]
+
+    return segment
+
+
+def _classical_record(
+    region: np.ndarray, origin: tuple[int, int], counts: str, size: tuple[int, int]
+) -> dict[str, Any]:
+    """A record for a segmenter that has neither prompts nor scores: those are NaN."""
+    nan = float("nan")
+    return {
+        "counts": counts,
+        "area": int(region.sum()),
+        "bbox": [origin[1], origin[0], region.shape[1], region.shape[0]],
+        "predicted_iou": nan,
+        "stability_score": nan,
+        "point": [nan, nan],
+        "crop_box": [0, 0, size[1], size[0]],
+    }

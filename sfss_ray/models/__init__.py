@@ -1,0 +1,1 @@
+"""Networks, and the file a model is kept in."""

@@ -1,0 +1,402 @@
+"""The whole job: masks -> training (or a search) -> evaluation -> report, in one output folder."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfss_ray import cluster
+from sfss_ray.config import Config, flatten, override
+from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_image, read_labels
+from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
+from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
+from sfss_ray.masks.store import MaskStore
+from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.run_folder import claim
+from sfss_ray.train.launch import (
+    Prepared,
+    TrainResult,
+    check_workers,
+    inspect_source,
+    labelled_images,
+    prepare_training,
+    run_record,
+    run_training,
+)
+from sfss_ray.tune.search import SearchResult, run_search, score_name
+
+if TYPE_CHECKING:
+    from sfss_ray.evaluation.evaluate import Score
+    from sfss_ray.models.segmenter import Segmenter
+    from sfss_ray.report.pictures import Strip
+
+SOURCE_ONLY, ADAPTED = "source-only", "adapted"
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """The adapted model and its evidence."""
+
+    output_dir: Path
+    student_path: Path
+    """Model file of the student at its last step; `torch.load(..., weights_only=True)` reads it."""
+    report: dict[str, Any]
+    """The content of report.json."""
+
+    @functools.cached_property
+    def student(self) -> Segmenter:
+        """The adapted network, on the CPU, in eval mode."""
+        from sfss_ray.models.build import load_model
+
+        return load_model(self.student_path).network
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Scores by row name: source-only and adapted; mIoU in percent, None without labels."""
+        return {row["name"]: row for row in self.report["rows"]}
+
+    @property
+    def report_html(self) -> Path:
+        """The page for people."""
+        return self.output_dir / "report.html"
+
+    @property
+    def masks_dir(self) -> Path:
+        """The Parquet shards of masks."""
+        return self.output_dir / "masks"
+
+
+@dataclass(frozen=True)
+class TuneResult(AdaptResult):
+    """An adapted model trained with the best values of a search, and the search."""
+
+    search: SearchResult
+
+    @property
+    def best_config(self) -> dict[str, float]:
+        """The best values by dotted name, as in best_config.json."""
+        return self.search.trials[self.search.best].values
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Arguments that were checked before a cluster starts."""
+
+    source_model: Path
+    target_images: Path
+    output_dir: Path
+    classes: ClassSet
+    sha256: str
+    images: list[ImageFile]
+    labelled: tuple[LabelledImage, ...]
+    val_images: Path | str | None
+    val_labels: Path | str | None
+    sam_checkpoint: Path | str | None
+    sam_type: SamType
+    recipe: RegionRecipe
+    region_weights: Path | None
+
+
+def adapt(
+    source_model: Path | str,
+    target_images: Path | str,
+    output_dir: Path | str,
+    *,
+    sam_checkpoint: Path | str | None = None,
+    sam_type: SamType = "auto",
+    val_images: Path | str | None = None,
+    val_labels: Path | str | None = None,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> AdaptResult:
+    """Adapt a source model to unlabelled target images, and show what that brought.
+
+    Args:
+        source_model: Model file of the source model (made by `pretrain_source`, or `save_model`).
+        target_images: Folder of unlabelled images.
+        output_dir: The run's folder; run again with the same arguments to go on after an
+            interruption. Finished stages are not repeated.
+        sam_checkpoint: SAM weights; without them `config.masks.regions` says where regions
+            come from.
+        sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
+        val_images: Labelled images, used to report mIoU alone.
+        val_labels: Their label maps of train ids.
+        config: Every knob; see `sfss_ray.Config`.
+        progress: Called with a line of text as work goes on.
+
+    Returns:
+        The student, the scores before and after, and the paths of what was written.
+
+    Raises:
+        SfssError: bad input, said in one line before a cluster starts; see `sfss_ray.errors`.
+    """
+    config = config or Config()
+    inputs = _check(
+        source_model,
+        target_images,
+        output_dir,
+        (sam_checkpoint, sam_type),
+        (val_images, val_labels),
+        config,
+    )
+    folder = claim(output_dir, _record("adapt", inputs, config))
+    with cluster.connected(config.compute):
+        masks = _masks(inputs, folder, config, progress)
+        prepared = _prepare(inputs, folder, config)
+        trained = run_training(prepared, folder, config, progress)
+        report = _report("adapt", inputs, prepared, masks, trained, None, folder, config, progress)
+    return AdaptResult(folder, trained.model, report)
+
+
+def tune_hyperparameters(
+    source_model: Path | str,
+    target_images: Path | str,
+    output_dir: Path | str,
+    *,
+    sam_checkpoint: Path | str | None = None,
+    sam_type: SamType = "auto",
+    val_images: Path | str | None = None,
+    val_labels: Path | str | None = None,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> TuneResult:
+    """Search temperature, contrast_weight and ema_momentum, then adapt with the best of them.
+
+    Masks are made once; every trial trains a student on them; the best values go to
+    best_config.json and into a last training, whose student is the result. Without labels trials
+    are compared by mask_information. With labels they are compared by mIoU on them, which no
+    source-free user has: the output then says `oracle`.
+
+    Arguments, results and errors are those of `adapt`; `config.tune` says how long and how wide.
+    """
+    config = config or Config()
+    inputs = _check(
+        source_model,
+        target_images,
+        output_dir,
+        (sam_checkpoint, sam_type),
+        (val_images, val_labels),
+        config,
+    )
+    score_name(config.tune, bool(inputs.labelled))
+    folder = claim(output_dir, _record("tune", inputs, config))
+    with cluster.connected(config.compute):
+        masks = _masks(inputs, folder, config, progress)
+        prepared = _prepare(inputs, folder, config)
+        search = run_search(prepared, folder, config, progress)
+        best = override(config, search.trials[search.best].values)
+        progress(f"training with the best values: {search.trials[search.best].name}")
+        trained = run_training(prepared, folder, best, progress)
+        report = _report("tune", inputs, prepared, masks, trained, search, folder, best, progress)
+    return TuneResult(folder, trained.model, report, search)
+
+
+def _check(
+    source_model: Path | str,
+    target_images: Path | str,
+    output_dir: Path | str,
+    sam: tuple[Path | str | None, SamType],
+    val: tuple[Path | str | None, Path | str | None],
+    config: Config,
+) -> _Inputs:
+    """Everything that can be known to be wrong before work begins."""
+    classes, _, digest = inspect_source(source_model)
+    images = list_images(target_images)
+    labelled = labelled_images(*val, classes)
+    recipe, weights = make_recipe(config.masks, *sam)
+    check_workers(config.train.batch_size, config.compute)
+    cluster.resolve_device(config.compute)
+    cluster.check_address(config.compute)
+    return _Inputs(
+        Path(source_model),
+        Path(target_images),
+        Path(output_dir),
+        classes,
+        digest,
+        images,
+        labelled,
+        *val,
+        *sam,
+        recipe,
+        weights,
+    )
+
+
+def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
+    record = run_record(config, inputs.sha256, inputs.images, inputs.labelled)
+    return {"kind": kind} | record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
+
+
+def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink) -> MaskSummary:
+    return generate_masks(
+        inputs.target_images,
+        folder / "masks",
+        sam_checkpoint=inputs.sam_checkpoint,
+        sam_type=inputs.sam_type,
+        config=config,
+        progress=progress,
+    )
+
+
+def _prepare(inputs: _Inputs, folder: Path, config: Config) -> Prepared:
+    return prepare_training(
+        inputs.source_model,
+        inputs.target_images,
+        folder / "masks",
+        inputs.val_images,
+        inputs.val_labels,
+        config,
+    )
+
+
+def _report(
+    kind: str,
+    inputs: _Inputs,
+    prepared: Prepared,
+    masks: MaskSummary,
+    trained: TrainResult,
+    search: SearchResult | None,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink,
+) -> dict[str, Any]:
+    """Score source-only and adapted side by side, draw, write report.json and report.html."""
+    from sfss_ray.models.build import load_model
+    from sfss_ray.report.page import write_report
+
+    started = time.monotonic()
+    device = cluster.resolve_device(config.compute)
+    networks = {
+        SOURCE_ONLY: load_model(prepared.source_model, device).network,
+        ADAPTED: load_model(trained.model, device).network,
+    }
+    examination = prepared.examination(config)
+    scores = {}
+    for name, network in networks.items():
+        progress(f"evaluating {name}")
+        scores[name] = examination.score(network)
+    strips = _strips(inputs, prepared, networks, folder, config, progress)
+    seconds = {"masks": masks.seconds, "train": trained.seconds}
+    seconds["evaluation"] = time.monotonic() - started
+    report = _describe(kind, prepared, masks, trained, search, config, scores, seconds)
+    write_report(folder, report, strips)
+    return report
+
+
+def _describe(
+    kind: str,
+    prepared: Prepared,
+    masks: MaskSummary,
+    trained: TrainResult,
+    search: SearchResult | None,
+    config: Config,
+    scores: dict[str, Score],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """report.json."""
+    import sfss_ray
+
+    oracle = bool(search and search.oracle)
+    report: dict[str, Any] = {
+        "title": f"{prepared.source_model.stem} adapted to {masks.images} images",
+        "kind": kind,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": sfss_ray.__version__,
+        "class_set": {"name": prepared.classes.name, "classes": list(prepared.classes.classes)},
+        "network_scored": "student",
+        "step_scored": f"last ({config.train.num_steps} of {config.train.num_steps})",
+        "seed": config.seed,
+        "source_model": {
+            "path": str(prepared.source_model),
+            "sha256": prepared.sha256,
+            "network": prepared.network,
+        },
+        "regions": {
+            "source": masks.source,
+            "note": masks.note,
+            "images": masks.images,
+            "masks": masks.masks,
+            "masks_per_image": round(masks.masks / max(masks.images, 1), 1),
+        },
+        "target": {"images": masks.images, "held_out": len(prepared.held_out)},
+        "errors": [{"image": i, "reason": r} for i, r in sorted(masks.errors.items())],
+        "labels": {
+            "given": bool(prepared.labelled),
+            "images": len(prepared.labelled),
+            "used_for": "choosing (oracle)" if oracle else "reporting only",
+        },
+        "rows": [{"name": name} | score.as_dict() for name, score in scores.items()],
+        "curves": [{"name": ADAPTED, "points": trained.curve}],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "config": flatten(config),
+    }
+    return report | (_describe_search(search) if search else {})
+
+
+def _describe_search(search: SearchResult) -> dict[str, Any]:
+    trials = [
+        {
+            "name": trial.name,
+            "temperature": trial.values["train.loss.temperature"],
+            "contrast_weight": trial.values["train.loss.contrast_weight"],
+            "ema_momentum": trial.values["train.ema_momentum"],
+            "steps": int(trial.metrics.get("step", 0)),
+            "status": trial.status,
+            "miou": trial.metrics.get("val_miou"),
+            "mask_information": trial.metrics.get("mask_information"),
+            "score": trial.metrics.get("score"),
+            "error": trial.error,
+        }
+        for trial in search.trials
+    ]
+    return {
+        "trials": trials,
+        "best_trial": search.best,
+        "score_name": search.score_name,
+        "oracle": search.oracle,
+    }
+
+
+def _strips(
+    inputs: _Inputs,
+    prepared: Prepared,
+    networks: dict[str, Segmenter],
+    folder: Path,
+    config: Config,
+    progress: ProgressSink,
+) -> list[Strip]:
+    """Pictures of labelled images where there are any, else of held-out target images."""
+    from sfss_ray.evaluation.evaluate import predict_probabilities
+    from sfss_ray.report.pictures import Strip
+
+    number = config.evaluation.pictures
+    labels = {item.image_id: item.label_path for item in prepared.labelled}
+    labelled = [ImageFile(item.image_id, item.path) for item in prepared.labelled]
+    shown = _spread(labelled or list(prepared.held_out), number)
+    store = MaskStore(prepared.masks)
+    if labelled and shown:
+        place = folder / "masks_of_pictures"
+        mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
+        store = MaskStore(place)
+    strips = []
+    for file in shown:
+        image = read_image(file.path)
+        predictions = {
+            name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
+            for name, network in networks.items()
+        }
+        truth = read_labels(labels[file.image_id]) if file.image_id in labels else None
+        strips.append(Strip(file.image_id, image, store.id_map(file.image_id), predictions, truth))
+    return strips
+
+
+def _spread(images: list[ImageFile], number: int) -> list[ImageFile]:
+    """`number` images at even distances."""
+    if len(images) <= number:
+        return images
+    return [images[int((i + 0.5) * len(images) / number)] for i in range(number)]

@@ -1,0 +1,1 @@
+"""The embedded default: drawn street scenes and the small weights that ship."""

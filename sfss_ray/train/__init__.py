@@ -1,0 +1,1 @@
+"""Stage 2: source model + images + masks -> student."""

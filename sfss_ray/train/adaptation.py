@@ -1,0 +1,196 @@
+"""The adaptation of a student, from its task to its last step: plain torch, any `Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfss_ray.config import Config, TrainConfig
+from sfss_ray.data.folders import ImageFile
+from sfss_ray.models.build import SourceModel, load_model
+from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.train.bank import PrototypeBank
+from sfss_ray.train.collective import average_buffers
+from sfss_ray.train.loop import (
+    apply_gradients,
+    build_optimizer,
+    distribute,
+    learning_rate,
+    require_finite,
+    run_steps,
+    set_learning_rate,
+    to_device,
+)
+from sfss_ray.train.pseudo_labels import ClassThresholds
+from sfss_ray.train.run import Run
+from sfss_ray.train.samples import TargetSamples, step_loader
+from sfss_ray.train.step import ContrastNet, Memory, adaptation_losses
+from sfss_ray.train.teacher import make_teacher, update_teacher, warm_up_momentum
+
+Watch = Callable[[Segmenter], dict[str, float]]
+"""Looks at the student now and then; what it sees is reported, never learnt from."""
+
+
+@dataclass(frozen=True)
+class AdaptationTask:
+    """All that training is given: a source model, unlabelled images, their masks, the config."""
+
+    source_model: Path
+    images: tuple[ImageFile, ...]
+    masks: Path
+    config: Config
+
+
+@dataclass
+class _Players:
+    """The moving parts of a run."""
+
+    student: ContrastNet
+    teacher: ContrastNet
+    optimizer: torch.optim.Optimizer
+    memory: Memory
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "thresholds": self.memory.thresholds.histogram,
+            "bank": self.memory.bank.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> int:
+        """Take over a saved state; returns its step."""
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.memory.thresholds.histogram.copy_(state["thresholds"])
+        self.memory.bank.load_state_dict(state["bank"])
+        return state["step"]
+
+
+def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) -> None:
+    """Train the student for `num_steps`, going on from the run's saved state where there is one.
+
+    Batches, augmentation and pair sampling are functions of (seed, sample number), so a run that was
+    interrupted ends as an uninterrupted one does.
+    """
+    config = task.config.train
+    torch.manual_seed(task.config.seed)
+    source = load_model(task.source_model, run.device)
+    players = _players(source, config, run.device)
+    samples = TargetSamples(task.images, task.masks, config.augment, task.config.seed)
+    loader_processes = task.config.compute.loader_processes
+    saved = run.resume_state()
+    start = players.load(saved) if saved else 0
+    set_batch_norm(players.student, config.batch_norm)
+    if saved is None and config.batch_norm == "adapt":
+        first = step_loader(
+            samples, 0, config.statistics_steps, config.batch_size, run.rank, run.world, 0
+        )
+        estimate_statistics(
+            players.student.segmenter, (to_device(b, run.device)["weak"] for b in first)
+        )
+        update_teacher(players.teacher, players.student, 0.0)
+    loader = step_loader(
+        samples, start, config.num_steps, config.batch_size, run.rank, run.world, loader_processes
+    )
+    module = distribute(players.student, run)
+    last_saved = [start]
+
+    def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
+        set_batch_norm(players.student, config.batch_norm)  # watching puts it in eval mode
+        set_learning_rate(players.optimizer, learning_rate(step, config.num_steps, config.optim))
+        loss, parts = adaptation_losses(
+            module,
+            players.teacher,
+            players.student.segmenter,
+            players.memory,
+            batch,
+            config,
+            step,
+            task.config.seed,
+        )
+        require_finite(loss, step, last_saved[0])
+        apply_gradients(loss, module, players.optimizer, config.optim.max_grad_norm)
+        average_buffers(players.student)
+        _follow(players, config, step)
+        return parts
+
+    def observe() -> dict[str, float]:
+        return watch(players.student.segmenter.eval()) if watch else {}
+
+    def state(step: int) -> dict[str, Any]:
+        last_saved[0] = step
+        return players.state(step)
+
+    run_steps(
+        run,
+        loader,
+        start,
+        config.num_steps,
+        config.evaluate_every,
+        take_step,
+        observe,
+        state,
+    )
+
+
+def _players(source: SourceModel, config: TrainConfig, device: torch.device) -> _Players:
+    student = ContrastNet(source.network, config)
+    student = student.to(device)
+    if config.channels_last:
+        student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    heads = [student.segmenter.classifier, student.projection]
+    classes = len(source.classes)
+    return _Players(
+        student,
+        make_teacher(student),
+        build_optimizer(student.segmenter.body, heads, config.optim),
+        Memory(
+            ClassThresholds(classes, device),
+            PrototypeBank(classes, config.pairs.bank_size, student.embedding_dim, device),
+        ),
+    )
+
+
+def _follow(players: _Players, config: TrainConfig, step: int) -> None:
+    """Teacher after student; a projection head that started from random weights warms up."""
+    update_teacher(players.teacher.segmenter, players.student.segmenter, config.ema_momentum)
+    warm = warm_up_momentum(step, config.ema_momentum)
+    update_teacher(players.teacher.projection, players.student.projection, warm)
+
+
+def set_batch_norm(module: nn.Module, mode: str) -> None:
+    """Training mode; with `frozen` BatchNorm layers keep using the source's statistics."""
+    module.train()
+    if mode == "frozen":
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+
+
+@torch.no_grad()
+def estimate_statistics(network: Segmenter, images) -> None:
+    """Replace BatchNorm statistics by their mean over batches of target images (B, 3, H, W)."""
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    batches = iter(images)
+    first = next(batches, None)
+    if first is None or not layers:
+        return
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # cumulative mean
+    network(first)
+    for batch in batches:
+        network(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    average_buffers(network)

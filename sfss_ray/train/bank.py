@@ -1,0 +1,53 @@
+"""A memory of mask prototypes: per class a ring of the newest, the same on every worker."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class PrototypeBank:
+    """Per class the newest `size` prototypes, each with the number of the image it came from.
+
+    Entries are written in the order given and the oldest go first. Nothing is ever drawn from slots
+    that were not written. `state_dict` restores it bit for bit.
+    """
+
+    def __init__(self, num_classes: int, size: int, dim: int, device: torch.device | str = "cpu"):
+        self.vectors = torch.zeros(num_classes, size, dim, device=device)
+        self.images = torch.full((num_classes, size), -1, dtype=torch.long, device=device)
+        self.written = torch.zeros(num_classes, dtype=torch.long, device=device)
+
+    @property
+    def size(self) -> int:
+        """Slots per class."""
+        return self.vectors.shape[1]
+
+    def write(self, vectors: Tensor, classes: Tensor, images: Tensor) -> None:
+        """Add prototypes (R, D) of classes (R,) from image numbers (R,), in this order."""
+        if not self.size:
+            return
+        for label in classes.unique().tolist():
+            chosen = (classes == label).nonzero()[:, 0][-self.size :]
+            skipped = int((classes == label).sum()) - len(chosen)
+            start = int(self.written[label]) + skipped
+            slots = (start + torch.arange(len(chosen), device=chosen.device)) % self.size
+            self.vectors[label, slots] = vectors[chosen].float()
+            self.images[label, slots] = images[chosen]
+            self.written[label] += skipped + len(chosen)
+
+    def contents(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All written entries: vectors (R, D), classes (R,), image numbers (R,)."""
+        filled = torch.arange(self.size, device=self.written.device) < self.written[:, None]
+        classes, slots = filled.nonzero(as_tuple=True)
+        return self.vectors[classes, slots], classes, self.images[classes, slots]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything needed to go on: plain tensors."""
+        return {"vectors": self.vectors, "images": self.images, "written": self.written}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a state of the same shape."""
+        self.vectors.copy_(state["vectors"])
+        self.images.copy_(state["images"])
+        self.written.copy_(state["written"])

@@ -1,0 +1,392 @@
+"""Stage 2, the door: training on Ray Train, from a source model to student.pt."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfss_ray import cluster
+from sfss_ray.config import ComputeConfig, Config, flatten
+from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.data.folders import (
+    ImageFile,
+    LabelledImage,
+    check_label_ids,
+    list_images,
+    pair_labels,
+    split_held_out,
+)
+from sfss_ray.errors import ConfigError, DataError, TrainingError
+from sfss_ray.masks.store import MaskStore
+from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.run_folder import claim, write_json
+
+STUDENT_FILE = "student.pt"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model and how it got there."""
+
+    model: Path
+    """The model file: student.pt, or the pretrained source model."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """Metrics by step: losses, and what the watch saw."""
+    seconds: float = 0.0
+
+
+def train_student(
+    source_model: Path | str,
+    target_images: Path | str,
+    masks: Path | str,
+    output_dir: Path | str,
+    *,
+    val_images: Path | str | None = None,
+    val_labels: Path | str | None = None,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> TrainResult:
+    """Adapt a source model to unlabelled target images with their masks.
+
+    Args:
+        source_model: Model file of the source model.
+        target_images: Folder of unlabelled images.
+        masks: Folder of masks made by `generate_masks` from these images.
+        output_dir: The run's folder; run again with the same arguments to go on.
+        val_images: Labelled images to report mIoU on; never learnt or chosen from.
+        val_labels: Their label maps of train ids.
+        config: The whole config; `train`, `evaluation` and `compute` are used.
+        progress: Called with a line of text as work goes on.
+
+    Returns:
+        The student of the last step as a model file, and the curves.
+
+    Raises:
+        DataError, CheckpointError, ConfigError, ResumeError, ClusterError: before a cluster starts.
+        TrainingError: the loss became NaN or Inf, or workers kept dying.
+    """
+    config = config or Config()
+    prepared = prepare_training(source_model, target_images, masks, val_images, val_labels, config)
+    images = list(prepared.training + prepared.held_out)
+    record = {"kind": "train"} | run_record(config, prepared.sha256, images, prepared.labelled)
+    return run_training(prepared, claim(output_dir, record), config, progress)
+
+
+def run_record(
+    config: Config,
+    source_sha256: str,
+    images: list[ImageFile],
+    labelled: tuple[LabelledImage, ...],
+) -> dict[str, Any]:
+    """What decides the result of a run: config without `compute`, source model, images."""
+    names = hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()
+    science = {k: v for k, v in flatten(config).items() if not k.startswith("compute.")}
+    return science | {
+        "inputs.source_sha256": source_sha256,
+        "inputs.images": len(images),
+        "inputs.image_ids_sha256": names,
+        "inputs.labelled_images": len(labelled),
+    }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked inputs of an adaptation."""
+
+    source_model: Path
+    sha256: str
+    network: str
+    classes: ClassSet
+    training: tuple[ImageFile, ...]
+    held_out: tuple[ImageFile, ...]
+    labelled: tuple[LabelledImage, ...]
+    masks: Path
+
+    def examination(self, config: Config):
+        """What students of this adaptation are scored on."""
+        from sfss_ray.evaluation.evaluate import Examination
+
+        store = MaskStore(self.masks)
+        return Examination(
+            self.classes, self.labelled, self.held_out, store.id_map, config.evaluation
+        )
+
+
+def prepare_training(
+    source_model: Path | str,
+    target_images: Path | str,
+    masks: Path | str,
+    val_images: Path | str | None,
+    val_labels: Path | str | None,
+    config: Config,
+) -> Prepared:
+    """Check everything that can be checked before a cluster starts."""
+    classes, network, digest = inspect_source(source_model)
+    labelled = labelled_images(val_images, val_labels, classes)
+    check_workers(config.train.batch_size, config.compute)
+    images = list_images(target_images)
+    store = MaskStore(masks)
+    absent = [image.image_id for image in images if image.image_id not in store]
+    if absent:
+        raise DataError(
+            f"{len(absent)} images have no masks in {str(masks)!r} (first: {absent[0]!r}): run"
+            " `sfss-ray masks` on this folder again"
+        )
+    usable = [image for image in images if image.image_id not in store.errors]
+    training, held_out = split_held_out(
+        usable, config.evaluation.held_out_share, config.evaluation.held_out_max
+    )
+    if not training:
+        raise DataError(f"no readable image in {str(target_images)!r}: give images to adapt to")
+    return Prepared(
+        Path(source_model).absolute(),
+        digest,
+        network,
+        classes,
+        tuple(training),
+        tuple(held_out),
+        labelled,
+        Path(masks).absolute(),
+    )
+
+
+def inspect_source(source_model: Path | str) -> tuple[ClassSet, str, str]:
+    """(classes, network name, sha256) of a model file, which is read and checked whole."""
+    from sfss_ray.models.build import file_sha256, load_model
+
+    model = load_model(source_model)
+    return model.classes, model.name, file_sha256(source_model)
+
+
+def labelled_images(
+    images: Path | str | None, labels: Path | str | None, classes: ClassSet
+) -> tuple[LabelledImage, ...]:
+    """Pairs to score on; empty without labels. DataError when only one folder is given, or when
+    the labels hold ids that the model's classes have not."""
+    if images is None and labels is None:
+        return ()
+    if images is None or labels is None:
+        given, missing = ("labels", "images") if images is None else ("images", "labels")
+        raise DataError(f"val_{given} were given without val_{missing}: give both, or neither")
+    pairs = pair_labels(images, labels)
+    check_label_ids(pairs, classes)
+    return tuple(pairs)
+
+
+def check_workers(batch_size: int, compute: ComputeConfig) -> None:
+    """ConfigError when the batch cannot be shared out evenly."""
+    if batch_size % compute.num_workers:
+        raise ConfigError(
+            f"batch_size is {batch_size} but there are {compute.num_workers} workers: choose a"
+            " multiple of the number of workers"
+        )
+
+
+def run_training(
+    prepared: Prepared, folder: Path, config: Config, progress: ProgressSink
+) -> TrainResult:
+    """Train on Ray in a claimed folder and write student.pt."""
+    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.run import read_progress
+
+    started = time.monotonic()
+    student = folder / STUDENT_FILE
+    log = folder / "train"
+    if not student.exists():
+        task = AdaptationTask(prepared.source_model, prepared.training, prepared.masks, config)
+        state = fit(adapt_student, task, prepared.examination(config), folder, config, progress)
+        save_student(state, prepared, config, student)
+    return TrainResult(student, read_progress(log), time.monotonic() - started)
+
+
+def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path: Path) -> None:
+    """Write the student of a training state as a model file with its facts."""
+    from sfss_ray.models.build import load_model, save_model
+
+    model = load_model(prepared.source_model)
+    prefix = "segmenter."
+    weights = {
+        k.removeprefix(prefix): v for k, v in state["student"].items() if k.startswith(prefix)
+    }
+    model.network.load_state_dict(weights)
+    model.facts = {
+        "made_by": "sfss_ray.train_student",
+        "network_kept": "student, last step",
+        "steps": state["step"],
+        "seed": config.seed,
+        "source_sha256": prepared.sha256,
+    }
+    save_model(path, model)
+
+
+def pretrain_source(
+    images: Path | str,
+    labels: Path | str,
+    output_dir: Path | str,
+    *,
+    classes: str = "cityscapes-19",
+    val_images: Path | str | None = None,
+    val_labels: Path | str | None = None,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> TrainResult:
+    """Train a source model on labelled images, for people who have none yet.
+
+    Args:
+        images: Folder of labelled images.
+        labels: Their label maps of train ids (255 ignored), same names.
+        output_dir: The run's folder; run again with the same arguments to go on.
+        classes: A class set (cityscapes-19, camvid-11) or class names separated by commas.
+        val_images: Labelled images to report mIoU on.
+        val_labels: Their label maps.
+        config: The whole config; `pretrain`, `evaluation` and `compute` are used.
+        progress: Called with a line of text as work goes on.
+
+    Returns:
+        The model file `source.pt` of the last step, and the curve.
+
+    Raises:
+        DataError, ConfigError, ResumeError, ClusterError: before a cluster starts.
+        TrainingError: the loss became NaN or Inf, or workers kept dying.
+    """
+    from sfss_ray.data.class_sets import parse_classes
+    from sfss_ray.evaluation.evaluate import Examination
+    from sfss_ray.models.build import SourceModel, build_network, save_model
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.run import read_progress
+
+    config = config or Config()
+    started = time.monotonic()
+    class_set = parse_classes(classes)
+    pairs = labelled_images(images, labels, class_set)
+    labelled = labelled_images(val_images, val_labels, class_set)
+    check_workers(config.pretrain.batch_size, config.compute)
+    network = build_network(config.pretrain.network, len(class_set))
+    record = flatten(config.pretrain, "pretrain.") | {
+        "seed": config.seed,
+        "inputs.classes": class_set.name,
+        "inputs.images": len(pairs),
+        "inputs.first_image": pairs[0].image_id,
+    }
+    folder = claim(output_dir, record)
+    model = folder / "source.pt"
+    if not model.exists():
+        watch = Examination(class_set, labelled, config=config.evaluation) if labelled else None
+        task = PretrainingTask(pairs, class_set, config)
+        state = fit(pretrain, task, watch, folder, config, progress)
+        network.load_state_dict(state["student"])
+        facts = {"made_by": "sfss_ray.pretrain_source", "steps": state["step"]}
+        facts |= {"images": len(pairs), "seed": config.seed}
+        save_model(model, SourceModel(network, config.pretrain.network, class_set, facts))
+    curve = read_progress(folder / "train")
+    write_json(folder / "curve.json", curve)
+    return TrainResult(model, curve, time.monotonic() - started)
+
+
+def fit(
+    loop: Callable[..., None],
+    task: Any,
+    watch: Any,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink = print_line,
+    callbacks: list[Any] | None = None,
+) -> dict[str, Any]:
+    """Run a training loop on Ray Train workers; returns the state of the last step.
+
+    Checkpoints lie in `folder`/train. The same folder goes on from its newest checkpoint.
+    """
+    device = cluster.resolve_device(config.compute)
+    with cluster.connected(config.compute), following(lambda: [folder / "train"], progress):
+        import ray.train
+        import ray.train.torch
+
+        from sfss_ray.train.run import load_state
+        from sfss_ray.train.worker import train_on_worker
+
+        compute = config.compute
+        payload = {"loop": loop, "task": task, "watch": watch}
+        payload |= {"folder": str(folder / "train"), "threads": compute.cpus_per_worker}
+        trainer = ray.train.torch.TorchTrainer(
+            train_on_worker,
+            train_loop_config=payload,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=compute.num_workers,
+                use_gpu=device == "cuda",
+                resources_per_worker=_worker_resources(compute, device),
+            ),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                callbacks=callbacks,
+            ),
+        )
+        checkpoint = _fit_or_explain(trainer).checkpoint
+        assert checkpoint is not None, "a loop of one step or more saves a checkpoint"
+        with checkpoint.as_directory() as saved:
+            return load_state(Path(saved))
+
+
+def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
+    gpus = {"GPU": 1.0} if device == "cuda" else {}
+    return {"CPU": compute.cpus_per_worker} | gpus
+
+
+def _fit_or_explain(trainer: Any):
+    import ray.train
+
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
+        cause = reasons[0]
+        while getattr(cause, "cause", None) or cause.__cause__:
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        text = str(cause).strip().splitlines()[-1] if str(cause).strip() else repr(cause)
+        raise TrainingError(f"training stopped: {text}") from error
+
+
+@contextlib.contextmanager
+def following(folders: Callable[[], list[Path]], progress: ProgressSink) -> Iterator[None]:
+    """Print new lines of the folders' progress files while the block runs.
+
+    `folders` is asked again at each look, because trials start one after the other.
+    """
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(folders, progress, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(
+    folders: Callable[[], list[Path]], progress: ProgressSink, stop: threading.Event
+) -> None:
+    from sfss_ray.train.run import read_progress
+
+    seen = {folder: len(read_progress(folder)) for folder in folders()}
+    ending = False
+    while not ending:
+        ending = stop.wait(1.0)  # one more look after the end
+        for folder in folders():
+            records = read_progress(folder)
+            for record in records[seen.get(folder, 0) :]:
+                progress(_progress_line(folder, record))
+            seen[folder] = len(records)
+
+
+def _progress_line(folder: Path, record: dict[str, Any]) -> str:
+    shown = ("loss", "val_miou", "mask_information")
+    values = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
+    return f"{folder.name}: step {record['step']}/{record['num_steps']}, {values}"

@@ -1,0 +1,128 @@
+"""What pretraining and adaptation share: optimiser, schedule, and the walk over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sfss_ray.config import OptimConfig
+from sfss_ray.errors import TrainingError
+from sfss_ray.train.run import Run
+
+LOG_EVERY = 10
+
+
+def build_optimizer(body: nn.Module, heads: Iterable[nn.Module], config: OptimConfig):
+    """Four groups: body and heads, each with decayed matrices and undecayed vectors."""
+    groups = []
+    for modules, multiplier in (([body], 1.0), (list(heads), config.head_multiplier)):
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        for decayed in (True, False):
+            chosen = [p for p in parameters if (p.ndim > 1) == decayed]
+            decay = config.weight_decay if decayed else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "multiplier": multiplier})
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Rate of step 1..num_steps: linear warm-up, then (1 - progress)**poly_power."""
+    warmup = config.warmup_share * num_steps
+    rising = min(1.0, step / warmup) if warmup >= 1 else 1.0
+    falling = (1 - (step - 1) / num_steps) ** config.poly_power
+    return config.learning_rate * rising * falling
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group the rate times its multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["multiplier"]
+
+
+def distribute(module: nn.Module, run: Run) -> nn.Module:
+    """DDP over the workers; the module itself for one worker.
+
+    Buffers are not broadcast: the loop averages BatchNorm statistics over workers instead.
+    """
+    if run.world == 1:
+        return module
+    if run.device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return DistributedDataParallel(module, [run.device.index or 0], broadcast_buffers=False)
+    return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def autocast(run: Run, precision: str) -> torch.autocast:
+    """bfloat16 autocast for networks when asked for, on the run's kind of device."""
+    return torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def apply_gradients(
+    loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+) -> Tensor:
+    """One optimiser step; returns the gradients' norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+    optimizer.step()
+    return norm
+
+
+def require_finite(loss: Tensor, step: int, last_saved: int) -> None:
+    """TrainingError when the loss is NaN or Inf."""
+    if not math.isfinite(loss.item()):
+        kept = (
+            f"the checkpoint of step {last_saved} is kept" if last_saved else "none was saved yet"
+        )
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {step} ({kept}): lower the learning rate or raise the"
+            " temperature, and run again"
+        )
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move a batch; uint8 images become float32 in [0, 1]."""
+    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+    return {k: v.float() / 255 if v.dtype == torch.uint8 else v for k, v in moved.items()}
+
+
+def run_steps(
+    run: Run,
+    batches: Iterable[dict[str, Any]],
+    start: int,
+    num_steps: int,
+    report_every: int,
+    take_step: Callable[[int, dict[str, Any]], dict[str, Tensor]],
+    observe: Callable[[], dict[str, float]],
+    state: Callable[[int], dict[str, Any]],
+) -> None:
+    """Take steps start + 1 .. num_steps; log means, observe and save every `report_every` steps.
+
+    `observe` runs on rank 0 alone; the other workers wait for it in the report.
+    """
+    kept: list[dict[str, float]] = []
+    for step, batch in enumerate(batches, start + 1):
+        metrics = take_step(step, to_device(batch, run.device))
+        kept.append({name: value.item() for name, value in metrics.items()})
+        reporting = step % report_every == 0 or step == num_steps
+        if not reporting and step % LOG_EVERY:
+            continue
+        record: dict[str, Any] = {"step": step, "num_steps": num_steps, **_means(kept)}
+        if reporting and run.rank == 0:
+            record |= observe()
+        if run.rank == 0:
+            run.log(record)
+        kept = []
+        if reporting:
+            run.report(record, lambda step=step: state(step))
+
+
+def _means(records: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(r[name] for r in records) / len(records) for name in records[0]}

@@ -1,0 +1,376 @@
+"""Masks and the teacher's opinion -> anchors, positives and negatives.
+
+Read top to bottom: `cell_mask_ids` brings masks to the feature grid, `describe_masks` asks the teacher
+what each mask is, `PrototypePool` collects what can be contrasted with, `sample_pairs` draws.
+All of it is without gradient; similarities are taken by the caller from the indices drawn here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfss_ray.config import PairConfig
+
+
+def cell_mask_ids(mask_ids: Tensor, grid: tuple[int, int], share: float) -> Tensor:
+    """Mask ids per grid cell: (B, H, W) -> (B, h, w); 0 where no id has `share` of the pixels.
+
+    With share > .5 only the median pixel's id can have it, so a median and a count are exact.
+    """
+    height, width = grid
+    if mask_ids.shape[1] % height or mask_ids.shape[2] % width:
+        size = [g * max(1, round(n / g)) for g, n in zip(grid, mask_ids.shape[1:], strict=True)]
+        mask_ids = F.interpolate(mask_ids[:, None].double(), size=size, mode="nearest")[:, 0].long()
+    batch, full_height, full_width = mask_ids.shape
+    blocks = mask_ids.view(batch, height, full_height // height, width, full_width // width)
+    pixels = blocks.permute(0, 1, 3, 2, 4).flatten(3)
+    candidate = pixels.median(dim=3).values
+    enough = (pixels == candidate[..., None]).float().mean(3) >= share
+    return torch.where(enough, candidate, torch.zeros_like(candidate))
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """What the teacher says of the K masks of one image. `cells` are indices into the h * w grid,
+    sorted by mask; mask k owns `cells[start[k] : start[k] + count[k]]`.
+    """
+
+    cells: Tensor  # (M,) grid index
+    owner: Tensor  # (M,) mask index of each cell
+    start: Tensor  # (K,)
+    count: Tensor  # (K,)
+    probabilities: Tensor  # (K, C) mean of the teacher's
+    label: Tensor  # (K,) argmax of probabilities
+    purity: Tensor  # (K,) share of cells whose own argmax is label
+    confidence: Tensor  # (K,) mean probability of label
+    reliable: Tensor  # (K,) bool
+    merged: Tensor  # (K,) bool: two classes in one mask, left out altogether
+    weighted_sum: Tensor  # (K, D) sum of confidence * embedding
+    prototype: Tensor  # (K, D) its direction
+    cell_confidence: Tensor  # (M,) teacher's highest probability
+    cell_label: Tensor  # (M,) teacher's argmax
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+
+def describe_masks(
+    cell_ids: Tensor,
+    probabilities: Tensor,
+    embeddings: Tensor,
+    thresholds: Tensor,
+    config: PairConfig,
+) -> MaskTable:
+    """Ask the teacher about the masks of one image.
+
+    Args:
+        cell_ids: (h, w) mask ids, 0 = none.
+        probabilities: (C, h, w), the teacher's.
+        embeddings: (D, h, w), the teacher's, L2-normalised.
+        thresholds: (C,) confidence a mask of a class must reach to be reliable.
+
+    A mask is reliable if it has `min_cells` cells, `min_purity` of them of its own class, and its
+    confidence reaches the class's threshold; merged if two classes each hold `merged_share` of the
+    cells at `merged_confidence`.
+    """
+    flat = cell_ids.flatten()
+    inside = flat.nonzero()[:, 0]
+    _, owner = flat[inside].unique(return_inverse=True)
+    order = owner.argsort(stable=True)
+    cells, owner = inside[order], owner[order]
+    masks = int(owner[-1]) + 1 if len(owner) else 0
+    count = torch.bincount(owner, minlength=masks)
+    q = probabilities.flatten(1).T[cells].float()
+    t = embeddings.flatten(1).T[cells].float()
+    cell_confidence, cell_label = q.max(1)
+
+    mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)
+    confidence, label = mean.max(1) if masks else (mean.sum(1), mean.sum(1).long())
+    purity = _sum_by(owner, (cell_label == label[owner]).float(), masks) / count.clamp(min=1)
+    sure = F.one_hot(cell_label, mean.shape[1]) * (
+        cell_confidence >= config.merged_confidence
+    ).unsqueeze(1)
+    sure_share = _sum_by(owner, sure.float(), masks) / count[:, None].clamp(min=1)
+    merged = (sure_share >= config.merged_share).sum(1) >= 2
+    reliable = (
+        (count >= config.min_cells)
+        & (purity >= config.min_purity)
+        & (confidence >= thresholds[label])
+        & ~merged
+    )
+    weighted_sum = _sum_by(owner, cell_confidence[:, None] * t, masks)
+    return MaskTable(
+        cells=cells,
+        owner=owner,
+        start=count.cumsum(0) - count,
+        count=count,
+        probabilities=mean,
+        label=label,
+        purity=purity,
+        confidence=confidence,
+        reliable=reliable,
+        merged=merged,
+        weighted_sum=weighted_sum,
+        prototype=F.normalize(weighted_sum, dim=1),
+        cell_confidence=cell_confidence,
+        cell_label=cell_label,
+    )
+
+
+def _sum_by(owner: Tensor, values: Tensor, groups: int) -> Tensor:
+    total = values.new_zeros((groups, *values.shape[1:]))
+    return total.index_add_(0, owner, values)
+
+
+@dataclass(frozen=True)
+class PrototypePool:
+    """Prototypes of reliable masks that can be contrasted with, sorted by (class, image).
+
+    `keys` are sample key + index of the mask within its sample, -1 for entries of the memory bank.
+    """
+
+    vectors: Tensor  # (R, D)
+    classes: Tensor  # (R,)
+    images: Tensor  # (R,) image numbers
+    keys: Tensor  # (R,)
+    class_start: Tensor  # (C,)
+    class_count: Tensor  # (C,)
+
+    @staticmethod
+    def build(
+        vectors: Tensor, classes: Tensor, images: Tensor, keys: Tensor, num_classes: int
+    ) -> PrototypePool:
+        """Sort entries by class, then image, then key; ties keep the order given."""
+        order = keys.argsort(stable=True)
+        order = order[images[order].argsort(stable=True)]
+        order = order[classes[order].argsort(stable=True)]
+        count = torch.bincount(classes, minlength=num_classes)
+        return PrototypePool(
+            vectors[order],
+            classes[order],
+            images[order],
+            keys[order],
+            count.cumsum(0) - count,
+            count,
+        )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What was drawn for A anchors of one image."""
+
+    anchors: Tensor  # (A,) grid index of the student's cell
+    instance_positives: Tensor  # (A, P) grid index of the teacher's cells
+    instance_prototype_sum: (
+        Tensor  # (A, D) confidence-weighted sum over the mask, own cell included
+    )
+    own_weight: Tensor  # (A,) the own cell's weight in that sum
+    class_positives: Tensor  # (A, P) index into the pool
+    class_valid: Tensor  # (A, P) bool
+    class_weight: Tensor  # (A,) purity * confidence of the anchor's mask, 0 if unreliable
+    negatives: Tensor  # (A, N) index into the pool
+    negative_valid: Tensor  # (A, N) bool
+
+
+def sample_pairs(
+    table: MaskTable,
+    pool: PrototypePool,
+    image: int,
+    sample_key: int,
+    student_label: Tensor,
+    thresholds: Tensor,
+    student_embeddings: Tensor,
+    config: PairConfig,
+    generator: torch.Generator,
+) -> Pairs:
+    """Draw anchors of one image with their positives and negatives.
+
+    Args:
+        image: this image's number, as in `pool.images`.
+        sample_key: what mask indices are added to in `pool.keys`.
+        student_label: (h * w,) the student's argmax: where it disagrees, an anchor is hard.
+        student_embeddings: (h * w, D) detached: which negatives are semi-hard.
+        generator: CPU generator of this image alone, so that world size changes nothing.
+    """
+    chosen = _draw_anchors(table, student_label, thresholds, config, generator)
+    mask = table.owner[chosen]
+    anchors = table.cells[chosen]
+    instance = _draw_same_mask(table, chosen, mask, config.positives, generator)
+    positives, valid = _draw_same_class(
+        table, pool, mask, image, sample_key, config.positives, generator
+    )
+    allowed = allowed_negative_classes(table, config.unlabelled_top_k)[mask]
+    negatives, negative_valid = _draw_negatives(
+        pool, allowed, student_embeddings[anchors] @ pool.vectors.T, config.negatives, generator
+    )
+    weight = table.purity * table.confidence * table.reliable
+    return Pairs(
+        anchors=anchors,
+        instance_positives=table.cells[instance],
+        instance_prototype_sum=table.weighted_sum[mask],
+        own_weight=table.cell_confidence[chosen],
+        class_positives=positives,
+        class_valid=valid,
+        class_weight=weight[mask],
+        negatives=negatives,
+        negative_valid=negative_valid,
+    )
+
+
+def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
+    """(K, C) bool: may masks of this class be negatives of mask k?
+
+    Only if the class is not among the mask's likeliest: 1 for a reliable mask (never its own class,
+    so two instances of one class are not pushed apart), `unlabelled_top_k` for the others.
+    """
+    classes = table.probabilities.shape[1]
+    rank = table.probabilities.argsort(1, descending=True).argsort(1)
+    reach = torch.where(table.reliable, 1, min(unlabelled_top_k, classes - 1))
+    return rank >= reach[:, None]
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    return torch.rand(shape, generator=generator).to(like.device)
+
+
+def _draw_anchors(
+    table: MaskTable,
+    student_label: Tensor,
+    thresholds: Tensor,
+    config: PairConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Positions in `table.cells`: at most `anchors_per_mask` of a mask, half of them hard, and
+    `anchors_per_image` in all, a cell's weight 1 / sqrt(cells of its mask * cells of its class).
+    """
+    noise = _uniform((len(table.cells),), generator, table.start)
+    usable = (table.count >= 2) & ~table.merged
+    label = table.label[table.owner]
+    unsure = table.cell_confidence < thresholds[label]
+    hard = (student_label[table.cells] != label) | unsure
+    hard_rank, hard_count = _rank_within(table, hard, noise)
+    easy_rank, easy_count = _rank_within(table, ~hard, noise)
+    half = config.anchors_per_mask // 2
+    rest = config.anchors_per_mask - half
+    hard_quota = torch.maximum(
+        torch.full_like(hard_count, half), config.anchors_per_mask - easy_count
+    )
+    easy_quota = torch.maximum(
+        torch.full_like(easy_count, rest), config.anchors_per_mask - hard_count
+    )
+    eligible = usable[table.owner] & torch.where(
+        hard, hard_rank < hard_quota[table.owner], easy_rank < easy_quota[table.owner]
+    )
+    of_class = torch.bincount(label, weights=usable[table.owner].double())[label].float()
+    weight = 1 / torch.sqrt(table.count[table.owner].float() * of_class.clamp(min=1))
+    # Sampling without replacement in proportion to weight: the smallest of -log(u) / weight.
+    key = (-torch.log(noise.clamp(min=1e-9)) / weight).masked_fill(~eligible, torch.inf)
+    number = min(int(eligible.sum()), config.anchors_per_image)
+    return key.argsort(stable=True)[:number]
+
+
+def _rank_within(table: MaskTable, member: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Random rank of each member cell among its mask's members, and members per mask."""
+    order = (noise + (~member) * 2.0).argsort(stable=True)
+    order = order[table.owner[order].argsort(stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - table.start[table.owner[order]]
+    return rank, _sum_by(table.owner, member.long(), len(table))
+
+
+def _draw_same_mask(
+    table: MaskTable, chosen: Tensor, mask: Tensor, number: int, generator: torch.Generator
+) -> Tensor:
+    """(A, P) positions in `table.cells` of other cells of the anchor's mask, with replacement."""
+    start, count = table.start[mask, None], table.count[mask, None]
+    draw = (_uniform((len(chosen), number), generator, start) * (count - 1)).long()
+    own = chosen[:, None] - start
+    return start + draw + (draw >= own)
+
+
+def _draw_same_class(
+    table: MaskTable,
+    pool: PrototypePool,
+    mask: Tensor,
+    image: int,
+    sample_key: int,
+    number: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """(A, P) pool entries of other reliable masks of the anchor's class, and which are real.
+
+    The first half comes from other images where there are any, the rest from anywhere. Entries of
+    one class lie together, sorted by image and mask, so "all but my image" and "all but my mask" are
+    a range with a gap that a drawn number skips.
+    """
+    draw = _uniform((len(mask), number), generator, mask)
+    if not len(pool.vectors):
+        return draw.long(), torch.zeros_like(draw, dtype=torch.bool)
+    label = table.label[mask]
+    same_image = pool.images == image
+    own_image = torch.zeros_like(pool.class_count).index_add_(0, pool.classes, same_image.long())
+    before = torch.zeros_like(own_image).index_add_(0, pool.classes, (pool.images < image).long())
+    mine = _own_entry(table, pool, sample_key)[mask]  # position in the pool, -1: not there
+
+    start, count = pool.class_start[label], pool.class_count[label]
+    gap_from, gap = start + before[label], own_image[label]
+    others = count - gap
+    far = start[:, None] + (draw * others[:, None]).long()
+    far = far + gap[:, None] * (far >= gap_from[:, None])
+    in_pool = (mine >= 0).long()
+    near = start[:, None] + (draw * (count - in_pool)[:, None]).long()
+    near = near + in_pool[:, None] * (near >= mine[:, None])
+
+    slot = torch.arange(number, device=draw.device)
+    use_far = (slot < (number + 1) // 2)[None] & (others > 0)[:, None]
+    valid = table.reliable[mask, None] & torch.where(
+        use_far, others[:, None], (count - in_pool)[:, None]
+    ).gt(0)
+    index = torch.where(use_far, far, near).clamp(max=len(pool.vectors) - 1)
+    return index, valid
+
+
+def _own_entry(table: MaskTable, pool: PrototypePool, sample_key: int) -> Tensor:
+    """(K,) where each mask of this sample stands in the pool; -1 for those that do not."""
+    position = torch.full((len(table),), -1, dtype=torch.long, device=pool.keys.device)
+    index = pool.keys - sample_key
+    own = ((index >= 0) & (index < len(table))).nonzero()[:, 0]
+    position[index[own]] = own
+    return position
+
+
+def _draw_negatives(
+    pool: PrototypePool,
+    allowed: Tensor,
+    similarity: Tensor,
+    number: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """(A, N) pool entries of allowed classes: half uniform over classes, half semi-hard.
+
+    Semi-hard = the most similar quarter of four times as many uniform draws: near, but not always the
+    very nearest, which are the likeliest to be of the anchor's own class after all.
+    """
+    uniform_part = number - number // 2
+    semi_hard = number // 2
+    shape = (len(allowed), uniform_part + 4 * semi_hard)
+    which_class, which_entry = (_uniform(shape, generator, allowed) for _ in range(2))
+    allowed = allowed & (pool.class_count > 0)
+    choices = allowed.sum(1, keepdim=True)
+    valid = (choices > 0).expand(-1, number)
+    if not len(pool.vectors) or not len(allowed):
+        empty = torch.zeros(len(allowed), number, dtype=torch.long, device=allowed.device)
+        return empty, torch.zeros_like(empty, dtype=torch.bool)
+    class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
+    picked = class_order.gather(1, (which_class * choices).long())
+    count = pool.class_count[picked]
+    index = pool.class_start[picked] + (which_entry * count).long()
+    index = index.clamp(max=len(pool.vectors) - 1)
+    candidates = index[:, uniform_part:]
+    nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1).indices
+    drawn = torch.cat([index[:, :uniform_part], candidates.gather(1, nearest)], 1)
+    return drawn, valid

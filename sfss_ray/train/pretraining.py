@@ -1,0 +1,89 @@
+"""Supervised training of a source model: plain torch, any `Run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfss_ray.config import Config
+from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
+from sfss_ray.data.folders import LabelledImage
+from sfss_ray.models.build import build_network
+from sfss_ray.train.adaptation import Watch
+from sfss_ray.train.collective import average_buffers, sum_over_workers, world_size
+from sfss_ray.train.loop import (
+    apply_gradients,
+    autocast,
+    build_optimizer,
+    distribute,
+    learning_rate,
+    require_finite,
+    run_steps,
+    set_learning_rate,
+)
+from sfss_ray.train.losses import segmentation_loss
+from sfss_ray.train.run import Run
+from sfss_ray.train.samples import LabelledSamples, step_loader
+
+
+@dataclass(frozen=True)
+class PretrainingTask:
+    """All that training is given: labelled images, their classes, the config."""
+
+    images: tuple[LabelledImage, ...]
+    classes: ClassSet
+    config: Config
+
+
+def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> None:
+    """Train a network from random weights with cross entropy on labelled images."""
+    config = task.config.pretrain
+    torch.manual_seed(task.config.seed)
+    network = build_network(config.network, len(task.classes)).to(run.device)
+    optimizer = build_optimizer(network.body, [network.classifier], config.optim)
+    saved = run.resume_state()
+    if saved:
+        network.load_state_dict(saved["student"])
+        optimizer.load_state_dict(saved["optimizer"])
+    start = saved["step"] if saved else 0
+    samples = LabelledSamples(task.images, config.augment, task.config.seed)
+    loader = step_loader(
+        samples,
+        start,
+        config.num_steps,
+        config.batch_size,
+        run.rank,
+        run.world,
+        task.config.compute.loader_processes,
+    )
+    module = distribute(network, run)
+    last_saved = [start]
+
+    def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
+        module.train()
+        set_learning_rate(optimizer, learning_rate(step, config.num_steps, config.optim))
+        labels = batch["labels"]
+        valid = (labels != IGNORE_INDEX).float()
+        with autocast(run, config.precision):
+            logits = network.upsample(module(batch["image"]).logits, labels.shape[-2:])
+        pixels = sum_over_workers(valid.sum()).clamp(min=1)
+        loss = segmentation_loss(logits, labels, valid) * world_size() / pixels
+        require_finite(loss, step, last_saved[0])
+        apply_gradients(loss, module, optimizer, config.optim.max_grad_norm)
+        average_buffers(network)
+        return {"loss": loss.detach()}
+
+    def observe() -> dict[str, float]:
+        return watch(network.eval()) if watch else {}
+
+    def state(step: int) -> dict[str, Any]:
+        last_saved[0] = step
+        weights = {"student": network.state_dict(), "optimizer": optimizer.state_dict()}
+        return weights | {"step": step}
+
+    run_steps(
+        run, loader, start, config.num_steps, config.checkpoint_every, take_step, observe, state
+    )

@@ -1,0 +1,135 @@
+"""What a training step sees of the disk: crops, as a pure function of (seed, sample number).
+
+Samples are numbered through the whole run: step t of batch size b uses numbers (t - 1) * b to
+t * b - 1, whatever the number of workers, and a run that is resumed goes on with the number that
+comes next. So neither world size nor an interruption changes what is learnt from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sfss_ray.config import AugmentConfig
+from sfss_ray.data.augment import draw_geometry, strong_view
+from sfss_ray.data.folders import ImageFile, LabelledImage, read_image, read_labels
+from sfss_ray.errors import DataError
+from sfss_ray.masks.store import MaskStore
+
+
+def image_of_sample(seed: int, number: int, images: int) -> int:
+    """Index of the image that sample `number` shows: every image once per epoch, shuffled."""
+    epoch, place = divmod(number, images)
+    return int(_epoch_order(seed, epoch, images)[place])
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(images)
+
+
+def _sample_rng(seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, 2, number])
+
+
+def _tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+
+class TargetSamples(Dataset):
+    """Unlabelled crops: weak and strong view (3, H, W) uint8 and mask ids (H, W), one geometry.
+
+    Without a mask folder all mask ids are 0.
+    """
+
+    def __init__(
+        self, images: Sequence[ImageFile], masks: Path | None, augment: AugmentConfig, seed: int
+    ):
+        self.images, self.augment, self.seed = list(images), augment, seed
+        self.store = MaskStore(masks) if masks else None
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rng = _sample_rng(self.seed, number)
+        index = image_of_sample(self.seed, number, len(self.images))
+        file = self.images[index]
+        image = read_image(file.path)
+        geometry = draw_geometry(self.augment, image.shape[:2], rng)
+        weak = geometry.apply_to_image(image)
+        strong = strong_view(weak, self.augment, rng)
+        ids = self._mask_ids(file.image_id, geometry, image.shape[:2])
+        return {
+            "weak": _tensor(weak),
+            "strong": _tensor(strong),
+            "mask_ids": torch.from_numpy(ids.astype(np.int64)),
+            "image": index,
+            "number": number,
+        }
+
+    def _mask_ids(self, image_id: str, geometry, size: tuple[int, int]) -> np.ndarray:
+        if self.store is None:
+            return np.zeros(geometry.size, np.int32)
+        window = geometry.window(size)
+        ids = self.store.id_map(image_id, window)
+        return geometry.apply_to_ids(ids, size, origin=window[:2])
+
+
+class LabelledSamples(Dataset):
+    """Labelled crops for training a source model: image (3, H, W) uint8, labels (H, W) int64."""
+
+    def __init__(self, images: Sequence[LabelledImage], augment: AugmentConfig, seed: int):
+        self.images, self.augment, self.seed = list(images), augment, seed
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rng = _sample_rng(self.seed, number)
+        file = self.images[image_of_sample(self.seed, number, len(self.images))]
+        image, labels = read_image(file.path), read_labels(file.label_path)
+        if image.shape[:2] != labels.shape:
+            raise DataError(
+                f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]} but their"
+                f" image is {image.shape[1]}x{image.shape[0]}: give pairs of one size"
+            )
+        geometry = draw_geometry(self.augment, labels.shape, rng)
+        crop = strong_view(geometry.apply_to_image(image), self.augment, rng)
+        cut = geometry.apply_to_ids(labels, labels.shape)
+        return {"image": _tensor(crop), "labels": torch.from_numpy(cut.astype(np.int64))}
+
+
+class _StepBatches(Sampler[list[int]]):
+    """Sample numbers of this worker's part of each step after `start`."""
+
+    def __init__(self, start: int, num_steps: int, batch_size: int, rank: int, world: int):
+        self.steps = range(start, num_steps)
+        self.batch_size, self.local, self.rank = batch_size, batch_size // world, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            first = step * self.batch_size + self.rank * self.local
+            yield list(range(first, first + self.local))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def step_loader(
+    samples: Dataset,
+    start: int,
+    num_steps: int,
+    batch_size: int,
+    rank: int,
+    world: int,
+    processes: int,
+) -> DataLoader:
+    """Batches of this worker for steps start + 1 to num_steps, in order."""
+    return DataLoader(
+        samples,
+        batch_sampler=_StepBatches(start, num_steps, batch_size, rank, world),
+        num_workers=processes,
+        persistent_workers=processes > 0,
+    )

@@ -1,0 +1,34 @@
+"""The teacher: an exponential moving average of the student."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+def make_teacher(student: nn.Module) -> nn.Module:
+    """A copy of the student that takes no gradient and stays in eval mode."""
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, for weights, in float32.
+
+    Buffers (BatchNorm statistics) are copied: they are an average over steps already, and a second
+    one would lag behind the target domain.
+    """
+    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        old.lerp_(new.detach(), 1.0 - momentum)
+    for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        old.copy_(new)
+
+
+def warm_up_momentum(step: int, momentum: float) -> float:
+    """min(1 - 1 / (step + 1), momentum): only for layers that start from random weights.
+
+    For pretrained weights it would keep 1 / steps of the source model, and is never used.
+    """
+    return min(1.0 - 1.0 / (step + 1), momentum)

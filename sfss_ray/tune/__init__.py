@@ -1,0 +1,1 @@
+"""Stage 3: many students -> the best config."""

@@ -1,0 +1,322 @@
+"""Stage 3, the door: many students on Ray Tune -> the best temperature, weight and momentum.
+
+Temperature and contrast weight are coupled, so the three knobs are searched jointly (Optuna's TPE).
+Masks are made once before. A trial of one worker trains inside the trial itself; a trial of several
+starts Ray Train from a driver that holds almost no CPU, so that trials cannot starve their workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfss_ray import cluster
+from sfss_ray.config import Config, TuneConfig, override
+from sfss_ray.errors import ConfigError, TrainingError
+from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.run_folder import write_json
+from sfss_ray.train.launch import Prepared, fit, following, save_student
+
+TEMPERATURE = "train.loss.temperature"
+CONTRAST_WEIGHT = "train.loss.contrast_weight"
+EMA_MOMENTUM = "train.ema_momentum"
+EMA_GAP = "ema_gap"  # searched as 1 - momentum, which is what spans orders of magnitude
+BEST_CONFIG_FILE = "best_config.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trained student."""
+
+    name: str
+    folder: Path
+    values: dict[str, float]
+    """The three knobs by dotted name."""
+    metrics: dict[str, Any]
+    """Of the last step that was reported."""
+    status: str
+    """finished, stopped early, or failed."""
+    error: str = ""
+
+    @property
+    def score(self) -> float:
+        """What the search maximised; -inf for a failed trial."""
+        return self.metrics.get("score", -math.inf) if self.status != "failed" else -math.inf
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """All trials, and the best finished one."""
+
+    trials: list[Trial]
+    best: int
+    score_name: str
+    oracle: bool
+    """True when target labels chose the best trial."""
+    best_config: Path
+
+
+def score_name(config: TuneConfig, labelled: bool) -> str:
+    """Resolve `score = auto`; ConfigError when mIoU is asked for without labels."""
+    if config.score == "val_miou" and not labelled:
+        raise ConfigError(
+            "score is 'val_miou' but no val_images and val_labels were given: give them, or choose"
+            " mask_information, which needs no labels"
+        )
+    if config.score == "auto":
+        return "val_miou" if labelled else "mask_information"
+    return config.score
+
+
+def knob_values(sampled: dict[str, float]) -> dict[str, float]:
+    """A point of the search space as config values."""
+    return {
+        TEMPERATURE: sampled[TEMPERATURE],
+        CONTRAST_WEIGHT: sampled[CONTRAST_WEIGHT],
+        EMA_MOMENTUM: 1.0 - sampled[EMA_GAP],
+    }
+
+
+def trial_folder(root: Path, values: dict[str, float]) -> Path:
+    """Where a trial keeps its state: the same point of the space goes on from its checkpoint."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return root / f"trial-{digest}"
+
+
+def run_search(
+    prepared: Prepared, folder: Path, config: Config, progress: ProgressSink = print_line
+) -> SearchResult:
+    """Search in a claimed folder; goes on with a search that was interrupted there."""
+    score = score_name(config.tune, bool(prepared.labelled))
+    folder = folder / "trials"
+    plan = _Plan(prepared, folder, config, score)
+    results = folder / "results.json"
+    if not results.exists():
+        device = cluster.resolve_device(config.compute)
+        with cluster.connected(config.compute) as resources:
+            trials = _run_trials(plan, resources, device, progress)
+        write_json(results, [_as_json(trial) for trial in trials])
+    trials = [_from_json(item) for item in json.loads(results.read_text())]
+    best = _best(trials)
+    best_config = folder.parent / BEST_CONFIG_FILE
+    write_json(best_config, trials[best].values)
+    return SearchResult(trials, best, score, score == "val_miou", best_config)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What every trial is given."""
+
+    prepared: Prepared
+    folder: Path
+    config: Config
+    score: str
+
+
+def _as_json(trial: Trial) -> dict[str, Any]:
+    return vars(trial) | {"folder": str(trial.folder)}
+
+
+def _from_json(item: dict[str, Any]) -> Trial:
+    return Trial(**(item | {"folder": Path(item["folder"])}))
+
+
+def _best(trials: list[Trial]) -> int:
+    """The finished trial with the highest score; a collapsed one (one class) never wins."""
+    finished = [i for i, t in enumerate(trials) if t.status == "finished"]
+    sound = [i for i in finished if _predicted_classes(trials[i]) > 1] or finished
+    if not sound:
+        reasons = sorted({trial.error for trial in trials if trial.error}) or ["none finished"]
+        raise TrainingError(f"no trial of {len(trials)} finished: {reasons[0]}")
+    return max(sound, key=lambda i: trials[i].score)
+
+
+def _predicted_classes(trial: Trial) -> float:
+    """Classes a trial's student still predicts."""
+    return trial.metrics.get("predicted_classes", math.inf)
+
+
+def _run_trials(
+    plan: _Plan, resources: cluster.Resources, device: str, progress: ProgressSink
+) -> list[Trial]:
+    import ray.tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    warnings.filterwarnings("ignore", module="optuna")
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    tune = plan.config.tune
+    space = {
+        TEMPERATURE: ray.tune.loguniform(*tune.temperature_range),
+        CONTRAST_WEIGHT: ray.tune.loguniform(*tune.contrast_weight_range),
+        EMA_GAP: ray.tune.loguniform(*tune.ema_gap_range),
+    }
+    limit = plan.config.compute.concurrent_trials or _concurrency(plan.config, resources, device)
+    tuner = _tuner(plan, device, space, OptunaSearch, limit)
+    with following(lambda: sorted(plan.folder.glob("trial-*")), progress):
+        grid = tuner.fit()
+    return _collect(plan, grid)
+
+
+def _tuner(plan: _Plan, device: str, space: dict[str, Any], searcher: Any, limit: int):
+    import ray.tune
+
+    storage, name = plan.folder / "ray", "search"
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(_trial, plan=plan), _trial_resources(plan.config, device)
+    )
+    path = str(storage / name)
+    if ray.tune.Tuner.can_restore(path):
+        return ray.tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+    tune = plan.config.tune
+    search = searcher(
+        metric="score", mode="max", seed=plan.config.seed, points_to_evaluate=[_start(plan.config)]
+    )
+    return ray.tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            metric="score",
+            mode="max",
+            num_samples=tune.num_trials,
+            max_concurrent_trials=limit,
+            search_alg=search,
+            scheduler=_scheduler(plan.config),
+        ),
+        run_config=ray.tune.RunConfig(name=name, storage_path=str(storage), verbose=0),
+    )
+
+
+def _start(config: Config) -> dict[str, float]:
+    """The config's own values, moved into the ranges that are searched."""
+    tune, train = config.tune, config.train
+
+    def inside(value: float, between: tuple[float, float]) -> float:
+        return min(max(value, between[0]), between[1])
+
+    return {
+        TEMPERATURE: inside(train.loss.temperature, tune.temperature_range),
+        CONTRAST_WEIGHT: inside(train.loss.contrast_weight, tune.contrast_weight_range),
+        EMA_GAP: inside(1.0 - train.ema_momentum, tune.ema_gap_range),
+    }
+
+
+def looks(config: Config) -> int:
+    """Reports a trial makes in all."""
+    return math.ceil(config.train.num_steps / config.train.evaluate_every)
+
+
+def grace_looks(config: Config) -> int:
+    """Reports before ASHA may stop a trial: the first look after the contrast's full ramp."""
+    ramp_end = config.train.loss.ramp[1] * config.train.num_steps
+    return min(looks(config), math.floor(ramp_end / config.train.evaluate_every) + 1)
+
+
+def _scheduler(config: Config):
+    import ray.tune.schedulers
+
+    if not config.tune.early_stopping:
+        return ray.tune.schedulers.FIFOScheduler()
+    return ray.tune.schedulers.ASHAScheduler(
+        time_attr="training_iteration",
+        max_t=looks(config),
+        grace_period=grace_looks(config),
+        reduction_factor=config.tune.reduction_factor,
+    )
+
+
+def _trial_resources(config: Config, device: str) -> dict[str, float]:
+    if config.compute.num_workers > 1:
+        return {"CPU": 0.01}
+    return {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1.0} if device == "cuda" else {})
+
+
+def _concurrency(config: Config, resources: cluster.Resources, device: str) -> int:
+    workers = config.compute.num_workers
+    by_cpu = resources.cpus / (config.compute.cpus_per_worker * workers + 0.01 * (workers > 1))
+    by_gpu = resources.gpus / workers if device == "cuda" else math.inf
+    fitting = int(min(by_cpu, by_gpu))
+    if fitting < 1:
+        raise ConfigError(
+            f"a trial needs {workers} workers of {config.compute.cpus_per_worker:g} CPUs"
+            f"{' and a GPU each' if device == 'cuda' else ''}, but the cluster has"
+            f" {resources.cpus:g} CPUs and {resources.gpus} GPUs: lower num_workers or cpus_per_worker"
+        )
+    return fitting
+
+
+def _trial(sampled: dict[str, float], plan: _Plan) -> None:
+    """What a Tune trial runs: train a student with the sampled knobs, report its score."""
+    import ray.tune
+
+    values = knob_values(sampled)
+    config = override(plan.config, values)
+    folder = trial_folder(plan.folder, values)
+    write_json(folder / "values.json", values)
+    if config.compute.num_workers > 1:
+        _train_distributed(plan, config, folder)
+        return
+
+    import torch
+
+    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.run import LocalRun, load_state
+
+    torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
+
+    def report(metrics: dict[str, Any]) -> None:
+        ray.tune.report(metrics | {"score": metrics[plan.score]})
+
+    prepared = plan.prepared
+    task = AdaptationTask(prepared.source_model, prepared.training, prepared.masks, config)
+    device = cluster.resolve_device(config.compute)
+    run = LocalRun(folder, device, report)
+    adapt_student(task, run, prepared.examination(config))
+    save_student(load_state(folder), prepared, config, folder / "student.pt")
+
+
+def _train_distributed(plan: _Plan, config: Config, folder: Path) -> None:
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+
+    prepared = plan.prepared
+    task = AdaptationTask(prepared.source_model, prepared.training, prepared.masks, config)
+    watch = _Scored(prepared.examination(config), plan.score)
+    state = fit(adapt_student, task, watch, folder, config, _silent, [TuneReportCallback()])
+    save_student(state, prepared, config, folder / "student.pt")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A watch that also names its metric `score`, which is what Tune compares."""
+
+    watch: Callable[[Any], dict[str, float]]
+    score: str
+
+    def __call__(self, network: Any) -> dict[str, float]:
+        seen = self.watch(network)
+        return seen | {"score": seen[self.score]}
+
+
+def _silent(text: str) -> None:
+    """Trials are followed by the driver through their progress files."""
+
+
+def _collect(plan: _Plan, grid: Any) -> list[Trial]:
+    trials = []
+    for number, result in enumerate(grid, start=1):
+        values = knob_values(result.config)
+        metrics = {k: v for k, v in (result.metrics or {}).items() if isinstance(v, (int, float))}
+        last = metrics.get("step", 0) >= plan.config.train.num_steps
+        status = "failed" if result.error else ("finished" if last else "stopped early")
+        error = str(result.error).strip().splitlines()[-1] if result.error else ""
+        folder = trial_folder(plan.folder, values)
+        trials.append(Trial(f"trial {number}", folder, values, metrics, status, error))
+    return trials

@@ -1,0 +1,343 @@
+"""The generator against segment_anything's own, on a small Sam with random weights."""
+
+import math
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch.nn import functional as F
+
+from sfss_ray.masks import candidates, rle
+from sfss_ray.masks.automatic import AutomaticMaskGenerator
+from sfss_ray.masks.candidates import encode_crop
+from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.upsample import RegionUpsampler
+
+REPOSITORY = Path(__file__).parents[2]
+LOOSE = {"points_per_side": 8, "stability_score_thresh": 0.5, "box_nms_thresh": 0.9}
+CASES = {
+    "quality filter": {"pred_iou_thresh": 2.0},
+    "no quality filter": {"pred_iou_thresh": -10.0, "points_per_batch": 5},
+    "crops": {"pred_iou_thresh": 1.0, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2},
+    "small regions": {"pred_iou_thresh": 1.0, "min_mask_region_area": 60},
+    "negative offset": {"pred_iou_thresh": 1.0, "stability_score_offset": -0.5},
+}
+
+
+def small_sam(seed=5, gain=1.6):
+    """A Sam of 256 pixels and patch 8 whose masks have parts and borders.
+
+    Plain random weights give noise of single pixels, so the four pixels that an upscaling
+    convolution makes of one are nearly alike here; larger weights make masks depend on the point.
+    """
+    torch.manual_seed(seed)
+    encoder = ImageEncoderViT(
+        depth=4, embed_dim=128, img_size=256, num_heads=4, patch_size=8, window_size=8,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True,
+        global_attn_indexes=(1, 3), out_chans=64,
+    )  # fmt: skip
+    prompt = PromptEncoder(
+        embed_dim=64, image_embedding_size=(32, 32), input_image_size=(256, 256), mask_in_chans=16
+    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=64, mlp_dim=256, num_heads=4)
+    decoder = MaskDecoder(transformer_dim=64, transformer=transformer, iou_head_hidden_dim=64)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in decoder.parameters():
+        if parameter.dim() > 1:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(gain / math.sqrt(parameter.shape[1]) * noise)
+    for convolution in (decoder.output_upscaling[0], decoder.output_upscaling[3]):
+        weight = convolution.weight.data
+        weight.copy_(2 * weight.mean((2, 3), keepdim=True) + 0.03 * weight)
+    for network in decoder.output_hypernetworks_mlps:
+        network.layers[-1].weight.data.mul_(16)
+    # Qualities are then about 1 to 5: a threshold of 2 drops some and keeps some.
+    decoder.iou_prediction_head.layers[-1].bias.data.add_(5)
+    return Sam(encoder, prompt, decoder).eval()
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return small_sam()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def drawn_image(height=150, width=200, seed=0):
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([255 * x / width, 255 * y / height, 0 * x], axis=-1).astype(np.uint8)
+    rng = np.random.default_rng(height + seed)
+    for _ in range(6):
+        cy, cx, r = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(8, 40)
+        image[np.hypot(y - cy, x - cx) < r] = rng.integers(0, 256, 3)
+    return image
+
+
+def real_images():
+    root = Path(os.environ.get("SFSS_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    files = sorted((root / "camvid" / "images" / "val").glob("*.jpg"))[:2]
+    if len(files) < 2:
+        pytest.skip(f"no CamVid images in {root}; set SFSS_TEST_DATA to a folder with camvid/")
+    return [cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB) for file in files]
+
+
+def both(sam, image, **parameters):
+    parameters = {**LOOSE, "output_mode": "coco_rle", **parameters}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about how the stock generator uses it
+        stock = SamAutomaticMaskGenerator(sam, **parameters).generate(image)
+    return stock, AutomaticMaskGenerator(sam, **parameters).generate(image)
+
+
+def assert_same_masks(pairs, least=5):
+    """Same count and order; nearly all RLEs byte for byte, the others by a pixel or a thousandth.
+
+    Only the decoder's roundoff can make one differ; of random weights' ragged masks it flips a
+    pixel in 1 to 4 of a hundred. It is as far from stock as stock is from itself in float64.
+    """
+    stock, ours = ([record for pair in pairs for record in pair[k]] for k in (0, 1))
+    assert [len(a) for a, _ in pairs] == [len(b) for _, b in pairs]
+    assert len(stock) >= least
+    n_other = sum(not assert_same_record(a, b) for a, b in zip(stock, ours, strict=True))
+    assert n_other <= max(1, 0.05 * len(stock))
+
+
+def assert_same_record(stock, ours):
+    """Whether the RLEs are equal; fails if more than roundoff differs."""
+    assert list(stock) == list(ours)
+    assert stock["point_coords"] == ours["point_coords"]
+    assert stock["crop_box"] == ours["crop_box"]
+    assert stock["predicted_iou"] == pytest.approx(ours["predicted_iou"], abs=1e-4, rel=1e-4)
+    assert stock["stability_score"] == pytest.approx(ours["stability_score"], abs=5e-3, nan_ok=True)
+    if stock["segmentation"] == ours["segmentation"]:
+        assert stock["bbox"] == ours["bbox"]
+        assert stock["area"] == ours["area"]
+        return True
+    a, b = (coco.decode(record["segmentation"]) for record in (stock, ours))
+    assert (a != b).sum() <= max(1, 0.001 * (a | b).sum())
+    return False
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_byte_identical_masks_with_the_models_own_decoder(sam, case, monkeypatch):
+    """All steps but the decoder lose nothing: not a pixel differs."""
+    monkeypatch.setattr(candidates, "is_stock", lambda sam: False)
+    stock, ours = both(sam, drawn_image(seed=1), **CASES[case])
+    assert len(stock) >= 5
+    assert [a["segmentation"] for a in stock] == [b["segmentation"] for b in ours]
+    assert all(assert_same_record(a, b) for a, b in zip(stock, ours, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_masks_as_stock_on_a_drawn_image(sam, case):
+    assert_same_masks([both(sam, drawn_image(), **CASES[case])])
+
+
+@pytest.mark.parametrize("shape", [(200, 130), (256, 256), (90, 300), (40, 40), (31, 17)])
+def test_same_masks_for_all_shapes(sam, shape):
+    parameters = {"pred_iou_thresh": -10.0, "points_per_side": 6, "stability_score_thresh": 0.3}
+    assert_same_masks([both(sam, drawn_image(*shape), **parameters)], least=3)
+
+
+@pytest.mark.parametrize("case", ["quality filter", "crops"])
+def test_same_masks_as_stock_on_real_images(sam, case):
+    assert_same_masks([both(sam, image, **CASES[case]) for image in real_images()])
+
+
+def test_empty_masks_pass_only_without_stability_threshold(sam):
+    """An empty mask has stability 0 / 0; stock keeps it when nothing is filtered."""
+    sam = small_sam()
+    sam.mask_threshold = 1e9
+    free = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "points_per_side": 4}
+    stock, ours = both(sam, drawn_image(), **free)
+    assert_same_masks([(stock, ours)], least=1)
+    assert all(record["area"] == 0 and record["bbox"] == [0, 0, 0, 0] for record in ours)
+    assert all(math.isnan(record["stability_score"]) for record in ours)
+    free["stability_score_thresh"] = 0.01
+    assert AutomaticMaskGenerator(sam, **free).generate(drawn_image()) == []
+
+
+def test_no_mask_passes_in_crops_and_with_small_regions(sam):
+    generator = AutomaticMaskGenerator(
+        sam, 4, pred_iou_thresh=1e9, crop_n_layers=1, min_mask_region_area=10
+    )
+    assert generator.generate(drawn_image()) == []
+
+
+def test_output_modes_hold_the_same_masks(sam):
+    parameters = {**LOOSE, "pred_iou_thresh": 1.0}
+    modes = ("binary_mask", "uncompressed_rle", "coco_rle")
+    records = [
+        AutomaticMaskGenerator(sam, output_mode=mode, **parameters).generate(drawn_image())
+        for mode in modes
+    ]
+    assert len(records[0]) > 5
+    for binary, runs, text in zip(*records, strict=True):
+        mask, counts = binary["segmentation"], runs["segmentation"]["counts"]
+        assert mask.dtype == bool
+        assert mask.shape == (150, 200)
+        assert sum(counts[1::2]) == mask.sum() == binary["area"]
+        assert rle.to_coco_string(counts) == text["segmentation"]["counts"]
+        np.testing.assert_array_equal(coco.decode(text["segmentation"]), mask)
+        assert runs["segmentation"]["size"] == text["segmentation"]["size"] == [150, 200]
+
+
+def test_explicit_points(sam):
+    grids = [np.array([[0.1, 0.2], [0.5, 0.5], [0.9, 0.3]])]
+    parameters = {"points_per_side": None, "point_grids": grids, "pred_iou_thresh": -10.0}
+    pair = both(sam, drawn_image(), stability_score_thresh=0.1, **parameters)
+    assert_same_masks([pair], least=1)
+
+
+class _OwnDecoder(MaskDecoder):
+    """A changed decoder: swaps the sign of the masks."""
+
+    def forward(self, **inputs):
+        logits, quality = super().forward(**inputs)
+        return -logits, quality
+
+
+def test_changed_decoder_classes_run_themselves():
+    sam = small_sam()
+    assert is_stock(sam)
+    sam.mask_decoder.__class__ = _OwnDecoder
+    assert not is_stock(sam)
+    assert_same_masks([both(sam, drawn_image(), pred_iou_thresh=0.1)])
+
+
+def test_changed_layers_are_not_stock():
+    sam = small_sam()
+    layer = sam.mask_decoder.transformer.layers[1]
+    layer.mlp.lin1 = torch.nn.Sequential(layer.mlp.lin1, torch.nn.Dropout())
+    assert not is_stock(sam)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_decoder_equals_the_models_own_for_other_depths(depth):
+    """Not only the images of one size and the two layers of the published models."""
+    sam = small_sam()
+    sam.mask_decoder.transformer = TwoWayTransformer(depth, 64, 4, 256).eval()
+    embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(6, 2)
+    with torch.no_grad():
+        stock, ours = (
+            decoder(sam, embedding, torch.float32).decode(points, None)
+            for decoder in (ModelDecoder, SharedImageDecoder)
+        )
+    torch.testing.assert_close(ours.quality, stock.quality, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.kept, stock.kept)
+    error = (ours.logits - stock.logits).abs().max() / stock.logits.std()
+    assert error < 1e-4
+
+
+def test_only_masks_above_the_quality_are_decoded(sam):
+    embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(6, 2)
+    with torch.no_grad():
+        decoder = SharedImageDecoder(sam, embedding, torch.float32)
+        every = decoder.decode(points, None)
+        middle = every.quality.median().item()
+        some = decoder.decode(points, middle)
+    assert some.kept.tolist() == torch.nonzero(every.quality.flatten() > middle)[:, 0].tolist()
+    torch.testing.assert_close(some.logits, every.logits[some.kept], rtol=1e-4, atol=1e-3)
+
+
+def test_encoder_is_that_of_the_predictor(sam):
+    image = drawn_image()
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    embedding, input_size = predictor.features, predictor.input_size
+    with torch.no_grad():
+        crop = encode_crop(predictor, image, torch.float32)
+        stock = ModelDecoder(sam, embedding, torch.float32).decode(torch.tensor([[9.0, 9.0]]), None)
+        ours = crop.decoder.decode(torch.tensor([[9.0, 9.0]]), None)
+    assert crop.input_size == input_size == (192, 256)
+    torch.testing.assert_close(ours.quality, stock.quality, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [((192, 256), (150, 200)), ((256, 120), (700, 328))])
+def test_region_holds_all_pixels_above_and_the_same_values(shape):
+    seen, size = shape
+    rng = np.random.default_rng(0)
+    upsampler = RegionUpsampler((128, 128), 256, seen, size)
+    for _ in range(20):
+        low = torch.full((128, 128), -5.0)
+        y, x = rng.integers(0, 120, 2)
+        low[y : y + rng.integers(1, 60), x : x + rng.integers(1, 60)] = 3.0
+        low += torch.randn(128, 128) * 0.3
+        full = F.interpolate(low[None, None], (256, 256), mode="bilinear")
+        full = F.interpolate(full[..., : seen[0], : seen[1]], size, mode="bilinear")[0, 0]
+        region = upsampler.region(low, above=-1.0)
+        if region is None:
+            assert not (full > -1).any()
+            continue
+        w, h = region.logits.shape
+        rows, columns = slice(region.top, region.top + h), slice(region.left, region.left + w)
+        np.testing.assert_allclose(region.logits.T, full[rows, columns], atol=2e-5)
+        assert (full > -1).sum() == (region.logits > -1).sum()
+
+
+def test_bfloat16_gives_nearly_the_same_logits(sam):
+    """Compared before the threshold: of random weights' masks, small parts lie near to it."""
+    image, points = drawn_image(), 190 * torch.rand(6, 2)
+    with torch.no_grad():
+        exact, fast = (
+            encode_crop(SamPredictor(sam), image, dtype).decoder.decode(points, None)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    assert fast.logits.dtype == fast.quality.dtype == torch.float32
+    assert (exact.quality - fast.quality).abs().max() < 0.1 * exact.quality.abs().max()
+    assert (exact.logits - fast.logits).abs().mean() < 0.1 * exact.logits.std()
+    parameters = {**LOOSE, "pred_iou_thresh": 1.0, "dtype": torch.bfloat16}
+    assert AutomaticMaskGenerator(sam, **parameters).generate(image)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_masks_of_the_cpu():
+    parameters = {**LOOSE, "pred_iou_thresh": 1.0, "output_mode": "coco_rle"}
+    sam = small_sam()
+    cpu = AutomaticMaskGenerator(sam, **parameters).generate(drawn_image())
+    gpu = AutomaticMaskGenerator(sam.cuda(), **parameters).generate(drawn_image())
+    overlaps = coco.iou(*([r["segmentation"] for r in x] for x in (cpu, gpu)), [0] * len(gpu))
+    assert np.median(overlaps.max(axis=1)) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"output_mode": "png"}, r"'png'.*binary_mask"),
+        ({"dtype": torch.float16}, r"float16.*bfloat16"),
+        ({"points_per_side": None}, "exactly one"),
+        ({"point_grids": [np.zeros((1, 2))]}, "exactly one"),
+        ({"points_per_side": None, "point_grids": [np.zeros((3, 3))]}, r"\(3, 3\)"),
+        ({"points_per_side": 0}, "at least 1"),
+        ({"points_per_side": 2, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "layers"),
+        ({"points_per_batch": 0}, "points_per_batch is 0"),
+    ],
+)
+def test_parameter_errors(sam, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        AutomaticMaskGenerator(sam, **parameters)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), "a"]
+)
+def test_image_errors(sam, image):
+    with pytest.raises(ValueError, match=r"image is .*uint8 \(H, W, 3\)"):
+        AutomaticMaskGenerator(sam, 2).generate(image)

@@ -1,0 +1,107 @@
+"""A small report of each kind, as the pipeline would hand it over."""
+
+import copy
+
+CLASSES = ["road", "car", "train"]
+
+ADAPT = {
+    "title": "Adaptation of X to Y",
+    "kind": "adapt",
+    "created": "2026-01-02T03:04:05",
+    "version": "0.1.0",
+    "class_set": {"name": "three", "classes": CLASSES},
+    "network_scored": "student",
+    "step_scored": "last (400 of 400)",
+    "seed": 0,
+    "source_model": {"path": "source.pt", "sha256": "ab" * 32, "network": "compact"},
+    "regions": {
+        "source": "small_sam",
+        "note": "the small SAM shipped with the package",
+        "images": 96,
+        "masks": 2931,
+        "masks_per_image": 30.5,
+    },
+    "target": {"folder": "images", "images": 96, "held_out": 14},
+    "errors": [{"image": "foo.png", "reason": "0 bytes"}],
+    "labels": {"given": True, "images": 60, "used_for": "reporting only"},
+    "rows": [
+        {
+            "name": "source-only",
+            "miou": 38.1,
+            "pixel_accuracy": 80.2,
+            "per_class": [50.0, 26.2, None],
+            "mask_information": 1.03,
+        },
+        {
+            "name": "adapted",
+            "miou": 51.2,
+            "pixel_accuracy": 86.0,
+            "per_class": [80.4, 22.0, None],
+            "mask_information": 1.21,
+        },
+    ],
+    "curves": [
+        {
+            "name": "adapted",
+            "points": [
+                {"step": step, "loss": 2.0 / step, "learning_rate": 1e-4, "loss_ins": float("nan")}
+                for step in range(1, 11)
+            ],
+        }
+    ],
+    "seconds": {"masks": 61.2, "train": 100.3},
+    "config": {"train.num_steps": 400, "train.loss.temperature": 0.1, "masks.regions": "auto"},
+}
+
+_TRIALS = [
+    {
+        "name": f"trial {index}",
+        "temperature": temperature,
+        "contrast_weight": 0.1,
+        "ema_momentum": 0.999,
+        "steps": 400,
+        "status": status,
+        "miou": miou,
+        "mask_information": information,
+        "score": information,
+    }
+    for index, temperature, status, miou, information in (
+        (1, 0.1, "finished", 44.0, 1.10),
+        (2, 0.05, "stopped early", 40.0, 1.01),
+        (3, 0.5, "finished", 46.0, 1.30),
+        (4, 0.7, "finished", 43.0, 1.05),
+    )
+] + [
+    {
+        "name": "trial 5",
+        "temperature": 0.03,
+        "contrast_weight": 2.0,
+        "ema_momentum": 0.99,
+        "steps": 37,
+        "status": "failed",
+        "miou": None,
+        "mask_information": None,
+        "score": None,
+        "error": "the loss became NaN",
+    }
+]
+
+_TUNE = {"kind": "tune", "trials": _TRIALS, "best_trial": 2, "score_name": "mask_information"}
+
+
+def adapt_report(**changed):
+    """A report of one adaptation, with parts replaced."""
+    return copy.deepcopy({**ADAPT, **changed})
+
+
+def tune_report(**changed):
+    """A report of a search over five trials, the last of which failed."""
+    return copy.deepcopy({**ADAPT, **_TUNE, **changed})
+
+
+def unlabelled_report():
+    """A report without any labels."""
+    rows = [
+        {"name": row["name"], "mask_information": 1.0 + k} for k, row in enumerate(ADAPT["rows"])
+    ]
+    return adapt_report(rows=rows, labels={"given": False})
