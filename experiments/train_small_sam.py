@@ -40,6 +40,7 @@ RENDER_SIZES = (*((128, 256),) * 5, (192, 256), (192, 256), (256, 512))  # (heig
 POOL_AT_START = 64
 POOL_CAPACITY = 2000
 EMA_DECAY = 0.998
+PEAK_RATE = 1.5e-3
 SECONDS_BETWEEN_LINES = 20
 SECONDS_BETWEEN_SAVES = 240
 
@@ -58,10 +59,10 @@ class Stage:
 
 WIDE_SIZES = ((128, 256), (128, 256), (128, 256), (192, 256), (192, 256), (160, 256), (256, 256))
 STAGES = (
-    Stage(0.40, ((128, 128),), padded=False, images=8, points=12, focal=False),
-    Stage(0.55, WIDE_SIZES, padded=False, images=4, points=12, focal=False),
-    Stage(0.70, WIDE_SIZES, padded=False, images=4, points=12, focal=True),
-    Stage(math.inf, WIDE_SIZES, padded=True, images=4, points=16, focal=True),
+    Stage(0.30, ((128, 128),), padded=False, images=12, points=6, focal=False),
+    Stage(0.50, ((128, 128),), padded=False, images=12, points=6, focal=True),
+    Stage(0.72, WIDE_SIZES, padded=False, images=6, points=8, focal=True),
+    Stage(math.inf, WIDE_SIZES, padded=True, images=4, points=12, focal=True),
 )
 
 
@@ -193,7 +194,7 @@ def start_run(seed: int) -> Run:
     prepare_for_training(sam)
     average.load_state_dict(sam.state_dict())
     parameters = [*sam.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.02)
     return Run(sam, average.requires_grad_(False), heads, optimizer)
 
 
@@ -240,11 +241,11 @@ def stage_at(progress: float) -> Stage:
 def take_step(run: Run, pool: ScenePool, rng: np.random.Generator, progress: float) -> Tensor:
     """One update. Returns (loss, object IoU, part IoU)."""
     stage = stage_at(progress)
-    rate = 1e-3 * min(1.0, (run.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    rate = PEAK_RATE * min(1.0, (run.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
     for group in run.optimizer.param_groups:
         group["lr"] = max(rate, 1e-5)
     batch = make_batch(pool, stage, rng)
-    pair_weight = 0.05 + 0.45 * (1 - progress)
+    pair_weight = 0.1 + 0.9 * (1 - progress)
     loss, iou = batch_loss(run.sam, run.heads, batch, stage.padded, stage.focal, pair_weight)
     run.optimizer.zero_grad()
     loss.backward()

@@ -73,6 +73,7 @@ def prepare_environment() -> None:
     # Metrics would be throttled to one report in seconds otherwise.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; we print progress lines
 
 
 @contextlib.contextmanager
@@ -85,6 +86,7 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
     prepare_environment()
     import ray
 
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield _resources(compute)
         return

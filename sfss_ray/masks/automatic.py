@@ -331,10 +331,10 @@ def _cleaned(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_],
     return np.append(False, ~small)[islands], True
 
 
-def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels (H, W) of 8-connected components, 0 for background, and areas of labels 1, 2, ..."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return labels, stats[1:, cv2.CC_STAT_AREA]
+    return np.asarray(labels), np.asarray(stats)[1:, cv2.CC_STAT_AREA]
 
 
 def _xywh(boxes: Tensor) -> Tensor:

@@ -105,10 +105,12 @@ def encode_crop(
     sam = predictor.model
     with torch.autocast(sam.device.type, torch.bfloat16, enabled=dtype != torch.float32):
         predictor.set_image(cropped)
-    embedding, input_size = predictor.features.float(), predictor.input_size
+    embedding = predictor.get_image_embedding().float()
+    height, width = predictor.input_size
     predictor.reset_image()
     decoder_class = SharedImageDecoder if is_stock(sam) else ModelDecoder
-    return EncodedCrop(sam, decoder_class(sam, embedding, dtype), cropped.shape[:2], input_size)
+    decoder = decoder_class(sam, embedding, dtype)
+    return EncodedCrop(sam, decoder, cropped.shape[:2], (height, width))
 
 
 def find_candidates(
@@ -145,8 +147,9 @@ def _filter_masks(
     crop: EncodedCrop, decoded: DecodedPoints, points: Tensor, thresholds: Thresholds
 ) -> Candidates:
     """Measures the masks of a batch at image size, one region at a time, and filters them."""
+    _, low_h, low_w = decoded.logits.shape
     upsampler = RegionUpsampler(
-        decoded.logits.shape[1:], crop.sam.image_encoder.img_size, crop.input_size, crop.size
+        (low_h, low_w), crop.sam.image_encoder.img_size, crop.input_size, crop.size
     )
     cut, offset = crop.sam.mask_threshold, thresholds.offset
     measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.cpu()]
@@ -180,7 +183,8 @@ def _measure(low: Tensor, upsampler: RegionUpsampler, cut: float, offset: float)
     region = upsampler.region(low, above=cut - abs(offset))
     if region is None:
         return _Measured((0, 0), _EMPTY_BOX, _EMPTY_MASK)
-    pixels = tuple(int(np.count_nonzero(region.logits > c)) for c in (cut + offset, cut - offset))
+    higher, lower = (np.count_nonzero(region.logits > c) for c in (cut + offset, cut - offset))
+    pixels = (int(higher), int(lower))
     mask = region.logits > cut
     box = tight_box(mask)
     if box is None:

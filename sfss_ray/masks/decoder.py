@@ -27,6 +27,7 @@ stay in rows until the masks are there, and only masks that pass the quality thr
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -118,7 +119,8 @@ class SharedImageDecoder:
     """
 
     def __init__(self, sam: Sam, embedding: Tensor, dtype: torch.dtype) -> None:
-        self._sam, self._decoder, self._dtype = sam, sam.mask_decoder, dtype
+        self._sam, self._dtype = sam, dtype
+        self._decoder: Any = sam.mask_decoder  # its layers are typed as plain modules
         self._grid = tuple(embedding.shape[-2:])
         keys = embedding + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         keys = keys[0].flatten(1).T.contiguous()
@@ -340,6 +342,7 @@ def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def _conv_as_product(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     """A 2x2 transposed convolution with stride 2: (b, n, C) to (b, 4 n, C'), (dy, dx) innermost."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C', C)
-    bias = conv.bias.repeat(weight.shape[0] // len(conv.bias))
-    y = F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
-    return y.unflatten(2, (-1, len(conv.bias))).flatten(1, 2)
+    channels = conv.out_channels
+    bias = None if conv.bias is None else conv.bias.repeat(4).to(x.dtype)
+    y = F.linear(x, weight.to(x.dtype), bias)
+    return y.unflatten(2, (-1, channels)).flatten(1, 2)

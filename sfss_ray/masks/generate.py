@@ -8,6 +8,7 @@ retried, a shard is there whole or not at all, and never twice.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -181,8 +182,9 @@ def _run_pool(
     resources: cluster.Resources,
     progress: ProgressSink,
 ) -> None:
-    import ray
+    import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import sets it to INFO
     pool = _pool_size(config.compute, resources, spec["device"])
     items = list(_shard_items(images, _shard_length(len(images), pool, config)))
     pool = min(pool, len(items))
@@ -190,8 +192,7 @@ def _run_pool(
     cpus = 0.9 * resources.cpus / pool
     spec = spec | {"threads": max(1, (os.cpu_count() or 1) // pool)}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        MaskActor,
-        fn_constructor_args=(spec,),
+        _actor_class(spec),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=pool),
         num_cpus=min(1.0, cpus),
@@ -201,6 +202,17 @@ def _run_pool(
     for facts in dataset.iter_rows():
         errors += int(facts["errors"])
         bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+
+
+def _actor_class(spec: dict[str, Any]) -> type:
+    """MaskActor with its spec inside: arguments kept in the object store could be lost, and then a
+    dead actor could not be started again."""
+
+    class SpecifiedMaskActor(MaskActor):
+        def __init__(self):
+            super().__init__(spec)
+
+    return SpecifiedMaskActor
 
 
 def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:

@@ -209,7 +209,7 @@ def _undo_differences(values: Counts, starts: NDArray[np.int64]) -> Counts:
     return counts
 
 
-def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+def _starts(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.append(0, np.cumsum(lengths)).astype(np.int64)
 
 
@@ -285,12 +285,10 @@ def _common_size(
 def _checked_window(
     window: tuple[int, int, int, int] | None, size: tuple[int, int] | None
 ) -> tuple[int, int, int, int]:
-    if window is None and size is None:
-        raise ConfigError(
-            "no masks and no window: give window or image_size, so the shape is known"
-        )
     if window is None:
-        return (0, 0, *size)
+        if size is None:
+            raise ConfigError("no masks and no window: give window or image_size to know the shape")
+        return 0, 0, size[0], size[1]
     y0, x0, h, w = (int(v) for v in window)
     fits = min(y0, x0, h, w) >= 0
     if not fits or (size is not None and (y0 + h > size[0] or x0 + w > size[1])):

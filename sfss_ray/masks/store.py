@@ -100,7 +100,8 @@ class MaskStore:
             self._index(file)
 
     def _index(self, file: Path) -> None:
-        table = pq.read_table(file, columns=["image_id", "error", "masks.area"])
+        with pq.ParquetFile(file) as parquet:
+            table = parquet.read(columns=["image_id", "error", "masks.list.element.area"])
         for row, (image_id, error) in enumerate(
             zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
         ):

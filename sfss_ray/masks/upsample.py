@@ -70,8 +70,8 @@ class RegionUpsampler:
             The part, or None when no pixel can be greater than `above`.
         """
         high = low.numpy() > above
-        y = self._rows.outputs_of(high.any(axis=1))
-        x = self._columns.outputs_of(high.any(axis=0))
+        y = self._rows.outputs_of(np.flatnonzero(high.any(axis=1)))
+        x = self._columns.outputs_of(np.flatnonzero(high.any(axis=0)))
         if y is None or x is None:
             return None
         taps = self._columns.inputs_of(x)
@@ -89,13 +89,12 @@ class _Band:
         self._first = used.argmax(axis=1)
         self._last = used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
 
-    def outputs_of(self, inputs: NDArray[np.bool_]) -> slice | None:
-        """Outputs that touch the interval from the first to the last marked input."""
-        marked = np.flatnonzero(inputs)
-        if len(marked) == 0:
+    def outputs_of(self, inputs: NDArray[np.int64]) -> slice | None:
+        """Outputs that touch the interval from the first to the last of the growing `inputs`."""
+        if len(inputs) == 0:
             return None
-        start = int(np.searchsorted(self._last, marked[0], side="left"))
-        stop = int(np.searchsorted(self._first, marked[-1], side="right"))
+        start = int(np.searchsorted(self._last, inputs[0], side="left"))
+        stop = int(np.searchsorted(self._first, inputs[-1], side="right"))
         return slice(start, stop) if start < stop else None
 
     def inputs_of(self, outputs: slice) -> slice:

@@ -1,0 +1,203 @@
+"""CamVid, day -> dusk: real driving video, source-only against self-training against the full method.
+
+    python experiments/camvid_day2dusk.py --camvid DIR
+
+DIR holds images/train/*.jpg and labels/train/*.png (ids 0-10, 11 = void) of CamVid's 480x360 frames.
+The source model is trained from random weights on the labelled day frames (drives 0006R0 and 0016E5)
+and adapted to the dusk frames (drive 0001TP) without their labels, which are used to report alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfss_ray.cli import run_guarded
+from sfss_ray.config import Config, flatten, override
+
+DAY, DUSK = ("0006R0", "0016E5"), ("0001TP",)
+VOID = 11
+
+
+def make_config(arguments: argparse.Namespace) -> Config:
+    """Knobs for 480x360 frames on a CPU. Regions: Felzenszwalb, unless SAM weights are given."""
+    return override(
+        Config(),
+        {
+            "seed": arguments.seed,
+            "pretrain.num_steps": arguments.source_steps,
+            "pretrain.batch_size": 8,
+            "pretrain.optim.learning_rate": 2e-3,
+            "pretrain.augment.crop_size": [224, 320],
+            "pretrain.augment.scale_range": [0.65, 1.3],
+            "pretrain.augment.jitter": 0.3,
+            "pretrain.augment.hue": 0.03,
+            "pretrain.augment.grey_probability": 0.05,
+            "pretrain.augment.blur_probability": 0.2,
+            "evaluation.held_out_share": 0.0,
+            "train.num_steps": arguments.steps,
+            "train.evaluate_every": max(1, arguments.steps // 3),
+            "train.batch_size": 4,
+            "train.ema_momentum": 0.99,
+            "train.optim.learning_rate": 2e-4,
+            "train.augment.crop_size": [256, 352],
+            "train.augment.scale_range": [0.75, 1.25],
+            "train.pairs.anchors_per_image": 128,
+            "train.pairs.negatives": 128,
+            "train.pairs.bank_size": 64,
+        },
+    )
+
+
+def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, Path]:
+    """Folders of one domain: links to its frames, its labels with void as 255."""
+    from PIL import Image
+
+    from sfss_ray.data.folders import list_images, read_labels
+
+    images, labels = target / "images", target / "labels"
+    for folder in (images, labels):
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in list_images(camvid / "images" / "train", "CamVid images"):
+        if not file.image_id.startswith(drives):
+            continue
+        link = images / file.path.name
+        if not link.exists():
+            link.symlink_to(file.path.absolute())
+        label = labels / f"{file.image_id}.png"
+        if not label.exists():
+            ids = read_labels(camvid / "labels" / "train" / f"{file.image_id}.png")
+            Image.fromarray(np.where(ids == VOID, 255, ids).astype(np.uint8)).save(label)
+    return images, labels
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train the source, adapt twice, compare."""
+    from sfss_ray import evaluate_model, generate_masks, pretrain_source, train_student
+    from sfss_ray.report.tables import per_class_table, results_table
+
+    started = time.monotonic()
+    out, config = arguments.output, make_config(arguments)
+    day = arrange(arguments.camvid, out / "data" / "day", DAY)
+    dusk = arrange(arguments.camvid, out / "data" / "dusk", DUSK)
+    source = pretrain_source(*day, out / "source", classes="camvid-11", config=config).model
+    masks = generate_masks(
+        dusk[0], out / "masks", sam_checkpoint=arguments.sam_checkpoint, config=config
+    )
+    methods = {
+        "self-training": override(config, {"train.loss.contrast_weight": 0.0}),
+        "full method": config,
+    }
+    models, curves = {"source-only": source}, []
+    for name, knobs in methods.items():
+        print(f"{name}: adapting", flush=True)
+        folder = out / name.replace(" ", "_")
+        result = train_student(
+            source,
+            dusk[0],
+            masks.folder,
+            folder,
+            val_images=dusk[0],
+            val_labels=dusk[1],
+            config=knobs,
+        )
+        models[name] = result.model
+        curves.append({"name": name, "points": result.curve})
+    rows = []
+    for name, model in models.items():
+        score = evaluate_model(model, *dusk, config=config)
+        row = {"name": name, "miou": score.miou, "pixel_accuracy": score.pixel_accuracy}
+        rows.append(row | {"per_class": list(score.per_class.values())})
+    report = describe(rows, curves, models, masks, config, time.monotonic() - started)
+    page = write_page(report, models, dusk, masks, out)
+    print(
+        "\n".join(["", results_table(report), "", per_class_table(report), "", f"report: {page}"])
+    )
+
+
+def describe(
+    rows: list[dict[str, Any]],
+    curves: list[dict[str, Any]],
+    models: dict[str, Path],
+    masks: Any,
+    config: Config,
+    seconds: float,
+) -> dict[str, Any]:
+    """The comparison as report.json."""
+    import sfss_ray
+    from sfss_ray.train.launch import inspect_source
+
+    classes, network, digest = inspect_source(models["source-only"])
+    steps = config.train.num_steps
+    return {
+        "title": "CamVid, day to dusk",
+        "kind": "comparison",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": sfss_ray.__version__,
+        "class_set": {"name": classes.name, "classes": list(classes.classes)},
+        "network_scored": "student",
+        "step_scored": f"last ({steps} of {steps})",
+        "seed": config.seed,
+        "source_model": {"path": "source.pt", "sha256": digest, "network": network},
+        "regions": {
+            "source": masks.source,
+            "note": masks.note,
+            "images": masks.images,
+            "masks": masks.masks,
+            "masks_per_image": round(masks.masks / masks.images, 1),
+        },
+        "target": {"images": masks.images, "held_out": 0},
+        "labels": {"given": True, "images": masks.images, "used_for": "reporting only"},
+        "rows": rows,
+        "curves": curves,
+        "seconds": {"all": round(seconds, 1)},
+        "config": flatten(config),
+    }
+
+
+def write_page(
+    report: dict[str, Any],
+    models: dict[str, Path],
+    dusk: tuple[Path, Path],
+    masks: Any,
+    out: Path,
+) -> Path:
+    """Draw a few frames and write the report."""
+    from sfss_ray import MaskStore, load_model
+    from sfss_ray.config import EvaluationConfig
+    from sfss_ray.data.folders import pair_labels, read_image, read_labels
+    from sfss_ray.evaluation.evaluate import predict_probabilities
+    from sfss_ray.report.page import write_report
+    from sfss_ray.report.pictures import Strip
+
+    networks = {name: load_model(path).network for name, path in models.items()}
+    store, strips = MaskStore(masks.folder), []
+    for item in pair_labels(*dusk)[5::12]:
+        image = read_image(item.path)
+        predictions = {
+            name: predict_probabilities(net, image, EvaluationConfig()).argmax(0).astype(np.uint8)
+            for name, net in networks.items()
+        }
+        ids = store.id_map(item.image_id)
+        strips.append(Strip(item.image_id, image, ids, predictions, read_labels(item.label_path)))
+    return write_report(out, report, strips)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--camvid", type=Path, required=True, help="folder of images/ and labels/")
+    parser.add_argument("--sam-checkpoint", type=Path, help="SAM weights (default: Felzenszwalb)")
+    parser.add_argument("--output", type=Path, default=Path("runs/camvid_day2dusk"))
+    parser.add_argument("--source-steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    sys.exit(run_guarded(lambda: run(arguments)))
