@@ -208,8 +208,9 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch and, for the log, the mean best-of-3 IoU with object and part (2,).
 
-    padded: lay the images at the top left of SAM's padded square, as in use; else encode them as
-    a window at a random place of it. focal: focal loss instead of balanced cross entropy.
+    padded: fill up SAM's square, as in use; else the images are encoded alone. As wide as the
+    square they lie at its top, as in use; smaller ones at a random place of it.
+    focal: focal loss instead of balanced cross entropy.
     """
     h, w = (length // SMALL_PATCH_SIZE for length in batch.images.shape[2:])
     images, row, column = batch.images, 0, 0
@@ -217,7 +218,7 @@ def batch_loss(
         mean = sam.pixel_mean  # padding is zero after normalising
         images = mean.expand(len(images), 3, SMALL_IMAGE_SIZE, SMALL_IMAGE_SIZE).clone()
         images[:, :, : h * SMALL_PATCH_SIZE, : w * SMALL_PATCH_SIZE] = batch.images
-    else:
+    elif w < SIDE:
         row, column = (int(torch.randint(0, SIDE - length + 1, ())) for length in (h, w))
     embeddings = encode_window(sam, images, row, column)
     logits, predicted = decode_points(sam, embeddings, batch.points, row, column, h)

@@ -39,7 +39,7 @@ from sfss_ray.streets.scenes import render_scene
 RENDER_SIZES = (*((128, 256),) * 5, (192, 256), (192, 256), (256, 512))  # (height, width) in px
 POOL_AT_START = 64
 POOL_CAPACITY = 2000
-EMA_DECAY = 0.998
+EMA_DECAY = 0.996
 PEAK_RATE = 1.5e-3
 SECONDS_BETWEEN_LINES = 20
 SECONDS_BETWEEN_SAVES = 240
@@ -57,12 +57,12 @@ class Stage:
     focal: bool
 
 
-WIDE_SIZES = ((128, 256), (128, 256), (128, 256), (192, 256), (192, 256), (160, 256), (256, 256))
+WIDE_SIZES = ((128, 256), (128, 256), (128, 256), (128, 256), (160, 256), (192, 256), (192, 256))
 STAGES = (
     Stage(0.30, ((128, 128),), padded=False, images=12, points=6, focal=False),
-    Stage(0.50, ((128, 128),), padded=False, images=12, points=6, focal=True),
-    Stage(0.72, WIDE_SIZES, padded=False, images=6, points=8, focal=True),
-    Stage(math.inf, WIDE_SIZES, padded=True, images=4, points=12, focal=True),
+    Stage(0.42, ((128, 128),), padded=False, images=12, points=6, focal=True),
+    Stage(0.75, WIDE_SIZES, padded=False, images=6, points=8, focal=True),
+    Stage(math.inf, (*WIDE_SIZES, (256, 256)), padded=True, images=4, points=12, focal=True),
 )
 
 

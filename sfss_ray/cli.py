@@ -5,8 +5,11 @@ No knob is stated here: tyro reads arguments, types and texts from the functions
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import inspect
+import io
 import os
 import signal
 import sys
@@ -19,6 +22,7 @@ from sfss_ray.errors import SfssError
 VERBS = {
     "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
     "pretrain": ("sfss_ray.train.launch", "pretrain_source", "train a source model on labels"),
+    "train": ("sfss_ray.train.launch", "train_student", "adapt with masks that are there"),
     "adapt": ("sfss_ray.pipeline", "adapt", "adapt a source model to unlabelled images"),
     "tune": (
         "sfss_ray.pipeline",
@@ -56,17 +60,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(module: str, name: str, words: list[str]) -> None:
-    import tyro
-
-    function = command(getattr(importlib.import_module(module), name))
-    result = tyro.cli(function, prog=f"sfss-ray {words[0]}", args=words[1:])
-    for line in describe(result):
+    work = _parse(command(getattr(importlib.import_module(module), name)), words)
+    for line in describe(work()):
         print(line)
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Any]:
+def _parse(prepare: Callable[..., Callable[[], Any]], words: list[str]) -> Callable[[], Any]:
+    """Words of the command line -> the work they ask for.
+
+    tyro draws a box around a refused knob and exits; the error below it is raised instead, so that a
+    knob out of its range reads the same wherever it was given.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(prepare, prog=f"sfss-ray {words[0]}", args=words[1:])
+    except SystemExit as end:
+        refused = _refusal(end)
+        if refused is None:
+            print(said.getvalue(), end="", file=sys.stderr)
+            raise
+    raise refused
+
+
+def _refusal(error: BaseException | None) -> SfssError | None:
+    """The SfssError among what led to an error."""
+    while error is not None and not isinstance(error, SfssError):
+        error = error.__context__
+    return error
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     """The function as a command: every argument an option, the config's knobs beside them.
 
+    Called with the options it returns the work still to be done, a call without arguments.
     `progress` is no option of a command line. A `--config-file` of JSON, as a search writes it, is
     laid over the single knobs.
     """
@@ -86,15 +115,15 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     options.append(inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Path | None))
     options.append(inspect.Parameter("config", _KEYWORD, default=Config(), annotation=knobs))
 
-    def run(*, config_file: Path | None, config: Config, **rest: Any) -> Any:
+    def prepare(*, config_file: Path | None, config: Config, **rest: Any) -> Callable[[], Any]:
         if config_file is not None:
             config = load_config(config_file, config)
-        return function(config=config, **rest)
+        return functools.partial(function, config=config, **rest)
 
-    run.__doc__ = function.__doc__ or ""
-    run.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
-    run.__annotations__ = {p.name: p.annotation for p in options}
-    return run
+    prepare.__doc__ = function.__doc__ or ""
+    prepare.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
+    prepare.__annotations__ = {p.name: p.annotation for p in options}
+    return prepare
 
 
 def _on_command_line(annotation: Any) -> Any:

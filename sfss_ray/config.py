@@ -17,17 +17,29 @@ from typing import Any, Literal
 from sfss_ray.errors import ConfigError
 
 
-def _require(owner: object, name: str, low: float, high: float = math.inf, *, above: bool = False):
+def _require(owner: Any, name: str, low: float, high: float = math.inf, *, above: bool = False):
     """Raise ConfigError unless low <= value <= high (low < value with `above`)."""
     value = getattr(owner, name)
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
-    if is_number and (value > low if above else value >= low) and value <= high:
+    whole = owner.__dataclass_fields__[name].type == "int"  # annotations are kept as text
+    if _is_number(value, whole) and (value > low if above else value >= low) and value <= high:
         return
     bracket = "(" if above else "["
     limit = "inf)" if math.isinf(high) else f"{high:g}]"
+    kind = "a whole number in " if whole else ""
     raise ConfigError(
-        f"{name} is {value!r}: allowed is {bracket}{low:g}, {limit}; choose a value there"
+        f"{name} is {value!r}: allowed is {kind}{bracket}{low:g}, {limit}; choose a value there"
     )
+
+
+def _is_number(value: object, whole: bool = False) -> bool:
+    kinds = int if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(pair: object, whole: bool = False) -> bool:
+    """Whether it is a pair of numbers."""
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+    return is_pair and all(_is_number(value, whole) for value in pair)
 
 
 def _require_one_of(owner: object, name: str, allowed: tuple[str, ...]):
@@ -38,7 +50,7 @@ def _require_one_of(owner: object, name: str, allowed: tuple[str, ...]):
 
 def _require_range(owner: object, name: str, low: float, high: float = math.inf):
     pair = getattr(owner, name)
-    if len(pair) == 2 and low < pair[0] <= pair[1] <= high:
+    if _are_numbers(pair) and low < pair[0] <= pair[1] <= high:
         return
     raise ConfigError(
         f"{name} is {pair!r}: allowed is a pair (smallest, largest) with {low:g} < smallest <= largest"
@@ -141,7 +153,7 @@ class AugmentConfig:
     """Strong view: share of crops blurred (sigma .15 to 1.15 pixels)."""
 
     def __post_init__(self):
-        if len(self.crop_size) != 2 or min(self.crop_size) < 32:
+        if not _are_numbers(self.crop_size, whole=True) or min(self.crop_size) < 32:
             raise ConfigError(
                 f"crop_size is {self.crop_size!r}: allowed is (height, width), each 32 or more pixels"
             )
@@ -223,7 +235,7 @@ class LossConfig:
         _require(self, "temperature", 0, 100, above=True)
         _require(self, "contrast_weight", 0, 1000)
         _require(self, "instance_share", 0, 1)
-        low, high = self.ramp if len(self.ramp) == 2 else (1, 0)
+        low, high = self.ramp if _are_numbers(self.ramp) else (1, 0)
         if not 0 <= low <= high <= 1:
             raise ConfigError(
                 f"ramp is {self.ramp!r}: allowed is (start, end), 0 <= start <= end <= 1"
@@ -431,7 +443,8 @@ def _coerce(current: Any, value: Any, name: str) -> Any:
         value = float(value) if fits else value
     elif isinstance(current, tuple):
         fits = isinstance(value, (tuple, list)) and len(value) == len(current)
-        value = tuple(value) if fits else value
+        parts = zip(current, value, strict=True) if fits else ()
+        value = tuple(_coerce(c, v, name) for c, v in parts) if fits else value
     else:
         fits = isinstance(value, type(current))
     if not fits:

@@ -30,7 +30,7 @@ def claim(folder: Path | str, record: Mapping[str, Any]) -> Path:
 
     Raises:
         ResumeError: the folder belongs to a run with another record (the differences are named), or
-            holds files but no record.
+            holds files but no record, or cannot be written.
     """
     folder = Path(folder).absolute()
     path = folder / RECORD_FILE
@@ -50,12 +50,21 @@ def claim(folder: Path | str, record: Mapping[str, Any]) -> Path:
         raise ResumeError(
             f"output folder {str(folder)!r} holds files of something else: give a new or empty folder"
         )
-    write_json(path, wanted)
+    try:
+        write_json(path, wanted)
+    except OSError as error:
+        raise ResumeError(
+            f"output folder {str(folder)!r} cannot be written ({error.strerror or error}): give a"
+            " folder that you may write"
+        ) from error
     return folder
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise ResumeError(f"{str(path)!r} is damaged: give another output folder") from error
+    if not isinstance(record, dict):
+        raise ResumeError(f"{str(path)!r} is no record of a run: give another output folder")
+    return record

@@ -32,6 +32,8 @@ class ClassSet:
             raise DataError(
                 f"class set {self.name!r} has {len(self.classes)} classes: allowed is 1 to 254"
             )
+        if not all(self.classes):
+            raise DataError(f"class set {self.name!r} has a class without a name: {self.classes}")
         if len(set(self.classes)) != len(self.classes):
             raise DataError(f"class set {self.name!r} names a class twice: {self.classes}")
 

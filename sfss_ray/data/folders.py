@@ -69,6 +69,19 @@ def _id_of(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
+def _by_id(paths: Iterable[Path], folder: Path, what: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in paths:
+        image_id = _id_of(path, folder)
+        if image_id in found:
+            raise DataError(
+                f"{what}: {found[image_id].name!r} and {path.name!r} in {str(path.parent)!r} differ"
+                " only by their suffix; keep one of them there"
+            )
+        found[image_id] = path
+    return found
+
+
 def list_images(folder: Path | str, what: str = "target images") -> list[ImageFile]:
     """All images below `folder`, sorted by id.
 
@@ -76,15 +89,7 @@ def list_images(folder: Path | str, what: str = "target images") -> list[ImageFi
     (a.jpg and a.png: usually a label that lies among the images).
     """
     root = require_folder(folder, what)
-    found: dict[str, Path] = {}
-    for path in _walk(root):
-        image_id = _id_of(path, root)
-        if image_id in found:
-            raise DataError(
-                f"{what}: {found[image_id].name!r} and {path.name!r} in {str(path.parent)!r} differ"
-                " only by their suffix; keep one of them there"
-            )
-        found[image_id] = path
+    found = _by_id(_walk(root), root, what)
     if not found:
         raise DataError(
             f"{what}: no image in {str(root)!r}; looked for {', '.join(IMAGE_SUFFIXES)} there and"
@@ -187,7 +192,7 @@ def pair_labels(images: Path | str, labels: Path | str, what: str = "val") -> li
     Raises DataError naming the first images without labels or labels without images.
     """
     image_files = list_images(images, f"{what} images")
-    label_files = {f.image_id: f.path for f in _label_files(labels, what)}
+    label_files = _label_files(labels, what)
     paired, lonely = [], []
     for image in image_files:
         label_id = next((i for i in _label_ids_for(image.image_id) if i in label_files), None)
@@ -209,12 +214,12 @@ def pair_labels(images: Path | str, labels: Path | str, what: str = "val") -> li
     return paired
 
 
-def _label_files(labels: Path | str, what: str) -> list[ImageFile]:
+def _label_files(labels: Path | str, what: str) -> dict[str, Path]:
     root = require_folder(labels, f"{what} labels")
-    names = [p for p in _walk(root) if not p.stem.endswith(("_color", "_instanceIds"))]
-    if not names:
+    paths = [p for p in _walk(root) if not p.stem.endswith(("_color", "_instanceIds"))]
+    if not paths:
         raise DataError(f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files")
-    return [ImageFile(_id_of(p, root), p) for p in names]
+    return _by_id(paths, root, f"{what} labels")
 
 
 def _label_ids_for(image_id: str) -> Iterator[str]:
@@ -252,7 +257,7 @@ def check_label_ids(pairs: Iterable[LabelledImage], classes: ClassSet) -> None:
 def split_held_out(
     images: list[ImageFile], share: float, most: int
 ) -> tuple[list[ImageFile], list[ImageFile]]:
-    """Split images into (training, held-out), by a hash of the id: adding images moves no other.
+    """Split images into (training, held-out), by a hash of the id: one more image moves at most one.
 
     At least one image is held out when share > 0 and there are two or more.
     """

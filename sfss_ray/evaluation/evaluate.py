@@ -129,7 +129,7 @@ def predict_probabilities(
     height, width = image.shape[:2]
     shrink = min(1.0, config.max_size / max(height, width))
     if shrink < 1:
-        size = (round(width * shrink), round(height * shrink))
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     parameter = next(network.parameters())
     pixels = torch.from_numpy(image).to(parameter.device).permute(2, 0, 1)[None].float() / 255

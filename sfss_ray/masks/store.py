@@ -93,19 +93,21 @@ class MaskStore:
         if not files:
             raise DataError(f"no masks in {str(folder)!r}: make them first with `sfss-ray masks`")
         self.recipe = read_recipe(files[0]) or {}
-        self._place: dict[str, tuple[Path, int]] = {}
+        self._place: dict[str, tuple[Path, int, int]] = {}
         self.errors: dict[str, str] = {}
         self.num_masks = 0
         for file in files:
             self._index(file)
 
     def _index(self, file: Path) -> None:
+        # A shard that was made anew has the same name: what was cached of the old one is not its.
+        made = file.stat().st_mtime_ns
         with pq.ParquetFile(file) as parquet:
             table = parquet.read(columns=["image_id", "error", "masks.list.element.area"])
         for row, (image_id, error) in enumerate(
             zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
         ):
-            self._place[image_id] = (file, row)
+            self._place[image_id] = (file, made, row)
             if error is not None:
                 self.errors[image_id] = error
         self.num_masks += sum(len(masks or ()) for masks in table["masks"].to_pylist())
@@ -148,7 +150,7 @@ class MaskStore:
 
 
 @lru_cache(maxsize=_CACHED_IMAGES)
-def _read_row(file: Path, row: int) -> dict[str, Any]:
+def _read_row(file: Path, made: int, row: int) -> dict[str, Any]:
     with pq.ParquetFile(file) as parquet:
         group, offset = divmod(row, _ROWS_PER_GROUP)
         return parquet.read_row_group(group).slice(offset, 1).to_pylist()[0]

@@ -23,6 +23,7 @@ from sfss_ray.models.compact import CompactBody
 from sfss_ray.models.segmenter import Segmenter
 
 FORMAT = "sfss_ray.model/1"
+_KEYS = ("network", "classes", "class_set", "state_dict", "facts")
 
 
 def _compact(num_classes: int, width: int = 16) -> Segmenter:
@@ -118,12 +119,18 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> SourceMo
             f"source model {str(path)!r} is a checkpoint of another kind (found: {keys}); give a file"
             " made by `sfss-ray pretrain` or sfss_ray.models.build.save_model"
         )
+    absent = [key for key in _KEYS if key not in content]
+    if absent:
+        raise CheckpointError(
+            f"source model {str(path)!r} lacks {', '.join(absent)}: the file was edited; make it again"
+        )
     classes = class_set_of(content["classes"], content["class_set"])
     network = build_network(content["network"], len(classes))
     try:
         network.load_state_dict({k: _full(v) for k, v in content["state_dict"].items()})
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        first = first if len(first) <= 200 else f"{first[:200]} ..."
         raise CheckpointError(
             f"source model {str(path)!r} does not fit network {content['network']!r} ({first}); the"
             " file is damaged or was edited: make it again"

@@ -132,6 +132,7 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
 
     run_steps(
         run,
+        task.config.seed,
         loader,
         start,
         config.num_steps,

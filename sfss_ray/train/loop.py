@@ -95,6 +95,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def run_steps(
     run: Run,
+    seed: int,
     batches: Iterable[dict[str, Any]],
     start: int,
     num_steps: int,
@@ -109,6 +110,8 @@ def run_steps(
     """
     kept: list[dict[str, float]] = []
     for step, batch in enumerate(batches, start + 1):
+        # Dropout draws from the global generator: a resumed run must draw what an uninterrupted would.
+        torch.manual_seed((seed * 1_000_003 + step) * run.world + run.rank)
         metrics = take_step(step, to_device(batch, run.device))
         kept.append({name: value.item() for name, value in metrics.items()})
         reporting = step % report_every == 0 or step == num_steps

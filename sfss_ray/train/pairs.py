@@ -228,7 +228,8 @@ def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
     so two instances of one class are not pushed apart), `unlabelled_top_k` for the others.
     """
     classes = table.probabilities.shape[1]
-    rank = table.probabilities.argsort(1, descending=True).argsort(1)
+    # Stable: of equal probabilities the first comes first, as in the argmax that is the mask's label.
+    rank = table.probabilities.argsort(dim=1, descending=True, stable=True).argsort(1)
     reach = torch.where(table.reliable, 1, min(unlabelled_top_k, classes - 1))
     return rank >= reach[:, None]
 
@@ -247,7 +248,9 @@ def _draw_anchors(
     """Positions in `table.cells`: at most `anchors_per_mask` of a mask, half of them hard, and
     `anchors_per_image` in all, a cell's weight 1 / sqrt(cells of its mask * cells of its class).
     """
-    noise = _uniform((len(table.cells),), generator, table.start)
+    # Two draws: cells that win a place within their mask must not be favoured or held back by the
+    # same number when masks compete for the image's anchors.
+    noise, luck = (_uniform((len(table.cells),), generator, table.start) for _ in range(2))
     usable = (table.count >= 2) & ~table.merged
     label = table.label[table.owner]
     unsure = table.cell_confidence < thresholds[label]
@@ -268,7 +271,7 @@ def _draw_anchors(
     of_class = torch.bincount(label, weights=usable[table.owner].double())[label].float()
     weight = 1 / torch.sqrt(table.count[table.owner].float() * of_class.clamp(min=1))
     # Sampling without replacement in proportion to weight: the smallest of -log(u) / weight.
-    key = (-torch.log(noise.clamp(min=1e-9)) / weight).masked_fill(~eligible, torch.inf)
+    key = (-torch.log(luck.clamp(min=1e-9)) / weight).masked_fill(~eligible, torch.inf)
     number = min(int(eligible.sum()), config.anchors_per_image)
     return key.argsort(stable=True)[:number]
 

@@ -85,5 +85,13 @@ def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> Non
         return weights | {"step": step}
 
     run_steps(
-        run, loader, start, config.num_steps, config.checkpoint_every, take_step, observe, state
+        run,
+        task.config.seed,
+        loader,
+        start,
+        config.num_steps,
+        config.checkpoint_every,
+        take_step,
+        observe,
+        state,
     )

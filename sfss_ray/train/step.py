@@ -95,7 +95,7 @@ def ramp(step: int, num_steps: int, between: tuple[float, float]) -> float:
     start, end = (share * num_steps for share in between)
     if step >= end:
         return 1.0
-    return max(0.0, (step - start) / (end - start))
+    return (step - start) / (end - start) if step > start else 0.0
 
 
 def adaptation_losses(

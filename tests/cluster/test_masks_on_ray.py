@@ -1,0 +1,109 @@
+"""Stage 1 on a real cluster: real Parquet, damaged files, repeated calls."""
+
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sfss_ray.config import override
+from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks.generate import generate_masks
+from sfss_ray.masks.store import MaskStore, shards
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
+
+
+@pytest.fixture
+def mixed_folder(streets, tmp_path):
+    """Good images in folders, and one empty, one truncated, one that is text."""
+    folder = tmp_path / "images"
+    shutil.copytree(streets / "target" / "images", folder / "city one")
+    good = sorted((folder / "city one").iterdir())
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(good[0].read_bytes()[:900])
+    (folder / "text.jpg").write_text("no image")
+    return folder
+
+
+def test_every_image_has_one_row_and_bad_ones_a_reason(mixed_folder, tiny_config, tmp_path):
+    lines = []
+    summary = generate_masks(
+        mixed_folder, tmp_path / "masks", config=tiny_config, progress=lines.append
+    )
+    assert summary.images == 15
+    assert summary.made == 15
+    assert set(summary.errors) == {"empty", "cut", "text"}
+    assert "0 bytes" in summary.errors["empty"]
+    rows = [i for f in shards(tmp_path / "masks") for i in pq.read_table(f)["image_id"].to_pylist()]
+    assert sorted(rows) == sorted(set(rows))
+    assert len(rows) == 15
+    assert any("15/15" in line and "3 unreadable" in line for line in lines)
+
+
+def test_a_second_run_makes_nothing_and_leaves_files_alone(streets, tiny_config, tmp_path):
+    target, out = streets / "target" / "images", tmp_path / "masks"
+    generate_masks(target, out, config=tiny_config, progress=str)
+    before = {f.name: f.stat().st_mtime_ns for f in shards(out)}
+    assert generate_masks(target, out, config=tiny_config, progress=str).made == 0
+    assert {f.name: f.stat().st_mtime_ns for f in shards(out)} == before
+
+
+def test_a_lost_and_a_half_written_shard_are_made_again(streets, tiny_config, tmp_path):
+    target, out = streets / "target" / "images", tmp_path / "masks"
+    generate_masks(target, out, config=tiny_config, progress=str)
+    whole = {i: MaskStore(out).load(i) for i in MaskStore(out).ids()}
+    first, second, *_ = shards(out)
+    redone = sum(len(pq.read_table(f)) for f in (first, second))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:200])
+    assert generate_masks(target, out, config=tiny_config, progress=str).made == redone
+    again = MaskStore(out)
+    assert {i: again.load(i)["masks"] for i in again.ids()} == {
+        i: row["masks"] for i, row in whole.items()
+    } or _equal_but_for_nan(again, whole)
+
+
+def _equal_but_for_nan(store, rows):
+    return all(
+        [m["counts"] for m in store.load(i)["masks"]] == [m["counts"] for m in row["masks"]]
+        for i, row in rows.items()
+    )
+
+
+def test_masks_made_otherwise_are_refused_by_name(streets, tiny_config, tmp_path):
+    target, out = streets / "target" / "images", tmp_path / "masks"
+    generate_masks(target, out, config=tiny_config, progress=str)
+    other = override(tiny_config, {"masks.felzenszwalb_scale": 50.0})
+    with pytest.raises(ResumeError, match=r"felzenszwalb_scale: 300.0 -> 50.0"):
+        generate_masks(target, out, config=other, progress=str)
+
+
+def test_nothing_readable_is_an_error(tiny_config, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        generate_masks(folder, tmp_path / "masks", config=tiny_config, progress=str)
+
+
+def test_the_shipped_small_sam_finds_masks_on_the_pool(streets, tiny_config, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for file in sorted((streets / "target" / "images").iterdir())[:2]:
+        shutil.copy(file, folder)
+    Image.new("RGB", (1, 1)).save(folder / "one.png")
+    config = override(
+        tiny_config,
+        {
+            "masks.regions": "small_sam",
+            "masks.points_per_side": 8,
+            "masks.pred_iou_thresh": 0.5,
+            "masks.stability_score_thresh": 0.7,
+        },
+    )
+    summary = generate_masks(folder, tmp_path / "masks", config=config, progress=str)
+    assert summary.source == "small_sam"
+    assert summary.images == 3
+    assert not summary.errors
+    assert summary.masks > 3

@@ -1,0 +1,125 @@
+"""Stages 2 and 3 and the whole job on a real cluster."""
+
+import json
+
+import pytest
+import torch
+
+import sfss_ray
+from sfss_ray.config import load_config, override
+from sfss_ray.errors import ResumeError
+from sfss_ray.masks.generate import generate_masks
+from sfss_ray.train.launch import pretrain_source, train_student
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
+
+
+@pytest.fixture(scope="module")
+def masks(streets, tiny_config, shared_cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks")
+    generate_masks(streets / "target" / "images", folder, config=tiny_config, progress=str)
+    return folder
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_two_workers_learn_what_one_does(source_model, streets, masks, tiny_config, tmp_path):
+    base = override(tiny_config, {"train.batch_norm": "frozen", "evaluation.held_out_share": 0.2})
+    students = []
+    for workers in (1, 2):
+        config = override(base, {"compute.num_workers": workers})
+        folder = tmp_path / str(workers)
+        target = streets / "target" / "images"
+        result = train_student(source_model, target, masks, folder, config=config, progress=str)
+        assert [point["step"] for point in result.curve] == [3, 6]
+        assert "mask_information" in result.curve[-1]
+        students.append(weights(result.model))
+    for name, value in students[0].items():
+        torch.testing.assert_close(value, students[1][name], rtol=1e-3, atol=1e-4, msg=name)
+    source = weights(source_model)
+    assert any(not torch.equal(source[n], students[0][n]) for n in source)
+
+
+def test_a_finished_run_is_kept_and_another_refused(
+    source_model, streets, masks, tiny_config, tmp_path
+):
+    target = streets / "target" / "images"
+    first = train_student(source_model, target, masks, tmp_path, config=tiny_config, progress=str)
+    stamp = first.model.stat().st_mtime_ns
+    train_student(source_model, target, masks, tmp_path, config=tiny_config, progress=str)
+    assert first.model.stat().st_mtime_ns == stamp
+    other = override(tiny_config, {"train.loss.temperature": 0.5})
+    with pytest.raises(ResumeError, match=r"train.loss.temperature: 0.1 -> 0.5"):
+        train_student(source_model, target, masks, tmp_path, config=other, progress=str)
+
+
+def test_pretraining_makes_a_model_file(streets, tiny_config, tmp_path):
+    config = override(
+        tiny_config,
+        {
+            "pretrain.num_steps": 4,
+            "pretrain.checkpoint_every": 2,
+            "pretrain.batch_size": 2,
+            "pretrain.augment.crop_size": [64, 128],
+        },
+    )
+    val = streets / "val"
+    result = pretrain_source(val / "images", val / "labels", tmp_path, config=config, progress=str)
+    assert result.model.name == "source.pt"
+    score = sfss_ray.evaluate_model(result.model, val / "images", val / "labels")
+    assert 0 <= score.miou <= 100
+
+
+def test_adapt_leaves_model_report_and_pictures(source_model, streets, tiny_config, tmp_path):
+    val, lines = streets / "val", []
+    result = sfss_ray.adapt(
+        source_model,
+        streets / "target" / "images",
+        tmp_path / "run",
+        val_images=val / "images",
+        val_labels=val / "labels",
+        config=tiny_config,
+        progress=lines.append,
+    )
+    assert list(result.metrics) == ["source-only", "adapted"]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["labels"]["used_for"] == "reporting only"
+    assert report["regions"]["source"] == "felzenszwalb"
+    assert "felzenszwalb" in result.report_html.read_text()
+    assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 2
+    assert result.student(torch.rand(1, 3, 64, 128)).logits.shape[1] == 19
+    assert any(line.startswith("masks 12/12") for line in lines)
+    assert any(line.startswith("train: step 6/6") for line in lines)
+
+
+@pytest.mark.parametrize(("workers", "labelled"), [(1, False), (2, True)])
+def test_a_search_picks_its_best_and_can_be_repeated(
+    source_model, streets, tiny_config, tmp_path, workers, labelled
+):
+    config = override(tiny_config, {"tune.num_trials": 2, "compute.num_workers": workers})
+    val = streets / "val"
+    labels = {"val_images": val / "images", "val_labels": val / "labels"} if labelled else {}
+
+    def search():
+        return sfss_ray.tune_hyperparameters(
+            source_model,
+            streets / "target" / "images",
+            tmp_path / "run",
+            config=config,
+            progress=str,
+            **labels,
+        )
+
+    result = search()
+    trials = result.search.trials
+    assert len(trials) == 2
+    assert result.search.score_name == ("val_miou" if labelled else "mask_information")
+    assert result.search.oracle is labelled
+    assert result.report["labels"]["used_for"].startswith("choosing" if labelled else "report")
+    best = max((t for t in trials if t.status == "finished"), key=lambda t: t.score)
+    assert result.best_config == best.values
+    written = load_config(tmp_path / "run" / "best_config.json", config)
+    assert written.train.loss.temperature == best.values["train.loss.temperature"]
+    assert search().best_config == best.values

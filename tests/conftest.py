@@ -1,0 +1,36 @@
+"""What all tests share: one compute thread, and real images where the machine has them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests run beside each other: none takes the cores of another."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """A folder of real images by name; the test is skipped where it is absent.
+
+    Folders are looked for in SFSS_TEST_DATA, else in shared/data beside the repository.
+    """
+    root = Path(os.environ.get("SFSS_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (root / name).is_dir():
+            pytest.skip(f"no real images: {root / name} is absent (SFSS_TEST_DATA names its parent)")
+        return root / name
+
+    return find

@@ -1,0 +1,92 @@
+"""Class sets and the mapping between them by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sfss_ray.data.class_sets import (
+    CAMVID_11,
+    CITYSCAPES_19,
+    CLASS_SETS,
+    IGNORE_INDEX,
+    ClassSet,
+    class_set_of,
+    find_class_set,
+    mapping,
+    parse_classes,
+)
+from sfss_ray.errors import DataError
+
+GREY = (9, 9, 9)
+
+
+def test_known_sets_have_the_sizes_of_their_names():
+    assert {name: len(known) for name, known in CLASS_SETS.items()} == {
+        "cityscapes-19": 19,
+        "camvid-11": 11,
+    }
+    assert CITYSCAPES_19.classes[13] == "car"
+    assert CAMVID_11.classes[8] == "car"
+
+
+def test_mapping_is_by_name():
+    table = mapping(CITYSCAPES_19, CAMVID_11)
+    assert (table.shape, table.dtype) == ((256,), np.uint8)
+    for source, target in enumerate(table[:19]):
+        name = CITYSCAPES_19.classes[source]
+        expected = CAMVID_11.classes.index(name) if name in CAMVID_11.classes else IGNORE_INDEX
+        assert target == expected
+    assert table[13] == 8
+    assert (table[19:] == IGNORE_INDEX).all()
+
+
+def test_mapping_onto_itself_changes_nothing():
+    assert mapping(CAMVID_11, CAMVID_11)[:11].tolist() == list(range(11))
+
+
+def test_colours_come_from_the_palette_and_ignored_pixels_are_black():
+    colours = CITYSCAPES_19.colour(np.array([[0, 18, IGNORE_INDEX]], np.uint8))
+    assert colours.tolist() == [[[128, 64, 128], [119, 11, 32], [0, 0, 0]]]
+
+
+def test_classes_may_be_named_by_their_set_or_one_by_one():
+    assert parse_classes("camvid-11") is CAMVID_11
+    assert parse_classes(" road, sky ,boat").classes == ("road", "sky", "boat")
+    assert parse_classes(",".join(CITYSCAPES_19.classes)) is CITYSCAPES_19
+
+
+def test_custom_sets_keep_known_colours_and_give_others_the_same_each_time():
+    first, second = class_set_of(["boat", "car"]), class_set_of(["boat", "car"])
+    assert first == second
+    assert first.name == "custom"
+    assert first.palette[1] == (0, 0, 142)
+    assert first.palette[0] != (0, 0, 0)
+
+
+def test_unknown_sets_are_refused_with_the_known_ones():
+    with pytest.raises(DataError, match=r"'ade20k': known are cityscapes-19, camvid-11; or name"):
+        find_class_set("ade20k")
+    with pytest.raises(DataError, match="unknown class set"):
+        parse_classes("road")
+
+
+@pytest.mark.parametrize(
+    ("classes", "palette", "reason"),
+    [
+        ((), (), "has 0 classes: allowed is 1 to 254"),
+        (tuple(map(str, range(255))), (GREY,) * 255, "has 255 classes"),
+        (("a", "b"), (GREY,), "2 classes but 1 colours"),
+        (("a", "b", "a"), (GREY,) * 3, "names a class twice"),
+        (("a", ""), (GREY,) * 2, "class without a name"),
+    ],
+)
+def test_impossible_sets_are_refused(classes, palette, reason):
+    with pytest.raises(DataError, match=f"'mine'.*{reason}"):
+        ClassSet("mine", classes, palette)
+
+
+@pytest.mark.parametrize("text", ["road,road", "road,", ",", "road,,sky"])
+def test_bad_lists_of_classes_are_refused(text):
+    with pytest.raises(DataError, match="custom"):
+        parse_classes(text)
