@@ -1,0 +1,128 @@
+"""Commands that are stopped half-way: nothing is left running, nothing finished is done again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sfss_ray.masks.store import MaskStore, shards
+from sfss_ray.train.run import read_progress
+
+pytestmark = pytest.mark.slow
+PATIENCE_S = 240
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid`, from /proc."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                )
+            except OSError:
+                continue
+    found, border = set(), {pid}
+    while border:
+        border = {child for child, parent in parents.items() if parent in border}
+        found |= border
+    return found
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those that still run; zombies that nobody has waited for do not."""
+    alive = set()
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            alive.add(pid)
+    return alive
+
+
+def wait_for(condition, what: str, process: subprocess.Popen | None = None) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        if process is not None and process.poll() is not None:
+            output = process.stdout.read() if process.stdout else ""
+            pytest.fail(f"the command ended before {what}: {output}")
+        assert time.monotonic() < end, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.1)
+
+
+def start(*words: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sfss_ray.cli", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen, number: signal.Signals) -> str:
+    """Send a signal to the command alone; returns its output once its whole tree is gone."""
+    tree = descendants(process.pid)
+    assert tree, "the command has started no cluster yet"
+    process.send_signal(number)
+    output = process.communicate(timeout=PATIENCE_S)[0]
+    wait_for(lambda: not running(tree), f"{len(tree)} processes to end")
+    return output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_masks_go_on_where_they_were(streets, tmp_path, number):
+    out = tmp_path / "masks"
+    words = ["masks", "--target-images", streets / "target" / "images", "--output-dir", out]
+    words += ["--masks.images-per-shard", 1, "--compute.address", "local"]
+    process = start(*words)
+    wait_for(lambda: len(shards(out)) >= 2, "two shards", process)
+    output = stop(process, number)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "run the same command again" in output
+        assert "Traceback" not in output
+    done = {f.name: f.stat().st_mtime_ns for f in shards(out)}
+    assert 2 <= len(done) < 12
+    again = start(*words)
+    assert "12/12" in again.communicate(timeout=PATIENCE_S)[0] or again.returncode == 0
+    assert again.returncode == 0
+    assert len(MaskStore(out)) == 12
+    assert {f.name: f.stat().st_mtime_ns for f in shards(out) if f.name in done} == done
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_training_goes_on_from_its_last_checkpoint(
+    source_model, streets, tiny_config, tmp_path, number
+):
+    from sfss_ray.config import flatten
+
+    config = tmp_path / "config.json"
+    knobs = flatten(tiny_config) | {"train.num_steps": 60, "train.evaluate_every": 5}
+    config.write_text(json.dumps(knobs | {"compute.address": "local"}))
+    out = tmp_path / "run"
+    words = ["adapt", "--source-model", source_model, "--target-images"]
+    words += [streets / "target" / "images", "--output-dir", out, "--config-file", config]
+    process = start(*words)
+    log = out / "train"
+    wait_for(lambda: len(list(log.glob("checkpoint_*"))) >= 2, "two checkpoints", process)
+    output = stop(process, number)
+    assert "Traceback" not in output
+    assert not (out / "student.pt").exists()
+    lines = len((log / "progress.jsonl").read_text().splitlines())
+    again = start(*words)
+    output = again.communicate(timeout=PATIENCE_S)[0]
+    assert again.returncode == 0, output
+    assert (out / "student.pt").exists()
+    assert read_progress(log)[-1]["step"] == 60
+    later = (log / "progress.jsonl").read_text().splitlines()[lines:]
+    assert json.loads(later[0])["step"] > 5, "it began anew"
