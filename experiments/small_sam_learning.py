@@ -187,9 +187,10 @@ def mask_losses(logits: Tensor, targets: Tensor, focal: bool) -> Tensor:
     count = targets.shape[2]
     dice = 1 - (2 * prob @ targets + 1) / (prob.sum(-1, keepdim=True) + area + 1)
     if focal:
-        wrong_inside = 0.25 * (1 - prob) ** 2 * wrong_inside
-        wrong_outside = 0.75 * prob**2 * wrong_outside
-        return 20 * (wrong_inside @ targets + wrong_outside @ (1 - targets)) / count + dice
+        # Both sides weigh alike: weights of .25 and .75 leave an unsure mask below its threshold.
+        wrong_inside = (1 - prob) ** 2 * wrong_inside
+        wrong_outside = prob**2 * wrong_outside
+        return 10 * (wrong_inside @ targets + wrong_outside @ (1 - targets)) / count + dice
     inside = wrong_inside @ targets / area.clamp(min=1)
     outside = wrong_outside @ (1 - targets) / (count - area).clamp(min=1)
     return 0.5 * (inside + outside) + dice

@@ -39,7 +39,7 @@ from sfss_ray.streets.scenes import render_scene
 RENDER_SIZES = (*((128, 256),) * 5, (192, 256), (192, 256), (256, 512))  # (height, width) in px
 POOL_AT_START = 64
 POOL_CAPACITY = 2000
-EMA_DECAY = 0.996
+EMA_DECAY = 0.99
 PEAK_RATE = 1.5e-3
 SECONDS_BETWEEN_LINES = 20
 SECONDS_BETWEEN_SAVES = 240
@@ -51,7 +51,7 @@ class Stage:
 
     until: float  # share of the run's minutes at which it ends
     sizes: tuple[tuple[int, int], ...]  # (height, width) in px; a batch has one of them
-    padded: bool  # pad to the square, as SAM does when it is used
+    padded: float  # share of batches padded to the square, as SAM does when it is used
     images: int
     points: int  # per image
     focal: bool
@@ -59,10 +59,10 @@ class Stage:
 
 WIDE_SIZES = ((128, 256), (128, 256), (128, 256), (128, 256), (160, 256), (192, 256), (192, 256))
 STAGES = (
-    Stage(0.30, ((128, 128),), padded=False, images=12, points=6, focal=False),
-    Stage(0.42, ((128, 128),), padded=False, images=12, points=6, focal=True),
-    Stage(0.75, WIDE_SIZES, padded=False, images=6, points=8, focal=True),
-    Stage(math.inf, (*WIDE_SIZES, (256, 256)), padded=True, images=4, points=12, focal=True),
+    Stage(0.30, ((128, 128),), padded=0.0, images=12, points=6, focal=False),
+    Stage(0.42, ((128, 128),), padded=0.0, images=12, points=6, focal=True),
+    Stage(0.70, WIDE_SIZES, padded=0.5, images=5, points=8, focal=True),
+    Stage(math.inf, (*WIDE_SIZES, (256, 256)), padded=1.0, images=4, points=10, focal=True),
 )
 
 
@@ -246,7 +246,8 @@ def take_step(run: Run, pool: ScenePool, rng: np.random.Generator, progress: flo
         group["lr"] = max(rate, 1e-5)
     batch = make_batch(pool, stage, rng)
     pair_weight = 0.1 + 0.9 * (1 - progress)
-    loss, iou = batch_loss(run.sam, run.heads, batch, stage.padded, stage.focal, pair_weight)
+    padded = bool(rng.random() < stage.padded)
+    loss, iou = batch_loss(run.sam, run.heads, batch, padded, stage.focal, pair_weight)
     run.optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(run.sam.parameters(), 1.0)

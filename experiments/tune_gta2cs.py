@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from sfss_ray.cli import describe, run_guarded
 from sfss_ray.config import Config, load_config, override
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     import sfss_ray
     from sfss_ray.errors import DataError
 
-    folders = dataclasses.asdict(_Folders.of(arguments))
+    folders: dict[str, Any] = dataclasses.asdict(_Folders.of(arguments))
     if arguments.source_model is None and arguments.target_images is None:
         if any((arguments.sam_checkpoint, arguments.val_images, arguments.val_labels)):
             raise DataError(
@@ -105,7 +106,7 @@ class _Folders:
         return _Folders(**{name: getattr(arguments, name) for name in names})
 
 
-def _embedded(output: Path) -> tuple[dict[str, Path], Config]:
+def _embedded(output: Path) -> tuple[dict[str, Any], Config]:
     from sfss_ray.streets.default import embedded_config, write_embedded_data
 
     print(

@@ -94,6 +94,6 @@ def _jitter(
     values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32) * brightness
     mean = values.mean()
     values = (values - mean) * contrast + mean
-    grey = values @ np.float32([0.299, 0.587, 0.114])
+    grey = values @ np.array([0.299, 0.587, 0.114], np.float32)
     values = (values - grey[..., None]) * saturation + grey[..., None]
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)

@@ -63,7 +63,7 @@ def build_small_sam() -> Sam:
             num_heads=4,
             mlp_ratio=4,
             out_chans=SMALL_EMBED_DIM,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
             use_rel_pos=True,
             window_size=8,
             global_attn_indexes=(1, 3),

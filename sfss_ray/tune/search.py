@@ -125,7 +125,8 @@ def _as_json(trial: Trial) -> dict[str, Any]:
 
 
 def _from_json(item: dict[str, Any]) -> Trial:
-    return Trial(**(item | {"folder": Path(item["folder"])}))
+    known: dict[str, Any] = item | {"folder": Path(item["folder"])}
+    return Trial(**known)
 
 
 def _best(trials: list[Trial]) -> int:

@@ -36,9 +36,7 @@ def test_pair_loss_is_the_formula(temperature):
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0, 50.0])
 @pytest.mark.parametrize("similarity", [-1.0, 0.0, 0.8])
 def test_equal_similarities_cost_log_of_negatives_and_one(temperature, similarity):
-    loss = pair_loss(
-        torch.full((2, 8), similarity), torch.full((2, 512), similarity), temperature
-    )
+    loss = pair_loss(torch.full((2, 8), similarity), torch.full((2, 512), similarity), temperature)
     torch.testing.assert_close(loss, torch.full((2,), math.log(513)), rtol=1e-5, atol=0)
 
 

@@ -16,7 +16,7 @@ from sfss_ray.masks.rle import area, encode_masks, to_coco_strings
 from sfss_ray.masks.store import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.adaptation import AdaptationTask
+from sfss_ray.train.adaptation import AdaptationTask, estimate_statistics
 from sfss_ray.train.pairs import MaskTable, PrototypePool, describe_masks
 from sfss_ray.train.run import load_state
 
@@ -111,9 +111,10 @@ def labelled(root: Path) -> tuple[LabelledImage, ...]:
 
 
 def sharp_source(path: Path, spoil: bool = False) -> Path:
-    """A source model with random weights whose classifier is scaled up, so that it is confident."""
+    """Random weights, statistics of the drawn images, a classifier scaled up until it is confident."""
     torch.manual_seed(0)
     network = build_network("compact", len(CLASSES))
+    estimate_statistics(network.train(), [drawn_batch([0, 1, 2])["weak"]])
     with torch.no_grad():
         network.classifier.weight *= 30
         if spoil:
@@ -126,7 +127,7 @@ SMALL = {
     "train.batch_size": 2,
     "train.evaluate_every": 3,
     "train.statistics_steps": 3,
-    "train.augment.crop_size": [SIZE, SIZE],
+    "train.augment.crop_size": [48, 48],
     "train.augment.scale_range": [1.0, 1.2],
     "train.optim.learning_rate": 1e-3,
     "train.pairs.negatives": 32,

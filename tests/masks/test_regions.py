@@ -1,0 +1,161 @@
+"""Where regions come from: the recipe of a mask run, and the classical segmenter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco
+
+from sfss_ray.config import MaskConfig
+from sfss_ray.errors import CheckpointError, ConfigError
+from sfss_ray.masks.regions import (
+    NOTES,
+    RegionRecipe,
+    build_region_source,
+    choose_source,
+    make_recipe,
+)
+from sfss_ray.masks.sam import build_small_sam
+from sfss_ray.models.build import file_sha256
+
+
+def scene(height: int = 90, width: int = 120) -> np.ndarray:
+    """Sky, ground and a box, with a little noise."""
+    image = np.full((height, width, 3), (120, 160, 230), np.int16)
+    image[height // 2 :] = (90, 90, 80)
+    image[height // 3 : 2 * height // 3, width // 4 : width // 2] = (200, 30, 30)
+    noise = np.random.default_rng(0).integers(-4, 5, image.shape)
+    return (image + noise).astype(np.uint8)
+
+
+def segment(image: np.ndarray, **knobs) -> list[dict]:
+    recipe, checkpoint = make_recipe(MaskConfig(regions="felzenszwalb", **knobs), None)
+    assert checkpoint is None
+    return build_region_source(recipe, None, 64, "cpu")(image)
+
+
+def decoded(records: list[dict], image: np.ndarray) -> np.ndarray:
+    size = list(image.shape[:2])
+    rles = [{"counts": r["counts"].encode(), "size": size} for r in records]
+    return coco.decode(rles).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(90, 120), (1, 1), (1, 40), (33, 17)])
+def test_regions_cover_the_image_exactly_once(size):
+    image = scene(*size) if min(size) > 9 else np.zeros((*size, 3), np.uint8)
+    records = segment(image)
+    assert (decoded(records, image).sum(0) == 1).all()
+
+
+def test_records_describe_their_masks():
+    image = scene()
+    records = segment(image)
+    assert len(records) >= 3
+    for record, mask in zip(records, decoded(records, image), strict=True):
+        ys, xs = np.nonzero(mask)
+        x, y, width, height = record["bbox"]
+        assert record["area"] == mask.sum()
+        assert (x, y) == (xs.min(), ys.min())
+        assert (width, height) == (np.ptp(xs) + 1, np.ptp(ys) + 1)
+        assert record["crop_box"] == [0, 0, 120, 90]
+
+
+def test_what_a_classical_segmenter_has_not_is_nan():
+    for record in segment(scene()):
+        assert np.isnan([record["predicted_iou"], record["stability_score"]]).all()
+        assert np.isnan(record["point"]).all()
+
+
+def test_the_box_is_found():
+    image = scene()
+    truth = (image[..., 0] > 180) & (image[..., 1] < 60)
+    masks = decoded(segment(image), image).astype(bool)
+    iou = max((m & truth).sum() / (m | truth).sum() for m in masks)
+    assert iou > 0.8  # smoothing widens it by a pixel on each side
+
+
+def test_the_smallest_region_grows_with_the_image():
+    """400 px of a 480x360 image are 100 px of one with half the sides."""
+    noise = np.random.default_rng(0).integers(0, 256, (180, 240, 3), dtype=np.uint8)
+    least = min(r["area"] for r in segment(noise, felzenszwalb_min_size=400))
+    assert 100 <= least < 400
+    large = np.random.default_rng(0).integers(0, 256, (360, 480, 3), dtype=np.uint8)
+    assert min(r["area"] for r in segment(large, felzenszwalb_min_size=400)) >= 400
+
+
+def test_a_larger_scale_means_fewer_regions():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    few = segment(noise, felzenszwalb_scale=3000.0, felzenszwalb_min_size=1)
+    assert len(few) < len(segment(noise, felzenszwalb_scale=30.0, felzenszwalb_min_size=1))
+
+
+@pytest.mark.parametrize(
+    ("regions", "checkpoint", "source"),
+    [
+        ("auto", None, "felzenszwalb"),
+        ("auto", "sam.pt", "sam"),
+        ("sam", "sam.pt", "sam"),
+        ("small_sam", None, "small_sam"),
+        ("felzenszwalb", None, "felzenszwalb"),
+    ],
+)
+def test_the_source_follows_from_config_and_checkpoint(regions, checkpoint, source):
+    assert choose_source(MaskConfig(regions=regions), checkpoint) == source
+    assert source in NOTES
+
+
+def test_sam_needs_its_checkpoint():
+    with pytest.raises(ConfigError, match=r"regions is 'sam' but no SAM checkpoint was given: give"):
+        make_recipe(MaskConfig(regions="sam"), None)
+
+
+@pytest.mark.parametrize("regions", ["felzenszwalb", "small_sam"])
+def test_a_checkpoint_that_would_be_ignored_is_refused(regions):
+    with pytest.raises(ConfigError, match=f"regions is '{regions}' but a SAM checkpoint was given"):
+        make_recipe(MaskConfig(regions=regions), "sam.pt")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pt"):
+        make_recipe(MaskConfig(), tmp_path / "nowhere.pt")
+
+
+def test_the_recipe_of_a_classical_run_holds_its_knobs_alone():
+    config = MaskConfig(felzenszwalb_scale=50.0, points_per_side=4)
+    recipe, _ = make_recipe(config, None)
+    assert recipe == make_recipe(MaskConfig(felzenszwalb_scale=50.0), None)[0]
+    assert recipe.knobs == {"felzenszwalb_scale": 50.0, "felzenszwalb_min_size": 200}
+    assert (recipe.source, recipe.sam_sha256) == ("felzenszwalb", "")
+    assert RegionRecipe(**json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+def test_the_recipe_of_a_sam_run_names_type_weights_and_knobs(tmp_path: Path):
+    path = tmp_path / "sam.pt"
+    torch.save(build_small_sam().state_dict(), path)
+    recipe, checkpoint = make_recipe(MaskConfig(points_per_side=4), path)
+    assert (recipe.source, recipe.sam_type, checkpoint) == ("sam", "small", path)
+    assert recipe.sam_sha256 == file_sha256(path)
+    assert recipe.knobs["points_per_side"] == 4
+    assert "points_per_batch" not in recipe.knobs  # costs memory, changes no mask
+    with pytest.raises(CheckpointError, match="vit_b"):
+        make_recipe(MaskConfig(), path, "vit_b")
+
+
+def test_sam_records_have_what_the_store_keeps(tmp_path: Path):
+    path = tmp_path / "sam.pt"
+    torch.manual_seed(0)
+    torch.save(build_small_sam().state_dict(), path)
+    config = MaskConfig(points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    recipe, checkpoint = make_recipe(config, path)
+    image = scene()
+    records = build_region_source(recipe, checkpoint, 2, "cpu")(image)
+    assert records
+    keys = {"counts", "area", "bbox", "predicted_iou", "stability_score", "point", "crop_box"}
+    for record, mask in zip(records, decoded(records, image), strict=True):
+        assert set(record) == keys
+        assert isinstance(record["counts"], str)
+        assert record["area"] == mask.sum()

@@ -1,0 +1,219 @@
+"""The Parquet store of masks, against pycocotools and plain painting."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow.parquet as pq
+import pytest
+from pycocotools import mask as coco
+
+from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.masks.store import (
+    METADATA_KEY,
+    SCHEMA,
+    MaskStore,
+    read_recipe,
+    shard_name,
+    shards,
+    write_shard,
+)
+
+RECIPE = {"source": "felzenszwalb", "sam_type": "", "knobs": {"felzenszwalb_scale": 300.0}}
+SIZE = (20, 30)
+
+
+def blobs(seed: int, number: int = 7) -> list[np.ndarray]:
+    """Overlapping ellipses, (H, W) bool each."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    found = []
+    for _ in range(number):
+        cy, cx = rng.uniform(0, SIZE[0]), rng.uniform(0, SIZE[1])
+        ry, rx = rng.uniform(3, 9, 2)
+        found.append(((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1)
+    return found
+
+
+def record(mask: np.ndarray) -> dict:
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        "counts": rle["counts"].decode(),
+        "area": int(mask.sum()),
+        "bbox": [int(v) for v in coco.toBbox(rle)],
+        "predicted_iou": 0.5,
+        "stability_score": 0.25,
+        "point": [1.5, 2.5],
+        "crop_box": [0, 0, SIZE[1], SIZE[0]],
+    }
+
+
+def row(image_id: str, masks: list[np.ndarray], error: str | None = None) -> dict:
+    height, width = SIZE if error is None else (0, 0)
+    return {
+        "image_id": image_id,
+        "path": f"/images/{image_id}.png",
+        "height": height,
+        "width": width,
+        "masks": [record(mask) for mask in masks],
+        "error": error,
+    }
+
+
+def write(folder: Path, rows: list[dict], recipe=RECIPE) -> Path:
+    path = folder / shard_name(r["image_id"] for r in rows)
+    write_shard(path, rows, recipe)
+    return path
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    """More rows than a row group has: some with masks, one without, one unreadable."""
+    made = [row(f"drive/{i:02}", blobs(i)) for i in range(18)]
+    return [*made, row("empty", []), row("broken", [], error="the file is empty (0 bytes)")]
+
+
+@pytest.fixture
+def store(rows, tmp_path: Path) -> MaskStore:
+    write(tmp_path, rows[:11])
+    write(tmp_path, rows[11:])
+    return MaskStore(tmp_path)
+
+
+def painted(image_row: dict, painting: str) -> np.ndarray:
+    """The id map by decoding every mask and painting it whole."""
+    canvas = np.zeros(SIZE, np.int32)
+    masks = image_row["masks"]
+    sign = -1 if painting == "fine" else 1
+    for k in sorted(range(len(masks)), key=lambda k: (sign * masks[k]["area"], k)):
+        mask = coco.decode({"counts": masks[k]["counts"].encode(), "size": list(SIZE)})
+        canvas[mask > 0] = k + 1
+    return canvas
+
+
+def test_rows_come_back_as_they_were(store, rows):
+    assert [store.load(r["image_id"]) for r in rows] == rows
+
+
+def test_the_store_knows_what_it_holds(store, rows):
+    assert len(store) == 20
+    assert store.ids() == sorted(r["image_id"] for r in rows)
+    assert "drive/03" in store
+    assert "drive/99" not in store
+    assert store.num_masks == 18 * 7
+    assert store.recipe == RECIPE
+
+
+def test_unreadable_images_are_rows_with_the_reason(store):
+    assert store.errors == {"broken": "the file is empty (0 bytes)"}
+    assert "broken" in store
+    assert store.id_map("broken").shape == (0, 0)
+
+
+def test_images_without_masks_have_an_empty_map(store):
+    assert store.id_map("empty").shape == SIZE
+    assert not store.id_map("empty").any()
+
+
+@pytest.mark.parametrize("painting", ["fine", "coarse"])
+def test_id_maps_are_those_of_painting_whole_masks(store, rows, painting):
+    for image_row in rows[:18]:
+        ids = store.id_map(image_row["image_id"], painting=painting)
+        assert ids.dtype == np.int32
+        assert np.array_equal(ids, painted(image_row, painting))
+
+
+def test_fine_and_coarse_differ(store):
+    assert not np.array_equal(store.id_map("drive/00"), store.id_map("drive/00", None, "coarse"))
+    with pytest.raises(ConfigError, match="'fine' and 'coarse'"):
+        store.id_map("drive/00", painting="medium")
+
+
+@pytest.mark.parametrize("window", [(0, 0, 20, 30), (3, 5, 10, 7), (19, 29, 1, 1), (0, 12, 20, 1)])
+@pytest.mark.parametrize("painting", ["fine", "coarse"])
+def test_a_window_is_a_crop_of_the_whole(store, window, painting):
+    top, left, height, width = window
+    for image_id in ("drive/00", "drive/17", "empty"):
+        whole = store.id_map(image_id, painting=painting)
+        part = store.id_map(image_id, window, painting)
+        assert np.array_equal(part, whole[top : top + height, left : left + width])
+
+
+def test_windows_outside_the_image_are_refused(store):
+    with pytest.raises(ConfigError, match="does not lie inside"):
+        store.id_map("drive/00", (0, 0, 21, 30))
+
+
+def test_unknown_images_are_named(store, tmp_path: Path):
+    with pytest.raises(DataError, match=r"no masks of image 'x' in .*make them first"):
+        store.load("x")
+
+
+def test_folders_without_masks_are_refused(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=r"no masks in .*sfss-ray masks"):
+            MaskStore(folder)
+
+
+def test_unreadable_and_hidden_shards_do_not_count(rows, tmp_path: Path):
+    good = write(tmp_path, rows[:2])
+    data = good.read_bytes()
+    (tmp_path / f".{good.name}.123").write_bytes(data)
+    (tmp_path / ".hidden.parquet").write_bytes(data)
+    (tmp_path / "half.parquet").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    (tmp_path / "folder.parquet").mkdir()
+    pandas.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    assert MaskStore(tmp_path).ids() == ["drive/00", "drive/01"]
+    assert good in shards(tmp_path)
+    assert tmp_path / ".hidden.parquet" not in shards(tmp_path)
+    for name in ("half", "empty", "folder", "other"):
+        assert read_recipe(tmp_path / f"{name}.parquet") is None
+
+
+def test_masks_made_anew_are_read_anew(rows, tmp_path: Path):
+    path = write(tmp_path, rows[:1])
+    first = MaskStore(tmp_path).id_map("drive/00")
+    write(tmp_path, [row("drive/00", blobs(99))])
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+    second = MaskStore(tmp_path).id_map("drive/00")
+    assert not np.array_equal(first, second)
+    assert np.array_equal(second, painted(row("drive/00", blobs(99)), "fine"))
+
+
+def test_pandas_reads_a_shard(rows, tmp_path: Path):
+    frame = pandas.read_parquet(write(tmp_path, rows))
+    assert list(frame.columns) == ["image_id", "path", "height", "width", "masks", "error"]
+    assert frame["image_id"].tolist() == [r["image_id"] for r in rows]
+    assert frame["masks"][0][0]["counts"] == rows[0]["masks"][0]["counts"]
+    assert frame["error"].isna().sum() == 19
+
+
+def test_pyarrow_reads_a_shard_with_its_schema_and_recipe(rows, tmp_path: Path):
+    path = write(tmp_path, rows)
+    table = pq.read_table(path)
+    assert table.schema.equals(SCHEMA)
+    assert table.to_pylist() == rows
+    assert json.loads(table.schema.metadata[METADATA_KEY]) == RECIPE == read_recipe(path)
+
+
+def test_writing_leaves_nothing_else(rows, tmp_path: Path):
+    path = write(tmp_path, rows)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_of_another_kind_are_not_written(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    with pytest.raises(Exception, match="tall"):
+        write_shard(path, [row("a", []) | {"height": "tall"}], RECIPE)
+    assert not path.exists()
+
+
+def test_a_shard_is_named_after_its_images():
+    name = shard_name(["a", "b"])
+    assert name == shard_name(iter(["a", "b"])) == "masks-7e18f737311b2dc3.parquet"
+    assert len({name, shard_name(["ab"]), shard_name(["b", "a"]), shard_name(["a"])}) == 4

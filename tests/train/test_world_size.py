@@ -1,0 +1,176 @@
+"""Two processes over gloo against one: the number of workers must not change what is learnt."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from train_samples import (
+    adaptation_task,
+    assert_states_close,
+    sharp_source,
+    small_config,
+    write_dataset,
+)
+
+from sfss_ray.train.adaptation import adapt_student
+from sfss_ray.train.collective import average_buffers, gather_rows, sum_over_workers, world_size
+from sfss_ray.train.run import LocalRun, append_progress, load_state, read_progress
+from sfss_ray.train.samples import image_of_sample
+
+WORLD = 2
+PATIENCE = 150  # seconds until two processes that do not end count as hanging
+# SGD: Adam's first step is the sign of a gradient, which rounding alone may turn.
+FROZEN = {"batch_norm": "frozen", "optim__optimizer": "sgd", "optim__learning_rate": 0.01}
+SCENARIOS = {
+    "frozen": FROZEN | {"num_steps": 2, "loss__ramp": [0.0, 0.0]},
+    "mlp": FROZEN | {"num_steps": 1, "loss__ramp": [0.0, 0.0], "loss__projection": "mlp"},
+    "adapt": {"batch_norm": "adapt", "num_steps": 1},
+    "some_without_masks": FROZEN | {"num_steps": 3, "loss__ramp": [0.0, 0.0]},
+    "all_without_masks": FROZEN | {"num_steps": 1, "loss__ramp": [0.0, 0.0]},
+}
+WITHOUT_MASKS = {"some_without_masks": (0, 2, 4), "all_without_masks": tuple(range(6))}
+
+
+class RankRun(LocalRun):
+    """A `LocalRun` that is one of several; every rank keeps its state, to be compared."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder / f"rank{dist.get_rank()}")
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def report(self, metrics, state):
+        append_progress(self.folder / "metrics", metrics)
+        super().report(metrics, state)
+
+
+def config_of(name: str):
+    return small_config(batch_size=2 * WORLD, evaluate_every=1, **SCENARIOS[name])
+
+
+def task_of(root: Path, name: str):
+    return adaptation_task(root / f"data_{name}", root / "source.pt", config_of(name))
+
+
+def work(rank: int, root: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{root}/meeting", rank=rank, world_size=WORLD)
+    try:
+        torch.save(collect(rank), root / f"collected{rank}.pt")
+        for name in SCENARIOS:
+            adapt_student(task_of(root, name), RankRun(root / name))
+        (root / f"finished{rank}").touch()
+    except Exception:
+        (root / f"error{rank}").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def collect(rank: int) -> dict[str, torch.Tensor]:
+    rows = torch.arange(3 * rank, 3 * rank + 2 * rank)[:, None] + torch.zeros(1, 2)
+    layer = torch.nn.BatchNorm1d(2)
+    layer.running_mean.fill_(float(rank))
+    layer.num_batches_tracked.fill_(5)
+    average_buffers(layer)
+    mine = torch.tensor([1.0 + rank])
+    return {
+        "rows": gather_rows(rows),
+        "nothing": gather_rows(torch.zeros(0, 3)),
+        "sum": sum_over_workers(mine),
+        "mine": mine,
+        "mean": layer.running_mean,
+        "batches": layer.num_batches_tracked,
+        "world": torch.tensor(world_size()),
+    }
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Everything the two processes do, done once: starting them costs seconds."""
+    root = tmp_path_factory.mktemp("world")
+    sharp_source(root / "source.pt")
+    for name in SCENARIOS:
+        write_dataset(root / f"data_{name}", without_masks=WITHOUT_MASKS.get(name, ()))
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=(rank, root)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    hanging = [process for process in processes if process.is_alive()]
+    for process in hanging:
+        process.kill()
+    errors = "\n".join(path.read_text() for path in sorted(root.glob("error*")))
+    assert not hanging, f"{len(hanging)} of {WORLD} processes hang\n{errors}"
+    assert not errors, errors
+    return root
+
+
+def test_both_ranks_finish(root):
+    assert all((root / f"finished{rank}").exists() for rank in range(WORLD))
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_collectives(root, rank):
+    found = torch.load(root / f"collected{rank}.pt", weights_only=True)
+    assert found["rows"].tolist() == [[3.0, 3.0], [4.0, 4.0]]  # rank 0 has none
+    assert found["nothing"].shape == (0, 3)
+    assert found["sum"].tolist() == [3.0]
+    assert found["mine"].tolist() == [1.0 + rank]
+    assert found["mean"].tolist() == [0.5, 0.5]
+    assert found["batches"] == 5
+    assert found["world"] == WORLD
+
+
+def test_collectives_of_one_worker_are_the_identity():
+    rows = torch.rand(3, 2)
+    assert world_size() == 1
+    assert gather_rows(rows) is rows
+    assert sum_over_workers(rows) is rows
+
+
+@pytest.mark.parametrize("name", ["frozen", "mlp", "some_without_masks", "all_without_masks"])
+def test_two_workers_learn_what_one_does(root, name):
+    adapt_student(task_of(root, name), LocalRun(root / name / "one"))
+    assert_states_close(root / name / "one", root / name / "rank0", rtol=1e-4, atol=1e-5)
+    assert_something_was_learnt(root, name)
+    assert_losses_average(root, name)
+
+
+def assert_something_was_learnt(root: Path, name: str) -> None:
+    """Weights moved by far more than the comparison's tolerance, and pairs were drawn."""
+    state = load_state(root / name / "one")
+    start = torch.load(root / "source.pt", weights_only=True)["state_dict"]
+    change = state["student"]["segmenter.classifier.weight"] - start["classifier.weight"]
+    assert change.abs().max() > 1e-3
+    records = read_progress(root / name / "one")
+    assert (sum(r["anchors"] for r in records) > 0) == (name != "all_without_masks")
+    assert (state["bank"]["written"].sum() > 0) == (name != "all_without_masks")
+
+
+def assert_losses_average(root: Path, name: str) -> None:
+    """A rank's loss is scaled so that the mean over ranks, as DDP takes it, is the whole one."""
+    whole = read_progress(root / name / "one")
+    ranks = [read_progress(root / name / f"rank{rank}" / "metrics") for rank in range(WORLD)]
+    for one, *parts in zip(whole, *ranks, strict=True):
+        for part in ("loss", "loss_seg", "loss_ins", "loss_cls"):
+            mean = sum(record[part] for record in parts) / WORLD
+            assert mean == pytest.approx(one[part], rel=1e-4, abs=1e-6), part
+
+
+@pytest.mark.parametrize("name", list(SCENARIOS))
+def test_both_ranks_hold_the_same_state(root, name):
+    assert_states_close(root / name / "rank0", root / name / "rank1")
+
+
+def test_one_rank_had_no_masks_while_the_other_had():
+    config = config_of("some_without_masks")
+    blank = WITHOUT_MASKS["some_without_masks"]
+    ranks_without = []
+    for step in range(config.train.num_steps):
+        first = step * 2 * WORLD
+        images = [image_of_sample(config.seed, first + i, 6) for i in range(2 * WORLD)]
+        ranks_without.append(sum(set(images[i : i + 2]) <= set(blank) for i in (0, 2)))
+    assert ranks_without.count(1) >= 2
