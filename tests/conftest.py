@@ -30,7 +30,9 @@ def shared_data() -> Callable[[str], Path]:
 
     def find(name: str) -> Path:
         if not (root / name).is_dir():
-            pytest.skip(f"no real images: {root / name} is absent (SFSS_TEST_DATA names its parent)")
+            pytest.skip(
+                f"no real images: {root / name} is absent (SFSS_TEST_DATA names its parent)"
+            )
         return root / name
 
     return find

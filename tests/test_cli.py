@@ -75,6 +75,7 @@ def load_recipe() -> ModuleType:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
     return module
 
@@ -123,7 +124,10 @@ SHARED_CASES = {
     "a model, no SAM": ({"sam-checkpoint": "@source.pt"}, r"source\.pt"),
 }
 VERB_CASES = SHARED_CASES | {
-    "temperature 0": ({"train.loss.temperature": "0"}, r"temperature is 0\.0: allowed is \(0, 100\]"),
+    "temperature 0": (
+        {"train.loss.temperature": "0"},
+        r"temperature is 0\.0: allowed is \(0, 100\]",
+    ),
     "crop": ({"train.augment.crop-size": "8 8"}, "crop_size is .* 32 or more"),
     "cold config file": ({"config-file": "@cold.json"}, "temperature is 0.0: allowed"),
     "unknown name": ({"config-file": "@typo.json"}, "unknown setting 'train.loss.temprature'"),
@@ -144,8 +148,11 @@ RECIPE_CASES = SHARED_CASES | {
 }
 
 
-@pytest.mark.parametrize("verb", ["adapt", "tune"])
-@pytest.mark.parametrize("case", VERB_CASES)
+@pytest.mark.parametrize(
+    ("verb", "case"),
+    [("adapt", case) for case in VERB_CASES]
+    + [("tune", case) for case in ("empty folder", "temperature 0", "no cluster", "another run")],
+)
 def test_bad_input_of_a_verb_is_one_line(verb, case, data, tmp_path, capsys):
     changes, reason = VERB_CASES[case]
     options = TARGET | {"output-dir": "@"} | changes
@@ -189,7 +196,11 @@ OTHER_CASES = [
     ("pretrain", IMAGES | {"images": "@nowhere", "output-dir": "@"}, "does not exist"),
     ("pretrain", IMAGES | {"labels": "@strange_labels", "output-dir": "@"}, "hold id 40"),
     ("pretrain", IMAGES | {"classes": "ade20k", "output-dir": "@"}, "unknown class set 'ade20k'"),
-    ("pretrain", IMAGES | {"pretrain.network": "unet", "output-dir": "@"}, "unknown network 'unet'"),
+    (
+        "pretrain",
+        IMAGES | {"pretrain.network": "unet", "output-dir": "@"},
+        "unknown network 'unet'",
+    ),
     ("pretrain", IMAGES | {"output-dir": "@another_run"}, "holds another run"),
     ("pretrain", IMAGES | {"output-dir": "@"}, "cannot be reached"),
     ("evaluate", IMAGES | {"model": "@letter.txt"}, "letter.txt"),
@@ -200,7 +211,7 @@ OTHER_CASES = [
 
 @pytest.mark.parametrize(("verb", "options", "reason"), OTHER_CASES)
 def test_bad_input_of_the_other_verbs_is_one_line(verb, options, reason, data, tmp_path, capsys):
-    words = words_of(options, data, tmp_path / "out") + ["--compute.address", "127.0.0.1:1"]
+    words = [*words_of(options, data, tmp_path / "out"), "--compute.address", "127.0.0.1:1"]
     assert reason in one_error(cli.main([verb, *words]), capsys.readouterr().err)
 
 
@@ -208,7 +219,9 @@ def test_bad_input_of_the_other_verbs_is_one_line(verb, options, reason, data, t
 def test_cuda_is_refused_where_there_is_none(data, tmp_path, capsys):
     words = words_of(TARGET | {"output-dir": "@"}, data, tmp_path / "out")
     code = cli.main(["adapt", *words, "--compute.device", "cuda"])
-    assert "device is 'cuda' but this machine has no CUDA" in one_error(code, capsys.readouterr().err)
+    assert "device is 'cuda' but this machine has no CUDA" in one_error(
+        code, capsys.readouterr().err
+    )
     words = words_of(TARGET | {"output": "@", "config": "@cuda.json"}, data, tmp_path / "out")
     assert "device is 'cuda'" in one_error(run_recipe(words), capsys.readouterr().err)
 
@@ -222,9 +235,9 @@ def test_the_usage_names_every_verb(words, capsys):
 
 
 def test_unknown_verbs_are_refused_with_the_known_ones(capsys):
-    code = cli.main(["train"])
+    code = cli.main(["fly"])
     line = one_error(code, capsys.readouterr().err)
-    assert line == f"error: unknown verb 'train': known are {', '.join(cli.VERBS)}"
+    assert line == f"error: unknown verb 'fly': known are {', '.join(cli.VERBS)}"
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -236,7 +249,7 @@ def test_every_verb_shows_its_options(verb, capsys):
     assert f"usage: sfss-ray {verb}" in page
     assert "--progress" not in page
     for name in flatten(Config()):
-        assert f"--{name.replace('_', '-')} " in page, name
+        assert re.search(rf"--{name.replace('_', '-')}[ ,]", page), name
 
 
 @pytest.mark.parametrize(
@@ -314,11 +327,9 @@ def in_a_shell(*words: str | Path) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("start", [("-m", "sfss_ray.cli", "adapt"), (RECIPE,)])
-def test_in_a_shell_bad_input_is_one_line_too(start, data, tmp_path):
-    output = "output" if start == (RECIPE,) else "output-dir"
-    options = TARGET | {"target-images": "@empty", output: "@"}
-    done = in_a_shell(*start, *words_of(options, data, tmp_path / "out"))
+def test_in_a_shell_bad_input_is_one_line_too(data, tmp_path):
+    options = TARGET | {"target-images": "@empty", "output": "@"}
+    done = in_a_shell(RECIPE, *words_of(options, data, tmp_path / "out"))
     assert "no image in" in one_error(done.returncode, done.stderr)
     assert done.stdout == ""
 

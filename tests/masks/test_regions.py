@@ -109,7 +109,9 @@ def test_the_source_follows_from_config_and_checkpoint(regions, checkpoint, sour
 
 
 def test_sam_needs_its_checkpoint():
-    with pytest.raises(ConfigError, match=r"regions is 'sam' but no SAM checkpoint was given: give"):
+    with pytest.raises(
+        ConfigError, match=r"regions is 'sam' but no SAM checkpoint was given: give"
+    ):
         make_recipe(MaskConfig(regions="sam"), None)
 
 

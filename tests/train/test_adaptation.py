@@ -71,7 +71,7 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
     config = small_config(**changes)
     adapt(root, source, config, tmp_path / "whole")
     adapt_in_two_parts(root, source, config, tmp_path / "parts", at=3)
-    assert_states_close(tmp_path / "whole", tmp_path / "parts", rtol=1e-6, atol=1e-7)
+    assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-6)
     state = load_state(tmp_path / "whole")
     assert state["step"] == 6
     assert state["bank"]["written"].sum() > 0
@@ -94,7 +94,7 @@ def test_resuming_a_network_with_dropout_draws_the_same_units(root, tmp_path, mo
     config = small_config(num_steps=4, evaluate_every=2)
     adapt(root, source, config, tmp_path / "whole")
     adapt_in_two_parts(root, source, config, tmp_path / "parts", at=2)
-    assert_states_close(tmp_path / "whole", tmp_path / "parts", rtol=1e-6, atol=1e-7)
+    assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-6)
 
 
 def test_a_finished_run_is_left_as_it_is(root, source, tmp_path):
@@ -217,7 +217,8 @@ def test_labels_are_not_needed_on_disk(root, source, tmp_path):
     assert_states_close(tmp_path / "without", tmp_path / "with")
 
 
-GOLDEN = []
+# Recorded on a CPU; they change only with the method, its random draws or its defaults.
+GOLDEN = [0.614253, 1.669993, 1.848762, 2.363713, 4.267158, 2.553044]
 
 
 def test_golden_loss_curve(root, source, tmp_path):

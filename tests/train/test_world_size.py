@@ -22,13 +22,21 @@ from sfss_ray.train.samples import image_of_sample
 WORLD = 2
 PATIENCE = 150  # seconds until two processes that do not end count as hanging
 # SGD: Adam's first step is the sign of a gradient, which rounding alone may turn.
-FROZEN = {"batch_norm": "frozen", "optim__optimizer": "sgd", "optim__learning_rate": 0.01}
+# No clipping: it would hide a gradient that is scaled by the number of workers.
+FROZEN = {
+    "batch_norm": "frozen",
+    "optim__optimizer": "sgd",
+    "optim__learning_rate": 0.01,
+    "optim__warmup_share": 0.0,
+    "optim__max_grad_norm": 1e6,
+    "loss__ramp": [0.0, 0.0],
+}
 SCENARIOS = {
-    "frozen": FROZEN | {"num_steps": 2, "loss__ramp": [0.0, 0.0]},
-    "mlp": FROZEN | {"num_steps": 1, "loss__ramp": [0.0, 0.0], "loss__projection": "mlp"},
+    "frozen": FROZEN | {"num_steps": 2},
+    "mlp": FROZEN | {"num_steps": 1, "loss__projection": "mlp"},
     "adapt": {"batch_norm": "adapt", "num_steps": 1},
-    "some_without_masks": FROZEN | {"num_steps": 3, "loss__ramp": [0.0, 0.0]},
-    "all_without_masks": FROZEN | {"num_steps": 1, "loss__ramp": [0.0, 0.0]},
+    "some_without_masks": FROZEN | {"num_steps": 3},
+    "all_without_masks": FROZEN | {"num_steps": 1},
 }
 WITHOUT_MASKS = {"some_without_masks": (0, 2, 4), "all_without_masks": tuple(range(6))}
 
@@ -134,7 +142,7 @@ def test_collectives_of_one_worker_are_the_identity():
 @pytest.mark.parametrize("name", ["frozen", "mlp", "some_without_masks", "all_without_masks"])
 def test_two_workers_learn_what_one_does(root, name):
     adapt_student(task_of(root, name), LocalRun(root / name / "one"))
-    assert_states_close(root / name / "one", root / name / "rank0", rtol=1e-4, atol=1e-5)
+    assert_states_close(root / name / "one", root / name / "rank0", tolerance=3e-5)
     assert_something_was_learnt(root, name)
     assert_losses_average(root, name)
 

@@ -116,7 +116,7 @@ def sharp_source(path: Path, spoil: bool = False) -> Path:
     network = build_network("compact", len(CLASSES))
     estimate_statistics(network.train(), [drawn_batch([0, 1, 2])["weak"]])
     with torch.no_grad():
-        network.classifier.weight *= 30
+        network.classifier.weight *= 12
         if spoil:
             network.classifier.weight[0, 0] = torch.nan
     return save_model(path, SourceModel(network, "compact", class_set_of(CLASSES)))
@@ -129,7 +129,7 @@ SMALL = {
     "train.statistics_steps": 3,
     "train.augment.crop_size": [48, 48],
     "train.augment.scale_range": [1.0, 1.2],
-    "train.optim.learning_rate": 1e-3,
+    "train.optim.learning_rate": 1e-4,
     "train.pairs.negatives": 32,
     "train.pairs.bank_size": 16,
     "train.loss.ramp": [0.0, 0.2],
@@ -160,15 +160,24 @@ def flat_state(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     return flat
 
 
-def assert_states_close(one: Path, other: Path, rtol: float = 0.0, atol: float = 0.0) -> None:
-    """Two run folders hold the same step, weights, teacher, optimiser, thresholds and bank."""
+def assert_states_close(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    """Two run folders hold the same step, weights, teacher, optimiser, thresholds and bank.
+
+    `tolerance` is relative to a tensor's largest entry, or to 1 if that is less; with one, a few
+    pixels may fall on the other side of a bin's edge in the histogram of the thresholds.
+    """
     first, second = load_state(one), load_state(other)
     assert first["step"] == second["step"]
     first, second = flat_state(first), flat_state(second)
     assert first.keys() == second.keys()
+    if tolerance and "thresholds" in first:  # a source model's training has none
+        histogram, other_histogram = (flat.pop("thresholds") for flat in (first, second))
+        assert (histogram - other_histogram).abs().sum() <= 1e-3 * histogram.sum()
     for name, value in first.items():
+        largest = float(value.abs().max()) if value.numel() else 0.0
+        atol = tolerance * max(largest, 1.0)
         torch.testing.assert_close(
-            second[name], value, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
+            second[name], value, rtol=0, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 
