@@ -37,9 +37,11 @@ HELD_OUT_SEED = 1_000_003
 POINTS_PER_SIDE = 16
 POINTS_PER_BATCH = 16
 SMALLEST_COUNTED = 16  # px; objects below it are not asked for
-PRED_IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.88)
-STABILITY_THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.92, 0.95)
-NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8)
+TUNING_SCENES = 12
+PRED_IOU_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+STABILITY_OFFSETS = (0.1, 0.2, 0.4, 1.0)  # the small SAM's logits are flatter than a large one's
+STABILITY_THRESHOLDS = (0.7, 0.85)
+NMS_THRESHOLDS = (0.5, 0.7)
 
 
 def held_out_scene(index: int) -> Scene:
@@ -109,14 +111,14 @@ def best_of_three(masks: Tensor, ids: np.ndarray, xy: np.ndarray) -> list[float]
 class Candidates:
     """All masks of one scene's point grid before any filter, and how well they fit the truth."""
 
+    scene: Scene
     masks: Tensor  # (N, H, W) bool
     boxes: Tensor
     predicted: Tensor
-    stability: Tensor
+    stability: dict[float, Tensor]  # by offset
     object_iou: Tensor  # (N, objects)
     part_iou: Tensor  # (N, parts)
     object_areas: Tensor
-    labels: np.ndarray
 
 
 def candidates_of(sam: Sam, scene: Scene) -> Candidates:
@@ -127,31 +129,37 @@ def candidates_of(sam: Sam, scene: Scene) -> Candidates:
     masks = logits > sam.mask_threshold
     object_iou, areas = iou_matrix(masks, scene.instances)
     return Candidates(
+        scene=scene,
         masks=masks,
         boxes=batched_mask_to_box(masks),
         predicted=predicted.flatten(),
-        stability=calculate_stability_score(logits, sam.mask_threshold, 1.0),
+        stability={
+            offset: calculate_stability_score(logits, sam.mask_threshold, offset)
+            for offset in STABILITY_OFFSETS
+        },
         object_iou=object_iou,
         part_iou=iou_matrix(masks, scene.parts)[0],
         object_areas=areas,
-        labels=scene.labels,
     )
 
 
 def keep(found: Candidates, settings: dict[str, float]) -> Tensor:
     """Indices of the masks that the automatic mask generator keeps with these settings."""
     good = found.predicted > settings["pred_iou_thresh"]
-    good &= found.stability >= settings["stability_score_thresh"]
+    stability = found.stability[settings["stability_score_offset"]]
+    good &= stability >= settings["stability_score_thresh"]
     index = good.nonzero()[:, 0]
     order = nms(found.boxes[index].float(), found.predicted[index], settings["box_nms_thresh"])
     return index[order]
 
 
-def fit_of(found: Candidates, settings: dict[str, float]) -> dict[str, float]:
-    """How well the kept masks match the scene; every value but `masks` is in 0..1."""
-    kept = keep(found, settings)
-    count = float(len(kept))
-    if not count:
+def fit_of_masks(found: Candidates, kept: Tensor) -> dict[str, float]:
+    """How well kept masks match the scene; every value but `masks` is in 0..1.
+
+    recall: IoU of the best mask of each object, weighted by area; recall_each: unweighted.
+    precision: IoU of each mask with the object or part that it fits best, unweighted.
+    """
+    if not len(kept):
         return {"recall": 0.0, "recall_each": 0.0, "precision": 0.0, "masks": 0.0}
     best = found.object_iou[kept].amax(dim=0)
     either = torch.cat([found.object_iou[kept], found.part_iou[kept]], dim=1).amax(dim=1)
@@ -159,27 +167,38 @@ def fit_of(found: Candidates, settings: dict[str, float]) -> dict[str, float]:
         "recall": float((best * found.object_areas).sum() / found.object_areas.sum()),
         "recall_each": float(best.mean()),
         "precision": float(either.mean()),
-        "masks": count,
+        "masks": float(len(kept)),
     }
 
 
-def purity_of(found: Candidates, settings: dict[str, float]) -> dict[str, float]:
-    """Share of pixels under a mask, and of these the share whose region's main class is theirs.
+def fit_of_map(found: Candidates, kept: Tensor) -> dict[str, float]:
+    """How well the map of regions, smaller masks painted over larger, matches the scene; 0..1.
 
-    Where masks overlap the smaller one counts.
+    coverage: share of pixels in a region; purity: of these, the share whose region's main class is
+    theirs; map_recall: IoU of the best region of each object, weighted by area.
     """
-    kept = keep(found, settings)
+    regions = np.zeros(found.scene.labels.shape, dtype=np.int64)
     masks = found.masks[kept].numpy()
-    regions = np.zeros(found.labels.shape, dtype=np.int64)
     for name, mask in enumerate(sorted(masks, key=lambda mask: -mask.sum()), start=1):
         regions[mask] = name
-    counted = (regions > 0) & (found.labels != 255)
-    pairs = np.zeros((regions.max() + 1, 256), dtype=np.int64)
-    np.add.at(pairs, (regions[counted], found.labels[counted]), 1)
+    count = len(masks) + 1
+    classes = overlaps(regions, found.scene.labels, count)[1:, :255]
+    objects = overlaps(regions, found.scene.instances, count)
+    areas = objects.sum(axis=0)
+    union = objects.sum(axis=1, keepdims=True) + areas - objects
+    best = (objects / np.maximum(union, 1))[1:, 1:].max(axis=0, initial=0.0)
     return {
         "coverage": float((regions > 0).mean()),
-        "purity": float(pairs.max(axis=1).sum() / max(1, pairs.sum())),
+        "purity": float(classes.max(axis=1, initial=0).sum() / max(1, classes.sum())),
+        "map_recall": float((best * areas[1:]).sum() / areas[1:].sum()),
     }
+
+
+def overlaps(regions: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """Pixels (regions, ids) that a region and an id have in common."""
+    width = max(256, int(ids.max()) + 1)
+    flat = np.bincount((regions * width + ids).ravel(), minlength=count * width)
+    return flat.reshape(count, width)
 
 
 def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -187,27 +206,32 @@ def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def choose_settings(scenes: list[Candidates]) -> dict[str, float]:
-    """The thresholds with the best harmonic mean of recall (by area) and precision."""
+    """The thresholds whose region maps have the best harmonic mean of recall and purity."""
 
     def quality(settings: dict[str, float]) -> float:
-        fit = mean_of([fit_of(found, settings) for found in scenes])
-        return 2 * fit["recall"] * fit["precision"] / max(1e-9, fit["recall"] + fit["precision"])
+        fit = mean_of([fit_of_map(found, keep(found, settings)) for found in scenes])
+        return 2 * fit["map_recall"] * fit["purity"] / max(1e-9, fit["map_recall"] + fit["purity"])
 
-    names = ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh")
-    grid = itertools.product(PRED_IOU_THRESHOLDS, STABILITY_THRESHOLDS, NMS_THRESHOLDS)
-    return max((dict(zip(names, values, strict=True)) for values in grid), key=quality)
+    choices = {
+        "pred_iou_thresh": PRED_IOU_THRESHOLDS,
+        "stability_score_thresh": STABILITY_THRESHOLDS,
+        "stability_score_offset": STABILITY_OFFSETS,
+        "box_nms_thresh": NMS_THRESHOLDS,
+    }
+    grid = itertools.product(*choices.values())
+    return max((dict(zip(choices, values, strict=True)) for values in grid), key=quality)
 
 
 def measure(sam: Sam, scenes: int) -> dict[str, object]:
-    """Scores on `scenes` held-out scenes; the settings are chosen on as many other ones."""
-    tuning = [candidates_of(sam, held_out_scene(scenes + i)) for i in range(min(scenes, 24))]
+    """Scores on `scenes` held-out scenes; the settings are chosen on a few other ones."""
+    tuning = [candidates_of(sam, held_out_scene(scenes + i)) for i in range(TUNING_SCENES)]
     settings = choose_settings(tuning)
     del tuning
     rows: dict[str, list[dict[str, float]]] = {domain: [] for domain in DOMAINS}
     for index in range(scenes):
         found = candidates_of(sam, held_out_scene(index))
-        row = fit_of(found, settings) | purity_of(found, settings)
-        rows[DOMAINS[index % 2]].append(row)
+        kept = keep(found, settings)
+        rows[DOMAINS[index % 2]].append(fit_of_masks(found, kept) | fit_of_map(found, kept))
     return {
         "held_out": {"seed": HELD_OUT_SEED, "scenes": scenes, "size": [128, 256]},
         "prompted_iou_best_of_3": prompted_iou(sam, scenes),
@@ -215,7 +239,6 @@ def measure(sam: Sam, scenes: int) -> dict[str, object]:
         "generator": {
             "points_per_side": POINTS_PER_SIDE,
             **settings,
-            "stability_score_offset": 1.0,
             "min_mask_region_area": 0,
         },
     }

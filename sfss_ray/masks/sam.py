@@ -106,14 +106,15 @@ def recognise_sam_type(state_dict: Mapping[str, torch.Tensor]) -> SamType:
             f"these weights are not of a SAM: expected the keys {', '.join(_KEYS_OF_A_SAM)}, "
             f"found {_some_names(state_dict)}; {_HOW_TO_GET_WEIGHTS}"
         )
-    width, _, patch, _ = state_dict[_PATCH_KEY].shape
-    shape = (width, patch, _count_encoder_blocks(state_dict))
-    if shape not in _TYPE_OF_ENCODER_SHAPE:
-        raise CheckpointError(
-            f"a SAM of unknown size (width {shape[0]}, patch {shape[1]}, {shape[2]} blocks): "
-            f"known are {', '.join(get_args(SamType))}; {_HOW_TO_GET_WEIGHTS}"
-        )
-    return _TYPE_OF_ENCODER_SHAPE[shape]
+    patch_shape = tuple(state_dict[_PATCH_KEY].shape)
+    blocks = _count_encoder_blocks(state_dict)
+    for (width, patch, depth), sam_type in _TYPE_OF_ENCODER_SHAPE.items():
+        if patch_shape == (width, 3, patch, patch) and blocks == depth:
+            return sam_type
+    raise CheckpointError(
+        f"a SAM of unknown size ({_PATCH_KEY} is {patch_shape}, {blocks} blocks): "
+        f"known are {', '.join(get_args(SamType))}; {_HOW_TO_GET_WEIGHTS}"
+    )
 
 
 def load_sam(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from train_samples import KEY_STEP, RandomScene, pool_of, random_scene
@@ -21,7 +21,10 @@ from sfss_ray.train.pairs import (
     sample_pairs,
 )
 
-many_seeds = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+# A smaller seed is no simpler scene, so failures are not shrunk.
+many_seeds = settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+)
 seeds = st.integers(0, 10**6)
 
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from train_samples import (
     COLOURS,
@@ -27,7 +27,10 @@ from sfss_ray.train.samples import LabelledSamples, TargetSamples, image_of_samp
 
 HEIGHT, WIDTH = 90, 130
 CROP = AugmentConfig(crop_size=(48, 64), scale_range=(0.75, 1.5))
-some = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+# A smaller seed is no simpler crop, so failures are not shrunk.
+some = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+)
 
 
 def coordinates() -> np.ndarray:
