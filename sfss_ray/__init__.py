@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from sfss_ray.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from sfss_ray.config import Config, load_config, override
     from sfss_ray.errors import SfssError
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from sfss_ray.models.build import load_model, save_model
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
     from sfss_ray.train.launch import pretrain_source, train_student
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AdaptResult",

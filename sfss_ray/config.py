@@ -36,7 +36,7 @@ def _is_number(value: object, whole: bool = False) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _are_numbers(pair: object, whole: bool = False) -> bool:
+def _are_numbers(pair: Any, whole: bool = False) -> bool:
     """Whether it is a pair of numbers."""
     is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
     return is_pair and all(_is_number(value, whole) for value in pair)

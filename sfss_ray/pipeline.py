@@ -29,6 +29,7 @@ from sfss_ray.train.launch import (
     run_training,
 )
 from sfss_ray.tune.search import SearchResult, run_search, score_name
+from sfss_ray.version import __version__
 
 if TYPE_CHECKING:
     from sfss_ray.evaluation.evaluate import Score
@@ -299,14 +300,12 @@ def _describe(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """report.json."""
-    import sfss_ray
-
     oracle = bool(search and search.oracle)
     report: dict[str, Any] = {
         "title": f"{prepared.source_model.stem} adapted to {masks.images} images",
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": sfss_ray.__version__,
+        "version": __version__,
         "class_set": {"name": prepared.classes.name, "classes": list(prepared.classes.classes)},
         "network_scored": "student",
         "step_scored": f"last ({config.train.num_steps} of {config.train.num_steps})",

@@ -66,7 +66,9 @@ class Examination:
     def __call__(self, network: Segmenter) -> dict[str, float]:
         score = self.score(network)
         seen = {"val_miou": score.miou, "mask_information": score.mask_information}
-        seen |= {"entropy": score.entropy, "predicted_classes": float(score.predicted_classes)}
+        seen["entropy"] = score.entropy
+        if self.held_out:
+            seen["predicted_classes"] = float(score.predicted_classes)
         return {name: value for name, value in seen.items() if not np.isnan(value)}
 
     def score(self, network: Segmenter) -> Score:

@@ -125,6 +125,11 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> SourceMo
             f"source model {str(path)!r} lacks {', '.join(absent)}: the file was edited; make it again"
         )
     classes = class_set_of(content["classes"], content["class_set"])
+    if content["network"] not in NETWORKS:
+        raise CheckpointError(
+            f"source model {str(path)!r} holds the unknown network {content['network']!r}: known are"
+            f" {', '.join(NETWORKS)}"
+        )
     network = build_network(content["network"], len(classes))
     try:
         network.load_state_dict({k: _full(v) for k, v in content["state_dict"].items()})

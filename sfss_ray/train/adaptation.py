@@ -21,7 +21,6 @@ from sfss_ray.train.loop import (
     build_optimizer,
     distribute,
     learning_rate,
-    require_finite,
     run_steps,
     set_learning_rate,
     to_device,
@@ -117,8 +116,8 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
             step,
             task.config.seed,
         )
-        require_finite(loss, step, last_saved[0])
-        apply_gradients(loss, module, players.optimizer, config.optim.max_grad_norm)
+        clip = config.optim.max_grad_norm
+        apply_gradients(loss, module, players.optimizer, clip, step, last_saved[0])
         average_buffers(players.student)
         _follow(players, config, step)
         return parts

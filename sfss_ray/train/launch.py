@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,17 @@ def run_record(
     labelled: tuple[LabelledImage, ...],
 ) -> dict[str, Any]:
     """What decides the result of a run: config without `compute`, source model, images."""
-    names = hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()
     science = {k: v for k, v in flatten(config).items() if not k.startswith("compute.")}
     return science | {
         "inputs.source_sha256": source_sha256,
         "inputs.images": len(images),
-        "inputs.image_ids_sha256": names,
+        "inputs.image_ids_sha256": _hash_of_ids(images),
         "inputs.labelled_images": len(labelled),
     }
+
+
+def _hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
+    return hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,7 @@ def pretrain_source(
         "seed": config.seed,
         "inputs.classes": class_set.name,
         "inputs.images": len(pairs),
-        "inputs.first_image": pairs[0].image_id,
+        "inputs.image_ids_sha256": _hash_of_ids(pairs),
     }
     folder = claim(output_dir, record)
     model = folder / "source.pt"

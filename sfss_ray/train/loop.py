@@ -65,26 +65,33 @@ def autocast(run: Run, precision: str) -> torch.autocast:
 
 
 def apply_gradients(
-    loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
-) -> Tensor:
-    """One optimiser step; returns the gradients' norm before clipping."""
+    loss: Tensor,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+    step: int,
+    last_saved: int,
+) -> None:
+    """One optimiser step, unless the loss or its gradients are NaN or Inf.
+
+    The gradients' norm is checked, which DDP makes the same on every worker: so all of them stop
+    together, and nothing that is not finite reaches a weight or a checkpoint.
+
+    Raises:
+        TrainingError: names the step, the loss and the last checkpoint.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
-    optimizer.step()
-    return norm
-
-
-def require_finite(loss: Tensor, step: int, last_saved: int) -> None:
-    """TrainingError when the loss is NaN or Inf."""
-    if not math.isfinite(loss.item()):
+    if not math.isfinite(norm.item()):
         kept = (
             f"the checkpoint of step {last_saved} is kept" if last_saved else "none was saved yet"
         )
         raise TrainingError(
-            f"the loss is {loss.item()} at step {step} ({kept}): lower the learning rate or raise the"
-            " temperature, and run again"
+            f"the loss is {loss.item():.4g} and its gradient {norm.item():.4g} at step {step} ({kept}):"
+            " lower the learning rate or raise the temperature, and run again"
         )
+    optimizer.step()
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from sfss_ray.train.loop import (
     build_optimizer,
     distribute,
     learning_rate,
-    require_finite,
     run_steps,
     set_learning_rate,
 )
@@ -71,8 +70,8 @@ def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> Non
             logits = network.upsample(module(batch["image"]).logits, labels.shape[-2:])
         pixels = sum_over_workers(valid.sum()).clamp(min=1)
         loss = segmentation_loss(logits, labels, valid) * world_size() / pixels
-        require_finite(loss, step, last_saved[0])
-        apply_gradients(loss, module, optimizer, config.optim.max_grad_norm)
+        clip = config.optim.max_grad_norm
+        apply_gradients(loss, module, optimizer, clip, step, last_saved[0])
         average_buffers(network)
         return {"loss": loss.detach()}
 
