@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from measure_small_sam import DOMAINS, prompted_iou
+from measure_small_sam import CHECK_SEED, DOMAINS, prompted_iou
 from segment_anything.modeling import Sam
 from small_sam_learning import (
     PIXELS_PER_LOGIT,
@@ -279,7 +279,8 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
             seen, next_line = [], run.seconds + SECONDS_BETWEEN_LINES
         if run.seconds >= next_save:
             save(run, arguments.seed, arguments.output)
-            print(f"held-out prompted IoU {prompted_iou(run.average, 8)}", flush=True)
+            check = prompted_iou(run.average, CHECK_SEED, 8)
+            print(f"prompted IoU on unseen scenes {check}", flush=True)
             next_save = run.seconds + SECONDS_BETWEEN_SAVES
 
 

@@ -98,8 +98,9 @@ def test_the_shipped_small_sam_finds_masks_on_the_pool(streets, tiny_config, tmp
         {
             "masks.regions": "small_sam",
             "masks.points_per_side": 8,
-            "masks.pred_iou_thresh": 0.5,
-            "masks.stability_score_thresh": 0.7,
+            "masks.pred_iou_thresh": 0.2,
+            "masks.stability_score_thresh": 0.8,
+            "masks.stability_score_offset": 0.1,
         },
     )
     summary = generate_masks(folder, tmp_path / "masks", config=config, progress=str)
