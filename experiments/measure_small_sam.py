@@ -264,7 +264,7 @@ def ship(run: Path, scenes: int, weights: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/small_sam"))
     parser.add_argument("--scenes", type=int, default=80, help="half of them of each domain")
     parser.add_argument(

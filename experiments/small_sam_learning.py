@@ -1,3 +1,6 @@
+# torch and segment-anything hide the types of a module's children from the type checker.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalSubscript=false
+# pyright: reportOperatorIssue=false
 """How the small SAM learns: many points of an image decoded at once, and the losses.
 
 Four things without which the masks hardly come to depend on the point:
