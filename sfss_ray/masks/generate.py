@@ -192,7 +192,8 @@ def _run_pool(
     cpus = 0.9 * resources.cpus / pool
     spec = spec | {"threads": max(1, (os.cpu_count() or 1) // pool)}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _actor_class(spec),
+        MaskActor,
+        fn_constructor_args=(spec,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=pool),
         num_cpus=min(1.0, cpus),
@@ -202,17 +203,6 @@ def _run_pool(
     for facts in dataset.iter_rows():
         errors += int(facts["errors"])
         bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
-
-
-def _actor_class(spec: dict[str, Any]) -> type:
-    """MaskActor with its spec inside: arguments kept in the object store could be lost, and then a
-    dead actor could not be started again."""
-
-    class SpecifiedMaskActor(MaskActor):
-        def __init__(self):
-            super().__init__(spec)
-
-    return SpecifiedMaskActor
 
 
 def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:
