@@ -344,7 +344,7 @@ class TuneConfig:
     ema_gap_range: tuple[float, float] = (1e-4, 1e-2)
     """1 - ema_momentum, searched log-uniformly."""
     early_stopping: bool = True
-    """ASHA: of trials past the ramp, the weaker part is stopped at each look."""
+    """ASHA: of one-worker trials past the ramp, the weaker part is stopped at each look."""
     reduction_factor: int = 3
     """ASHA keeps one of so many trials at each look."""
     score: Literal["auto", "mask_information", "val_miou"] = "auto"

@@ -222,11 +222,13 @@ def grace_looks(config: Config) -> int:
 def _scheduler(config: Config):
     import ray.tune.schedulers
 
-    if not config.tune.early_stopping:
+    # A trial of several workers that Tune stops leaves its workers' CPUs reserved, and the next trial
+    # would wait for them for ever: such trials run to their end.
+    if not config.tune.early_stopping or config.compute.num_workers > 1:
         return ray.tune.schedulers.FIFOScheduler()
     return ray.tune.schedulers.ASHAScheduler(
         time_attr="training_iteration",
-        max_t=looks(config),
+        max_t=looks(config) + 1,  # at max_t a trial is stopped, before it could save its student
         grace_period=grace_looks(config),
         reduction_factor=config.tune.reduction_factor,
     )
