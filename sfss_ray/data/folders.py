@@ -46,13 +46,13 @@ class LabelledImage:
 
 def require_folder(folder: Path | str, what: str) -> Path:
     """The folder as a Path; DataError when it is missing or no folder."""
-    path = Path(folder)
+    path = Path(folder).absolute()  # workers do not run in the folder of the caller
     if not path.exists():
         raise DataError(
-            f"{what}: {str(path)!r} does not exist; give the path of an existing folder"
+            f"{what}: {str(folder)!r} does not exist; give the path of an existing folder"
         )
     if not path.is_dir():
-        raise DataError(f"{what}: {str(path)!r} is a file; give the folder that holds the images")
+        raise DataError(f"{what}: {str(folder)!r} is a file; give the folder that holds the images")
     return path
 
 

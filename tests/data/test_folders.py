@@ -231,3 +231,14 @@ def test_broken_links_are_listed_and_named_when_read(tmp_path: Path):
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
     (file,) = list_images(tmp_path)
     assert "a.png" in refusal(read_image, file.path)
+
+
+def test_listed_paths_do_not_depend_on_the_folder_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put(tmp_path / "images" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    (listed,) = list_images("images")
+    monkeypatch.chdir("/")
+    assert listed.path.is_file()
+    assert listed.image_id == "a"

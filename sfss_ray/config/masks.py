@@ -1,0 +1,52 @@
+"""Knobs of stage 1, mask generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sfss_ray.config.checks import require, require_one_of
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Stage 1: how regions are found in an image. Names of the generator's knobs are SAM's own."""
+
+    regions: Literal["auto", "sam", "small_sam", "felzenszwalb"] = "auto"
+    """Region source; auto: sam when a SAM checkpoint is given, else felzenszwalb (no weights)."""
+    points_per_side: int = 32
+    """Prompts per image side, so points_per_side**2 prompts; more finds smaller things, costs time."""
+    points_per_batch: int = 64
+    """Upper bound of prompts decoded at once; more needs more memory."""
+    pred_iou_thresh: float = 0.88
+    """Masks whose IoU the model itself predicts below this are dropped; 0 to 1."""
+    stability_score_thresh: float = 0.95
+    """Masks that change more than this allows when the cut-off moves are dropped; 0 to 1."""
+    stability_score_offset: float = 1.0
+    """How far the cut-off is moved for the stability score, in logits."""
+    box_nms_thresh: float = 0.7
+    """Of masks whose boxes overlap by more than this IoU only the best is kept."""
+    crop_n_layers: int = 0
+    """Layers of zoomed crops that are searched too; layer i has 4**i crops."""
+    min_mask_region_area: int = 0
+    """Holes and islands smaller than this many pixels are removed (0: none)."""
+    felzenszwalb_scale: float = 300.0
+    """Felzenszwalb regions only: larger means larger regions."""
+    felzenszwalb_min_size: int = 200
+    """Felzenszwalb regions only: smallest region, in pixels of a 480x360 image (scaled to others)."""
+    images_per_shard: int = 32
+    """Images per Parquet file; also what a killed worker may have to redo."""
+
+    def __post_init__(self):
+        require_one_of(self, "regions", ("auto", "sam", "small_sam", "felzenszwalb"))
+        require(self, "points_per_side", 1, 256)
+        require(self, "points_per_batch", 1, 4096)
+        require(self, "pred_iou_thresh", 0, 1)
+        require(self, "stability_score_thresh", 0, 1)
+        require(self, "stability_score_offset", 0, above=True)
+        require(self, "box_nms_thresh", 0, 1)
+        require(self, "crop_n_layers", 0, 4)
+        require(self, "min_mask_region_area", 0)
+        require(self, "felzenszwalb_scale", 0, above=True)
+        require(self, "felzenszwalb_min_size", 1)
+        require(self, "images_per_shard", 1, 4096)
