@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Card, ChannelOrder, Triple
 
 
 class SegmenterOutput(NamedTuple):
@@ -20,13 +19,12 @@ class SegmenterOutput(NamedTuple):
 
 
 class Segmenter(nn.Module):
-    """A body that makes features, a classifier that reads them, and the images' normalisation.
+    """A body that makes features, a classifier that reads them, and what the images need before.
 
     Args:
         body: (B, 3, H, W) normalised images -> features (B, F, h, w).
         classifier: features -> logits (B, C, h, w) on the same grid.
-        mean, std: of RGB images in [0, 1].
-        align_corners: how the network's maker scaled logits up; a mismatch costs accuracy.
+        mean, std, channel_order, value_range, align_corners: see `Card`; `use_card` changes them.
     """
 
     mean: Tensor
@@ -36,20 +34,38 @@ class Segmenter(nn.Module):
         self,
         body: nn.Module,
         classifier: nn.Module,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: Triple = IMAGENET_MEAN,
+        std: Triple = IMAGENET_STD,
+        channel_order: ChannelOrder = "rgb",
+        value_range: float = 1.0,
         align_corners: bool = False,
     ):
         super().__init__()
         self.body = body
         self.classifier = classifier
-        self.align_corners = align_corners
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
+        self.use_card(Card(mean, std, channel_order, value_range, align_corners))
+
+    def use_card(self, card: Card) -> Segmenter:
+        """Prepare images, and scale logits up, as the card says; returns itself."""
+        self.mean.copy_(torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.std.copy_(torch.tensor(card.std).view(1, 3, 1, 1))
+        self.channel_order, self.value_range = card.channel_order, card.value_range
+        self.align_corners = card.align_corners
+        return self
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """RGB images (B, 3, H, W) in [0, 1] -> the network's own input."""
+        if self.channel_order == "bgr":
+            images = images.flip(1)
+        if self.value_range != 1:
+            images = images * self.value_range
+        return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Features and logits on the network's own grid, for images (B, 3, H, W) in [0, 1]."""
-        features = self.body((images - self.mean) / self.std)
+        features = self.body(self.prepare(images))
         return SegmenterOutput(features, self.classifier(features))
 
     def logits(self, images: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""What a family of checkpoints says about a file it recognises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, ChannelOrder, Triple
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A checkpoint whose keys were understood, under the names of the network it fits.
+
+    `state` holds what the file has of the network, no more: whether all of it is there is checked by
+    the loader, which alone knows every name and shape.
+    """
+
+    family: str
+    """Name for people."""
+    network: str
+    """A key of NETWORKS."""
+    num_classes: int
+    """Outputs of its classifier."""
+    state: dict[str, Tensor]
+    """Weights under the network's own names."""
+    unused: tuple[str, ...] = ()
+    """The file's keys that are known and not needed: auxiliary heads, EMA copies, counters."""
+    mean: Triple = IMAGENET_MEAN
+    """See Card."""
+    std: Triple = IMAGENET_STD
+    """See Card."""
+    channel_order: ChannelOrder = "rgb"
+    """See Card."""
+    value_range: float = 1.0
+    """See Card."""
+    align_corners: bool = False
+    """See Card."""
+    classes: tuple[str, ...] | None = None
+    """Class names, when the file itself holds them."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about this file, a sentence each."""
+
+
+Recogniser = Callable[[Mapping[str, Tensor], Any], Recognised | None]
+"""(state, content) -> what it is, or None when the keys are not this family's.
+
+`content` is the whole loaded object; `state` its tensors, flat, with the prefixes `module.`, `net.`
+and a leading `model.` taken off (see sfss_ray.models.families.keys).
+"""
