@@ -55,6 +55,11 @@ class Segmenter(nn.Module):
         self.align_corners = card.align_corners
         return self
 
+    def card(self, classes: tuple[str, ...] = ()) -> Card:
+        """The card in use."""
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return Card(mean, std, self.channel_order, self.value_range, self.align_corners, classes)
+
     def prepare(self, images: Tensor) -> Tensor:
         """RGB images (B, 3, H, W) in [0, 1] -> the network's own input."""
         if self.channel_order == "bgr":
@@ -68,9 +73,9 @@ class Segmenter(nn.Module):
         features = self.body(self.prepare(images))
         return SegmenterOutput(features, self.classifier(features))
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits (B, C, H, W) at the size of the images."""
-        return self.upsample(self(images).logits, images.shape[-2:])
+    def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Logits (B, C, *size), by default at the size of the images."""
+        return self.upsample(self(images).logits, size or images.shape[-2:])
 
     def upsample(self, logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         """Scale logits up in float32, with the corner rule the network was made with."""

@@ -15,8 +15,8 @@ from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, ChannelOrder, Trip
 class Recognised:
     """A checkpoint whose keys were understood, under the names of the network it fits.
 
-    `state` holds what the file has of the network, no more: whether all of it is there is checked by
-    the loader, which alone knows every name and shape.
+    `state` holds every tensor of the file that is not in `unused`: the loader, which alone knows all
+    names and shapes of the network, tells what is missing, unexpected or of another shape.
     """
 
     family: str

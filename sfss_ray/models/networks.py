@@ -1,0 +1,42 @@
+"""The networks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from sfss_ray.errors import ConfigError
+from sfss_ray.models.compact import CompactBody
+from sfss_ray.models.deeplab_v2 import deeplabv2, deeplabv2_torchvision
+from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.torchvision_networks import deeplab_or_fcn, lraspp
+
+
+def _compact(num_classes: int, width: int = 16) -> Segmenter:
+    return Segmenter(CompactBody(width), nn.Conv2d(4 * width, num_classes, 1))
+
+
+def _compact_wide(num_classes: int) -> Segmenter:
+    return _compact(num_classes, width=32)
+
+
+NETWORKS: dict[str, Callable[[int], Segmenter]] = {
+    "compact": _compact,
+    "compact_wide": _compact_wide,
+    "deeplabv2_resnet101": deeplabv2,
+    "deeplabv2_resnet101_torchvision": deeplabv2_torchvision,
+    "deeplabv3_mobilenet_v3_large": deeplab_or_fcn("deeplabv3_mobilenet_v3_large"),
+    "deeplabv3_resnet50": deeplab_or_fcn("deeplabv3_resnet50"),
+    "deeplabv3_resnet101": deeplab_or_fcn("deeplabv3_resnet101"),
+    "fcn_resnet50": deeplab_or_fcn("fcn_resnet50"),
+    "fcn_resnet101": deeplab_or_fcn("fcn_resnet101"),
+    "lraspp_mobilenet_v3_large": lraspp,
+}
+
+
+def build_network(name: str, num_classes: int) -> Segmenter:
+    """A network with random weights; ConfigError lists the known names."""
+    if name not in NETWORKS:
+        raise ConfigError(f"unknown network {name!r}: known are {', '.join(NETWORKS)}")
+    return NETWORKS[name](num_classes)
