@@ -88,8 +88,12 @@ def _named(name: str, colours: dict[str, tuple[int, int, int]]) -> ClassSet:
 
 
 CITYSCAPES_19 = _named("cityscapes-19", _CITYSCAPES)
+_NOT_IN_SYNTHIA = ("terrain", "truck", "train")
+SYNTHIA_16 = _named(
+    "synthia-16", {k: v for k, v in _CITYSCAPES.items() if k not in _NOT_IN_SYNTHIA}
+)
 CAMVID_11 = _named("camvid-11", _CAMVID)
-CLASS_SETS = {known.name: known for known in (CITYSCAPES_19, CAMVID_11)}
+CLASS_SETS = {known.name: known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}
 
 
 def class_set_of(classes: tuple[str, ...] | list[str], name: str = "custom") -> ClassSet:

@@ -34,7 +34,12 @@ class WrappedSegmenter(Segmenter):
         _check_layer(module, feature_layer)
         self.feature_layer = feature_layer
         self.example_size = size
-        self.feature_width, self.num_outputs = self._probe()
+        self._feature_width, self.num_outputs = self._probe()
+
+    @property
+    def feature_width(self) -> int:
+        """F, the channels of the named layer."""
+        return self._feature_width
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Features of the named layer and logits on their grid, for images (B, 3, H, W) in [0, 1]."""

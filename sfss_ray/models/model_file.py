@@ -165,23 +165,25 @@ def _network_of(
                 f"source model {str(path)!r} holds the weights of a module of your own: give the module"
                 " too, sfss_ray.load_model(path, module=...), and the result in place of the path"
             )
-        body = with_room_for_weights(module)
-        size = (int(content["example_size"][0]), int(content["example_size"][1]))
-        prefix = "body."
-        body.load_state_dict(
-            {
-                k.removeprefix(prefix): full_precision(v)
-                for k, v in content["state_dict"].items()
-                if k.startswith(prefix)
-            }
-        )
-        return WrappedSegmenter(body, content["feature_layer"], card, size)
+        return _custom_network(content, path, card, module)
     if name not in NETWORKS:
         raise CheckpointError(
             f"source model {str(path)!r} holds the unknown network {name!r}: known are"
             f" {', '.join(NETWORKS)}"
         )
     return build_network(name, num_classes).use_card(card)
+
+
+def _custom_network(
+    content: dict[str, Any], path: Path | str, card: Card, module: nn.Module
+) -> Segmenter:
+    body = with_room_for_weights(module)
+    state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
+    report = compare("sfss_ray", CUSTOM, state, body.state_dict())
+    refuse_unfit(report, path, "give the module that the file was made with")
+    body.load_state_dict(state, strict=False)
+    height, width = content["example_size"]
+    return WrappedSegmenter(body, content["feature_layer"], card, (height, width))
 
 
 def full_precision(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -51,21 +52,30 @@ class Segmenter(nn.Module):
         """Prepare images, and scale logits up, as the card says; returns itself."""
         self.mean.copy_(torch.tensor(card.mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(card.std).view(1, 3, 1, 1))
-        self.channel_order, self.value_range = card.channel_order, card.value_range
-        self.align_corners = card.align_corners
+        self._card = card
         return self
+
+    @property
+    def align_corners(self) -> bool:
+        """The corner rule of `upsample`."""
+        return self._card.align_corners
+
+    @property
+    def feature_width(self) -> int:
+        """F, the channels that the classifier reads."""
+        first = next(m for m in self.classifier.modules() if isinstance(m, nn.Conv2d))
+        return first.in_channels
 
     def card(self, classes: tuple[str, ...] = ()) -> Card:
         """The card in use."""
-        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
-        return Card(mean, std, self.channel_order, self.value_range, self.align_corners, classes)
+        return dataclasses.replace(self._card, classes=classes)
 
     def prepare(self, images: Tensor) -> Tensor:
         """RGB images (B, 3, H, W) in [0, 1] -> the network's own input."""
-        if self.channel_order == "bgr":
+        if self._card.channel_order == "bgr":
             images = images.flip(1)
-        if self.value_range != 1:
-            images = images * self.value_range
+        if self._card.value_range != 1:
+            images = images * self._card.value_range
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> SegmenterOutput:

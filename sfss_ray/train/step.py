@@ -39,7 +39,7 @@ class ContrastNet(nn.Module):
         projection, embedding_dim = config.loss.projection, config.loss.embedding_dim
         self.autocast_to_bf16 = config.precision == "bf16"
         self.segmenter = segmenter
-        width = _feature_width(segmenter)
+        width = segmenter.feature_width
         self.embedding_dim = embedding_dim if projection == "mlp" else width
         self.projection: nn.Module = nn.Identity()
         if projection == "mlp":
@@ -56,11 +56,6 @@ class ContrastNet(nn.Module):
             features, logits = self.segmenter(images)
             embeddings = self.projection(features)
         return logits.float(), F.normalize(embeddings.float(), dim=1)
-
-
-def _feature_width(segmenter: Segmenter) -> int:
-    first = next(m for m in segmenter.classifier.modules() if isinstance(m, nn.Conv2d))
-    return first.in_channels
 
 
 @dataclass

@@ -59,7 +59,7 @@ def test_every_network_gives_features_and_logits_on_one_grid(name):
     assert features.shape[2:] == logits.shape[2:]
     assert logits.shape[:2] == (2, 5)
     assert torch.equal(logits, network.classifier(features))
-    assert network.classifier.in_channels == features.shape[1]
+    assert network.feature_width == features.shape[1]
     full = network.logits(images)
     assert full.shape == (2, 5, 64, 96)
     assert torch.isfinite(full).all()
@@ -126,7 +126,9 @@ def test_plain_torch_reads_the_file(file):
     content = torch.load(file, weights_only=True)
     assert content["format"] == FORMAT
     assert content["classes"] == ["road", "sky", "boat"]
-    assert set(content) == {"format", "network", "classes", "class_set", "state_dict", "facts"}
+    assert content["card"]["classes"] == content["classes"]
+    parts = {"format", "network", "classes", "class_set", "card", "state_dict", "facts"}
+    assert set(content) == parts
 
 
 def test_saving_makes_folders_and_leaves_nothing_else(model, tmp_path: Path):
