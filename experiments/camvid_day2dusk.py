@@ -132,9 +132,10 @@ def describe(
 ) -> dict[str, Any]:
     """The comparison as report.json."""
     import sfss_ray
-    from sfss_ray.train.launch import inspect_source
+    from sfss_ray.models.source import open_source
 
-    classes, network, digest = inspect_source(models["source-only"])
+    source = open_source(models["source-only"])
+    classes, network, digest = source.classes, source.network, source.sha256
     steps = config.train.num_steps
     return {
         "title": "CamVid, day to dusk",

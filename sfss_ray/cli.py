@@ -127,8 +127,13 @@ def command(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 
 def _on_command_line(annotation: Any) -> Any:
-    """`Path | str` is one thing on a command line."""
-    return {Path | str: Path, Path | str | None: Path | None}.get(annotation, annotation)
+    """Paths are one thing on a command line, and models and cards are paths there."""
+    from sfss_ray.models.card import CardLike
+    from sfss_ray.models.source import SourceLike
+
+    known: dict[Any, Any] = {Path | str: Path, SourceLike: Path, CardLike: Path}
+    optional = {kind | None: Path | None for kind in known}
+    return (known | optional).get(annotation, annotation)
 
 
 def run_guarded(work: Callable[[], None]) -> int:

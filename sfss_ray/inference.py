@@ -10,8 +10,10 @@ from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError
+from sfss_ray.models.card import CardLike
+from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.progress import Progress, ProgressSink, print_line
-from sfss_ray.train.launch import inspect_source, labelled_images
+from sfss_ray.train.launch import labelled_images
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,22 @@ class PredictionResult:
 
 
 def evaluate_model(
-    model: Path | str,
+    model: SourceLike,
     images: Path | str,
     labels: Path | str,
     *,
+    card: CardLike | None = None,
     config: Config | None = None,
 ) -> EvaluationResult:
     """Score a model file on labelled images: single scale, no flip, labels at their own size.
 
     Args:
-        model: A model file (student.pt, source.pt).
+        model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
+            a model in memory.
         images: Folder of images.
         labels: Folder of their label maps of train ids, 255 ignored.
+        card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
+            or Card.
         config: `evaluation` and `compute.device` are used.
 
     Raises:
@@ -59,13 +65,13 @@ def evaluate_model(
         ids that the model's classes have not.
     """
     config = config or Config()
-    classes, _, _ = inspect_source(model)
+    source = open_source(model, card)
+    classes = source.classes
     pairs = labelled_images(images, labels, classes)
 
     from sfss_ray.evaluation.evaluate import Examination
-    from sfss_ray.models.build import load_model
 
-    network = load_model(model, cluster.resolve_device(config.compute)).network
+    network = source.load(cluster.resolve_device(config.compute)).network
     score = Examination(classes, pairs, config=config.evaluation).score(network)
     return EvaluationResult(
         classes.name,
@@ -78,10 +84,11 @@ def evaluate_model(
 
 
 def predict(
-    model: Path | str,
+    model: SourceLike,
     images: Path | str,
     output_dir: Path | str,
     *,
+    card: CardLike | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> PredictionResult:
@@ -94,12 +101,10 @@ def predict(
         CheckpointError: no model file. DataError: no such folder, no image, or none readable.
     """
     config = config or Config()
-    classes, _, _ = inspect_source(model)
+    source = open_source(model, card)
+    classes = source.classes
     files = list_images(images, "images")
-
-    from sfss_ray.models.build import load_model
-
-    network = load_model(model, cluster.resolve_device(config.compute)).network
+    network = source.load(cluster.resolve_device(config.compute)).network
     folder, errors = Path(output_dir), {}
     bar = Progress("predicted", len(files), progress)
     for file in files:

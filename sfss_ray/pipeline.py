@@ -5,24 +5,24 @@ from __future__ import annotations
 import datetime
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, flatten, override
-from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_image, read_labels
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
+from sfss_ray.models.card import CardLike
+from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim
 from sfss_ray.train.launch import (
     Prepared,
     TrainResult,
     check_workers,
-    inspect_source,
     labelled_images,
     prepare_training,
     run_record,
@@ -32,6 +32,8 @@ from sfss_ray.tune.search import SearchResult, run_search, score_name
 from sfss_ray.version import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sfss_ray.evaluation.evaluate import Score
     from sfss_ray.models.segmenter import Segmenter
     from sfss_ray.report.pictures import Strip
@@ -48,13 +50,15 @@ class AdaptResult:
     """Model file of the student at its last step; `torch.load(..., weights_only=True)` reads it."""
     report: dict[str, Any]
     """The content of report.json."""
+    architecture: nn.Module | None = field(default=None, repr=False, kw_only=True)
+    """The source model's, without weights, where it was the user's own module."""
 
     @functools.cached_property
     def student(self) -> Segmenter:
         """The adapted network, on the CPU, in eval mode."""
-        from sfss_ray.models.build import load_model
+        from sfss_ray.models.model_file import load_model
 
-        return load_model(self.student_path).network
+        return load_model(self.student_path, module=self.architecture).network
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -88,11 +92,9 @@ class TuneResult(AdaptResult):
 class _Inputs:
     """Arguments that were checked before a cluster starts."""
 
-    source_model: Path
+    source: Source
     target_images: Path
     output_dir: Path
-    classes: ClassSet
-    sha256: str
     images: list[ImageFile]
     labelled: tuple[LabelledImage, ...]
     val_images: Path | str | None
@@ -104,10 +106,11 @@ class _Inputs:
 
 
 def adapt(
-    source_model: Path | str,
+    source_model: SourceLike,
     target_images: Path | str,
     output_dir: Path | str,
     *,
+    card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     val_images: Path | str | None = None,
@@ -118,10 +121,14 @@ def adapt(
     """Adapt a source model to unlabelled target images, and show what that brought.
 
     Args:
-        source_model: Model file of the source model (made by `pretrain_source`, or `save_model`).
+        source_model: A checkpoint of any known family (told by its keys), or a model file made by
+            `pretrain_source`, `save_model` or a training; in Python also a source model in memory
+            (`load_source_model`, `wrap_model`).
         target_images: Folder of unlabelled images.
         output_dir: The run's folder; run again with the same arguments to go on after an
             interruption. Finished stages are not repeated.
+        card: Entries that replace what the checkpoint's family says of its images (mean, std,
+            channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         sam_checkpoint: SAM weights; without them `config.masks.regions` says where regions
             come from.
         sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
@@ -138,7 +145,7 @@ def adapt(
     """
     config = config or Config()
     inputs = _check(
-        source_model,
+        open_source(source_model, card),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -151,14 +158,15 @@ def adapt(
         prepared = _prepare(inputs, folder, config)
         trained = run_training(prepared, folder, config, progress)
         report = _report("adapt", inputs, prepared, masks, trained, None, folder, config, progress)
-    return AdaptResult(folder, trained.model, report)
+    return AdaptResult(folder, trained.model, report, architecture=prepared.source.architecture)
 
 
 def tune_hyperparameters(
-    source_model: Path | str,
+    source_model: SourceLike,
     target_images: Path | str,
     output_dir: Path | str,
     *,
+    card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     val_images: Path | str | None = None,
@@ -177,7 +185,7 @@ def tune_hyperparameters(
     """
     config = config or Config()
     inputs = _check(
-        source_model,
+        open_source(source_model, card),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -194,11 +202,12 @@ def tune_hyperparameters(
         progress(f"training with the best values: {search.trials[search.best].name}")
         trained = run_training(prepared, folder, best, progress)
         report = _report("tune", inputs, prepared, masks, trained, search, folder, best, progress)
-    return TuneResult(folder, trained.model, report, search)
+    architecture = prepared.source.architecture
+    return TuneResult(folder, trained.model, report, search, architecture=architecture)
 
 
 def _check(
-    source_model: Path | str,
+    source: Source,
     target_images: Path | str,
     output_dir: Path | str,
     sam: tuple[Path | str | None, SamType],
@@ -206,19 +215,16 @@ def _check(
     config: Config,
 ) -> _Inputs:
     """Everything that can be known to be wrong before work begins."""
-    classes, _, digest = inspect_source(source_model)
     images = list_images(target_images)
-    labelled = labelled_images(*val, classes)
+    labelled = labelled_images(*val, source.classes)
     recipe, weights = make_recipe(config.masks, *sam)
     check_workers(config.train.batch_size, config.compute)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(
-        Path(source_model),
+        source,
         Path(target_images),
         Path(output_dir),
-        classes,
-        digest,
         images,
         labelled,
         *val,
@@ -229,7 +235,7 @@ def _check(
 
 
 def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
-    record = run_record(config, inputs.sha256, inputs.images, inputs.labelled)
+    record = run_record(config, inputs.source, inputs.images, inputs.labelled)
     return {"kind": kind} | record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
 
 
@@ -245,14 +251,15 @@ def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink
 
 
 def _prepare(inputs: _Inputs, folder: Path, config: Config) -> Prepared:
-    return prepare_training(
-        inputs.source_model,
+    prepared = prepare_training(
+        inputs.source,
         inputs.target_images,
         folder / "masks",
         inputs.val_images,
         inputs.val_labels,
         config,
     )
+    return prepared.placed(folder)
 
 
 def _report(
@@ -267,14 +274,14 @@ def _report(
     progress: ProgressSink,
 ) -> dict[str, Any]:
     """Score source-only and adapted side by side, draw, write report.json and report.html."""
-    from sfss_ray.models.build import load_model
+    from sfss_ray.models.model_file import load_model
     from sfss_ray.report.page import write_report
 
     started = time.monotonic()
-    device = cluster.resolve_device(config.compute)
+    device, source = cluster.resolve_device(config.compute), prepared.source
     networks = {
-        SOURCE_ONLY: load_model(prepared.source_model, device).network,
-        ADAPTED: load_model(trained.model, device).network,
+        SOURCE_ONLY: source.load(device).network,
+        ADAPTED: load_model(trained.model, device, module=source.architecture).network,
     }
     examination = prepared.examination(config)
     scores = {}
@@ -302,7 +309,7 @@ def _describe(
     """report.json."""
     oracle = bool(search and search.oracle)
     report: dict[str, Any] = {
-        "title": f"{prepared.source_model.stem} adapted to {masks.images} images",
+        "title": f"{Path(prepared.source.origin).stem} adapted to {masks.images} images",
         "kind": kind,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "version": __version__,
@@ -311,9 +318,10 @@ def _describe(
         "step_scored": f"last ({config.train.num_steps} of {config.train.num_steps})",
         "seed": config.seed,
         "source_model": {
-            "path": str(prepared.source_model),
-            "sha256": prepared.sha256,
-            "network": prepared.network,
+            "path": prepared.source.origin,
+            "sha256": prepared.source.sha256,
+            "network": prepared.source.network,
+            "card": prepared.source.card.to_dict(),
         },
         "regions": {
             "source": masks.source,

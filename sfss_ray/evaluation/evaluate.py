@@ -136,7 +136,7 @@ def predict_probabilities(
     parameter = next(network.parameters())
     pixels = torch.from_numpy(image).to(parameter.device).permute(2, 0, 1)[None].float() / 255
     pixels = _at_least(pixels, 32)
-    logits = network.upsample(network(pixels).logits, (height, width))
+    logits = network.logits(pixels, (height, width))
     return logits.softmax(1)[0].cpu().numpy()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfss_ray.config import Config, TrainConfig
 from sfss_ray.data.folders import ImageFile
-from sfss_ray.models.build import SourceModel, load_model
+from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.collective import average_buffers
@@ -43,6 +43,8 @@ class AdaptationTask:
     images: tuple[ImageFile, ...]
     masks: Path
     config: Config
+    architecture: nn.Module | None = None
+    """The source model's, without weights, where it is the user's own module."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
     """
     config = task.config.train
     torch.manual_seed(task.config.seed)
-    source = load_model(task.source_model, run.device)
+    source = load_model(task.source_model, run.device, module=task.architecture)
     players = _players(source, config, run.device)
     samples = TargetSamples(task.images, task.masks, config.augment, task.config.seed)
     loader_processes = task.config.compute.loader_processes

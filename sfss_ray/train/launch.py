@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config, flatten
@@ -24,8 +25,13 @@ from sfss_ray.data.folders import (
 )
 from sfss_ray.errors import ConfigError, DataError, TrainingError
 from sfss_ray.masks.store import MaskStore
+from sfss_ray.models.card import CardLike
+from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim, write_json
+
+if TYPE_CHECKING:
+    from sfss_ray.train.adaptation import AdaptationTask
 
 STUDENT_FILE = "student.pt"
 
@@ -42,11 +48,12 @@ class TrainResult:
 
 
 def train_student(
-    source_model: Path | str,
+    source_model: SourceLike,
     target_images: Path | str,
     masks: Path | str,
     output_dir: Path | str,
     *,
+    card: CardLike | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
@@ -55,10 +62,13 @@ def train_student(
     """Adapt a source model to unlabelled target images with their masks.
 
     Args:
-        source_model: Model file of the source model.
+        source_model: A checkpoint of any known family, or a model file; in Python also a source model
+            in memory (`load_source_model`, `wrap_model`).
         target_images: Folder of unlabelled images.
         masks: Folder of masks made by `generate_masks` from these images.
         output_dir: The run's folder; run again with the same arguments to go on.
+        card: Entries that replace what the checkpoint's family says of its images (mean, std,
+            channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         val_images: Labelled images to report mIoU on; never learnt or chosen from.
         val_labels: Their label maps of train ids.
         config: The whole config; `train`, `evaluation` and `compute` are used.
@@ -72,22 +82,24 @@ def train_student(
         TrainingError: the loss became NaN or Inf, or workers kept dying.
     """
     config = config or Config()
-    prepared = prepare_training(source_model, target_images, masks, val_images, val_labels, config)
+    source = open_source(source_model, card)
+    prepared = prepare_training(source, target_images, masks, val_images, val_labels, config)
     images = list(prepared.training + prepared.held_out)
-    record = {"kind": "train"} | run_record(config, prepared.sha256, images, prepared.labelled)
+    record = {"kind": "train"} | run_record(config, source, images, prepared.labelled)
     return run_training(prepared, claim(output_dir, record), config, progress)
 
 
 def run_record(
     config: Config,
-    source_sha256: str,
+    source: Source,
     images: list[ImageFile],
     labelled: tuple[LabelledImage, ...],
 ) -> dict[str, Any]:
     """What decides the result of a run: config without `compute`, source model, images."""
     science = {k: v for k, v in flatten(config).items() if not k.startswith("compute.")}
     return science | {
-        "inputs.source_sha256": source_sha256,
+        "inputs.source_sha256": source.sha256,
+        "inputs.card": source.card.to_dict(),
         "inputs.images": len(images),
         "inputs.image_ids_sha256": _hash_of_ids(images),
         "inputs.labelled_images": len(labelled),
@@ -102,14 +114,27 @@ def _hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
 class Prepared:
     """Checked inputs of an adaptation."""
 
-    source_model: Path
-    sha256: str
-    network: str
-    classes: ClassSet
+    source: Source
     training: tuple[ImageFile, ...]
     held_out: tuple[ImageFile, ...]
     labelled: tuple[LabelledImage, ...]
     masks: Path
+
+    @property
+    def classes(self) -> ClassSet:
+        """The source model's."""
+        return self.source.classes
+
+    def placed(self, folder: Path) -> Prepared:
+        """With a source model that workers can read, in the run's folder if need be."""
+        return dataclasses.replace(self, source=self.source.placed(folder))
+
+    def task(self, config: Config) -> AdaptationTask:
+        """What a training is given."""
+        from sfss_ray.train.adaptation import AdaptationTask
+
+        source = self.source
+        return AdaptationTask(source.path, self.training, self.masks, config, source.architecture)
 
     def examination(self, config: Config):
         """What students of this adaptation are scored on."""
@@ -122,7 +147,7 @@ class Prepared:
 
 
 def prepare_training(
-    source_model: Path | str,
+    source: Source,
     target_images: Path | str,
     masks: Path | str,
     val_images: Path | str | None,
@@ -130,8 +155,7 @@ def prepare_training(
     config: Config,
 ) -> Prepared:
     """Check everything that can be checked before a cluster starts."""
-    classes, network, digest = inspect_source(source_model)
-    labelled = labelled_images(val_images, val_labels, classes)
+    labelled = labelled_images(val_images, val_labels, source.classes)
     check_workers(config.train.batch_size, config.compute)
     images = list_images(target_images)
     store = MaskStore(masks)
@@ -148,23 +172,12 @@ def prepare_training(
     if not training:
         raise DataError(f"no readable image in {str(target_images)!r}: give images to adapt to")
     return Prepared(
-        Path(source_model).absolute(),
-        digest,
-        network,
-        classes,
+        source,
         tuple(training),
         tuple(held_out),
         labelled,
         Path(masks).absolute(),
     )
-
-
-def inspect_source(source_model: Path | str) -> tuple[ClassSet, str, str]:
-    """(classes, network name, sha256) of a model file, which is read and checked whole."""
-    from sfss_ray.models.build import file_sha256, load_model
-
-    model = load_model(source_model)
-    return model.classes, model.name, file_sha256(source_model)
 
 
 def labelled_images(
@@ -195,24 +208,31 @@ def run_training(
     prepared: Prepared, folder: Path, config: Config, progress: ProgressSink
 ) -> TrainResult:
     """Train on Ray in a claimed folder and write student.pt."""
-    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.run import read_progress
 
     started = time.monotonic()
     student = folder / STUDENT_FILE
     log = folder / "train"
+    prepared = prepared.placed(folder)
     if not student.exists():
-        task = AdaptationTask(prepared.source_model, prepared.training, prepared.masks, config)
-        state = fit(adapt_student, task, prepared.examination(config), folder, config, progress)
+        state = fit(
+            adapt_student,
+            prepared.task(config),
+            prepared.examination(config),
+            folder,
+            config,
+            progress,
+        )
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(log), time.monotonic() - started)
 
 
 def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path: Path) -> None:
     """Write the student of a training state as a model file with its facts."""
-    from sfss_ray.models.build import load_model, save_model
+    from sfss_ray.models.model_file import save_model
 
-    model = load_model(prepared.source_model)
+    model = prepared.source.load()
     prefix = "segmenter."
     weights = {
         k.removeprefix(prefix): v for k, v in state["student"].items() if k.startswith(prefix)
@@ -223,7 +243,8 @@ def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path
         "network_kept": "student, last step",
         "steps": state["step"],
         "seed": config.seed,
-        "source_sha256": prepared.sha256,
+        "source": Path(prepared.source.origin).name,
+        "source_sha256": prepared.source.sha256,
     }
     save_model(path, model)
 

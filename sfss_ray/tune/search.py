@@ -95,6 +95,7 @@ def run_search(
 ) -> SearchResult:
     """Search in a claimed folder; goes on with a search that was interrupted there."""
     score = score_name(config.tune, bool(prepared.labelled))
+    prepared = prepared.placed(folder)
     folder = folder / "trials"
     plan = _Plan(prepared, folder, config, score)
     results = folder / "results.json"
@@ -268,7 +269,7 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
 
     import torch
 
-    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.run import LocalRun, load_state
 
     torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
@@ -277,22 +278,22 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
         ray.tune.report(metrics | {"score": metrics[plan.score]})
 
     prepared = plan.prepared
-    task = AdaptationTask(prepared.source_model, prepared.training, prepared.masks, config)
     device = cluster.resolve_device(config.compute)
     run = LocalRun(folder, device, report)
-    adapt_student(task, run, prepared.examination(config))
+    adapt_student(prepared.task(config), run, prepared.examination(config))
     save_student(load_state(folder), prepared, config, folder / "student.pt")
 
 
 def _train_distributed(plan: _Plan, config: Config, folder: Path) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.adaptation import adapt_student
 
     prepared = plan.prepared
-    task = AdaptationTask(prepared.source_model, prepared.training, prepared.masks, config)
     watch = _Scored(prepared.examination(config), plan.score)
-    state = fit(adapt_student, task, watch, folder, config, _silent, [TuneReportCallback()])
+    state = fit(
+        adapt_student, prepared.task(config), watch, folder, config, _silent, [TuneReportCallback()]
+    )
     save_student(state, prepared, config, folder / "student.pt")
 
 

@@ -16,7 +16,7 @@ from train_samples import (
 
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.errors import TrainingError
-from sfss_ray.models import build
+from sfss_ray.models import networks
 from sfss_ray.models.build import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student, estimate_statistics
@@ -81,12 +81,12 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
 
 
 def compact_with_dropout(num_classes: int) -> Segmenter:
-    network = build._compact(num_classes)
+    network = networks._compact(num_classes)
     return Segmenter(nn.Sequential(network.body, nn.Dropout(0.5)), network.classifier)
 
 
 def test_resuming_a_network_with_dropout_draws_the_same_units(root, tmp_path, monkeypatch):
-    monkeypatch.setitem(build.NETWORKS, "dropout", compact_with_dropout)
+    monkeypatch.setitem(networks.NETWORKS, "dropout", compact_with_dropout)
     torch.manual_seed(0)
     network = compact_with_dropout(len(CLASSES))
     model = SourceModel(network, "dropout", class_set_of(CLASSES))

@@ -1,0 +1,110 @@
+"""The source model of a run: from whatever was given to a file that every worker reads.
+
+Foreign checkpoints, changed cards and users' own modules become a model file in the run's folder; the
+stages after that know one kind of file alone. Importing this module costs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.models.card import Card, CardLike, card_values
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from sfss_ray.models.model_file import SourceModel
+
+SourceLike = Union[Path, str, "SourceModel"]
+"""The path of a checkpoint of any known family or of a model file, or a source model in memory."""
+
+SOURCE_FILE = "source_model.pt"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked source model. It travels to workers once `placed` has written its file."""
+
+    path: Path
+    """The model file workers read; the given file until then."""
+    origin: str
+    """What was given, for reports."""
+    sha256: str
+    """Of the given file, or of the weights of a model in memory."""
+    network: str
+    classes: ClassSet
+    card: Card
+    architecture: nn.Module | None = None
+    """A user's own module without its weights: Ray carries its code, the file its weights."""
+    unplaced: SourceModel | None = None
+    """The model, where no file of this package holds it yet."""
+
+    def placed(self, folder: Path) -> Source:
+        """The source with a model file that workers can read, in the run's folder if need be."""
+        if self.unplaced is None:
+            return self
+        from sfss_ray.models.model_file import save_model
+
+        path = folder / SOURCE_FILE
+        if not path.exists():
+            save_model(path, self.unplaced)
+        return dataclasses.replace(self, path=path, unplaced=None)
+
+    def load(self, device: torch.device | str = "cpu") -> SourceModel:
+        """The model on a device, in eval mode."""
+        from sfss_ray.models.model_file import load_model
+
+        if self.unplaced is not None:
+            return self.unplaced.to(device).eval()
+        return load_model(self.path, device, module=self.architecture)
+
+
+def open_source(source_model: SourceLike, card: CardLike | None = None) -> Source:
+    """Read and check a source model whole, before a cluster starts.
+
+    Raises:
+        CheckpointError: see `load_source_model`.
+    """
+    from sfss_ray.models.checkpoints import load_source_model, with_card
+    from sfss_ray.models.reading import file_sha256
+
+    values = card_values(card)
+    if isinstance(source_model, (str, Path)):
+        model = load_source_model(source_model, card=card)
+        path = Path(source_model).absolute()
+        foreign = bool(values) or _is_foreign(model)
+        return _source(model, path, str(path), file_sha256(path), foreign)
+    model = with_card(source_model, values, source_model.name).cpu().eval()
+    origin = type(model.network.body).__name__ if model.architecture is not None else model.name
+    return _source(model, Path(SOURCE_FILE), f"a {origin} in memory", _weights_sha256(model), True)
+
+
+def _is_foreign(model: SourceModel) -> bool:
+    return model.load_report is None or model.load_report.family != "sfss_ray"
+
+
+def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:
+    return Source(
+        path,
+        origin,
+        sha256,
+        model.name,
+        model.classes,
+        model.card,
+        model.architecture,
+        model if foreign else None,
+    )
+
+
+def _weights_sha256(model: SourceModel) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
