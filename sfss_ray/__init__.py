@@ -17,48 +17,62 @@ if TYPE_CHECKING:
     from sfss_ray.masks.automatic import AutomaticMaskGenerator
     from sfss_ray.masks.generate import generate_masks
     from sfss_ray.masks.store import MaskStore
-    from sfss_ray.models.build import load_model, save_model
+    from sfss_ray.models.card import Card
+    from sfss_ray.models.checkpoints import load_source_model
+    from sfss_ray.models.model_file import SourceModel, load_model, save_model
+    from sfss_ray.models.wrapping import wrap_model
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
     from sfss_ray.train.launch import pretrain_source, train_student
+    from sfss_ray.verification import verify_source
 
 __all__ = [
     "AdaptResult",
     "AutomaticMaskGenerator",
+    "Card",
     "Config",
     "MaskStore",
     "SfssError",
+    "SourceModel",
     "TuneResult",
     "adapt",
     "evaluate_model",
     "generate_masks",
     "load_config",
     "load_model",
+    "load_source_model",
     "override",
     "predict",
     "pretrain_source",
     "save_model",
     "train_student",
     "tune_hyperparameters",
+    "verify_source",
+    "wrap_model",
 ]
 
 _HOMES = {
     "AdaptResult": "pipeline",
     "AutomaticMaskGenerator": "masks.automatic",
+    "Card": "models.card",
     "Config": "config",
     "MaskStore": "masks.store",
     "SfssError": "errors",
+    "SourceModel": "models.model_file",
     "TuneResult": "pipeline",
     "adapt": "pipeline",
     "evaluate_model": "inference",
     "generate_masks": "masks.generate",
     "load_config": "config",
-    "load_model": "models.build",
+    "load_model": "models.model_file",
+    "load_source_model": "models.checkpoints",
     "override": "config",
     "predict": "inference",
     "pretrain_source": "train.launch",
-    "save_model": "models.build",
+    "save_model": "models.model_file",
     "train_student": "train.launch",
     "tune_hyperparameters": "pipeline",
+    "verify_source": "verification",
+    "wrap_model": "models.wrapping",
 }
 
 

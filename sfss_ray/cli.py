@@ -29,6 +29,11 @@ VERBS = {
         "tune_hyperparameters",
         "search temperature, contrast weight and EMA momentum, then adapt",
     ),
+    "verify": (
+        "sfss_ray.verification",
+        "verify_source",
+        "look at a source checkpoint before anything is trained",
+    ),
     "evaluate": ("sfss_ray.inference", "evaluate_model", "score a model on labelled images"),
     "predict": ("sfss_ray.inference", "predict", "predict every image of a folder"),
 }
@@ -158,6 +163,8 @@ def run_guarded(work: Callable[[], None]) -> int:
 
 def describe(result: Any) -> list[str]:
     """What a verb prints when it is done: the run's table, or the result's fields."""
+    if hasattr(result, "lines"):
+        return result.lines()
     report = getattr(result, "report", None)
     if report is not None:
         from sfss_ray.report.tables import results_table

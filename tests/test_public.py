@@ -19,21 +19,26 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = [
     "AdaptResult",
     "AutomaticMaskGenerator",
+    "Card",
     "Config",
     "MaskStore",
     "SfssError",
+    "SourceModel",
     "TuneResult",
     "adapt",
     "evaluate_model",
     "generate_masks",
     "load_config",
     "load_model",
+    "load_source_model",
     "override",
     "predict",
     "pretrain_source",
     "save_model",
     "train_student",
     "tune_hyperparameters",
+    "verify_source",
+    "wrap_model",
 ]
 HEAVY = (
     "torch",
@@ -101,7 +106,10 @@ def test_config_and_errors_need_no_torch_and_no_ray():
 
 def test_the_doors_load_neither_torch_nor_ray_before_they_are_called():
     """So that bad input and --help are answered at once."""
-    doors = "adapt, evaluate_model, generate_masks, predict, train_student, tune_hyperparameters"
+    doors = (
+        "adapt, evaluate_model, generate_masks, predict, train_student, tune_hyperparameters,"
+        " verify_source"
+    )
     loaded = imported_by(f"from sfss_ray import {doors}")
     assert "pyarrow" in loaded
     assert not loaded & {"torch", "torchvision", "ray"}

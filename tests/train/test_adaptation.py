@@ -170,7 +170,7 @@ def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
 
 
 def test_statistics_are_the_mean_over_the_batches():
-    network = build.build_network("compact", 3).train()
+    network = networks.build_network("compact", 3).train()
     batches = [torch.rand(2, 3, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
     estimate_statistics(network, batches)
     first = network.body.stem
