@@ -22,7 +22,7 @@ class LoadReport:
     matched: tuple[str, ...] = ()
     """Loaded."""
     missing: tuple[str, ...] = ()
-    """Of the network, not in the file: nothing but counters, else the file is refused."""
+    """Weights of the network that the file has not: the file is refused."""
     unexpected: tuple[str, ...] = ()
     """Of the file, unknown to the network, not loaded."""
     wrong_shape: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ def compare(
         family,
         network,
         matched=tuple(name for name in both if name not in wrong),
-        missing=tuple(name for name in wanted if name not in given),
+        missing=tuple(n for n in wanted if n not in given and not n.endswith(COUNTERS)),
         unexpected=tuple(name for name in given if name not in wanted),
         wrong_shape=tuple(
             f"{name} is {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
@@ -67,12 +67,11 @@ def compare(
 
 def refuse_unfit(report: LoadReport, path: object, advice: str) -> None:
     """CheckpointError when a weight of the backbone or the classifier is missing or misshapen."""
-    absent = [name for name in report.missing if not name.endswith(COUNTERS)]
-    if not absent and not report.wrong_shape:
+    if not report.missing and not report.wrong_shape:
         return
     faults = []
-    if absent:
-        faults.append(f"{len(absent)} tensors missing, first {absent[0]!r}")
+    if report.missing:
+        faults.append(f"{len(report.missing)} tensors missing, first {report.missing[0]!r}")
     if report.wrong_shape:
         faults.append(f"{len(report.wrong_shape)} of wrong shape, first {report.wrong_shape[0]}")
     if report.unexpected:
