@@ -6,9 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 import torch
+from ray import cloudpickle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
