@@ -56,6 +56,7 @@ class WrappedSegmenter(Segmenter):
         Data-parallel training waits for a gradient of every weight that asks for one.
         """
         weights = [p for p in self.body.parameters() if p.requires_grad]
+        self.body.eval()  # a pass in training mode would move BatchNorm's statistics
         with torch.enable_grad():
             features, logits = self._look(self._example())
             total = features.float().sum() + logits.float().sum()
