@@ -47,6 +47,7 @@ def data(tmp_path_factory) -> Path:
     (root / "letter.txt").write_text("no checkpoint")
     (root / "cold.json").write_text(json.dumps({"train.loss.temperature": 0}))
     (root / "typo.json").write_text(json.dumps({"train.loss.temprature": 1}))
+    (root / "card.json").write_text(json.dumps({"channel_order": "gbr"}))
     (root / "cuda.json").write_text(json.dumps({"compute.device": "cuda"}))
     claim(root / "another_run", {"seed": 99})
     return root
@@ -134,6 +135,9 @@ VERB_CASES = SHARED_CASES | {
     "config of words": ({"config-file": "@letter.txt"}, r"cannot read config '.*letter\.txt'"),
     "no cluster": ({"compute.address": "127.0.0.1:1"}, "'127.0.0.1:1' cannot be reached"),
     "no address": ({"compute.address": "somewhere"}, "allowed is auto, local or HOST:PORT"),
+    "wrong card": ({"card": "@card.json"}, "channel_order is 'gbr': allowed is rgb or bgr"),
+    "missing card": ({"card": "@nowhere.json"}, "cannot read card .*nowhere"),
+    "card of words": ({"card": "@letter.txt"}, "cannot read card .*letter.*it is no JSON"),
     "uneven batch": ({"train.batch-size": "3", "compute.num-workers": "2"}, "choose a multiple"),
     "another run": ({"output-dir": "@another_run"}, "another_run' holds another run"),
     "foreign files": ({"output-dir": "@images"}, "holds files of something else"),
@@ -206,6 +210,9 @@ OTHER_CASES = [
     ("evaluate", IMAGES | {"model": "@letter.txt"}, "letter.txt"),
     ("evaluate", IMAGES | {"model": "@source.pt", "labels": "@empty"}, "no label map in"),
     ("predict", {"model": "@source.pt", "images": "@empty", "output-dir": "@"}, "no image in"),
+    ("verify", {"source-model": "@letter.txt", "images": "@images"}, "letter.txt"),
+    ("verify", {"source-model": "@source.pt", "images": "@empty"}, "no image in"),
+    ("verify", IMAGES | {"source-model": "@source.pt", "card": "@card.json"}, "channel_order"),
 ]
 
 

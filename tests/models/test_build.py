@@ -21,6 +21,8 @@ from sfss_ray.models.build import (
     load_model,
     save_model,
 )
+from sfss_ray.models.card import Card
+from sfss_ray.streets.default import SOURCE_MODEL
 
 CLASSES = class_set_of(["road", "sky", "boat"])
 
@@ -129,6 +131,29 @@ def test_plain_torch_reads_the_file(file):
     assert content["card"]["classes"] == content["classes"]
     parts = {"format", "network", "classes", "class_set", "card", "state_dict", "facts"}
     assert set(content) == parts
+
+
+def test_files_of_the_first_format_still_load(model, file):
+    content = torch.load(file, weights_only=True)
+    del content["card"]
+    content["format"] = "sfss_ray.model/1"
+    loaded = load_model(written(file, content))
+    assert loaded.card == Card(classes=CLASSES.classes) == model.card
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model.network.logits(images))
+    shipped = load_model(SOURCE_MODEL)
+    assert shipped.card == Card(classes=shipped.classes.classes)
+
+
+def test_a_card_of_another_preprocessing_comes_back(file):
+    content = torch.load(file, weights_only=True)
+    content["card"] |= {"channel_order": "bgr", "value_range": 255, "align_corners": True}
+    loaded = load_model(written(file, content))
+    assert loaded.card == Card.from_dict(content["card"])
+    with pytest.raises(CheckpointError, match=r"card: channel_order is 'gbr'"):
+        content["card"]["channel_order"] = "gbr"
+        load_model(written(file, content))
 
 
 def test_saving_makes_folders_and_leaves_nothing_else(model, tmp_path: Path):
