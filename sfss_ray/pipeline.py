@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, flatten, override
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_image, read_labels
+from sfss_ray.data.folders import (
+    ImageFile,
+    LabelledImage,
+    evenly_spread,
+    list_images,
+    read_image,
+    read_labels,
+)
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
@@ -29,6 +36,7 @@ from sfss_ray.train.launch import (
     run_training,
 )
 from sfss_ray.tune.search import SearchResult, run_search, score_name
+from sfss_ray.tune.summary import describe_search
 from sfss_ray.version import __version__
 
 if TYPE_CHECKING:
@@ -342,31 +350,7 @@ def _describe(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "config": flatten(config),
     }
-    return report | (_describe_search(search) if search else {})
-
-
-def _describe_search(search: SearchResult) -> dict[str, Any]:
-    trials = [
-        {
-            "name": trial.name,
-            "temperature": trial.values["train.loss.temperature"],
-            "contrast_weight": trial.values["train.loss.contrast_weight"],
-            "ema_momentum": trial.values["train.ema_momentum"],
-            "steps": int(trial.metrics.get("step", 0)),
-            "status": trial.status,
-            "miou": trial.metrics.get("val_miou"),
-            "mask_information": trial.metrics.get("mask_information"),
-            "score": trial.metrics.get("score"),
-            "error": trial.error,
-        }
-        for trial in search.trials
-    ]
-    return {
-        "trials": trials,
-        "best_trial": search.best,
-        "score_name": search.score_name,
-        "oracle": search.oracle,
-    }
+    return report | (describe_search(search) if search else {})
 
 
 def _strips(
@@ -384,7 +368,7 @@ def _strips(
     number = config.evaluation.pictures
     labels = {item.image_id: item.label_path for item in prepared.labelled}
     labelled = [ImageFile(item.image_id, item.path) for item in prepared.labelled]
-    shown = _spread(labelled or list(prepared.held_out), number)
+    shown = evenly_spread(labelled or list(prepared.held_out), number)
     store = MaskStore(prepared.masks)
     if labelled and shown:
         place = folder / "masks_of_pictures"
@@ -400,10 +384,3 @@ def _strips(
         truth = read_labels(labels[file.image_id]) if file.image_id in labels else None
         strips.append(Strip(file.image_id, image, store.id_map(file.image_id), predictions, truth))
     return strips
-
-
-def _spread(images: list[ImageFile], number: int) -> list[ImageFile]:
-    """`number` images at even distances."""
-    if len(images) <= number:
-        return images
-    return [images[int((i + 0.5) * len(images) / number)] for i in range(number)]

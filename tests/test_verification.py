@@ -135,7 +135,7 @@ def test_the_verb_prints_family_classes_card_and_score(data, tmp_path, capsys):
     assert "network: lraspp_mobilenet_v3_large" in page
     assert "classes: cityscapes-19 (19: road, sidewalk" in page
     assert "told by the number of outputs, 19" in page
-    assert "312 tensors matched, 0 missing, 0 unexpected, 0 of wrong shape" in page
+    assert "317 tensors matched, 0 missing, 0 unexpected, 0 of wrong shape" in page
     assert "channel_order rgb, value_range 1.0, align_corners False" in page
     assert "mean entropy" in page
     assert "source-only mIoU" not in page

@@ -266,3 +266,10 @@ def split_held_out(
         count = max(count, 1)
     by_hash = sorted(images, key=lambda f: hashlib.sha256(f.image_id.encode()).digest())
     return sorted(by_hash[count:]), sorted(by_hash[:count])
+
+
+def evenly_spread(images: list[ImageFile], number: int) -> list[ImageFile]:
+    """`number` images at even distances; all of them when there are no more."""
+    if len(images) <= number:
+        return images
+    return [images[int((i + 0.5) * len(images) / number)] for i in range(number)]

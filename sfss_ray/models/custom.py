@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -153,6 +157,23 @@ def _on_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
     if logits.shape[-2] >= size[0] and logits.shape[-1] >= size[1]:
         return F.interpolate(logits, size=size, mode="area")
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def own_packages(module: nn.Module) -> list[ModuleType]:
+    """Top-level modules of the user's that define its layers: code other machines may not have."""
+    names = {type(layer).__module__.partition(".")[0] for layer in module.modules()}
+    found = [sys.modules[name] for name in sorted(names) if name in sys.modules]
+    installed = [
+        Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")
+    ]
+
+    def is_own(package: ModuleType) -> bool:
+        file = getattr(package, "__file__", None)
+        if package.__name__ in ("__main__", "sfss_ray") or file is None:
+            return False
+        return not any(Path(file).resolve().is_relative_to(place) for place in installed)
+
+    return [package for package in found if is_own(package)]
 
 
 def without_weights(module: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim, write_json
+from sfss_ray.train.following import following
 
 if TYPE_CHECKING:
     from sfss_ray.train.adaptation import AdaptationTask
@@ -216,14 +216,9 @@ def run_training(
     log = folder / "train"
     prepared = prepared.placed(folder)
     if not student.exists():
-        state = fit(
-            adapt_student,
-            prepared.task(config),
-            prepared.examination(config),
-            folder,
-            config,
-            progress,
-        )
+        task, watch = prepared.task(config), prepared.examination(config)
+        with carried_code(prepared.source):
+            state = fit(adapt_student, task, watch, folder, config, progress)
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(log), time.monotonic() - started)
 
@@ -359,6 +354,29 @@ def fit(
             return load_state(Path(saved))
 
 
+@contextlib.contextmanager
+def carried_code(source: Source) -> Iterator[None]:
+    """While the block runs, the code of a user's own module travels to workers with it.
+
+    Ray sends classes of importable files by name, and other machines have not these files.
+    """
+    import ray.cloudpickle
+
+    if source.architecture is None:
+        yield
+        return
+    from sfss_ray.models.custom import own_packages
+
+    packages = own_packages(source.architecture)
+    for package in packages:
+        ray.cloudpickle.register_pickle_by_value(package)
+    try:
+        yield
+    finally:
+        for package in packages:
+            ray.cloudpickle.unregister_pickle_by_value(package)
+
+
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
     gpus = {"GPU": 1.0} if device == "cuda" else {}
     return {"CPU": compute.cpus_per_worker} | gpus
@@ -376,41 +394,3 @@ def _fit_or_explain(trainer: Any):
             cause = getattr(cause, "cause", None) or cause.__cause__
         text = str(cause).strip().splitlines()[-1] if str(cause).strip() else repr(cause)
         raise TrainingError(f"training stopped: {text}") from error
-
-
-@contextlib.contextmanager
-def following(folders: Callable[[], list[Path]], progress: ProgressSink) -> Iterator[None]:
-    """Print new lines of the folders' progress files while the block runs.
-
-    `folders` is asked again at each look, because trials start one after the other.
-    """
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folders, progress, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _follow(
-    folders: Callable[[], list[Path]], progress: ProgressSink, stop: threading.Event
-) -> None:
-    from sfss_ray.train.run import read_progress
-
-    seen = {folder: len(read_progress(folder)) for folder in folders()}
-    ending = False
-    while not ending:
-        ending = stop.wait(1.0)  # one more look after the end
-        for folder in folders():
-            records = read_progress(folder)
-            for record in records[seen.get(folder, 0) :]:
-                progress(_progress_line(folder, record))
-            seen[folder] = len(records)
-
-
-def _progress_line(folder: Path, record: dict[str, Any]) -> str:
-    shown = ("loss", "val_miou", "mask_information")
-    values = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
-    return f"{folder.name}: step {record['step']}/{record['num_steps']}, {values}"

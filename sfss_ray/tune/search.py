@@ -22,7 +22,8 @@ from sfss_ray.config import Config, TuneConfig, override
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import write_json
-from sfss_ray.train.launch import Prepared, fit, following, save_student
+from sfss_ray.train.following import following
+from sfss_ray.train.launch import Prepared, carried_code, fit, save_student
 
 TEMPERATURE = "train.loss.temperature"
 CONTRAST_WEIGHT = "train.loss.contrast_weight"
@@ -101,7 +102,7 @@ def run_search(
     results = folder / "results.json"
     if not results.exists():
         device = cluster.resolve_device(config.compute)
-        with cluster.connected(config.compute) as resources:
+        with cluster.connected(config.compute) as resources, carried_code(prepared.source):
             trials = _run_trials(plan, resources, device, progress)
         write_json(results, [_as_json(trial) for trial in trials])
     trials = [_from_json(item) for item in json.loads(results.read_text())]
