@@ -28,7 +28,7 @@ from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim, write_json
-from sfss_ray.train.following import following
+from sfss_ray.train.follow import following
 
 if TYPE_CHECKING:
     from sfss_ray.train.adaptation import AdaptationTask

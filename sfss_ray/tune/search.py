@@ -22,7 +22,7 @@ from sfss_ray.config import Config, TuneConfig, override
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import write_json
-from sfss_ray.train.following import following
+from sfss_ray.train.follow import following
 from sfss_ray.train.launch import Prepared, carried_code, fit, save_student
 
 TEMPERATURE = "train.loss.temperature"

@@ -204,7 +204,8 @@ def test_teacher_follows_the_student_slowly(root, source, tmp_path):
 
 
 def test_the_task_holds_nothing_of_labels_or_source_data():
-    assert [f.name for f in fields(AdaptationTask)] == ["source_model", "images", "masks", "config"]
+    names = [f.name for f in fields(AdaptationTask)]
+    assert names == ["source_model", "images", "masks", "config", "architecture"]
 
 
 def test_labels_are_not_needed_on_disk(root, source, tmp_path):
