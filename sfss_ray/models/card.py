@@ -112,8 +112,8 @@ def card_values(card: CardLike | None) -> dict[str, Any]:
         values = card.to_dict()
         return values if card.classes else {k: v for k, v in values.items() if k != "classes"}
     values = dict(card) if isinstance(card, Mapping) else _read_json(Path(card))
-    Card.from_dict(values)  # refuses what no card may hold
-    return values
+    checked = Card.from_dict(values).to_dict()  # refuses what no card may hold
+    return {name: checked[name] for name in values}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

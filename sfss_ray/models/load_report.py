@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
 
+OWN_FAMILY = "model file of sfss_ray"
 COUNTERS = "num_batches_tracked"
 """BatchNorm's counter of batches: no weight, and absent from files of frozen BatchNorm."""
 

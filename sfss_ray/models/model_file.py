@@ -23,7 +23,7 @@ from sfss_ray.models.custom import (
     with_room_for_weights,
     without_weights,
 )
-from sfss_ray.models.load_report import LoadReport, compare, refuse_unfit
+from sfss_ray.models.load_report import OWN_FAMILY, LoadReport, compare, refuse_unfit
 from sfss_ray.models.networks import NETWORKS, build_network
 from sfss_ray.models.reading import read_checkpoint
 from sfss_ray.models.segmenter import Segmenter
@@ -142,7 +142,7 @@ def model_of(content: dict[str, Any], path: Path | str, module: nn.Module | None
     # Files of the first format were made by networks of the default card.
     card = Card.from_dict(content.get("card", {}))
     network = _network_of(content, path, len(classes), card, module)
-    report = compare("sfss_ray", content["network"], content["state_dict"], network.state_dict())
+    report = compare(OWN_FAMILY, content["network"], content["state_dict"], network.state_dict())
     refuse_unfit(report, path, "the file is damaged or was edited: make it again")
     state = {k: full_precision(v) for k, v in content["state_dict"].items()}
     network.load_state_dict(state, strict=False)
@@ -179,7 +179,7 @@ def _custom_network(
 ) -> Segmenter:
     body = with_room_for_weights(module)
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
-    report = compare("sfss_ray", CUSTOM, state, body.state_dict())
+    report = compare(OWN_FAMILY, CUSTOM, state, body.state_dict())
     refuse_unfit(report, path, "give the module that the file was made with")
     body.load_state_dict(state, strict=False)
     height, width = content["example_size"]

@@ -6,6 +6,7 @@ stages after that know one kind of file alone. Importing this module costs no to
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from dataclasses import dataclass
@@ -72,21 +73,20 @@ def open_source(source_model: SourceLike, card: CardLike | None = None) -> Sourc
         CheckpointError: see `load_source_model`.
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
+    from sfss_ray.models.load_report import OWN_FAMILY
     from sfss_ray.models.reading import file_sha256
 
     values = card_values(card)
     if isinstance(source_model, (str, Path)):
         model = load_source_model(source_model, card=card)
         path = Path(source_model).absolute()
-        foreign = bool(values) or _is_foreign(model)
+        own = model.load_report is not None and model.load_report.family == OWN_FAMILY
+        foreign = bool(values) or not own
         return _source(model, path, str(path), file_sha256(path), foreign)
-    model = with_card(source_model, values, source_model.name).cpu().eval()
+    given = copy.deepcopy(source_model)  # stages move and change it; the caller's stays as it is
+    model = with_card(given, values, given.name).cpu().eval()
     origin = type(model.network.body).__name__ if model.architecture is not None else model.name
     return _source(model, Path(SOURCE_FILE), f"a {origin} in memory", _weights_sha256(model), True)
-
-
-def _is_foreign(model: SourceModel) -> bool:
-    return model.load_report is None or model.load_report.family != "sfss_ray"
 
 
 def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:

@@ -23,7 +23,8 @@ def wrap_model(
 
     The contrast is computed on what `feature_layer` returns. Where its grid differs from that of the
     logits, training resizes the logits to the grid of the features; evaluation and prediction use the
-    logits as the module returns them.
+    logits as the module returns them. All its weights learn at the backbone's rate
+    (`train.optim.head_multiplier` is for classifiers the package knows).
 
     Args:
         module: Takes images (B, 3, H, W), normalised as the card says, and returns logits

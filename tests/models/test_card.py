@@ -28,6 +28,7 @@ def test_a_card_comes_back_from_plain_json():
 def test_classes_may_be_named_by_their_set():
     assert Card.from_dict({"classes": "camvid-11"}).classes == CAMVID_11.classes
     assert Card.from_dict({"classes": ["a", "b"]}).classes == ("a", "b")
+    assert card_values({"classes": "road, sky"}) == {"classes": ["road", "sky"]}
 
 
 @pytest.mark.parametrize(

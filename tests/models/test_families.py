@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ from sfss_ray.models.families.keys import strip_wrappers, tensors_of
 
 SIZE = (37, 50)  # odd, so that pooling which rounds up differs from pooling which rounds down
 VOC_21 = ["background", *[f"thing {i}" for i in range(20)]]
+
+
+@pytest.fixture(autouse=True)
+def no_large_files_left(tmp_path: Path):
+    """Each test writes files of 200 MB, and pytest keeps the folders of its last runs."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,16 @@ def test_large_weights_do_not_travel_with_the_architecture():
     assert len(cloudpickle.dumps(without_weights(module))) < 20_000
 
 
+def test_stages_leave_a_model_in_memory_as_it_was():
+    model = wrapped(net().train()).train()
+    source = open_source(model, {"channel_order": "bgr", "classes": ["sea", "land", "air"]})
+    source.load()
+    assert source.card.classes == ("sea", "land", "air")
+    assert model.training
+    assert model.card.channel_order == "rgb"
+    assert model.classes.classes == tuple(CLASSES)
+
+
 def test_a_source_in_memory_is_placed_in_the_runs_folder(tmp_path: Path):
     model = wrapped(net())
     source = open_source(model, {"align_corners": True})

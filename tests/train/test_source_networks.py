@@ -1,5 +1,7 @@
 """A training step of the field's big network, with BatchNorm frozen and trained."""
 
+import shutil
+
 import pytest
 import torch
 from train_samples import CLASSES, adaptation_task, small_config, write_dataset
@@ -13,7 +15,8 @@ from sfss_ray.train.run import LocalRun, load_state
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("big"), count=2)
+    yield write_dataset(folder := tmp_path_factory.mktemp("big"), count=2)
+    shutil.rmtree(folder)  # hundreds of MB
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,11 @@ def source(root):
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "adapt"])
-def test_deeplab_v2_takes_a_step(batch_norm, root, source, tmp_path):
+def test_deeplab_v2_takes_a_step(batch_norm, root, source):
     config = small_config(num_steps=1, evaluate_every=1, statistics_steps=1, batch_norm=batch_norm)
-    adapt_student(adaptation_task(root, source, config), LocalRun(tmp_path))
+    adapt_student(adaptation_task(root, source, config), LocalRun(folder))
     before = torch.load(source, weights_only=True)["state_dict"]
-    after = load_state(tmp_path)["student"]
+    after = load_state(folder)["student"]
     moved = {name for name in before if not torch.equal(before[name], after[f"segmenter.{name}"])}
     assert "body.layer3.10.conv2.weight" in moved
     assert "classifier.conv2d_list.3.weight" in moved
