@@ -35,8 +35,11 @@ VERBS = {
         "look at a source checkpoint before anything is trained",
     ),
     "evaluate": ("sfss_ray.inference", "evaluate_model", "score a model on labelled images"),
-    "predict": ("sfss_ray.inference", "predict", "predict every image of a folder"),
+    "predict": ("sfss_ray.prediction.folder", "predict", "predict every image of a folder"),
+    "export": ("sfss_ray.prediction.onnx_file", "export_onnx", "write a model as ONNX, checked"),
 }
+POSITIONAL = ("predict", "export")
+"""Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""
 INTERRUPTED = 130
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
@@ -65,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(module: str, name: str, words: list[str]) -> None:
-    work = _parse(command(getattr(importlib.import_module(module), name)), words)
+    function = getattr(importlib.import_module(module), name)
+    work = _parse(command(function, positional=words[0] in POSITIONAL), words)
     for line in describe(work()):
         print(line)
 
@@ -97,8 +101,12 @@ def _refusal(error: BaseException | None) -> SfssError | None:
     return error
 
 
-def command(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+def command(
+    function: Callable[..., Any], positional: bool = False
+) -> Callable[..., Callable[[], Any]]:
     """The function as a command: every argument an option, the config's knobs beside them.
+
+    With `positional` the function's required arguments are words without a name, in its order.
 
     Called with the options it returns the work still to be done, a call without arguments.
     `progress` is no option of a command line. A `--config-file` of JSON, as a search writes it, is
@@ -117,6 +125,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
         )
         for p in own
     ]
+    if positional:
+        options = [_without_name(p) if p.default is p.empty else p for p in options]
     options.append(inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Path | None))
     options.append(inspect.Parameter("config", _KEYWORD, default=Config(), annotation=knobs))
 
@@ -129,6 +139,12 @@ def command(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     prepare.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
     prepare.__annotations__ = {p.name: p.annotation for p in options}
     return prepare
+
+
+def _without_name(option: inspect.Parameter) -> inspect.Parameter:
+    import tyro
+
+    return option.replace(annotation=tyro.conf.Positional[option.annotation])
 
 
 def _on_command_line(annotation: Any) -> Any:

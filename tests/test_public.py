@@ -27,6 +27,7 @@ PUBLIC = [
     "TuneResult",
     "adapt",
     "evaluate_model",
+    "export_onnx",
     "generate_masks",
     "load_config",
     "load_model",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
+from sfss_ray.data.class_sets import CITYSCAPES_19, CITYSCAPES_LABEL_IDS, IGNORE_INDEX, ClassSet
 from sfss_ray.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -23,8 +23,6 @@ MAX_PIXELS = 200_000_000
 # Cityscapes names a label after its image by exchanging the last part of the name.
 _IMAGE_ENDING = "_leftImg8bit"
 _LABEL_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
-# Cityscapes labelIds in the order of their train ids (cityscapesScripts, labels.py).
-_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
 @dataclass(frozen=True, order=True)
@@ -182,7 +180,7 @@ def read_labels(path: Path | str) -> np.ndarray:
 
 def _from_label_ids(label_ids: np.ndarray) -> np.ndarray:
     table = np.full(256, IGNORE_INDEX, np.uint8)
-    table[list(_LABEL_IDS)] = np.arange(len(CITYSCAPES_19), dtype=np.uint8)
+    table[list(CITYSCAPES_LABEL_IDS.values())] = np.arange(len(CITYSCAPES_19), dtype=np.uint8)
     return table[label_ids]
 
 
