@@ -233,9 +233,7 @@ def test_bad_input_of_the_other_verbs_is_one_line(verb, options, reason, data, t
         (("export", "@source.pt", "@", "--size", "8", "8"), "size is (8, 8): allowed"),
     ],
 )
-def test_verbs_with_paths_alone_refuse_bad_input_in_one_line(
-    words, reason, data, tmp_path, capsys
-):
+def test_verbs_with_paths_alone_refuse_bad_input_in_one_line(words, reason, data, tmp_path, capsys):
     places = [data / w[1:] if w[1:] else tmp_path / "out" for w in words if w.startswith("@")]
     rest = [word for word in words[1:] if not word.startswith("@")]
     code = cli.main([words[0], *map(str, places), *rest])

@@ -115,7 +115,7 @@ def predict(
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
         images: Folder of images; its folders are searched too.
-        output_dir: Folder of the predictions: a new one, or one that the same model's predictions are in.
+        output_dir: Folder of the predictions: a new one, or one of the same model's predictions.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         config: `evaluation` and `compute` are used.
@@ -143,7 +143,9 @@ def predict(
     work = _over_actors if on_ray else _in_this_process
     errors = work(source, missing, folder, device, config, progress) if missing else {}
     if len(errors) == len(files):
-        raise DataError(f"none of the {len(files)} images can be read: {next(iter(errors.values()))}")
+        raise DataError(
+            f"none of the {len(files)} images can be read: {next(iter(errors.values()))}"
+        )
     return PredictionResult(
         root,
         len(files) - len(errors),

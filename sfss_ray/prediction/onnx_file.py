@@ -161,15 +161,13 @@ def _export_checked(
 
 
 def _sizes(size: tuple[int, int], dynamic: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Sizes to check: the asked one, and where any is allowed one of odd numbers beside it."""
+    """Sizes to check, as batches of 1, 2, ...: where any is allowed, one of odd numbers too."""
     if "height" not in dynamic:
-        return [size]
+        return [size, size]
     return [size, (max(LEAST_SIDE, size[0] // 2 + 5), max(LEAST_SIDE, size[1] // 2 + 11))]
 
 
-def _write(
-    model: SourceModel, path: Path, size: tuple[int, int], dynamic: tuple[str, ...]
-) -> None:
+def _write(model: SourceModel, path: Path, size: tuple[int, int], dynamic: tuple[str, ...]) -> None:
     import torch
 
     axes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
