@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sfss_ray.models.model_file import SourceModel, load_model, save_model
     from sfss_ray.models.wrapping import wrap_model
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
+    from sfss_ray.planning.estimate import plan
     from sfss_ray.prediction.folder import predict
     from sfss_ray.prediction.onnx_file import export_onnx
     from sfss_ray.train.launch import pretrain_source, train_student
@@ -44,6 +45,7 @@ __all__ = [
     "load_model",
     "load_source_model",
     "override",
+    "plan",
     "predict",
     "pretrain_source",
     "save_model",
@@ -70,6 +72,7 @@ _HOMES = {
     "load_model": "models.model_file",
     "load_source_model": "models.checkpoints",
     "override": "config",
+    "plan": "planning.estimate",
     "predict": "prediction.folder",
     "pretrain_source": "train.launch",
     "save_model": "models.model_file",

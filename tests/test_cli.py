@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 import signal
@@ -71,14 +71,12 @@ def no_cluster(monkeypatch):
     signal.signal(signal.SIGTERM, handler)
 
 
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tune_gta2cs", RECIPE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+def load_recipe(name: str = "tune_gta2cs") -> ModuleType:
+    sys.path.insert(0, str(RECIPE.parent))  # as Python does for a script
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(RECIPE.parent))
 
 
 def run_recipe(words: list[str]) -> int:

@@ -33,6 +33,7 @@ PUBLIC = [
     "load_model",
     "load_source_model",
     "override",
+    "plan",
     "predict",
     "pretrain_source",
     "save_model",
