@@ -20,6 +20,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "cnn": {
         "pretrain.network": "deeplabv2_resnet101",
         "train.num_steps": 15000,
+        "train.evaluate_every": 2500,
         "train.batch_size": 4,
         "train.ema_momentum": 0.999,
         "train.augment.crop_size": [256, 512],
@@ -32,6 +33,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
     "transformer": {
         "train.num_steps": 40000,
+        "train.evaluate_every": 5000,
         "train.batch_size": 2,
         "train.ema_momentum": 0.999,
         "train.augment.crop_size": [512, 512],
