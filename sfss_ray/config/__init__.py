@@ -6,6 +6,7 @@ all go through it.
 """
 
 from sfss_ray.config.masks import MaskConfig
+from sfss_ray.config.presets import PRESETS, find_preset
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import (
     AugmentConfig,
@@ -18,6 +19,7 @@ from sfss_ray.config.train import (
 from sfss_ray.config.tree import Config, differences, flatten, load_config, override
 
 __all__ = [
+    "PRESETS",
     "AugmentConfig",
     "ComputeConfig",
     "Config",
@@ -30,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "TuneConfig",
     "differences",
+    "find_preset",
     "flatten",
     "load_config",
     "override",

@@ -23,6 +23,8 @@ class OptimConfig:
     """Decoupled for adamw, L2 for sgd."""
     warmup_share: float = 0.05
     """Share of num_steps over which the learning rate rises from 0; 0 to 1."""
+    warmup_steps: int = 0
+    """Steps over which it rises; 0: warmup_share decides."""
     poly_power: float = 0.9
     """Rate falls as (1 - progress)**poly_power; 0 keeps it constant."""
     max_grad_norm: float = 5.0
@@ -34,6 +36,7 @@ class OptimConfig:
         require(self, "head_multiplier", 0, 1000, above=True)
         require(self, "weight_decay", 0, 1)
         require(self, "warmup_share", 0, 1)
+        require(self, "warmup_steps", 0)
         require(self, "poly_power", 0, 10)
         require(self, "max_grad_norm", 0, above=True)
 

@@ -34,7 +34,7 @@ def build_optimizer(body: nn.Module, heads: Iterable[nn.Module], config: OptimCo
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
     """Rate of step 1..num_steps: linear warm-up, then (1 - progress)**poly_power."""
-    warmup = config.warmup_share * num_steps
+    warmup = config.warmup_steps or config.warmup_share * num_steps
     rising = min(1.0, step / warmup) if warmup >= 1 else 1.0
     falling = (1 - (step - 1) / num_steps) ** config.poly_power
     return config.learning_rate * rising * falling

@@ -1,0 +1,47 @@
+"""Settings of the field by name: plain dotted names for `override`, for pretraining and adaptation.
+
+`override(Config(), PRESETS["transformer"])`; single knobs laid over it win.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sfss_ray.errors import ConfigError
+
+_OPTIM: dict[str, dict[str, Any]] = {
+    # DeepLabV2's line: SGD with momentum .9, the rate of AdaptSegNet and its heirs, no warm-up.
+    "cnn": {
+        "optimizer": "sgd",
+        "learning_rate": 2.5e-4,
+        "head_multiplier": 10.0,
+        "weight_decay": 5e-4,
+        "warmup_share": 0.0,
+        "warmup_steps": 0,
+        "poly_power": 0.9,
+    },
+    # SegFormer's and DAFormer's line.
+    "transformer": {
+        "optimizer": "adamw",
+        "learning_rate": 6e-5,
+        "head_multiplier": 10.0,
+        "weight_decay": 0.01,
+        "warmup_share": 0.0,
+        "warmup_steps": 1500,
+        "poly_power": 1.0,
+    },
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    name: {
+        f"{stage}.optim.{knob}": v for stage in ("pretrain", "train") for knob, v in values.items()
+    }
+    for name, values in _OPTIM.items()
+}
+
+
+def find_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset; ConfigError lists the known ones."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}: known are {', '.join(PRESETS)}")
+    return PRESETS[name]
