@@ -8,43 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.cli import describe, run_guarded
-from sfss_ray.config import Config, load_config, override
+from sfss_ray.config import PRESETS, Config, load_config, override
 from sfss_ray.errors import ConfigError, DataError
 
 _NETWORK_INPUT = 1024
 """Pixels on the longest side of the image that both protocols show the network."""
 _SCALES = (0.75, 1.25)
 """Random zoom of both protocols, relative to an image of that size."""
-# Source-free and unsupervised adaptation to Cityscapes, as published; see the README of this folder.
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "cnn": {
-        "pretrain.network": "deeplabv2_resnet101",
-        "train.num_steps": 15000,
-        "train.evaluate_every": 2500,
-        "train.batch_size": 4,
-        "train.ema_momentum": 0.999,
-        "train.augment.crop_size": [256, 512],
-        "train.optim.optimizer": "sgd",
-        "train.optim.learning_rate": 2.5e-4,
-        "train.optim.head_multiplier": 10.0,
-        "train.optim.weight_decay": 5e-4,
-        "train.optim.warmup_share": 0.0,
-        "train.optim.poly_power": 0.9,
-    },
-    "transformer": {
-        "train.num_steps": 40000,
-        "train.evaluate_every": 5000,
-        "train.batch_size": 2,
-        "train.ema_momentum": 0.999,
-        "train.augment.crop_size": [512, 512],
-        "train.optim.optimizer": "adamw",
-        "train.optim.learning_rate": 6e-5,
-        "train.optim.head_multiplier": 10.0,
-        "train.optim.weight_decay": 0.01,
-        "train.optim.warmup_share": 0.0375,  # 1500 of 40000 steps
-        "train.optim.poly_power": 1.0,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -97,7 +67,7 @@ def _add_run(group: Any, recipe: Recipe) -> None:
     )
     group.add_argument(
         "--protocol",
-        choices=tuple(PROTOCOLS),
+        choices=tuple(PRESETS),
         help="the field's values for a CNN or a transformer (with your data; default: the package's)",
     )
     group.add_argument("--output", type=Path, default=recipe.output, help="default: %(default)s")
@@ -132,7 +102,7 @@ def protocol_values(protocol: str, target_images: Path | None) -> dict[str, Any]
     """
     shrink = min(1.0, _NETWORK_INPUT / _longest_side(target_images))
     low, high = _SCALES
-    return PROTOCOLS[protocol] | {
+    return PRESETS[protocol] | {
         "train.augment.scale_range": [low * shrink, high * shrink],
         "evaluation.max_size": _NETWORK_INPUT,
     }

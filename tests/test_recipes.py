@@ -73,7 +73,7 @@ def test_protocols_are_the_fields(protocol, wide, tmp_path: Path):
     else:
         assert (optim.optimizer, optim.learning_rate, optim.weight_decay) == ("adamw", 6e-5, 0.01)
         assert (config.train.num_steps, config.train.batch_size) == (40000, 2)
-        assert optim.warmup_share * config.train.num_steps == 1500
+        assert optim.warmup_steps == 1500
     assert optim.head_multiplier == 10
 
 

@@ -78,7 +78,8 @@ class ComputeConfig:
     predict_actors: int = 0
     """Processes that predict images on Ray; 0: one per GPU, or one per CPU."""
     predict_on_ray_from: int = 200
-    """Number of images from which prediction starts or joins a cluster; fewer are done in-process."""
+    """Images still to predict from which prediction starts or joins a cluster; fewer are done
+    in-process. 1: always on Ray."""
     concurrent_trials: int = 0
     """Trials at the same time; 0: as many as fit."""
     loader_processes: int = 0

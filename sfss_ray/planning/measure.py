@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from sfss_ray.data.folders import ImageFile, LabelledImage, read_image
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.masks.store import write_shard
 from sfss_ray.models.source import Source
-
-if TYPE_CHECKING:
-    from sfss_ray.masks.regions import RegionSource
 
 SLOW_STEP_S = 10.0
 """A step that takes longer is measured once."""
@@ -104,33 +101,62 @@ def measure_masks(
 ) -> tuple[Measured, list[dict[str, Any]]]:
     """One image through the region source, and its masks.
 
-    A published SAM on a CPU takes minutes for an image: then 1 and 16 points are measured, and time and
-    masks scaled to all points of all crops.
+    A published SAM on a CPU takes minutes for an image: then its encoder runs once, a few points are
+    decoded, and time and masks are scaled to all points of all crops.
     """
-
-    def build(**changed: float) -> RegionSource:
-        few = RegionRecipe(
-            recipe.source, recipe.sam_type, recipe.sam_sha256, recipe.knobs | changed
-        )
-        return build_region_source(few, checkpoint, config.masks.points_per_batch, device)
-
-    with _Peak(device) as peak:
-        if recipe.sam_type in ("", "small") or device == "cuda":
-            find = build()
-            if device == "cuda":
-                find(image)  # the first image pays for CUDA's start
-            seconds, masks = _timed(lambda: find(image))
-            found, note = float(len(masks)), f"{len(masks)} masks on this image"
-        else:
-            one = build(points_per_side=1, crop_n_layers=0)
-            once, _ = _timed(lambda: one(image))
-            some = build(points_per_side=_FEW_POINTS_PER_SIDE, crop_n_layers=0)
-            few, masks = _timed(lambda: some(image))
-            seconds, factor = _scaled(once, few, recipe.knobs)
-            found = len(masks) * factor
-            note = f"from 1 and {_FEW_POINTS_PER_SIDE**2} points; disk at most"
+    by_parts = recipe.sam_type not in ("", "small") and device == "cpu"
+    few = {"points_per_side": _FEW_POINTS_PER_SIDE, "crop_n_layers": 0} if by_parts else {}
+    knobs = recipe.knobs | few
+    asked = RegionRecipe(recipe.source, recipe.sam_type, recipe.sam_sha256, knobs)
+    with _Peak(device) as peak, _EncoderClock() as encoder:
+        find = build_region_source(asked, checkpoint, config.masks.points_per_batch, device)
+        if device == "cuda":
+            find(image)  # the first image pays for CUDA's start
+        seconds, masks = _timed(lambda: find(image))
+    found, note = float(len(masks)), f"{len(masks)} masks on this image"
+    if by_parts:
+        seconds, factor = _scaled(encoder.seconds, seconds, recipe.knobs)
+        found *= factor
+        note = f"from {_FEW_POINTS_PER_SIDE**2} points; disk at most"
     per_mask = _shard_mb(image, masks, recipe) / max(len(masks), 1)
     return Measured(seconds, peak.mb, per_mask * max(found, 1), note), masks
+
+
+class _EncoderClock:
+    """Seconds of SAM's image encoder inside `with`; right on a CPU, where calls return when done."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> _EncoderClock:
+        from torch.nn.modules.module import (
+            register_module_forward_hook,
+            register_module_forward_pre_hook,
+        )
+
+        self._hooks = [
+            register_module_forward_pre_hook(self._start),
+            register_module_forward_hook(self._stop),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _start(self, module: Any, _inputs: Any) -> None:
+        if _is_encoder(module):
+            self._started = time.perf_counter()
+
+    def _stop(self, module: Any, _inputs: Any, _output: Any) -> None:
+        if _is_encoder(module):
+            self.seconds += time.perf_counter() - self._started
+
+
+def _is_encoder(module: Any) -> bool:
+    return type(module).__name__ == "ImageEncoderViT"
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -139,14 +165,19 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def _scaled(once: float, few: float, knobs: dict[str, float]) -> tuple[float, float]:
-    """(seconds of the whole image, points of the whole image / few points)."""
+def _scaled(encoder: float, few: float, knobs: dict[str, float]) -> tuple[float, float]:
+    """(seconds of the whole image, points of the whole image / few points).
+
+    Args:
+        encoder: seconds of one pass of the encoder.
+        few: seconds of the encoder and the few points together.
+        knobs: the recipe's: points_per_side of each crop, crop_n_layers.
+    """
     few_points = _FEW_POINTS_PER_SIDE**2
-    per_point = max(few - once, 0.0) / (few_points - 1)
+    per_point = max(few - encoder, 0.0) / few_points
     crops = sum(4**layer for layer in range(int(knobs["crop_n_layers"]) + 1))
     points = int(knobs["points_per_side"]) ** 2
-    seconds = crops * (max(once - per_point, 0.0) + points * per_point)
-    return seconds, crops * points / few_points
+    return crops * (encoder + points * per_point), crops * points / few_points
 
 
 def _row(file: ImageFile, image: np.ndarray, masks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -125,7 +125,8 @@ def predict(
         Counts, and the images that could not be read with the reason; they stop nothing.
 
     Raises:
-        CheckpointError: no model file. DataError: no such folder, no image, or none readable.
+        CheckpointError: no model file. DataError: no such folder, no image, none readable, or an output
+            folder inside that of the images.
         ResumeError: the folder holds predictions of another model, or something else.
         ClusterError: the cluster cannot be reached.
     """
@@ -135,6 +136,7 @@ def predict(
     files = list_images(images, "images")
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
+    _refuse_inside(output_dir, images)
     root = claim(output_dir, _record(source, config))
     folder = PredictionFolder(root, source.classes)
     _remove_leftovers(root)
@@ -154,6 +156,15 @@ def predict(
         time.monotonic() - started,
         errors,
     )
+
+
+def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
+    """A repeated call would take the predictions for images."""
+    if Path(output_dir).resolve().is_relative_to(Path(images).resolve()):
+        raise DataError(
+            f"output folder {str(output_dir)!r} lies in the folder of images {str(images)!r}: give one"
+            " beside it"
+        )
 
 
 def _record(source: Source, config: Config) -> dict[str, Any]:

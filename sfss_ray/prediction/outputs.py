@@ -15,6 +15,7 @@ import numpy as np
 
 from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.errors import DataError
 
 if TYPE_CHECKING:
     from sfss_ray.config import EvaluationConfig
@@ -83,11 +84,20 @@ def predict_file(
     """Predict one image and write its files.
 
     Raises:
-        DataError: the image cannot be read.
+        DataError: the image cannot be read, or is too large for the memory.
     """
     from sfss_ray.data.folders import read_image
     from sfss_ray.evaluation.evaluate import predict_probabilities
 
     image = read_image(file.path)
-    train_ids = predict_probabilities(network, image, config).argmax(0).astype(np.uint8)
+    try:
+        train_ids = predict_probabilities(network, image, config).argmax(0).astype(np.uint8)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        height, width = image.shape[:2]
+        raise DataError(
+            f"image {str(file.path)!r}: {width}x{height} pixels are too many for the memory: shrink it,"
+            " or predict it on another machine"
+        ) from error
     folder.write(file.image_id, image, train_ids)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
 from sfss_ray.data.folders import list_images, read_image, split_held_out
-from sfss_ray.masks.regions import make_recipe
+from sfss_ray.masks.regions import RegionRecipe, make_recipe
 from sfss_ray.models.source import open_source
-from sfss_ray.planning.estimate import Plan, Stage, duration, plan
+from sfss_ray.planning import measure
+from sfss_ray.planning.estimate import plan
 from sfss_ray.planning.measure import _scaled, measure_masks, measure_training
+from sfss_ray.planning.result import Plan, Stage, duration
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
@@ -159,9 +164,38 @@ def test_a_checkpoint_is_as_large_as_was_said(streets, tmp_path: Path):
 
 def test_few_points_are_scaled_to_all_points_of_all_crops():
     """An encoder of 2 s, .1 s a point: 5 crops of 64 points are 5 * (2 + 6.4) s."""
-    seconds, factor = _scaled(2.1, 3.6, {"points_per_side": 8, "crop_n_layers": 1})
+    seconds, factor = _scaled(2.0, 3.6, {"points_per_side": 8, "crop_n_layers": 1})
     assert seconds == pytest.approx(42.0)
     assert factor == 5 * 64 / 16
+
+
+def test_a_large_sam_is_measured_with_few_points_and_one_pass_of_its_encoder(monkeypatch):
+    """An encoder of 2 s and 16 points of .1 s by the clock, scaled to 5 crops of 1024 points."""
+    clock = [0.0]
+
+    class ImageEncoderViT(torch.nn.Module):
+        def forward(self, image):
+            clock[0] += 2.0
+            return image
+
+    def build(recipe, checkpoint, points_per_batch, device):
+        assert (recipe.knobs["points_per_side"], recipe.knobs["crop_n_layers"]) == (4, 0)
+        encoder = ImageEncoderViT()
+
+        def find(image):
+            encoder(torch.zeros(1))
+            clock[0] += 1.6
+            return []
+
+        return find
+
+    monkeypatch.setattr(measure, "build_region_source", build)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    recipe = RegionRecipe("sam", "vit_h", "", {"points_per_side": 32, "crop_n_layers": 1})
+    measured, _ = measure_masks(recipe, None, np.zeros((8, 8, 3), np.uint8), CONFIG, "cpu")
+    assert measured.seconds == pytest.approx(5 * (2.0 + 1024 * 0.1))
+    assert measured.note == "from 16 points; disk at most"
+    assert not torch.nn.modules.module._global_forward_hooks
 
 
 def test_a_stage_is_shared_by_its_processes():

@@ -19,6 +19,7 @@ from sfss_ray.data.class_sets import (
 )
 from sfss_ray.data.folders import read_image, read_labels
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.evaluation import evaluate
 from sfss_ray.evaluation.evaluate import predict_probabilities
 from sfss_ray.models.build import SourceModel, build_network, load_model, save_model
 from sfss_ray.prediction.folder import predict
@@ -144,3 +145,36 @@ def test_unreadable_images_stop_nothing_and_are_named(images, tmp_path: Path):
         path.unlink()
     with pytest.raises(DataError, match="none of the 2 images can be read"):
         predict(SOURCE_MODEL, folder, tmp_path / "other", config=CPU, progress=str)
+
+
+def test_an_output_inside_the_images_is_refused(images, tmp_path: Path):
+    with pytest.raises(DataError, match="lies in the folder of images"):
+        predict(SOURCE_MODEL, images, images / "out", config=CPU, progress=str)
+    assert not (images / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "reason", ["CUDA out of memory. Tried to allocate", "can't allocate memory"]
+)
+def test_images_too_large_for_the_memory_stop_nothing(reason, images, tmp_path: Path, monkeypatch):
+    real, seen = evaluate.predict_probabilities, []
+
+    def full(network, image, config):
+        seen.append(image)
+        if len(seen) == 2:
+            raise RuntimeError(reason)
+        return real(network, image, config)
+
+    monkeypatch.setattr(evaluate, "predict_probabilities", full)
+    result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
+    assert (result.images, len(result.errors)) == (2, 1)
+    assert "128x64 pixels are too many" in next(iter(result.errors.values()))
+
+
+def test_errors_of_the_network_are_not_taken_for_the_images(images, tmp_path: Path, monkeypatch):
+    def broken(network, image, config):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(evaluate, "predict_probabilities", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
