@@ -177,7 +177,10 @@ def _record(source: Source, config: Config) -> dict[str, Any]:
     } | {name: value for name, value in knobs.items() if name not in _OF_SCORING}
 
 
-_OF_SCORING = {f"evaluation.{n}" for n in ("held_out_share", "held_out_max", "pictures")}
+_OF_SCORING = {
+    f"evaluation.{name}" for name in ("batch_size", "held_out_share", "held_out_max", "pictures")
+}
+"""Knobs that no prediction depends on."""
 
 
 def _remove_leftovers(root: Path) -> None:
