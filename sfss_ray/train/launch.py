@@ -17,11 +17,10 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import (
     ImageFile,
     LabelledImage,
-    check_label_ids,
     list_images,
-    pair_labels,
     split_held_out,
 )
+from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import ConfigError, DataError, TrainingError
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
@@ -155,7 +154,7 @@ def prepare_training(
     config: Config,
 ) -> Prepared:
     """Check everything that can be checked before a cluster starts."""
-    labelled = labelled_images(val_images, val_labels, source.classes)
+    labelled = labelled_images(val_images, val_labels, source.classes, config)
     check_workers(config.train.batch_size, config.compute)
     images = list_images(target_images)
     store = MaskStore(masks)
@@ -181,18 +180,27 @@ def prepare_training(
 
 
 def labelled_images(
-    images: Path | str | None, labels: Path | str | None, classes: ClassSet
+    images: Path | str | None,
+    labels: Path | str | None,
+    classes: ClassSet,
+    config: Config | None = None,
+    progress: ProgressSink | None = None,
 ) -> tuple[LabelledImage, ...]:
-    """Pairs to score on; empty without labels. DataError when only one folder is given, or when
-    the labels hold ids that the model's classes have not."""
+    """Pairs to score on; empty without labels. DataError when only one folder is given, or for
+    labels that `load_labelled` refuses."""
     if images is None and labels is None:
         return ()
     if images is None or labels is None:
         given, missing = ("labels", "images") if images is None else ("images", "labels")
         raise DataError(f"val_{given} were given without val_{missing}: give both, or neither")
-    pairs = pair_labels(images, labels)
-    check_label_ids(pairs, classes)
-    return tuple(pairs)
+    folder = load_labelled(images, labels, classes, config, progress=progress)
+    for line in folder.describe(classes):
+        (progress or _silent)(line)
+    return folder.pairs
+
+
+def _silent(text: str) -> None:
+    """A progress sink for those who want none."""
 
 
 def check_workers(batch_size: int, compute: ComputeConfig) -> None:
