@@ -250,7 +250,7 @@ def test_unknown_verbs_are_refused_with_the_known_ones(capsys):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_shows_its_options(verb, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([verb, "--help"])
+        cli.main([*verb.split(), "--help"])
     assert end.value.code == 0
     page = capsys.readouterr().out
     assert f"usage: sfss-ray {verb}" in page
