@@ -13,7 +13,7 @@ from sfss_ray.version import __version__ as __version__
 if TYPE_CHECKING:
     from sfss_ray.config import Config, load_config, override
     from sfss_ray.errors import SfssError
-    from sfss_ray.inference import evaluate_model, predict
+    from sfss_ray.inference import predict
     from sfss_ray.masks.automatic import AutomaticMaskGenerator
     from sfss_ray.masks.generate import generate_masks
     from sfss_ray.masks.store import MaskStore
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sfss_ray.models.model_file import SourceModel, load_model, save_model
     from sfss_ray.models.wrapping import wrap_model
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
+    from sfss_ray.scoring import evaluate_model
     from sfss_ray.train.launch import pretrain_source, train_student
     from sfss_ray.verification import verify_source
 
@@ -60,7 +61,7 @@ _HOMES = {
     "SourceModel": "models.model_file",
     "TuneResult": "pipeline",
     "adapt": "pipeline",
-    "evaluate_model": "inference",
+    "evaluate_model": "scoring",
     "generate_masks": "masks.generate",
     "load_config": "config",
     "load_model": "models.model_file",

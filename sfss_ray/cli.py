@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "verify_source",
         "look at a source checkpoint before anything is trained",
     ),
-    "evaluate": ("sfss_ray.inference", "evaluate_model", "score a model on labelled images"),
+    "evaluate": ("sfss_ray.scoring", "evaluate_model", "score a model on labelled images"),
     "data check": (
         "sfss_ray.data.check",
         "check_dataset",
@@ -136,8 +136,8 @@ def command(
 
     Called with the options it returns the work still to be done, a call without arguments.
     With `positional` the function's required arguments are words without a name, in its order.
-    `preset` names the settings that knobs start from. `progress` is no option of a command line. A `--config-file` of JSON, as a search writes it, is
-    laid over the single knobs.
+    `preset` names the settings that knobs start from. `progress` is no option of a command line. A
+    `--config-file` of JSON, as a search writes it, is laid over the single knobs.
     """
     import tyro
 

@@ -13,7 +13,7 @@ from sfss_ray.data.folders import LabelledImage, pair_labels
 from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
-from sfss_ray.progress import Progress, ProgressSink
+from sfss_ray.progress import Progress, ProgressSink, silent
 
 CLASS_LIST = "classes.txt"
 
@@ -116,7 +116,7 @@ def load_labelled(
     pairs = pair_labels(images, labels, what, format_name)
     folder = decoded(pairs, labels, wanted, format_name, classes)
     kept, skipped = [], []
-    bar = Progress(f"checked {what} labels", len(pairs), progress or _silent)
+    bar = Progress(f"checked {what} labels", len(pairs), progress or silent)
     for facts in scan_pairs(folder.pairs):
         _refuse_damaged(facts, wanted)
         if facts.unequal and not skip_unequal:
@@ -130,10 +130,6 @@ def load_labelled(
     return dataclasses.replace(
         folder, pairs=tuple(kept), skipped=tuple(i.image_id for i in skipped)
     )
-
-
-def _silent(text: str) -> None:
-    """A progress sink for those who want none."""
 
 
 def _refuse_damaged(facts: PairFacts, wanted: ClassSet) -> None:

@@ -59,12 +59,16 @@ def find_layout(root: Path | str, labels: Path | str | None = None) -> FoundLayo
         folders = layout.found(path)
         if folders:
             return FoundLayout(layout.name, folders)
+    raise DataError(_unknown(path))
+
+
+def _unknown(path: Path) -> str:
     expected = "; ".join(
-        f"{layout.name}: {' or '.join(f'{i}/ + {l}/' for i, l in layout.folders)}"
+        f"{layout.name}: {' or '.join(f'{images}/ + {labels}/' for images, labels in layout.folders)}"
         for layout in LAYOUTS
     )
-    raise DataError(
-        f"data set {str(root)!r} has no known layout. Expected: {expected}. Found: {_content(path)}."
+    return (
+        f"data set {str(path)!r} has no known layout. Expected: {expected}. Found: {_content(path)}."
         " Give the folder above these, or name the two folders: DIR --labels DIR"
     )
 

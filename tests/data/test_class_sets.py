@@ -68,7 +68,8 @@ def test_custom_sets_keep_known_colours_and_give_others_the_same_each_time():
 
 def test_unknown_sets_are_refused_with_the_known_ones():
     with pytest.raises(
-        DataError, match=r"'ade20k': known are cityscapes-19, synthia-16, synthia-13, camvid-11; or name"
+        DataError,
+        match=r"'ade20k': known are cityscapes-19, synthia-16, synthia-13, camvid-11; or name",
     ):
         find_class_set("ade20k")
     with pytest.raises(DataError, match="unknown class set"):
