@@ -157,7 +157,9 @@ def image_size(path: Path | str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # Pillow decodes all of a PNG to look for EXIF data: only where there are any.
+            may_turn = image.format != "PNG" or b"eXIf" in Path(path).read_bytes()
+            turned = may_turn and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception as error:
         raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
     return (width, height) if turned else (height, width)

@@ -97,7 +97,7 @@ def test_the_same_ids_under_other_names_are_train_ids_unless_named(tmp_path: Pat
     assert folder.format == "train_ids"
     root = plain(tmp_path / "void", ids_of(0, 11))
     with pytest.raises(
-        DataError, match="hold id 11, but the model has 11 .*labels_format: .*camvid"
+        DataError, match=r"hold id 11, but the model has 11 .*labels_format: .*camvid"
     ):
         load(root, CAMVID_11)
     assert first_row(load(root, CAMVID_11, labels_format="camvid"))[:2] == [0, 255]
