@@ -113,7 +113,7 @@ def test_whole_numbers_may_stand_for_fractions():
     [
         (
             "sed",
-            "unknown setting 'sed': the config knows seed, labels_format, labels_classes, masks, pretrain, train,",
+            "unknown setting 'sed': the config knows seed, labels_format, labels_classes, masks,",
         ),
         ("train.loss.tau", "unknown setting 'train.loss.tau': train.loss knows temperature, "),
         ("train.los.temperature", "'train.los.temperature': train knows num_steps, "),
