@@ -27,8 +27,28 @@ from sfss_ray.errors import DataError
 
 TRAIN_IDS = "train_ids"
 # Cityscapes labelIds in the order of their train ids (cityscapesScripts, labels.py).
-LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-_CITYSCAPES = dict(zip(LABEL_IDS, CITYSCAPES_19.classes, strict=True))
+LABEL_IDS: tuple[int, ...] = (
+    7,
+    8,
+    11,
+    12,
+    13,
+    17,
+    19,
+    20,
+    21,
+    22,
+    23,
+    24,
+    25,
+    26,
+    27,
+    28,
+    31,
+    32,
+    33,
+)
+_CITYSCAPES: dict[int, str] = dict(zip(LABEL_IDS, CITYSCAPES_19.classes, strict=True))
 _SYNTHIA = {
     1: "sky",
     2: "building",
