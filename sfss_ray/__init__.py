@@ -13,7 +13,6 @@ from sfss_ray.version import __version__ as __version__
 if TYPE_CHECKING:
     from sfss_ray.config import Config, load_config, override
     from sfss_ray.errors import SfssError
-    from sfss_ray.inference import predict
     from sfss_ray.masks.automatic import AutomaticMaskGenerator
     from sfss_ray.masks.generate import generate_masks
     from sfss_ray.masks.store import MaskStore
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from sfss_ray.models.model_file import SourceModel, load_model, save_model
     from sfss_ray.models.wrapping import wrap_model
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
+    from sfss_ray.planning.estimate import plan
+    from sfss_ray.prediction.folder import predict
+    from sfss_ray.prediction.onnx_file import export_onnx
     from sfss_ray.scoring import evaluate_model
     from sfss_ray.train.launch import pretrain_source, train_student
     from sfss_ray.verification import verify_source
@@ -37,11 +39,13 @@ __all__ = [
     "TuneResult",
     "adapt",
     "evaluate_model",
+    "export_onnx",
     "generate_masks",
     "load_config",
     "load_model",
     "load_source_model",
     "override",
+    "plan",
     "predict",
     "pretrain_source",
     "save_model",
@@ -62,12 +66,14 @@ _HOMES = {
     "TuneResult": "pipeline",
     "adapt": "pipeline",
     "evaluate_model": "scoring",
+    "export_onnx": "prediction.onnx_file",
     "generate_masks": "masks.generate",
     "load_config": "config",
     "load_model": "models.model_file",
     "load_source_model": "models.checkpoints",
     "override": "config",
-    "predict": "inference",
+    "plan": "planning.estimate",
+    "predict": "prediction.folder",
     "pretrain_source": "train.launch",
     "save_model": "models.model_file",
     "train_student": "train.launch",

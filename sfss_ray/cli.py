@@ -40,10 +40,11 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "check_dataset",
         "say what a labelled data set is and what is wrong",
     ),
-    "predict": ("sfss_ray.inference", "predict", "predict every image of a folder"),
+    "predict": ("sfss_ray.prediction.folder", "predict", "predict every image of a folder"),
+    "export": ("sfss_ray.prediction.onnx_file", "export_onnx", "write a model as ONNX, checked"),
 }
-POSITIONAL = ("data check",)
-"""Verbs whose required paths are given without their names: `sfss-ray data check DIR`."""
+POSITIONAL = ("data check", "predict", "export")
+"""Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""
 INTERRUPTED = 130
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 import signal
@@ -71,14 +71,12 @@ def no_cluster(monkeypatch):
     signal.signal(signal.SIGTERM, handler)
 
 
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tune_gta2cs", RECIPE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
+def load_recipe(name: str = "tune_gta2cs") -> ModuleType:
+    sys.path.insert(0, str(RECIPE.parent))  # as Python does for a script
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(RECIPE.parent))
 
 
 def run_recipe(words: list[str]) -> int:
@@ -209,7 +207,6 @@ OTHER_CASES = [
     ("pretrain", IMAGES | {"output-dir": "@"}, "cannot be reached"),
     ("evaluate", IMAGES | {"model": "@letter.txt"}, "letter.txt"),
     ("evaluate", IMAGES | {"model": "@source.pt", "labels": "@empty"}, "no label map in"),
-    ("predict", {"model": "@source.pt", "images": "@empty", "output-dir": "@"}, "no image in"),
     ("verify", {"source-model": "@letter.txt", "images": "@images"}, "letter.txt"),
     ("verify", {"source-model": "@source.pt", "images": "@empty"}, "no image in"),
     ("verify", IMAGES | {"source-model": "@source.pt", "card": "@card.json"}, "channel_order"),
@@ -220,6 +217,26 @@ OTHER_CASES = [
 def test_bad_input_of_the_other_verbs_is_one_line(verb, options, reason, data, tmp_path, capsys):
     words = [*words_of(options, data, tmp_path / "out"), "--compute.address", "127.0.0.1:1"]
     assert reason in one_error(cli.main([verb, *words]), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("predict", "@source.pt", "@empty", "@"), "no image in"),
+        (("predict", "@letter.txt", "@images", "@"), "letter.txt"),
+        (("predict", "@source.pt", "@images", "@another_run"), "holds another run"),
+        (("predict", "@source.pt", "@images", "@labels"), "holds files of something else"),
+        (("predict", "@source.pt", "@images", "@", "--compute.address", "here"), "HOST:PORT"),
+        (("export", "@letter.txt", "@"), "letter.txt"),
+        (("export", "@source.pt", "@", "--size", "8", "8"), "size is (8, 8): allowed"),
+    ],
+)
+def test_verbs_with_paths_alone_refuse_bad_input_in_one_line(words, reason, data, tmp_path, capsys):
+    places = [data / w[1:] if w[1:] else tmp_path / "out" for w in words if w.startswith("@")]
+    rest = [word for word in words[1:] if not word.startswith("@")]
+    code = cli.main([words[0], *map(str, places), *rest])
+    assert reason in one_error(code, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 @no_cuda
@@ -300,8 +317,8 @@ def test_knobs_and_config_file_reach_the_function(monkeypatch, data, capsys):
 
 
 def test_predict_writes_what_it_says(data, tmp_path, capsys):
-    options = {"model": "@source.pt", "images": "@images", "output-dir": "@"}
-    assert cli.main(["predict", *words_of(options, data, tmp_path / "out")]) == 0
+    words = [str(data / "source.pt"), str(data / "images"), str(tmp_path / "out")]
+    assert cli.main(["predict", *words]) == 0
     ids = np.array(Image.open(tmp_path / "out" / "train_ids" / "a.png"))
     assert ids.shape == SIZE
     assert ids.max() < 19

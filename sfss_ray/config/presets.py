@@ -31,11 +31,29 @@ _OPTIM: dict[str, dict[str, Any]] = {
         "poly_power": 1.0,
     },
 }
+_ADAPTATION: dict[str, dict[str, Any]] = {
+    # Published: 9 to 20 thousand steps of 4 to 6 crops, momentum .99 to .9999.
+    "cnn": {
+        "num_steps": 15000,
+        "evaluate_every": 2500,
+        "batch_size": 4,
+        "ema_momentum": 0.999,
+        "augment.crop_size": [256, 512],
+    },
+    "transformer": {
+        "num_steps": 40000,
+        "evaluate_every": 5000,
+        "batch_size": 2,
+        "ema_momentum": 0.999,
+        "augment.crop_size": [512, 512],
+    },
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     name: {
         f"{stage}.optim.{knob}": v for stage in ("pretrain", "train") for knob, v in values.items()
     }
+    | {f"train.{knob}": value for knob, value in _ADAPTATION[name].items()}
     for name, values in _OPTIM.items()
 }
 

@@ -106,6 +106,11 @@ class ComputeConfig:
     """CPUs reserved per training worker; also its number of compute threads."""
     mask_actors: int = 0
     """Processes that generate masks; 0: one per GPU, or one per CPU."""
+    predict_actors: int = 0
+    """Processes that predict images on Ray; 0: one per GPU, or one per CPU."""
+    predict_on_ray_from: int = 200
+    """Images still to predict from which prediction starts or joins a cluster; fewer are done
+    in-process. 1: always on Ray."""
     concurrent_trials: int = 0
     """Trials at the same time; 0: as many as fit."""
     loader_processes: int = 0
@@ -118,6 +123,8 @@ class ComputeConfig:
         require(self, "num_workers", 1)
         require(self, "cpus_per_worker", 0, above=True)
         require(self, "mask_actors", 0)
+        require(self, "predict_actors", 0)
+        require(self, "predict_on_ray_from", 1)
         require(self, "concurrent_trials", 0)
         require(self, "loader_processes", 0)
         require(self, "max_failures", -1)

@@ -68,6 +68,14 @@ _CITYSCAPES = {
     "motorcycle": (0, 0, 230),
     "bicycle": (119, 11, 32),
 }
+CITYSCAPES_LABEL_IDS = dict(
+    zip(
+        _CITYSCAPES,
+        (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
+        strict=True,
+    )
+)
+"""Class name -> Cityscapes' labelId (cityscapesScripts, labels.py), in the order of the train ids."""
 _CAMVID = {
     "sky": (70, 130, 180),
     "building": (70, 70, 70),

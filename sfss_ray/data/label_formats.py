@@ -19,6 +19,7 @@ from PIL import Image
 from sfss_ray.data.class_sets import (
     CAMVID_11,
     CITYSCAPES_19,
+    CITYSCAPES_LABEL_IDS,
     IGNORE_INDEX,
     SYNTHIA_16,
     ClassSet,
@@ -26,29 +27,7 @@ from sfss_ray.data.class_sets import (
 from sfss_ray.errors import DataError
 
 TRAIN_IDS = "train_ids"
-# Cityscapes labelIds in the order of their train ids (cityscapesScripts, labels.py).
-LABEL_IDS: tuple[int, ...] = (
-    7,
-    8,
-    11,
-    12,
-    13,
-    17,
-    19,
-    20,
-    21,
-    22,
-    23,
-    24,
-    25,
-    26,
-    27,
-    28,
-    31,
-    32,
-    33,
-)
-_CITYSCAPES: dict[int, str] = dict(zip(LABEL_IDS, CITYSCAPES_19.classes, strict=True))
+_CITYSCAPES: dict[int, str] = {v: k for k, v in CITYSCAPES_LABEL_IDS.items()}
 _SYNTHIA = {
     1: "sky",
     2: "building",

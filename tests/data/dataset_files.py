@@ -9,8 +9,7 @@ import numpy as np
 from image_files import noise, put
 from PIL import Image
 
-from sfss_ray.data.class_sets import CITYSCAPES_19
-from sfss_ray.data.label_formats import LABEL_IDS
+from sfss_ray.data.class_sets import CITYSCAPES_19, CITYSCAPES_LABEL_IDS
 
 ROAD, BUILDING, CAR = 7, 11, 26  # Cityscapes labelIds
 
@@ -18,7 +17,7 @@ ROAD, BUILDING, CAR = 7, 11, 26  # Cityscapes labelIds
 def put_palette(path: Path, label_ids: np.ndarray) -> Path:
     """A GTA5 label: palette PNG whose index is the Cityscapes labelId."""
     colours = np.zeros((256, 3), np.uint8)
-    colours[list(LABEL_IDS)] = CITYSCAPES_19.palette
+    colours[list(CITYSCAPES_LABEL_IDS.values())] = CITYSCAPES_19.palette
     picture = Image.fromarray(label_ids.astype(np.uint8))
     picture.putpalette(colours.ravel().tolist())
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,180 @@
+"""Predictions of a folder: what is written, going on, damaged images; few images need no cluster."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfss_ray.config import Config, EvaluationConfig, override
+from sfss_ray.data.class_sets import (
+    CAMVID_11,
+    CITYSCAPES_19,
+    SYNTHIA_16,
+    ClassSet,
+)
+from sfss_ray.data.folders import read_image, read_labels
+from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.evaluation import evaluate
+from sfss_ray.evaluation.evaluate import predict_probabilities
+from sfss_ray.models.build import SourceModel, build_network, load_model, save_model
+from sfss_ray.prediction.folder import predict
+from sfss_ray.prediction.outputs import PredictionFolder, label_id_table
+from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.streets.scenes import write_streets
+
+SIZE = (64, 128)
+CPU = override(Config(), {"compute.device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Three drawn streets, in Cityscapes' folders and names."""
+    root = tmp_path_factory.mktemp("streets")
+    write_streets(root, "camera", 3, 3, SIZE, with_labels=False)
+    city = root / "leftImg8bit" / "aachen"
+    city.mkdir(parents=True)
+    for index, path in enumerate(sorted((root / "images").iterdir())):
+        shutil.copy(path, city / f"aachen_{index:06d}_000019_leftImg8bit.png")
+    return root / "leftImg8bit"
+
+
+def model_of(classes: ClassSet, folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    network = build_network("compact", len(classes))
+    return save_model(
+        folder / f"{classes.name}-{seed}.pt", SourceModel(network, "compact", classes)
+    )
+
+
+def test_every_file_says_what_the_network_predicts(images, tmp_path: Path):
+    result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
+    assert (result.images, result.made, result.errors) == (3, 3, {})
+    assert result.kinds == ("colour", "overlay", "label_ids", "train_ids")
+    network = load_model(SOURCE_MODEL).network
+    for path in sorted(images.rglob("*.png")):
+        image = read_image(path)
+        expected = predict_probabilities(network, image, EvaluationConfig()).argmax(0)
+        assert len(np.unique(expected)) > 3
+        name = f"aachen/{path.name}"
+        train_ids = Image.open(tmp_path / "out" / "train_ids" / name)
+        assert (train_ids.mode, train_ids.size) == ("L", (SIZE[1], SIZE[0]))
+        assert np.array_equal(train_ids, expected)
+        colours = np.array(Image.open(tmp_path / "out" / "colour" / name))
+        assert np.array_equal(colours, np.array(CITYSCAPES_19.palette)[expected])
+        overlay = np.array(Image.open(tmp_path / "out" / "overlay" / name)).astype(int)
+        assert np.abs(overlay - (image.astype(int) + colours) / 2).max() <= 0.5
+
+
+def test_label_ids_are_read_back_as_the_train_ids(images, tmp_path: Path):
+    """Through the reader of Cityscapes' own *_labelIds files."""
+    predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
+    files = sorted((tmp_path / "out" / "label_ids").rglob("*.png"))
+    assert len(files) == 3
+    for path in files:
+        copy = tmp_path / f"{path.stem}_labelIds.png"
+        shutil.copy(path, copy)
+        name = path.relative_to(tmp_path / "out" / "label_ids")
+        train_ids = Image.open(tmp_path / "out" / "train_ids" / name)
+        assert np.array_equal(read_labels(copy), train_ids)
+        assert np.array(Image.open(path)).min() >= 7  # Cityscapes' road
+
+
+def test_label_ids_of_other_sets_go_by_name():
+    table = label_id_table(SYNTHIA_16)
+    assert table is not None
+    names = SYNTHIA_16.classes
+    assert [int(table[names.index(n)]) for n in ("road", "sky", "person", "bus", "bicycle")] == [
+        7,
+        23,
+        24,
+        28,
+        33,
+    ]
+    assert label_id_table(CAMVID_11) is None
+
+
+def test_without_label_ids_the_summary_says_so(images, tmp_path: Path):
+    model = model_of(CAMVID_11, tmp_path)
+    result = predict(model, images, tmp_path / "out", config=CPU, progress=str)
+    assert not (tmp_path / "out" / "label_ids").exists()
+    assert any("no label_ids" in line for line in result.lines())
+
+
+def test_a_repeated_call_makes_what_is_missing_alone(images, tmp_path: Path):
+    out = tmp_path / "out"
+    predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
+    folder = PredictionFolder(out, CITYSCAPES_19)
+    first, second, _ = sorted(p.stem for p in images.rglob("*.png"))
+    before = folder.path("colour", f"aachen/{first}").stat().st_mtime_ns
+    wanted = folder.path("train_ids", f"aachen/{second}")
+    whole = wanted.read_bytes()
+    wanted.unlink()
+    leftover = wanted.with_name(f".{wanted.name}.12345")
+    leftover.write_bytes(whole[:20])
+    result = predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
+    assert (result.images, result.made) == (3, 1)
+    assert wanted.read_bytes() == whole
+    assert not leftover.exists()
+    assert folder.path("colour", f"aachen/{first}").stat().st_mtime_ns == before
+    assert "images: 3 (2 were there already)" in result.lines()
+
+
+def test_predictions_of_another_model_are_not_mixed_in(images, tmp_path: Path):
+    predict(model_of(CITYSCAPES_19, tmp_path), images, tmp_path / "out", config=CPU, progress=str)
+    other = model_of(CITYSCAPES_19, tmp_path, seed=1)
+    with pytest.raises(ResumeError, match=r"holds another run \(inputs\.model_sha256"):
+        predict(other, images, tmp_path / "out", config=CPU, progress=str)
+
+
+def test_unreadable_images_stop_nothing_and_are_named(images, tmp_path: Path):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    good = next(images.rglob("*.png")).read_bytes()
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(good[:300])
+    result = predict(SOURCE_MODEL, folder, tmp_path / "out", config=CPU, progress=str)
+    assert (result.images, set(result.errors)) == (3, {"empty", "cut"})
+    assert "2 images could not be predicted:" in result.lines()
+    assert any("empty" in line and "0 bytes" in line for line in result.lines())
+    for path in folder.rglob("aachen*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match="none of the 2 images can be read"):
+        predict(SOURCE_MODEL, folder, tmp_path / "other", config=CPU, progress=str)
+
+
+def test_an_output_inside_the_images_is_refused(images, tmp_path: Path):
+    with pytest.raises(DataError, match="lies in the folder of images"):
+        predict(SOURCE_MODEL, images, images / "out", config=CPU, progress=str)
+    assert not (images / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "reason", ["CUDA out of memory. Tried to allocate", "can't allocate memory"]
+)
+def test_images_too_large_for_the_memory_stop_nothing(reason, images, tmp_path: Path, monkeypatch):
+    real, seen = evaluate.predict_probabilities, []
+
+    def full(network, image, config):
+        seen.append(image)
+        if len(seen) == 2:
+            raise RuntimeError(reason)
+        return real(network, image, config)
+
+    monkeypatch.setattr(evaluate, "predict_probabilities", full)
+    result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
+    assert (result.images, len(result.errors)) == (2, 1)
+    assert "128x64 pixels are too many" in next(iter(result.errors.values()))
+
+
+def test_errors_of_the_network_are_not_taken_for_the_images(images, tmp_path: Path, monkeypatch):
+    def broken(network, image, config):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(evaluate, "predict_probabilities", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
