@@ -93,10 +93,25 @@ class DAFormerHead(nn.Module):
         return self.dropout(self.fuse_layer(_side_by_side(embedded)))
 
 
+class ScaleAttentionHead(nn.Module):
+    """HRDA's second head: as DAFormer's, fused by a 1x1 convolution."""
+
+    def __init__(self, widths: tuple[int, ...], outputs: int):
+        super().__init__()
+        self.embed_layers = nn.ModuleList(StageEmbedding(width, outputs) for width in widths)
+        self.fuse_layer = ConvNorm(len(widths) * outputs, outputs, 1)
+        self.dropout = nn.Dropout2d(DROPOUT)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        embedded = [layer(stage) for layer, stage in zip(self.embed_layers, stages, strict=True)]
+        return self.dropout(self.fuse_layer(_side_by_side(embedded)))
+
+
 def _side_by_side(stages: list[Tensor]) -> Tensor:
     """All stages on the grid of the first, joined along the channels."""
     size = stages[0].shape[-2:]
     resized = [
-        F.interpolate(stage, size=size, mode="bilinear", align_corners=False) for stage in stages[1:]
+        F.interpolate(stage, size=size, mode="bilinear", align_corners=False)
+        for stage in stages[1:]
     ]
     return torch.cat([stages[0], *resized], 1)

@@ -1,4 +1,4 @@
-"""SegFormer and DAFormer: a Mix Transformer (MiT) of transformers' under three decode heads.
+"""SegFormer, DAFormer, HRDA: a Mix Transformer (MiT) of transformers' under their decode heads.
 
 Sources: SegFormer (Xie et al., NeurIPS 2021) for sizes MiT-B0 to B5; DAFormer (Hoyer et al., CVPR 2022).
 Nothing is downloaded: configs are stated here, weights come from a checkpoint or from chance.
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sfss_ray.errors import ConfigError
+from sfss_ray.models.hrda import HRDABody, HRDASegmenter
 from sfss_ray.models.mit_heads import DAFormerHead, MMSegHead
 from sfss_ray.models.segmenter import Segmenter
 
@@ -95,20 +95,37 @@ def daformer(size: str) -> Callable[[int], Segmenter]:
     """DAFormer: context of four dilations over the fused stages (MiT-B5 in its paper)."""
 
     def build(num_classes: int) -> Segmenter:
-        encoder = _of_transformers(size, num_classes).segformer
-        _set_epsilon(encoder, ("layernorm_before", "layernorm_after"), 1e-6)
-        for stage in encoder.stages:
-            stage.layer_norm.eps = 1e-6  # patch embedding and reduction keep 1e-5, as in its code
         head = DAFormerHead(SIZES[size].widths, FUSED)
-        return Segmenter(MitBody(encoder, head), _classifier(num_classes))
+        return Segmenter(MitBody(_original_encoder(size), head), _classifier(num_classes))
 
     return build
+
+
+def hrda(size: str) -> Callable[[int], Segmenter]:
+    """HRDA, and MIC made from it: DAFormer's head at two sizes (MiT-B5 in its paper)."""
+
+    def build(num_classes: int) -> Segmenter:
+        widths = SIZES[size].widths
+        body = HRDABody(_original_encoder(size), DAFormerHead(widths, FUSED), widths, FUSED)
+        return HRDASegmenter(body, _classifier(num_classes), _classifier(num_classes))
+
+    return build
+
+
+def _original_encoder(size: str) -> nn.Module:
+    """With the LayerNorms of DAFormer's code: patch embedding and reduction keep 1e-5."""
+    encoder = _of_transformers(size, 2).segformer
+    _set_epsilon(encoder, ("layernorm_before", "layernorm_after"), 1e-6)
+    for stage in encoder.stages:
+        stage.layer_norm.eps = 1e-6
+    return encoder
 
 
 def _classifier(num_classes: int) -> nn.Conv2d:
     layer = nn.Conv2d(FUSED, num_classes, 1)
     nn.init.normal_(layer.weight, 0, 0.01)
-    nn.init.zeros_(layer.bias) if layer.bias is not None else None
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 

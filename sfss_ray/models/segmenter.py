@@ -70,7 +70,8 @@ class Segmenter(nn.Module):
     def heads(self) -> list[nn.Module]:
         """What learns at the head's rate: the classifier, and a body's own `decode_head`."""
         decode_head = getattr(self.body, "decode_head", None)
-        return [self.classifier, decode_head] if decode_head is not None else [self.classifier]
+        own = [decode_head] if isinstance(decode_head, nn.Module) else []
+        return [self.classifier, *own]
 
     def card(self, classes: tuple[str, ...] = ()) -> Card:
         """The card in use."""

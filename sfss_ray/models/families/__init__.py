@@ -11,7 +11,7 @@ FAMILIES: tuple[tuple[str, Recogniser], ...] = (
     ("DeepLabV2 of AdaptSegNet, ADVENT, HCL, IAPC, CROTS", caffe_deeplab_v2),
     ("DeepLabV2 of FADA, DT-ST, TRSFUDA", torchvision_deeplab_v2),
     ("SegFormer of Hugging Face", huggingface_segformer),
-    ("SegFormer of mmseg and NVlabs, DAFormer, MIC, SePiCo", mmseg_mit),
+    ("SegFormer of mmseg and NVlabs, DAFormer, HRDA, MIC, SePiCo", mmseg_mit),
     ("torchvision DeepLabV3, FCN, LR-ASPP", torchvision_model),
 )
 

@@ -1,6 +1,6 @@
 """Parameter names of Mix Transformers by their makers, and how they become ours.
 
-Ours are those of transformers from 5.16 on, under `body.encoder.`. Names were read from the public code of
+Ours are those of transformers from 5.16 on, under `body.encoder.`. Facts from the public code of
 transformers 4 and 5, of SegFormer (NVlabs), of DAFormer and of mmsegmentation.
 """
 
@@ -52,7 +52,7 @@ _JOINED = {
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder weights under transformers' names, of version 4 or 5, the prefix `segformer.` taken off."""
+    """Encoder weights under transformers' names, version 4 or 5, without the prefix `segformer.`."""
     return {f"body.encoder.{_renamed(key, _TRANSFORMERS)}": value for key, value in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""SegFormer and DAFormer checkpoints: Hugging Face, mmsegmentation, NVlabs, DAFormer, MIC, SePiCo."""
+"""SegFormer, DAFormer, HRDA checkpoints: Hugging Face, mmsegmentation, NVlabs, MIC, SePiCo."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _MMSEG_MEAN = (123.675, 116.28, 103.53)
 _MMSEG_STD = (58.395, 57.12, 57.375)
 _COPIES = ("ema_model.", "imnet_model.", "teacher_model.")
 _KNOWN_HEADS = (
-    "SegFormer's (linear_c1-4, linear_fuse, linear_pred; or convs, fusion_conv, conv_seg) and DAFormer's"
-    " (embed_layers, fuse_layer.aspp_modules, conv_seg), each on a Mix Transformer"
+    "SegFormer's (linear_c1-4, linear_fuse, linear_pred; or convs, fusion_conv, conv_seg), DAFormer's"
+    " (embed_layers, fuse_layer.aspp_modules, conv_seg) and HRDA's with DAFormer's (head,"
+    " scale_attention), each on a Mix Transformer"
 )
 
 
@@ -56,16 +57,17 @@ def huggingface_segformer(state: State, content: Any) -> Recognised | None:
 def mmseg_mit(state: State, content: Any) -> Recognised | None:
     """`backbone.*` and `decode_head.*` of mmsegmentation and of the programs made from it.
 
-    The student's weights are taken; a file of EMA weights alone gives those.
+    The student's weights are taken; where there are EMA weights alone, those.
     """
     copies = [key for key in state if key.startswith(_COPIES)]
     notes = ()
     if not _has(state, "backbone.") and _has(state, "ema_model.backbone."):
         state, copies = _under(state, "ema_model."), []
-        notes = ("the file holds EMA weights alone (ema_model.): these were loaded",)
+        notes = ("the weights are those of the EMA copy (ema_model.)",)
     elif any(key.startswith("ema_model.") for key in copies):
         notes = (
-            "the file also holds an EMA copy (ema_model.), which was left: the student was loaded",
+            "the file also holds an EMA copy (ema_model.): the student was loaded; ema=True of"
+            " load_source_model takes the copy",
         )
     naming = _naming(state)
     if naming is None:
@@ -136,19 +138,16 @@ def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
         raise CheckpointError(
             "the file's decode_head is missing: give a checkpoint that was trained to segment"
         )
-    if _has(head, "scale_attention.") or _has(head, "head."):
-        raise CheckpointError(
-            "the file is HRDA's (decode_head.head, decode_head.scale_attention), which fuses two"
-            " resolutions and is not supported: give a DAFormer or SegFormer checkpoint, or wrap the"
-            " network in Python with sfss_ray.wrap_model"
-        )
+    if _has(head, "scale_attention."):
+        return ("HRDA, MIC", "hrda", _hrda_names(head), "head.conv_seg")
     if _has(head, "linear_fuse."):
         rules = (
             (r"^linear_c([1-4])\.", lambda m: f"linear_projections.{int(m[1]) - 1}."),
             (r"^linear_fuse\.conv\.", "linear_fuse."),
             (r"^linear_fuse\.bn\.", "batch_norm."),
         )
-        return ("SegFormer (NVlabs)", "segformer", _head_names(head, "linear_pred", rules), "linear_pred")
+        last = "linear_pred"
+        return ("SegFormer (NVlabs)", "segformer", _head_names(head, last, rules), last)
     if _has(head, "embed_layers.") and _has(head, "fuse_layer.aspp_modules."):
         return ("DAFormer, MIC, SePiCo", "daformer", _head_names(head, "conv_seg"), "conv_seg")
     if _has(head, "fusion_conv."):
@@ -168,16 +167,38 @@ def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
     return renamed
 
 
+def _hrda_names(head: State) -> dict[str, Tensor]:
+    """One head for both sizes, one for attention, each with its last convolution."""
+    if not (_has(head, "head.embed_layers.") and _has(head, "scale_attention.fuse_layer.conv.")):
+        raise _unknown_head(head, "HRDA is known with DAFormer's head alone")
+    last = {
+        "head.conv_seg.": "classifier.seg.",
+        "scale_attention.conv_seg.": "classifier.attention.",
+    }
+    renamed = {}
+    for key, value in head.items():
+        start = next((start for start in last if key.startswith(start)), None)
+        name = f"body.decode_head.{key}" if start is None else last[start] + key.removeprefix(start)
+        renamed[name] = value
+    return renamed
+
+
 def _not_needed(key: str, last: str) -> bool:
     """Auxiliary heads, SePiCo's statistics, ImageNet's classifier, a classifier that nothing reads."""
     starts = ("auxiliary_head.", "proj_head.", "feat_distributions.", "backbone.head.")
-    idle = last != "conv_seg" and key.startswith("decode_head.conv_seg.")
+    idle = not last.endswith("conv_seg") and key.startswith("decode_head.conv_seg.")
     return key.startswith(starts) or idle
 
 
 def _outputs(state: State, name: str) -> int:
     """Rows of the classifier; CheckpointError where it is missing."""
-    rows = state.get("classifier.weight", state.get("classifier.bias"))
+    layers = (
+        "classifier.weight",
+        "classifier.bias",
+        "classifier.seg.weight",
+        "classifier.seg.bias",
+    )
+    rows = next((state[layer] for layer in layers if layer in state), None)
     if rows is None:
         raise CheckpointError(f"its classifier {name} is missing: give the whole checkpoint")
     return rows.shape[0]
