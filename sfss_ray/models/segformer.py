@@ -149,7 +149,7 @@ def _of_transformers(size: str, num_classes: int) -> Any:
         sr_ratios=(8, 4, 2, 1),
         mlp_ratios=(4, 4, 4, 4),
         decoder_hidden_size=shape.decoder,
-        num_labels=num_classes,
+        num_labels=num_classes,  # pyright: ignore[reportCallIssue]
     )
     whole = SegformerForSemanticSegmentation(config)
     if not hasattr(whole.segformer, "stages"):

@@ -222,7 +222,7 @@ def hrda_head(seed: int = 4) -> State:
 
 
 def hrda_logits(head: State, plain: State, prepared: Tensor) -> Tensor:
-    """Logits of 512 x 512 crops, half a crop apart, averaged, fused with those of the half-size image."""
+    """Logits of 512 x 512 crops, half a crop apart, averaged; fused with the half-size image."""
     seg = {k.removeprefix("head."): v for k, v in head.items() if k.startswith("head.")}
     start = "scale_attention."
     scale = {k.removeprefix(start): v for k, v in head.items() if k.startswith(start)}
