@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.errors import ConfigError
 from sfss_ray.models.mit_heads import ScaleAttentionHead
 from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
 
 CROP = 512
 STEP = CROP // 2
 STRIDE = 4
+SMALLEST = 58
+"""Half of it makes the 8 x 8 cells that the first stage's reduction asks for."""
 
 
 class HRDABody(nn.Module):
@@ -37,6 +40,11 @@ class HRDABody(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, F, h, w) of detail and (B, F, h / 2, w / 2) of context, and of attention."""
+        if min(images.shape[-2:]) < SMALLEST:
+            raise ConfigError(
+                f"an image or crop is {images.shape[-2]}x{images.shape[-1]}, too small"
+                f" for HRDA: allowed are heights and widths from {SMALLEST} on (train.augment.crop_size)"
+            )
         half = F.interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
         stages = self._stages(half)
         context = self.decode_head["head"](stages)

@@ -218,7 +218,7 @@ def test_unknown_decode_heads_are_named_beside_the_known(plain, tmp_path):
         load_source_model(saved(tmp_path / "x.pth", state))
 
 
-@pytest.mark.parametrize("size", [(64, 96), (32, 560)])
+@pytest.mark.parametrize("size", [(64, 96), (64, 560)])
 def test_hrda_fuses_context_and_crops_of_detail(size, plain, tmp_path):
     head = mit.hrda_head()
     content = {"state_dict": named(mit.original_backbone(plain), head, "model.")}
@@ -235,10 +235,17 @@ def test_hrda_fuses_context_and_crops_of_detail(size, plain, tmp_path):
 def test_hrda_takes_images_of_any_size():
     network = build_network("hrda_b0", 3).eval()
     with torch.no_grad():
-        for size in ((70, 51), (34, 525)):
+        for size in ((70, 61), (66, 525)):
             logits = network.logits(torch.rand(1, 3, *size))
             assert logits.shape == (1, 3, *size)
             assert logits.isfinite().all()
+
+
+def test_hrda_refuses_images_too_small():
+    network = build_network("hrda_b0", 3).eval()
+    assert network.logits(torch.rand(1, 3, 58, 58)).shape == (1, 3, 58, 58)
+    with pytest.raises(ConfigError, match="57x64, too small"):
+        network.logits(torch.rand(1, 3, 57, 64))
 
 
 def test_hrda_keeps_outputs_of_chosen_classes_in_both_classifiers(plain, tmp_path):
