@@ -13,7 +13,6 @@ from sfss_ray.version import __version__ as __version__
 if TYPE_CHECKING:
     from sfss_ray.config import Config, load_config, override
     from sfss_ray.errors import SfssError
-    from sfss_ray.inference import evaluate_model
     from sfss_ray.masks.automatic import AutomaticMaskGenerator
     from sfss_ray.masks.generate import generate_masks
     from sfss_ray.masks.store import MaskStore
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from sfss_ray.planning.estimate import plan
     from sfss_ray.prediction.folder import predict
     from sfss_ray.prediction.onnx_file import export_onnx
+    from sfss_ray.scoring import evaluate_model
     from sfss_ray.train.launch import pretrain_source, train_student
     from sfss_ray.verification import verify_source
 
@@ -65,7 +65,7 @@ _HOMES = {
     "SourceModel": "models.model_file",
     "TuneResult": "pipeline",
     "adapt": "pipeline",
-    "evaluate_model": "inference",
+    "evaluate_model": "scoring",
     "export_onnx": "prediction.onnx_file",
     "generate_masks": "masks.generate",
     "load_config": "config",

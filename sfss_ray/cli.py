@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from sfss_ray.errors import SfssError
 
-VERBS = {
+VERBS: dict[str, tuple[str, str, str]] = {
     "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
     "pretrain": ("sfss_ray.train.launch", "pretrain_source", "train a source model on labels"),
     "train": ("sfss_ray.train.launch", "train_student", "adapt with masks that are there"),
@@ -34,11 +34,16 @@ VERBS = {
         "verify_source",
         "look at a source checkpoint before anything is trained",
     ),
-    "evaluate": ("sfss_ray.inference", "evaluate_model", "score a model on labelled images"),
+    "evaluate": ("sfss_ray.scoring", "evaluate_model", "score a model on labelled images"),
+    "data check": (
+        "sfss_ray.data.check",
+        "check_dataset",
+        "say what a labelled data set is and what is wrong",
+    ),
     "predict": ("sfss_ray.prediction.folder", "predict", "predict every image of a folder"),
     "export": ("sfss_ray.prediction.onnx_file", "export_onnx", "write a model as ONNX, checked"),
 }
-POSITIONAL = ("predict", "export")
+POSITIONAL = ("data check", "predict", "export")
 """Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""
 INTERRUPTED = 130
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -46,7 +51,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 def usage() -> str:
     """The help page of the command itself."""
-    lines = [f"  {verb:10}{text}" for verb, (_, _, text) in VERBS.items()]
+    lines = [f"  {verb:12}{text}" for verb, (_, _, text) in VERBS.items()]
     return (
         "usage: sfss-ray VERB [OPTIONS]\n\nAdapt a segmentation model without the source data.\n\n"
         + "\n".join(lines)
@@ -60,21 +65,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if words[0] not in VERBS:
-        print(f"error: unknown verb {words[0]!r}: known are {', '.join(VERBS)}", file=sys.stderr)
+    verb, rest = split_verb(words)
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}: known are {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    module, name, _ = VERBS[words[0]]
-    return run_guarded(lambda: _call(module, name, words))
+    return run_guarded(lambda: _call(verb, rest))
 
 
-def _call(module: str, name: str, words: list[str]) -> None:
+def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, which may be two words (the longest known one), and the words behind it."""
+    for length in (2, 1):
+        verb = " ".join(words[:length])
+        if verb in VERBS:
+            return verb, list(words[length:])
+    return words[0], list(words[1:])
+
+
+def _call(verb: str, words: list[str]) -> None:
+    module, name, _ = VERBS[verb]
     function = getattr(importlib.import_module(module), name)
-    work = _parse(command(function, positional=words[0] in POSITIONAL), words)
+    preset, words = split_preset(words)
+    prepare = command(function, positional=verb in POSITIONAL, preset=preset)
+    work = _parse(prepare, verb, words)
     for line in describe(work()):
         print(line)
 
 
-def _parse(prepare: Callable[..., Callable[[], Any]], words: list[str]) -> Callable[[], Any]:
+def _parse(
+    prepare: Callable[..., Callable[[], Any]], verb: str, words: list[str]
+) -> Callable[[], Any]:
     """Words of the command line -> the work they ask for.
 
     tyro draws a box around a refused knob and exits; the error below it is raised instead, so that a
@@ -85,7 +104,7 @@ def _parse(prepare: Callable[..., Callable[[], Any]], words: list[str]) -> Calla
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(prepare, prog=f"sfss-ray {words[0]}", args=words[1:])
+            return tyro.cli(prepare, prog=f"sfss-ray {verb}", args=words)
     except SystemExit as end:
         refused = _refusal(end)
         if refused is None:
@@ -101,21 +120,31 @@ def _refusal(error: BaseException | None) -> SfssError | None:
     return error
 
 
+def split_preset(words: list[str]) -> tuple[str | None, list[str]]:
+    """`--preset NAME` taken out of the words: it is the base that single knobs are laid over."""
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--preset" and (equals or words[place + 1 :]):
+            rest = words[place + 1 :] if equals else words[place + 2 :]
+            return value if equals else words[place + 1], words[:place] + rest
+    return None, words
+
+
 def command(
-    function: Callable[..., Any], positional: bool = False
+    function: Callable[..., Any], positional: bool = False, preset: str | None = None
 ) -> Callable[..., Callable[[], Any]]:
     """The function as a command: every argument an option, the config's knobs beside them.
 
-    With `positional` the function's required arguments are words without a name, in its order.
-
     Called with the options it returns the work still to be done, a call without arguments.
-    `progress` is no option of a command line. A `--config-file` of JSON, as a search writes it, is
-    laid over the single knobs.
+    With `positional` the function's required arguments are words without a name, in its order.
+    `preset` names the settings that knobs start from. `progress` is no option of a command line. A
+    `--config-file` of JSON, as a search writes it, is laid over the single knobs.
     """
     import tyro
 
-    from sfss_ray.config import Config, load_config
+    from sfss_ray.config import Config, find_preset, load_config, override
 
+    base = override(Config(), find_preset(preset)) if preset else Config()
     signature = inspect.signature(function, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name not in ("progress", "config")]
     knobs = Annotated[Config, tyro.conf.arg(name="", help="")]
@@ -127,10 +156,13 @@ def command(
     ]
     if positional:
         options = [_without_name(p) if p.default is p.empty else p for p in options]
+    options.append(inspect.Parameter("preset", _KEYWORD, default=preset, annotation=str | None))
     options.append(inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Path | None))
-    options.append(inspect.Parameter("config", _KEYWORD, default=Config(), annotation=knobs))
+    options.append(inspect.Parameter("config", _KEYWORD, default=base, annotation=knobs))
 
-    def prepare(*, config_file: Path | None, config: Config, **rest: Any) -> Callable[[], Any]:
+    def prepare(
+        *, preset: str | None, config_file: Path | None, config: Config, **rest: Any
+    ) -> Callable[[], Any]:
         if config_file is not None:
             config = load_config(config_file, config)
         return functools.partial(function, config=config, **rest)

@@ -17,7 +17,6 @@ from sfss_ray.data.folders import (
     evenly_spread,
     list_images,
     read_image,
-    read_labels,
 )
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
@@ -224,7 +223,7 @@ def _check(
 ) -> _Inputs:
     """Everything that can be known to be wrong before work begins."""
     images = list_images(target_images)
-    labelled = labelled_images(*val, source.classes)
+    labelled = labelled_images(*val, source.classes, config)
     recipe, weights = make_recipe(config.masks, *sam)
     check_workers(config.train.batch_size, config.compute)
     cluster.resolve_device(config.compute)
@@ -366,7 +365,7 @@ def _strips(
     from sfss_ray.report.pictures import Strip
 
     number = config.evaluation.pictures
-    labels = {item.image_id: item.label_path for item in prepared.labelled}
+    labels = {item.image_id: item for item in prepared.labelled}
     labelled = [ImageFile(item.image_id, item.path) for item in prepared.labelled]
     shown = evenly_spread(labelled or list(prepared.held_out), number)
     store = MaskStore(prepared.masks)
@@ -381,6 +380,6 @@ def _strips(
             name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
             for name, network in networks.items()
         }
-        truth = read_labels(labels[file.image_id]) if file.image_id in labels else None
+        truth = labels[file.image_id].labels() if file.image_id in labels else None
         strips.append(Strip(file.image_id, image, store.id_map(file.image_id), predictions, truth))
     return strips

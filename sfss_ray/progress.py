@@ -13,6 +13,10 @@ def print_line(text: str) -> None:
     print(text, flush=True)
 
 
+def silent(text: str) -> None:
+    """A sink for those who want no lines."""
+
+
 class Progress:
     """Prints `name done/total, rate, time left` at most every `seconds`, and always at the end."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_image, read_labels
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_image
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
@@ -105,7 +105,9 @@ def verify_source(
     """
     config = config or Config()
     source = open_source(source_model, card)
-    pairs = () if labels is None else labelled_images(images, labels, source.classes)
+    pairs = (
+        () if labels is None else labelled_images(images, labels, source.classes, config, progress)
+    )
     files = pairs or tuple(list_images(images, "images"))
     model = source.load(cluster.resolve_device(config.compute))
     seen = _look(model.network, files, source.classes, config, progress)
@@ -171,7 +173,7 @@ def _look(
 
 
 def _labels_like(predictions: np.ndarray, file: LabelledImage) -> np.ndarray:
-    labels = read_labels(file.label_path)
+    labels = file.labels()
     if labels.shape != predictions.shape:
         raise DataError(
             f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]}, their image"

@@ -267,7 +267,7 @@ def test_unknown_verbs_are_refused_with_the_known_ones(capsys):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_shows_its_options(verb, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([verb, "--help"])
+        cli.main([*verb.split(), "--help"])
     assert end.value.code == 0
     page = capsys.readouterr().out
     assert f"usage: sfss-ray {verb}" in page
@@ -294,7 +294,7 @@ def test_words_that_cannot_be_parsed_exit_with_2(words, said, capsys):
 
 def test_knobs_and_config_file_reach_the_function(monkeypatch, data, capsys):
     seen: list = []
-    module = "sfss_ray.inference"
+    module = "sfss_ray.scoring"
     original = importlib.import_module(module).evaluate_model
 
     def evaluate_model(model: Path, images: Path, labels: Path, *, config: Config | None = None):
@@ -313,7 +313,7 @@ def test_knobs_and_config_file_reach_the_function(monkeypatch, data, capsys):
     shown = capsys.readouterr().out
     assert "class_set: cityscapes-19" in shown
     assert re.search(r"^miou: \d+\.\d\d$", shown, re.MULTILINE)
-    assert re.search(r"^  road: \d+\.\d\d$", shown, re.MULTILINE)
+    assert re.search(r"^road +\d+\.\d\d +\d+\.\d\d", shown, re.MULTILINE)
 
 
 def test_predict_writes_what_it_says(data, tmp_path, capsys):

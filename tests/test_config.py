@@ -111,7 +111,10 @@ def test_whole_numbers_may_stand_for_fractions():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sed", "unknown setting 'sed': the config knows seed, masks, pretrain, train,"),
+        (
+            "sed",
+            "unknown setting 'sed': the config knows seed, labels_format, labels_classes, masks,",
+        ),
         ("train.loss.tau", "unknown setting 'train.loss.tau': train.loss knows temperature, "),
         ("train.los.temperature", "'train.los.temperature': train knows num_steps, "),
         ("seed.x", "unknown setting 'seed.x': seed knows no parts"),

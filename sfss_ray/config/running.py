@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sfss_ray.config.checks import require, require_one_of, require_range
+from sfss_ray.config.checks import are_numbers, require, require_one_of, require_range
+from sfss_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,16 @@ class EvaluationConfig:
     """Share of the target images that training never sees: label-free scores look there."""
     held_out_max: int = 64
     """Most images held out."""
+    mode: Literal["whole", "slide"] = "whole"
+    """whole: the image at once; slide: windows whose logits are averaged where they overlap."""
+    window: tuple[int, int] = (512, 512)
+    """slide: (height, width) of a window, pixels."""
+    stride: tuple[int, int] = (341, 341)
+    """slide: (down, right) steps between windows, pixels; at most the window."""
+    flip: bool = False
+    """Average the probabilities with those of the mirrored image (test-time augmentation)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average the probabilities over these zooms of the image; (1.0,) is no augmentation."""
     pictures: int = 6
     """Images shown in the report."""
 
@@ -30,6 +41,26 @@ class EvaluationConfig:
         require(self, "held_out_share", 0, 0.5)
         require(self, "held_out_max", 0)
         require(self, "pictures", 0, 100)
+        require_one_of(self, "mode", ("whole", "slide"))
+        _require_windows(self)
+        if not self.scales or not all(are_numbers((s, s)) and 0.1 <= s <= 4 for s in self.scales):
+            raise ConfigError(
+                f"scales is {self.scales!r}: allowed are zooms of .1 to 4, one or more"
+            )
+
+
+def _require_windows(config: EvaluationConfig) -> None:
+    window, stride = config.window, config.stride
+    if not are_numbers(window, whole=True) or min(window) < 32:
+        raise ConfigError(
+            f"window is {window!r}: allowed is (height, width), each 32 or more pixels"
+        )
+    fits = are_numbers(stride, whole=True) and min(stride) >= 1
+    if not fits or stride[0] > window[0] or stride[1] > window[1]:
+        raise ConfigError(
+            f"stride is {stride!r}: allowed is (down, right), each 1 to the window's {window!r}, so that"
+            " no pixel is left out"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from sfss_ray.config.checks import require
+from sfss_ray.config.checks import require, require_one_of
 from sfss_ray.config.masks import MaskConfig
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
+
+LabelsFormat = Literal["auto", "train_ids", "cityscapes_label_ids", "gta5", "synthia", "camvid"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class Config:
 
     seed: int = 0
     """Seeds data order, augmentation, pair sampling and the search."""
+    labels_format: LabelsFormat = "auto"
+    """How label maps name classes; auto recognises it and says what it took. Speaks of `labels` of
+    pretrain and evaluate and of `val_labels` elsewhere (val_labels of pretrain are always auto)."""
+    labels_classes: str = ""
+    """Classes of train ids where they are not the model's: a class set, or names separated by commas;
+    a classes.txt beside the labels does the same."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -30,6 +38,7 @@ class Config:
 
     def __post_init__(self):
         require(self, "seed", 0, 2**31 - 1)
+        require_one_of(self, "labels_format", get_args(LabelsFormat))
 
 
 def override(config: Config, values: dict[str, Any]) -> Config:
@@ -54,12 +63,15 @@ def _replace(node: Any, path: list[str], value: Any, full_name: str) -> Any:
     if len(path) > 1:
         new = _replace(current, path[1:], value, full_name)
     else:
-        new = _coerce(current, value, full_name)
+        free = "..." in str(node.__dataclass_fields__[path[0]].type)
+        new = _coerce(current, value, full_name, free)
     return dataclasses.replace(node, **{path[0]: new})
 
 
-def _coerce(current: Any, value: Any, name: str) -> Any:
+def _coerce(current: Any, value: Any, name: str, any_length: bool = False) -> Any:
     """Bring a JSON value to the type of the current one, or refuse it."""
+    if any_length and isinstance(value, (tuple, list)):
+        return tuple(_coerce(current[0], v, name) for v in value)
     if isinstance(current, bool) or isinstance(value, bool):
         fits = isinstance(current, bool) and isinstance(value, bool)
     elif isinstance(current, float):

@@ -100,8 +100,10 @@ _NOT_IN_SYNTHIA = ("terrain", "truck", "train")
 SYNTHIA_16 = _named(
     "synthia-16", {k: v for k, v in _CITYSCAPES.items() if k not in _NOT_IN_SYNTHIA}
 )
+_NOT_IN_13 = (*_NOT_IN_SYNTHIA, "wall", "fence", "pole")
+SYNTHIA_13 = _named("synthia-13", {k: v for k, v in _CITYSCAPES.items() if k not in _NOT_IN_13})
 CAMVID_11 = _named("camvid-11", _CAMVID)
-CLASS_SETS = {known.name: known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}
+CLASS_SETS = {known.name: known for known in (CITYSCAPES_19, SYNTHIA_16, SYNTHIA_13, CAMVID_11)}
 
 
 def class_set_of(classes: tuple[str, ...] | list[str], name: str = "custom") -> ClassSet:

@@ -7,13 +7,14 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from sfss_ray.data.class_sets import CITYSCAPES_19, CITYSCAPES_LABEL_IDS, IGNORE_INDEX, ClassSet
+from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
+from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
 from sfss_ray.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -40,6 +41,14 @@ class LabelledImage:
     image_id: str
     path: Path
     label_path: Path
+    decoding: Decoding | None = field(default=None, compare=False)
+    """How the label map is read; None: by `read_labels`."""
+
+    def labels(self) -> np.ndarray:
+        """(H, W) uint8 class indices, 255 ignored; DataError names the file and the reason."""
+        if self.decoding is None:
+            return read_labels(self.label_path)
+        return self.decoding.read(self.label_path)
 
 
 def require_folder(folder: Path | str, what: str) -> Path:
@@ -148,7 +157,9 @@ def image_size(path: Path | str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # Pillow decodes all of a PNG to look for EXIF data: only where there are any.
+            may_turn = image.format != "PNG" or b"eXIf" in Path(path).read_bytes()
+            turned = may_turn and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except Exception as error:
         raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
     return (width, height) if turned else (height, width)
@@ -160,56 +171,61 @@ def read_labels(path: Path | str) -> np.ndarray:
     The pixel value is the id (palette images: the palette index). Files named *_labelIds are
     translated from Cityscapes' labelIds.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.array(image)
-    except Exception as error:
-        raise DataError(
-            f"labels {str(path)!r}: cannot be read ({type(error).__name__}); give PNG label maps"
-        ) from error
-    if values.ndim != 2:
-        raise DataError(
-            f"labels {str(path)!r}: {values.shape[2]} channels; give one channel of class ids,"
-            " not a colour picture"
-        )
-    if values.size and (values.max() > 255 or values.min() < 0):
-        raise DataError(f"labels {str(path)!r}: id {values.max()} found; allowed are 0 to 255")
-    labels = values.astype(np.uint8)
-    return _from_label_ids(labels) if Path(path).stem.endswith("_labelIds") else labels
+    if not Path(path).stem.endswith("_labelIds"):
+        return read_raw(path)
+    return make_decoding("cityscapes_label_ids", CITYSCAPES_19).read(path)
 
 
-def _from_label_ids(label_ids: np.ndarray) -> np.ndarray:
-    table = np.full(256, IGNORE_INDEX, np.uint8)
-    table[list(CITYSCAPES_LABEL_IDS.values())] = np.arange(len(CITYSCAPES_19), dtype=np.uint8)
-    return table[label_ids]
+@dataclass(frozen=True)
+class Matching:
+    """Images and labels brought together, and those that are left over."""
+
+    pairs: list[LabelledImage]
+    images_alone: list[str]
+    labels_alone: list[str]
 
 
-def pair_labels(images: Path | str, labels: Path | str, what: str = "val") -> list[LabelledImage]:
+def match_labels(
+    images: Path | str, labels: Path | str, what: str = "val", format_name: str = "auto"
+) -> Matching:
     """Every image with its label map, matched by id (or by Cityscapes' naming).
 
-    Raises DataError naming the first images without labels or labels without images.
+    format_name: where Cityscapes has two encodings, `cityscapes_label_ids` takes the labelIds; the
+    labelTrainIds are taken otherwise.
     """
     image_files = list_images(images, f"{what} images")
     label_files = _label_files(labels, what)
     paired, lonely = [], []
     for image in image_files:
-        label_id = next((i for i in _label_ids_for(image.image_id) if i in label_files), None)
+        names = _label_ids_for(image.image_id, format_name)
+        label_id = next((i for i in names if i in label_files), None)
         if label_id is None:
             lonely.append(image.image_id)
         else:
             paired.append(LabelledImage(image.image_id, image.path, label_files.pop(label_id)))
+    return Matching(paired, lonely, _labels_of_no_image(label_files, paired))
+
+
+def pair_labels(
+    images: Path | str, labels: Path | str, what: str = "val", format_name: str = "auto"
+) -> list[LabelledImage]:
+    """Every image with its label map, as `match_labels` does, and none left over.
+
+    Raises DataError naming the first images without labels or labels without images.
+    """
+    matching = match_labels(images, labels, what, format_name)
+    lonely, spare = matching.images_alone, matching.labels_alone
     if lonely:
         raise DataError(
             f"{what} images without labels: {_some(lonely)}; {str(labels)!r} needs a file of the same"
             " name for each image (or remove the images)"
         )
-    spare = _labels_of_no_image(label_files, paired)
     if spare:
         raise DataError(
             f"{what} labels without images: {_some(spare)}; {str(images)!r} needs a file of the same"
             " name for each label (or remove the labels)"
         )
-    return paired
+    return matching.pairs
 
 
 def _label_files(labels: Path | str, what: str) -> dict[str, Path]:
@@ -220,10 +236,15 @@ def _label_files(labels: Path | str, what: str) -> dict[str, Path]:
     return _by_id(paths, root, f"{what} labels")
 
 
-def _label_ids_for(image_id: str) -> Iterator[str]:
+def _label_ids_for(image_id: str, format_name: str) -> Iterator[str]:
     yield image_id
     if image_id.endswith(_IMAGE_ENDING):
-        for ending in _LABEL_ENDINGS:
+        endings = _LABEL_ENDINGS
+        if format_name == "cityscapes_label_ids":
+            endings = _LABEL_ENDINGS[1:]
+        elif format_name == TRAIN_IDS:
+            endings = _LABEL_ENDINGS[:1]
+        for ending in endings:
             yield image_id.removesuffix(_IMAGE_ENDING) + ending
 
 
@@ -242,7 +263,7 @@ def _some(names: list[str]) -> str:
 def check_label_ids(pairs: Iterable[LabelledImage], classes: ClassSet) -> None:
     """DataError when a label map holds an id that the class set has not."""
     for item in pairs:
-        ids = np.unique(read_labels(item.label_path))
+        ids = np.unique(item.labels())
         strange = [int(i) for i in ids if i != IGNORE_INDEX and i >= len(classes)]
         if strange:
             raise DataError(

@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from sfss_ray.config import EvaluationConfig
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.folders import ImageFile, LabelledImage, read_image, read_labels
+from sfss_ray.data.folders import ImageFile, LabelledImage, read_image
 from sfss_ray.errors import DataError
 from sfss_ray.evaluation.metrics import ConfusionMatrix
 from sfss_ray.evaluation.scores import MaskInformation, predicted_classes
+from sfss_ray.evaluation.views import predict_probabilities
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.progress import Progress, ProgressSink
 
 IdMap = Callable[[str], np.ndarray]
 """image_id -> (H, W) mask ids."""
@@ -86,10 +85,12 @@ class Examination:
             held_out_images=len(self.held_out),
         )
 
-    def _with_labels(self, network: Segmenter) -> tuple[float, float, tuple[float, ...]]:
+    def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
+        """One confusion matrix over all labelled images, at the labels' own size."""
         matrix = ConfusionMatrix(len(self.classes))
+        bar = Progress("evaluated", len(self.labelled), progress) if progress else None
         for item in self.labelled:
-            labels = read_labels(item.label_path)
+            labels = item.labels()
             probabilities = predict_probabilities(network, read_image(item.path), self.config)
             predictions = probabilities.argmax(0)
             if predictions.shape != labels.shape:
@@ -98,8 +99,14 @@ class Examination:
                     f" image {predictions.shape[1]}x{predictions.shape[0]}: give pairs of one size"
                 )
             matrix.add(labels, predictions)
+            if bar:
+                bar.advance(1)
+        return matrix
+
+    def _with_labels(self, network: Segmenter) -> tuple[float, float, tuple[float, ...]]:
         if not self.labelled:
             return float("nan"), float("nan"), ()
+        matrix = self.matrix(network)
         return matrix.miou(), matrix.pixel_accuracy(), tuple(map(float, matrix.iou()))
 
     def _without_labels(self, network: Segmenter) -> tuple[float, float, int]:
@@ -117,36 +124,6 @@ class Examination:
             return float("nan"), float("nan"), 0
         score = information.value() if self.id_map else float("nan")
         return score, float(np.mean(uncertainty)), predicted_classes(histogram)
-
-
-@torch.no_grad()
-def predict_probabilities(
-    network: Segmenter, image: np.ndarray, config: EvaluationConfig
-) -> np.ndarray:
-    """uint8 (H, W, 3) -> float32 (C, H, W) probabilities: single scale, no flip.
-
-    The network sees at most `max_size` pixels on the longest side; its logits are scaled to the
-    image's own size before the softmax.
-    """
-    height, width = image.shape[:2]
-    shrink = min(1.0, config.max_size / max(height, width))
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    parameter = next(network.parameters())
-    pixels = torch.from_numpy(image).to(parameter.device).permute(2, 0, 1)[None].float() / 255
-    pixels = _at_least(pixels, 32)
-    logits = network.logits(pixels, (height, width))
-    return logits.softmax(1)[0].cpu().numpy()
-
-
-def _at_least(pixels: torch.Tensor, least: int) -> torch.Tensor:
-    """Scale very small images up: networks with stride 32 need one cell at least."""
-    height, width = pixels.shape[-2:]
-    if min(height, width) >= least:
-        return pixels
-    size = (max(height, least), max(width, least))
-    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
 
 def predict_images(

@@ -27,6 +27,17 @@ class ConfusionMatrix:
         union = shown + self.counts.sum(0) - hit
         return np.where(shown > 0, 100 * hit / np.maximum(union, 1), np.nan)
 
+    def recall(self) -> np.ndarray:
+        """(C,) share of each class's labelled pixels that are right, in percent; NaN where absent."""
+        shown = self.counts.sum(1)
+        hit = np.diag(self.counts)
+        return np.where(shown > 0, 100 * hit / np.maximum(shown, 1), np.nan)
+
+    def label_share(self) -> np.ndarray:
+        """(C,) percent of the valid pixels that each class has in the labels."""
+        shown = self.counts.sum(1)
+        return 100 * shown / max(int(shown.sum()), 1)
+
     def miou(self) -> float:
         """Mean IoU in percent over the classes that the labels show; NaN without labels."""
         iou = self.iou()

@@ -31,6 +31,7 @@ def load_source_model(
     card: CardLike | None = None,
     device: torch.device | str = "cpu",
     module: nn.Module | None = None,
+    ema: bool = False,
 ) -> SourceModel:
     """Read a source checkpoint of any known family, or a model file of this package.
 
@@ -42,6 +43,7 @@ def load_source_model(
         card: Entries that replace the family's: a Card, a mapping, or a JSON file of one.
         device: Where the network goes.
         module: The user's own module, for a model file that was made with one.
+        ema: Take the EMA copy (`ema_model.`) that DAFormer, MIC and SePiCo keep beside the student.
 
     Returns:
         A module in eval mode that takes RGB images (B, 3, H, W) in [0, 1], prepares them as its `card`
@@ -59,13 +61,19 @@ def load_source_model(
     if is_model_file(content):
         model = model_of(content, path, module)
     else:
-        model = _of_family(recognise(content, path), path, values.get("classes"))
+        model = _of_family(recognise(content, path, ema), path, values.get("classes"))
     return with_card(model, values, path).to(device).eval()
 
 
-def recognise(content: Any, path: Path | str) -> Recognised:
+def recognise(content: Any, path: Path | str, ema: bool = False) -> Recognised:
     """The family of a checkpoint's content; CheckpointError says what was found and what is known."""
     state = tensors_of(content)
+    if ema:
+        state = {k: v for k, v in state.items() if k.startswith("ema_model.")}
+        if not state:
+            raise CheckpointError(
+                f"source model {str(path)!r} holds no EMA copy (ema_model.): leave `ema` out"
+            )
     for _, family in FAMILIES:
         try:
             recognised = family(state, content)

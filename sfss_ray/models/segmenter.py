@@ -66,6 +66,13 @@ class Segmenter(nn.Module):
         first = next(m for m in self.classifier.modules() if isinstance(m, nn.Conv2d))
         return first.in_channels
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """What learns at the head's rate: the classifier, and a body's own `decode_head`."""
+        decode_head = getattr(self.body, "decode_head", None)
+        own = [decode_head] if isinstance(decode_head, nn.Module) else []
+        return [self.classifier, *own]
+
     def card(self, classes: tuple[str, ...] = ()) -> Card:
         """The card in use."""
         return dataclasses.replace(self._card, classes=classes)

@@ -149,7 +149,7 @@ def _players(source: SourceModel, config: TrainConfig, device: torch.device) -> 
     student = student.to(device)
     if config.channels_last:
         student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    heads = [student.segmenter.classifier, student.projection]
+    heads = [*student.segmenter.heads, student.projection]
     classes = len(source.classes)
     return _Players(
         student,

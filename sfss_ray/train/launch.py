@@ -17,16 +17,15 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import (
     ImageFile,
     LabelledImage,
-    check_label_ids,
     list_images,
-    pair_labels,
     split_held_out,
 )
+from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import ConfigError, DataError, TrainingError
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.progress import ProgressSink, print_line, silent
 from sfss_ray.run_folder import claim, write_json
 from sfss_ray.train.follow import following
 
@@ -155,7 +154,7 @@ def prepare_training(
     config: Config,
 ) -> Prepared:
     """Check everything that can be checked before a cluster starts."""
-    labelled = labelled_images(val_images, val_labels, source.classes)
+    labelled = labelled_images(val_images, val_labels, source.classes, config)
     check_workers(config.train.batch_size, config.compute)
     images = list_images(target_images)
     store = MaskStore(masks)
@@ -181,18 +180,23 @@ def prepare_training(
 
 
 def labelled_images(
-    images: Path | str | None, labels: Path | str | None, classes: ClassSet
+    images: Path | str | None,
+    labels: Path | str | None,
+    classes: ClassSet,
+    config: Config | None = None,
+    progress: ProgressSink | None = None,
 ) -> tuple[LabelledImage, ...]:
-    """Pairs to score on; empty without labels. DataError when only one folder is given, or when
-    the labels hold ids that the model's classes have not."""
+    """Pairs to score on; empty without labels. DataError when only one folder is given, or for
+    labels that `load_labelled` refuses."""
     if images is None and labels is None:
         return ()
     if images is None or labels is None:
         given, missing = ("labels", "images") if images is None else ("images", "labels")
         raise DataError(f"val_{given} were given without val_{missing}: give both, or neither")
-    pairs = pair_labels(images, labels)
-    check_label_ids(pairs, classes)
-    return tuple(pairs)
+    folder = load_labelled(images, labels, classes, config, progress=progress)
+    for line in folder.describe(classes):
+        (progress or silent)(line)
+    return folder.pairs
 
 
 def check_workers(batch_size: int, compute: ComputeConfig) -> None:
@@ -259,9 +263,12 @@ def pretrain_source(
 
     Args:
         images: Folder of labelled images.
-        labels: Their label maps of train ids (255 ignored), same names.
+        labels: Their label maps, same names: train ids (255 ignored), or those of Cityscapes, GTA5,
+            SYNTHIA or CamVid (see `config.labels_format`). Pairs whose sizes differ are left out, and
+            their number is told.
         output_dir: The run's folder; run again with the same arguments to go on.
-        classes: A class set (cityscapes-19, camvid-11) or class names separated by commas.
+        classes: What the model learns: cityscapes-19, synthia-16, camvid-11 or class names separated
+            by commas.
         val_images: Labelled images to report mIoU on.
         val_labels: Their label maps.
         config: The whole config; `pretrain`, `evaluation` and `compute` are used.
@@ -283,13 +290,21 @@ def pretrain_source(
     config = config or Config()
     started = time.monotonic()
     class_set = parse_classes(classes)
-    pairs = labelled_images(images, labels, class_set)
-    labelled = labelled_images(val_images, val_labels, class_set)
+    training = load_labelled(
+        images, labels, class_set, config, what="training", skip_unequal=True, progress=progress
+    )
+    for line in training.describe(class_set):
+        progress(line)
+    pairs = training.pairs
+    # A named encoding is that of the training labels; those of others are recognised.
+    auto = dataclasses.replace(config, labels_format="auto", labels_classes="")
+    labelled = labelled_images(val_images, val_labels, class_set, auto, progress)
     check_workers(config.pretrain.batch_size, config.compute)
     network = build_network(config.pretrain.network, len(class_set))
     record = flatten(config.pretrain, "pretrain.") | {
         "seed": config.seed,
-        "inputs.classes": class_set.name,
+        "inputs.classes": list(class_set.classes),
+        "inputs.labels_format": training.format,
         "inputs.images": len(pairs),
         "inputs.image_ids_sha256": _hash_of_ids(pairs),
     }

@@ -18,10 +18,16 @@ LOG_EVERY = 10
 
 
 def build_optimizer(body: nn.Module, heads: Iterable[nn.Module], config: OptimConfig):
-    """Four groups: body and heads, each with decayed matrices and undecayed vectors."""
+    """Four groups: body and heads, each with decayed matrices and undecayed vectors.
+
+    A head may be a part of the body: its weights learn at the head's rate.
+    """
+    of_heads = [p for head in heads for p in head.parameters()]
+    taken = set(map(id, of_heads))
+    of_body = [p for p in body.parameters() if id(p) not in taken]
     groups = []
-    for modules, multiplier in (([body], 1.0), (list(heads), config.head_multiplier)):
-        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    for members, multiplier in ((of_body, 1.0), (of_heads, config.head_multiplier)):
+        parameters = [p for p in members if p.requires_grad]
         for decayed in (True, False):
             chosen = [p for p in parameters if (p.ndim > 1) == decayed]
             decay = config.weight_decay if decayed else 0.0

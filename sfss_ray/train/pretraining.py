@@ -42,7 +42,7 @@ def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> Non
     config = task.config.pretrain
     torch.manual_seed(task.config.seed)
     network = build_network(config.network, len(task.classes)).to(run.device)
-    optimizer = build_optimizer(network.body, [network.classifier], config.optim)
+    optimizer = build_optimizer(network.body, network.heads, config.optim)
     saved = run.resume_state()
     if saved:
         network.load_state_dict(saved["student"])

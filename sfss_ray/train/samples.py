@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sfss_ray.config import AugmentConfig
 from sfss_ray.data.augment import draw_geometry, strong_view
-from sfss_ray.data.folders import ImageFile, LabelledImage, read_image, read_labels
+from sfss_ray.data.folders import ImageFile, LabelledImage, read_image
 from sfss_ray.errors import DataError
 from sfss_ray.masks.store import MaskStore
 
@@ -89,7 +89,7 @@ class LabelledSamples(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
         file = self.images[image_of_sample(self.seed, number, len(self.images))]
-        image, labels = read_image(file.path), read_labels(file.label_path)
+        image, labels = read_image(file.path), file.labels()
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]} but their"

@@ -126,3 +126,48 @@ def test_training_goes_on_from_its_last_checkpoint(
     assert read_progress(log)[-1]["step"] == 60
     later = (log / "progress.jsonl").read_text().splitlines()[lines:]
     assert json.loads(later[0])["step"] > 5, "it began anew"
+
+
+def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(tmp_path):
+    """On GTA5's palette labels, with two workers."""
+    import cv2
+    import numpy as np
+    from PIL import Image
+
+    from sfss_ray.models.build import load_model
+
+    rng = np.random.default_rng(0)
+    colours = np.zeros((256, 3), np.uint8)
+    known = {7: (128, 64, 128), 11: (70, 70, 70), 21: (107, 142, 35), 26: (0, 0, 142)}
+    for label_id, colour in known.items():
+        colours[label_id] = colour
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for name in ("00001.png", "00002.png", "00003.png"):
+        ids = rng.choice(list(known), (64, 64)).astype(np.uint8)
+        assert cv2.imwrite(str(tmp_path / "images" / name), colours[ids][..., ::-1])
+        label = Image.fromarray(ids if name != "00003.png" else ids[:, :60])
+        label.putpalette(colours.ravel().tolist())
+        label.save(tmp_path / "labels" / name)
+    out = tmp_path / "run"
+    words = ["pretrain", "--images", tmp_path / "images", "--labels", tmp_path / "labels"]
+    words += ["--output-dir", out, "--preset", "cnn", "--pretrain.num-steps", 60]
+    words += ["--pretrain.batch-size", 2, "--pretrain.checkpoint-every", 5]
+    words += ["--pretrain.augment.crop-size", 64, 64, "--compute.num-workers", 2]
+    words += ["--compute.cpus-per-worker", 0.5, "--compute.address", "local"]
+    words += ["--compute.device", "cpu"]
+    process = start(*words)
+    log = out / "train"
+    wait_for(lambda: len(list(log.glob("checkpoint_*"))) >= 2, "two checkpoints", process)
+    output = stop(process, signal.SIGKILL)
+    assert "(gta5: palette images coloured by Cityscapes labelId)" in output
+    assert "1 pairs skipped: image and labels differ in size (first: '00003')" in output
+    assert not (out / "source.pt").exists()
+    lines = len((log / "progress.jsonl").read_text().splitlines())
+    again = start(*words)
+    output = again.communicate(timeout=PATIENCE_S)[0]
+    assert again.returncode == 0, output
+    assert load_model(out / "source.pt").classes.name == "cityscapes-19"
+    assert read_progress(log)[-1]["step"] == 60
+    later = (log / "progress.jsonl").read_text().splitlines()[lines:]
+    assert json.loads(later[0])["step"] > 5, "it began anew"

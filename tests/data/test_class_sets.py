@@ -24,6 +24,7 @@ GREY = (9, 9, 9)
 def test_known_sets_have_the_sizes_of_their_names():
     assert {name: len(known) for name, known in CLASS_SETS.items()} == {
         "cityscapes-19": 19,
+        "synthia-13": 13,
         "synthia-16": 16,
         "camvid-11": 11,
     }
@@ -67,7 +68,8 @@ def test_custom_sets_keep_known_colours_and_give_others_the_same_each_time():
 
 def test_unknown_sets_are_refused_with_the_known_ones():
     with pytest.raises(
-        DataError, match=r"'ade20k': known are cityscapes-19, synthia-16, camvid-11; or name"
+        DataError,
+        match=r"'ade20k': known are cityscapes-19, synthia-16, synthia-13, camvid-11; or name",
     ):
         find_class_set("ade20k")
     with pytest.raises(DataError, match="unknown class set"):

@@ -1,0 +1,117 @@
+"""Decode heads on the four stages of a Mix Transformer, under the parameter names of their makers.
+
+Input: stages (B, W_i, H / s, W / s), s = 4, 8, 16, 32. Output: features (B, F, H / 4, W / 4), after the
+dropout in front of the classifier.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DROPOUT = 0.1
+DILATIONS = (1, 6, 12, 18)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, BatchNorm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1, groups: int = 1):
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, padding, dilation, groups, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class SeparableConv(nn.Module):
+    """A dilated 3x3 convolution of each channel alone, then a 1x1 over all."""
+
+    def __init__(self, inputs: int, outputs: int, dilation: int):
+        super().__init__()
+        self.depthwise_conv = ConvNorm(inputs, inputs, 3, dilation, groups=inputs)
+        self.pointwise_conv = ConvNorm(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise_conv(self.depthwise_conv(x))
+
+
+class MMSegHead(nn.Module):
+    """mmsegmentation's SegFormer head: each stage through a 1x1, side by side, fused by a 1x1."""
+
+    def __init__(self, widths: tuple[int, ...], outputs: int):
+        super().__init__()
+        self.convs = nn.ModuleList(ConvNorm(width, outputs, 1) for width in widths)
+        self.fusion_conv = ConvNorm(len(widths) * outputs, outputs, 1)
+        self.dropout = nn.Dropout2d(DROPOUT)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        embedded = [conv(stage) for conv, stage in zip(self.convs, stages, strict=True)]
+        return self.dropout(self.fusion_conv(_side_by_side(embedded)))
+
+
+class StageEmbedding(nn.Module):
+    """A linear map of each cell's channels."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs)
+
+    def forward(self, stage: Tensor) -> Tensor:
+        return self.proj(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SeparableContext(nn.Module):
+    """Four dilations of one map side by side (ASPP, separable but for the 1x1), then a 3x3."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.aspp_modules = nn.ModuleList(
+            ConvNorm(inputs, outputs, 1) if d == 1 else SeparableConv(inputs, outputs, d)
+            for d in DILATIONS
+        )
+        self.bottleneck = ConvNorm(len(DILATIONS) * outputs, outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bottleneck(torch.cat([module(x) for module in self.aspp_modules], 1))
+
+
+class DAFormerHead(nn.Module):
+    """Each stage through a linear map, side by side, fused with context of four dilations."""
+
+    def __init__(self, widths: tuple[int, ...], outputs: int):
+        super().__init__()
+        self.embed_layers = nn.ModuleList(StageEmbedding(width, outputs) for width in widths)
+        self.fuse_layer = SeparableContext(len(widths) * outputs, outputs)
+        self.dropout = nn.Dropout2d(DROPOUT)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        embedded = [layer(stage) for layer, stage in zip(self.embed_layers, stages, strict=True)]
+        return self.dropout(self.fuse_layer(_side_by_side(embedded)))
+
+
+class ScaleAttentionHead(nn.Module):
+    """HRDA's second head: as DAFormer's, fused by a 1x1 convolution."""
+
+    def __init__(self, widths: tuple[int, ...], outputs: int):
+        super().__init__()
+        self.embed_layers = nn.ModuleList(StageEmbedding(width, outputs) for width in widths)
+        self.fuse_layer = ConvNorm(len(widths) * outputs, outputs, 1)
+        self.dropout = nn.Dropout2d(DROPOUT)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        embedded = [layer(stage) for layer, stage in zip(self.embed_layers, stages, strict=True)]
+        return self.dropout(self.fuse_layer(_side_by_side(embedded)))
+
+
+def _side_by_side(stages: list[Tensor]) -> Tensor:
+    """All stages on the grid of the first, joined along the channels."""
+    size = stages[0].shape[-2:]
+    resized = [
+        F.interpolate(stage, size=size, mode="bilinear", align_corners=False)
+        for stage in stages[1:]
+    ]
+    return torch.cat([stages[0], *resized], 1)
