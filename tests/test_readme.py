@@ -75,5 +75,5 @@ def test_the_commands_of_the_readme_are_parsed(words, monkeypatch, tmp_path: Pat
 
 def test_the_section_shows_both_paths():
     verbs = {words[1] for words in commands()}
-    assert {"verify", "pretrain", "adapt", "evaluate", "predict", "export"} <= verbs
-    assert list(commands())[1][-1] == "--dry-run"
+    assert {"data", "verify", "pretrain", "adapt", "evaluate", "predict", "export"} <= verbs
+    assert list(commands())[2][-1] == "--dry-run"

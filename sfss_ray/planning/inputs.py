@@ -60,7 +60,7 @@ def look_at_inputs(
     regions = seen.look("regions", lambda: _regions(config, sam), (None, None))
     seen.recipe, seen.region_weights = regions
     if val != (None, None):
-        seen.labelled = seen.look("val labels", lambda: _labelled(val, seen.source), ())
+        seen.labelled = seen.look("val labels", lambda: _labelled(val, seen.source, config), ())
     seen.masks_there = seen.look("masks", lambda: _masks(Path(output_dir), seen.images), 0)
     return seen
 
@@ -94,10 +94,10 @@ def _regions(
 
 
 def _labelled(
-    val: tuple[Path | str | None, Path | str | None], source: Source | None
+    val: tuple[Path | str | None, Path | str | None], source: Source | None, config: Config
 ) -> tuple[tuple[LabelledImage, ...], str]:
     if source is not None:
-        pairs = labelled_images(*val, source.classes)
+        pairs = labelled_images(*val, source.classes, config)
     elif None in val:
         raise DataError("val images and val labels belong together: give both, or neither")
     else:

@@ -47,6 +47,12 @@ def test_true_images_go_through_every_verb(shared_data, tmp_path: Path, capsys):
     images, labels = root / "leftImg8bit" / "train", root / "gtFine" / "train"
     masks, run, out = tmp_path / "masks", tmp_path / "run", tmp_path / "predictions"
 
+    assert cli.main(["data", "check", str(root)]) == 0
+    page = capsys.readouterr().out
+    assert "pairs: 4" in page
+    assert "image sizes: 2048x1024 (4)" in page
+    assert page.rstrip().endswith("sound")
+
     assert sfss_ray("masks", target_images=images, output_dir=masks, **MASK_KNOBS) == 0
     store = MaskStore(masks)
     assert len(store) == 4

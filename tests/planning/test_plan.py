@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
@@ -139,6 +140,27 @@ def test_what_is_there_is_measured_beside_what_is_missing(streets, tmp_path: Pat
     assert set(result.missing) == {"source model"}
     assert [stage.name for stage in result.stages] == ["masks"]
     assert "training: not measured without source model" in result.not_measured
+
+
+def test_labels_are_read_as_the_config_says(streets, tmp_path: Path):
+    """Cityscapes' labelIds: 33 is no train id."""
+    for path in (streets / "val" / "images").iterdir():
+        ids = np.full((64, 128), 7, np.uint8)
+        ids[:32] = 33
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.fromarray(ids).save(tmp_path / "labels" / f"{path.stem}.png")
+    for labels_format, refused in (("cityscapes_label_ids", False), ("train_ids", True)):
+        result = plan(
+            SOURCE_MODEL,
+            streets / "target" / "images",
+            tmp_path / "run",
+            val_images=streets / "val" / "images",
+            val_labels=tmp_path / "labels",
+            config=override(CONFIG, {"labels_format": labels_format}),
+            progress=str,
+        )
+        assert ("val labels" in result.missing) == refused
+        assert result.labelled == (0 if refused else 2)
 
 
 def test_a_checkpoint_is_as_large_as_was_said(streets, tmp_path: Path):
