@@ -17,8 +17,9 @@ from sfss_ray.errors import ConfigError
 CLASSES = [
     member
     for member in vars(module).values()
-    if dataclasses.is_dataclass(member) and member.__module__ == module.__name__
+    if dataclasses.is_dataclass(member)
 ]
+assert module.Config in CLASSES and len(CLASSES) > 8
 CHANGED = {
     "seed": 3,
     "masks.regions": "felzenszwalb",

@@ -9,7 +9,13 @@ from torch import nn
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.compact import CompactBody
 from sfss_ray.models.deeplab_v2 import deeplabv2, deeplabv2_torchvision
-from sfss_ray.models.segformer import SIZES, daformer, hrda, segformer, segformer_mmseg
+from sfss_ray.models.segformer import (
+    SIZES,
+    daformer_builder,
+    hrda_builder,
+    segformer_builder,
+    segformer_mmseg_builder,
+)
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.torchvision_networks import deeplab_or_fcn, lraspp
 
@@ -33,10 +39,10 @@ NETWORKS: dict[str, Callable[[int], Segmenter]] = {
     "fcn_resnet50": deeplab_or_fcn("fcn_resnet50"),
     "fcn_resnet101": deeplab_or_fcn("fcn_resnet101"),
     "lraspp_mobilenet_v3_large": lraspp,
-    **{f"segformer_{size}": segformer(size) for size in SIZES},
-    **{f"segformer_mmseg_{size}": segformer_mmseg(size) for size in SIZES},
-    **{f"daformer_{size}": daformer(size) for size in SIZES},
-    **{f"hrda_{size}": hrda(size) for size in SIZES},
+    **{f"segformer_{size}": segformer_builder(size) for size in SIZES},
+    **{f"segformer_mmseg_{size}": segformer_mmseg_builder(size) for size in SIZES},
+    **{f"daformer_{size}": daformer_builder(size) for size in SIZES},
+    **{f"hrda_{size}": hrda_builder(size) for size in SIZES},
 }
 
 

@@ -63,7 +63,7 @@ class MitBody(nn.Module):
         return self.decode_head(stages)
 
 
-def segformer(size: str) -> Callable[[int], Segmenter]:
+def segformer_builder(size: str) -> Callable[[int], Segmenter]:
     """transformers' SegformerForSemanticSegmentation, taken apart before its classifier.
 
     Checkpoints of NVlabs' own code fit too; their LayerNorms add 1e-6 to the variance where those of
@@ -79,7 +79,7 @@ def segformer(size: str) -> Callable[[int], Segmenter]:
     return build
 
 
-def segformer_mmseg(size: str) -> Callable[[int], Segmenter]:
+def segformer_mmseg_builder(size: str) -> Callable[[int], Segmenter]:
     """SegFormer as mmsegmentation builds it: 1x1 convolutions with BatchNorm and ReLU in the head."""
 
     def build(num_classes: int) -> Segmenter:
@@ -91,7 +91,7 @@ def segformer_mmseg(size: str) -> Callable[[int], Segmenter]:
     return build
 
 
-def daformer(size: str) -> Callable[[int], Segmenter]:
+def daformer_builder(size: str) -> Callable[[int], Segmenter]:
     """DAFormer: context of four dilations over the fused stages (MiT-B5 in its paper)."""
 
     def build(num_classes: int) -> Segmenter:
@@ -101,7 +101,7 @@ def daformer(size: str) -> Callable[[int], Segmenter]:
     return build
 
 
-def hrda(size: str) -> Callable[[int], Segmenter]:
+def hrda_builder(size: str) -> Callable[[int], Segmenter]:
     """HRDA, and MIC made from it: DAFormer's head at two sizes (MiT-B5 in its paper)."""
 
     def build(num_classes: int) -> Segmenter:
