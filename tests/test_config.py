@@ -14,11 +14,7 @@ from sfss_ray import config as module
 from sfss_ray.config import Config, differences, flatten, load_config, override
 from sfss_ray.errors import ConfigError
 
-CLASSES = [
-    member
-    for member in vars(module).values()
-    if dataclasses.is_dataclass(member)
-]
+CLASSES = [member for member in vars(module).values() if dataclasses.is_dataclass(member)]
 assert module.Config in CLASSES
 assert len(CLASSES) > 8
 CHANGED = {
