@@ -1,0 +1,147 @@
+"""A real adaptation step of the field's networks: seconds and peak memory.
+
+    python experiments/bench/networks.py [--device cuda] [--networks deeplabv2_resnet101 ...]
+
+Each row is a process of its own, so that one peak does not hide in another: two views, student
+and teacher, the contrast over Felzenszwalb regions of a drawn scene, backward and optimiser step, random
+weights. Writes results/networks_DEVICE.md and .json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+NETWORKS = ("deeplabv2_resnet101", "segformer_b5", "daformer_b5")
+PRECISIONS = ("fp32", "bf16")
+CROP = (512, 1024)  # (height, width)
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def measure(network: str, precision: str, device: str, batch: int, threads: int) -> dict[str, Any]:
+    """One row, in this process."""
+    import torch
+    from PIL import Image
+
+    from sfss_ray.config import Config, override
+    from sfss_ray.data.class_sets import CITYSCAPES_19
+    from sfss_ray.data.folders import ImageFile
+    from sfss_ray.masks.regions import build_region_source, make_recipe
+    from sfss_ray.models.model_file import SourceModel
+    from sfss_ray.models.networks import build_network
+    from sfss_ray.models.source import open_source
+    from sfss_ray.planning.measure import measure_training
+    from sfss_ray.streets.scenes import render_scene
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config = override(
+        Config(),
+        {
+            "train.precision": precision,
+            "train.batch_size": batch,
+            "train.augment.crop_size": list(CROP),
+            "train.augment.scale_range": [1.0, 1.0],
+            "masks.regions": "felzenszwalb",
+            "compute.device": device,
+        },
+    )
+    model = SourceModel(build_network(network, len(CITYSCAPES_19)), network, CITYSCAPES_19)
+    recipe, checkpoint = make_recipe(config.masks, None)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.png"
+        image = render_scene("camera", 0, 0, CROP).image
+        Image.fromarray(image).save(path)
+        masks = build_region_source(recipe, checkpoint, 64, device)(image)
+        file = ImageFile("scene", path)
+        seen = measure_training(open_source(model), file, masks, recipe, config, device)
+    parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
+    return {
+        "network": network,
+        "precision": precision,
+        "parameters_millions": round(parameters, 1),
+        "seconds_per_step": round(seen.seconds, 2),
+        "peak_gb": round(seen.memory_mb / 1000, 1),
+    }
+
+
+def in_own_process(words: list[str]) -> dict[str, Any]:
+    """A row, or why there is none."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--row", *words], capture_output=True, text=True
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+    return {"network": words[0], "precision": words[1], "error": reason}
+
+
+def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        f"`{facts['command']}`: {facts['device']}, {facts['threads']} threads, torch {facts['torch']},"
+        f" batch {facts['batch']}, crop {CROP[0]}x{CROP[1]}, load before {facts['load']}",
+        "",
+        "| network | M parameters | precision | s / step | peak GB |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['network']} | | {row['precision']} | {row['error']} | |")
+        else:
+            lines.append(
+                f"| {row['network']} | {row['parameters_millions']} | {row['precision']}"
+                f" | {row['seconds_per_step']} | {row['peak_gb']} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--row", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row:
+        network, precision, device, batch, threads = arguments.row
+        print(json.dumps(measure(network, precision, device, int(batch), int(threads))))
+        return
+    import torch
+
+    facts = {
+        "command": "python experiments/bench/networks.py",
+        "device": torch.cuda.get_device_name()
+        if arguments.device == "cuda"
+        else f"CPU ({platform.machine()})",
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "batch": arguments.batch,
+        "load": round(os.getloadavg()[0], 1),
+    }
+    rows = []
+    for network in arguments.networks:
+        for precision in PRECISIONS:
+            words = [network, precision, arguments.device, arguments.batch, arguments.threads]
+            rows.append(in_own_process([str(word) for word in words]))
+            print(json.dumps(rows[-1]), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / f"networks_{arguments.device}"
+    stem.with_suffix(".json").write_text(
+        json.dumps({"facts": facts, "rows": rows}, indent=2) + "\n"
+    )
+    stem.with_suffix(".md").write_text(table(rows, facts))
+    print(table(rows, facts))
+
+
+if __name__ == "__main__":
+    main()
