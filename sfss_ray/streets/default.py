@@ -49,7 +49,7 @@ def embedded_config() -> Config:
         | {
             "masks.regions": "small_sam",
             "train.num_steps": 160,
-            "train.evaluate_every": 40,
+            "train.evaluate_every": 80,
             "train.batch_size": 4,
             "train.ema_momentum": 0.99,
             "train.optim.learning_rate": 1e-4,
