@@ -1,11 +1,13 @@
 """Train the small SAM this package ships, on rendered street scenes.
 
     python experiments/train_small_sam.py --minutes 65 --output runs/small_sam [--resume]
+    python experiments/train_small_sam.py --minutes 90 --output runs/small_sam --start FILE
     python experiments/measure_small_sam.py --run runs/small_sam
 
 Scenes are rendered while training; nothing is downloaded. The run saves its state every few minutes
-and goes on from it with --resume. It leaves small_sam.pt (float16, averaged weights) and
-training.json; the second command measures them and puts them into the package.
+and goes on from it with --resume. --start begins from trained weights instead of random ones and skips
+the cheap small windows that teach a new network what a point means. It leaves small_sam.pt (float16,
+averaged weights) and training.json; the last command measures them and puts them into the package.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from small_sam_learning import (
 from torch import Tensor, nn
 
 from sfss_ray.masks.sam import SMALL_PATCH_SIZE, build_small_sam
+from sfss_ray.models.build import file_sha256
 from sfss_ray.streets.scenes import render_scene
 
 RENDER_SIZES = (*((128, 256),) * 5, (192, 256), (192, 256), (256, 512))  # (height, width) in px
@@ -41,6 +44,7 @@ POOL_AT_START = 64
 POOL_CAPACITY = 2000
 EMA_DECAY = 0.99
 PEAK_RATE = 1.5e-3
+CONTINUED_RATE = 1e-3
 SECONDS_BETWEEN_LINES = 20
 SECONDS_BETWEEN_SAVES = 240
 
@@ -62,6 +66,12 @@ STAGES = (
     Stage(0.30, ((128, 128),), padded=0.0, images=12, points=6, focal=False),
     Stage(0.42, ((128, 128),), padded=0.0, images=12, points=6, focal=True),
     Stage(0.70, WIDE_SIZES, padded=0.5, images=5, points=8, focal=True),
+    Stage(math.inf, (*WIDE_SIZES, (256, 256)), padded=1.0, images=4, points=10, focal=True),
+)
+
+
+CONTINUED_STAGES = (
+    Stage(0.40, WIDE_SIZES, padded=0.5, images=5, points=8, focal=True),
     Stage(math.inf, (*WIDE_SIZES, (256, 256)), padded=1.0, images=4, points=10, focal=True),
 )
 
@@ -186,24 +196,36 @@ class Run:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     rendered: int = 0
+    stages: tuple[Stage, ...] = STAGES
+    peak_rate: float = PEAK_RATE
 
 
-def start_run(seed: int) -> Run:
+def start_run(seed: int, start: Path | None = None) -> Run:
     torch.manual_seed(seed)
     sam, average, heads = build_small_sam(), build_small_sam().eval(), PairHeads()
     prepare_for_training(sam)
+    if start is not None:
+        sam.load_state_dict({k: v.float() for k, v in read_weights(start).items()})
     average.load_state_dict(sam.state_dict())
     parameters = [*sam.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.02)
-    return Run(sam, average.requires_grad_(False), heads, optimizer)
+    run = Run(sam, average.requires_grad_(False), heads, optimizer)
+    if start is not None:
+        run.stages, run.peak_rate = CONTINUED_STAGES, CONTINUED_RATE
+    return run
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 MODULES = ("sam", "average", "heads", "optimizer")
 NUMBERS = ("step", "seconds", "cpu_seconds", "rendered")
 
 
-def save(run: Run, seed: int, folder: Path) -> None:
+def save(run: Run, arguments: argparse.Namespace) -> None:
     """The state to go on from, the averaged weights as float16, and the facts of the training."""
+    folder = arguments.output
     state = {name: getattr(run, name).state_dict() for name in MODULES}
     save_atomically(state | {name: getattr(run, name) for name in NUMBERS}, folder / "state.pt")
     half = {name: value.half() for name, value in run.average.state_dict().items()}
@@ -211,7 +233,8 @@ def save(run: Run, seed: int, folder: Path) -> None:
     facts = {
         "data": "scenes rendered by sfss_ray.streets while training",
         "domains": DOMAINS,
-        "seed": seed,
+        "seed": arguments.seed,
+        "started_from": file_sha256(arguments.start) if arguments.start else "random weights",
         "scenes": run.rendered,
         "steps": run.step,
         "minutes": round(run.seconds / 60, 1),
@@ -221,7 +244,7 @@ def save(run: Run, seed: int, folder: Path) -> None:
 
 
 def load_state(run: Run, path: Path) -> None:
-    state = torch.load(path, weights_only=True)
+    state = read_weights(path)
     for name in MODULES:
         getattr(run, name).load_state_dict(state[name])
     for name in NUMBERS:
@@ -234,14 +257,16 @@ def save_atomically(content: object, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def stage_at(progress: float) -> Stage:
-    return next(stage for stage in STAGES if progress < stage.until)
+def stage_at(run: Run, progress: float) -> Stage:
+    return next(stage for stage in run.stages if progress < stage.until)
 
 
 def take_step(run: Run, pool: ScenePool, rng: np.random.Generator, progress: float) -> Tensor:
     """One update. Returns (loss, object IoU, part IoU)."""
-    stage = stage_at(progress)
-    rate = PEAK_RATE * min(1.0, (run.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    stage = stage_at(run, progress)
+    rate = (
+        run.peak_rate * min(1.0, (run.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    )
     for group in run.optimizer.param_groups:
         group["lr"] = max(rate, 1e-5)
     batch = make_batch(pool, stage, rng)
@@ -278,14 +303,14 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
             print(progress_line(run, torch.stack(seen).mean(0).tolist(), budget), flush=True)
             seen, next_line = [], run.seconds + SECONDS_BETWEEN_LINES
         if run.seconds >= next_save:
-            save(run, arguments.seed, arguments.output)
+            save(run, arguments)
             check = prompted_iou(run.average, CHECK_SEED, 8)
             print(f"prompted IoU on unseen scenes {check}", flush=True)
             next_save = run.seconds + SECONDS_BETWEEN_SAVES
 
 
 def progress_line(run: Run, means: list[float], budget: float) -> str:
-    stage = STAGES.index(stage_at(run.seconds / budget)) + 1
+    stage = run.stages.index(stage_at(run, run.seconds / budget)) + 1
     return (
         f"step {run.step} stage {stage} loss {means[0]:.3f} IoU object {means[1]:.3f} "
         f"part {means[2]:.3f} scenes {run.rendered} minutes {run.seconds / 60:.1f} "
@@ -298,17 +323,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=65.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/small_sam"))
+    parser.add_argument("--start", type=Path, help="weights to begin from (small_sam.pt)")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    run = start_run(arguments.seed)
+    run = start_run(arguments.seed, arguments.start)
     if arguments.resume:
         load_state(run, arguments.output / "state.pt")
     train(run, arguments)
-    save(run, arguments.seed, arguments.output)
+    save(run, arguments)
 
 
 if __name__ == "__main__":
