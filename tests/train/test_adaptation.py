@@ -65,6 +65,7 @@ def adapt_in_two_parts(root, source, config, folder, at: int) -> LocalRun:
     [
         {"batch_norm": "adapt"},
         {"batch_norm": "frozen", "loss__projection": "mlp", "optim__optimizer": "sgd"},
+        {"loss__mask_vote": "pooled", "loss__prior_power": 0.5, "augment__class_mix": 0.5},
     ],
 )
 def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, changes):
@@ -78,6 +79,23 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
     records = read_progress(tmp_path / "parts")
     assert [r["step"] for r in records] == [3, 6]
     assert all(r["loss_ins"] > 0 for r in records)
+
+
+def test_norm_layers_alone_learn_when_asked(root, source, tmp_path):
+    config = small_config(optim__trainable="norm", loss__label_space="entropy")
+    adapt(root, source, config, tmp_path)
+    before, after = load_model(source).network.state_dict(), load_state(tmp_path)["student"]
+    norms = {
+        f"{name}.{kind}"
+        for name, layer in load_model(source).network.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    for name, value in before.items():
+        if name not in norms:
+            assert torch.equal(value, after[f"segmenter.{name}"]), name
+    moved = [n for n in norms if not torch.equal(before[n], after[f"segmenter.{n}"])]
+    assert any(n.endswith(".weight") for n in moved)
 
 
 def compact_with_dropout(num_classes: int) -> Segmenter:
