@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ import numpy as np
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, pair_labels, read_image
+from sfss_ray.data.folders import (
+    ImageFile,
+    LabelledImage,
+    list_images,
+    pair_labels,
+    read_image,
+    read_labels,
+)
 from sfss_ray.masks.regions import (
     build_region_source,
     make_recipe,
@@ -53,6 +61,24 @@ class DomainPair:
     """Ground-truth regions of a target image, (H, W) ids, 0 = none."""
     folder: Path
 
+    def labelled_folds(self) -> list[tuple[tuple[LabelledImage, ...], tuple[LabelledImage, ...]]]:
+        """(train, score) for a model trained with target labels; no image is in both parts of one.
+
+        Where the scored images are the target images themselves, their halves in time take turns.
+        """
+        if {item.image_id for item in self.val} != {file.image_id for file in self.images}:
+            return [(self.labelled_target(), self.val)]
+        half = len(self.val) // 2
+        return [(self.val[:half], self.val[half:]), (self.val[half:], self.val[:half])]
+
+    def labelled_target(self) -> tuple[LabelledImage, ...]:
+        """The target images with labels (streets): as many scenes as are adapted to, drawn again."""
+        from sfss_ray.streets.scenes import write_streets
+
+        labelled = self.folder / "labelled_target"
+        write_streets(labelled, "camera", TARGET_SEED, len(self.images))
+        return tuple(pair_labels(labelled / "images", labelled / "labels"))
+
     def masks(self, regions: str) -> Path:
         """Folder of masks of all target images by a region source; made when it is not there."""
         folder = self.folder / "masks" / regions
@@ -83,18 +109,18 @@ def _row(file: ImageFile, find: Callable[[ImageFile, np.ndarray], list]) -> dict
 
 def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
     """(H, W) ids 1..60: each pixel belongs to the nearest of 60 random points."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     height, width = image.shape[:2]
     seed = [ord(letter) for letter in file.image_id]
     points = np.random.default_rng(seed).uniform(0, (height, width), (RANDOM_REGIONS, 2))
-    pixels = np.stack(np.mgrid[:height, :width], axis=-1).reshape(-1, 2)
-    return cKDTree(points).query(pixels)[1].reshape(height, width) + 1
+    pixels = np.indices((height, width)).reshape(2, -1).T
+    return KDTree(points).query(pixels)[1].reshape(height, width) + 1
 
 
 def streets(folder: Path) -> DomainPair:
     """Drawn scenes; target labels are drawn again from the seed when a row asks for them."""
-    from sfss_ray.streets.scenes import render_scene, write_streets
+    from sfss_ray.streets.scenes import write_streets
 
     target, val = folder / "target", folder / "val"
     write_streets(target, "camera", TARGET_SEED, STREETS_TARGET_IMAGES, with_labels=False)
@@ -120,9 +146,16 @@ def streets(folder: Path) -> DomainPair:
         tuple(pair_labels(val / "images", val / "labels")),
         CITYSCAPES_19,
         config,
-        lambda file: render_scene("camera", TARGET_SEED, int(file.image_id)).instances,
+        drawn_instances,
         folder,
     )
+
+
+def drawn_instances(file: ImageFile) -> np.ndarray:
+    """The instance map of a target scene, drawn again."""
+    from sfss_ray.streets.scenes import render_scene
+
+    return render_scene("camera", TARGET_SEED, int(file.image_id)).instances
 
 
 def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
@@ -135,7 +168,6 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
     steps = 300
     base = make_config(argparse.Namespace(seed=0, source_steps=0, steps=steps))
     val = tuple(pair_labels(images, labels))
-    of_image = {item.image_id: item for item in val}
     return DomainPair(
         "camvid_day2dusk",
         source_model,
@@ -143,17 +175,19 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         val,
         CAMVID_11,
         override(base, {"train.loss.contrast_weight": 0.0}),
-        lambda file: connected_regions(of_image[file.image_id].labels()),
+        partial(labelled_regions, labels),
         folder,
     )
 
 
+def labelled_regions(labels: Path, file: ImageFile) -> np.ndarray:
+    """Connected pieces of the label map of an image."""
+    return connected_regions(read_labels(labels / f"{file.image_id}.png"))
+
+
 def connected_regions(labels: np.ndarray) -> np.ndarray:
     """(H, W) ids of the connected pieces of each class; pixels without a class get 0."""
-    from scipy.ndimage import label
+    from skimage.measure import label
 
-    regions = np.zeros(labels.shape, np.int32)
-    for k in np.unique(labels[labels != 255]):
-        pieces, count = label(labels == k)
-        regions = np.where(pieces > 0, pieces + regions.max(), regions)
-    return regions
+    pieces = np.asarray(label(labels, background=255, connectivity=1))
+    return pieces.astype(np.int32)
