@@ -190,10 +190,11 @@ class TrainConfig:
     """Images per step over all workers together."""
     ema_momentum: float = 0.999
     """teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after every step; 0 to 1."""
-    batch_norm: Literal["adapt", "frozen"] = "adapt"
-    """adapt: BatchNorm sees target batches (teacher copies the statistics); frozen: the source's."""
+    batch_norm: Literal["adapt", "target", "frozen"] = "adapt"
+    """Statistics of BatchNorm. frozen: the source's; target: estimated on weak views of the target
+    before step 1, then fixed; adapt: estimated so, then running on (the teacher copies them)."""
     statistics_steps: int = 20
-    """With adapt: batches that re-estimate the statistics on the target before step 1."""
+    """With target and adapt: batches that the estimate is the mean of."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast of the networks; losses always run in float32."""
     channels_last: bool = False
@@ -209,7 +210,7 @@ class TrainConfig:
         require(self, "num_steps", 1)
         require(self, "batch_size", 1)
         require(self, "ema_momentum", 0, 1)
-        require_one_of(self, "batch_norm", ("adapt", "frozen"))
+        require_one_of(self, "batch_norm", ("adapt", "target", "frozen"))
         require(self, "statistics_steps", 0)
         require_one_of(self, "precision", ("fp32", "bf16"))
         require(self, "evaluate_every", 1)

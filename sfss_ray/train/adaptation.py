@@ -95,13 +95,12 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
     loader_processes = task.config.compute.loader_processes
     saved = run.resume_state()
     start = players.load(saved) if saved else 0
-    set_batch_norm(players.student, config.batch_norm)
-    if saved is None and config.batch_norm == "adapt":
+    if saved is None and config.batch_norm != "frozen":
         first = step_loader(
             samples, 0, config.statistics_steps, config.batch_size, run.rank, run.world, 0
         )
         estimate_statistics(
-            players.student.segmenter, (to_device(b, run.device)["weak"] for b in first)
+            players.student.segmenter.train(), (to_device(b, run.device)["weak"] for b in first)
         )
         update_teacher(players.teacher, players.student, 0.0)
     loader = step_loader(
@@ -186,9 +185,9 @@ def _follow(players: _Players, config: TrainConfig, step: int) -> None:
 
 
 def set_batch_norm(module: nn.Module, mode: str) -> None:
-    """Training mode; with `frozen` BatchNorm layers keep using the source's statistics."""
+    """Training mode; but for `adapt` BatchNorm layers keep using the statistics they have."""
     module.train()
-    if mode == "frozen":
+    if mode != "adapt":
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()

@@ -173,7 +173,7 @@ def running_statistics(weights: dict, prefix: str = "") -> dict[str, torch.Tenso
     }
 
 
-@pytest.mark.parametrize("mode", ["frozen", "adapt"])
+@pytest.mark.parametrize("mode", ["frozen", "target", "adapt"])
 def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
     adapt(root, source, small_config(num_steps=2, batch_norm=mode), tmp_path)
     state = load_state(tmp_path)
@@ -185,6 +185,21 @@ def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
     for name, value in before.items():
         assert torch.equal(student[name], teacher[name])
         assert torch.equal(value, student[name]) == (mode == "frozen"), name
+
+
+def test_target_statistics_are_of_weak_views_and_stay(root, source, tmp_path):
+    def statistics(steps, **changes):
+        config = small_config(num_steps=steps, evaluate_every=1, batch_norm="target", **changes)
+        folder = tmp_path / f"{steps}{len(changes)}"
+        adapt(root, source, config, folder)
+        return running_statistics(load_state(folder)["student"], "segmenter.")
+
+    one, two = statistics(1), statistics(2)
+    # the colours of the strong view play no part in them
+    plain = statistics(1, augment__jitter_probability=0.0, augment__blur_probability=0.0)
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+        assert torch.equal(value, plain[name]), name
 
 
 def test_statistics_are_the_mean_over_the_batches():
