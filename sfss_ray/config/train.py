@@ -29,9 +29,12 @@ class OptimConfig:
     """Rate falls as (1 - progress)**poly_power; 0 keeps it constant."""
     max_grad_norm: float = 5.0
     """Gradients are scaled down to this L2 norm."""
+    trainable: Literal["all", "norm"] = "all"
+    """norm: only the scales and shifts of normalisation layers learn, as in TENT."""
 
     def __post_init__(self):
         require_one_of(self, "optimizer", ("adamw", "sgd"))
+        require_one_of(self, "trainable", ("all", "norm"))
         require(self, "learning_rate", 0, 10, above=True)
         require(self, "head_multiplier", 0, 1000, above=True)
         require(self, "weight_decay", 0, 1)
@@ -61,6 +64,8 @@ class AugmentConfig:
     """Strong view: share of crops made grey."""
     blur_probability: float = 0.5
     """Strong view: share of crops blurred (sigma .15 to 1.15 pixels)."""
+    class_mix: float = 0.0
+    """Share of crops that get half of the classes of their neighbour in the batch pasted in; 0 to 1."""
 
     def __post_init__(self):
         if not are_numbers(self.crop_size, whole=True) or min(self.crop_size) < 32:
@@ -70,7 +75,7 @@ class AugmentConfig:
         require_range(self, "scale_range", 0)
         require(self, "jitter", 0, 1)
         require(self, "hue", 0, 0.5)
-        for name in ("jitter_probability", "grey_probability", "blur_probability"):
+        for name in ("jitter_probability", "grey_probability", "blur_probability", "class_mix"):
             require(self, name, 0, 1)
 
 
@@ -140,9 +145,26 @@ class LossConfig:
     """class_adaptive: share of each class's pixels that are kept; 0 to 1, 1 keeps all."""
     confidence_cap: float = 0.9
     """class_adaptive: no class needs more than this confidence."""
+    label_space: Literal["pseudo_labels", "entropy"] = "pseudo_labels"
+    """L_seg: cross entropy with pseudo-labels, or the student's own entropy (TENT's loss)."""
+    mask_vote: Literal["none", "majority", "pooled"] = "none"
+    """Masks in label space: each mask's majority class, or pixel and mask evidence pooled."""
+    vote_weight: float = 0.5
+    """pooled: share of the mask's evidence against the pixel's own; 0 to 1."""
+    vote_min_purity: float = 0.0
+    """A mask speaks for its pixels only if this share of them has its class already; 0 to 1."""
+    prior_power: float = 0.0
+    """Teacher probabilities are divided by their running class share to this power; 0 to 1."""
+    region_source: Literal["masks", "pseudo_labels"] = "masks"
+    """What counts as a region in the contrast: a mask, or an image's confident pixels of a class."""
 
     def __post_init__(self):
         require(self, "temperature", 0, 100, above=True)
+        require_one_of(self, "label_space", ("pseudo_labels", "entropy"))
+        require_one_of(self, "mask_vote", ("none", "majority", "pooled"))
+        require_one_of(self, "region_source", ("masks", "pseudo_labels"))
+        for name in ("vote_weight", "vote_min_purity", "prior_power"):
+            require(self, name, 0, 1)
         require(self, "contrast_weight", 0, 1000)
         require(self, "instance_share", 0, 1)
         low, high = self.ramp if are_numbers(self.ramp) else (1, 0)
@@ -168,10 +190,11 @@ class TrainConfig:
     """Images per step over all workers together."""
     ema_momentum: float = 0.999
     """teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after every step; 0 to 1."""
-    batch_norm: Literal["adapt", "frozen"] = "adapt"
-    """adapt: BatchNorm sees target batches (teacher copies the statistics); frozen: the source's."""
+    batch_norm: Literal["adapt", "target", "frozen"] = "adapt"
+    """Statistics of BatchNorm. frozen: the source's; target: estimated on weak views of the target
+    before step 1, then fixed; adapt: estimated so, then running on (the teacher copies them)."""
     statistics_steps: int = 20
-    """With adapt: batches that re-estimate the statistics on the target before step 1."""
+    """With target and adapt: batches that the estimate is the mean of."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast of the networks; losses always run in float32."""
     channels_last: bool = False
@@ -187,7 +210,7 @@ class TrainConfig:
         require(self, "num_steps", 1)
         require(self, "batch_size", 1)
         require(self, "ema_momentum", 0, 1)
-        require_one_of(self, "batch_norm", ("adapt", "frozen"))
+        require_one_of(self, "batch_norm", ("adapt", "target", "frozen"))
         require(self, "statistics_steps", 0)
         require_one_of(self, "precision", ("fp32", "bf16"))
         require(self, "evaluate_every", 1)

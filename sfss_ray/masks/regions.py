@@ -126,23 +126,32 @@ def _record(mask: dict[str, Any]) -> dict[str, Any]:
 
 
 def _felzenszwalb(felzenszwalb_scale: float, felzenszwalb_min_size: float) -> RegionSource:
-    from scipy.ndimage import find_objects
     from skimage.segmentation import felzenszwalb
 
     def segment(image: np.ndarray) -> list[dict[str, Any]]:
         height, width = image.shape[:2]
         least = max(1, round(felzenszwalb_min_size * height * width / _REFERENCE_PIXELS))
-        ids = felzenszwalb(image, scale=felzenszwalb_scale, sigma=0.8, min_size=least) + 1
-        boxes = find_objects(ids)
-        regions = [ids[box] == k for k, box in enumerate(boxes, start=1)]
-        origins = [(box[0].start, box[1].start) for box in boxes]
-        strings = to_coco_strings(encode_masks(regions, origins, (height, width)))
-        return [
-            _classical_record(region, origin, counts, (height, width))
-            for region, origin, counts in zip(regions, origins, strings, strict=True)
-        ]
+        ids = felzenszwalb(image, scale=felzenszwalb_scale, sigma=0.8, min_size=least)
+        return region_records(ids + 1)
 
     return segment
+
+
+def region_records(ids: np.ndarray) -> list[dict[str, Any]]:
+    """Records of the regions of an id map (H, W), 0 = none, in the order of their ids.
+
+    For segmenters that have neither prompts nor scores: those are NaN.
+    """
+    from scipy.ndimage import find_objects
+
+    boxes = [(k, box) for k, box in enumerate(find_objects(ids), start=1) if box is not None]
+    regions = [ids[box] == k for k, box in boxes]
+    origins = [(box[0].start, box[1].start) for _, box in boxes]
+    strings = to_coco_strings(encode_masks(regions, origins, ids.shape))
+    return [
+        _classical_record(region, origin, counts, ids.shape)
+        for region, origin, counts in zip(regions, origins, strings, strict=True)
+    ]
 
 
 def _classical_record(

@@ -25,11 +25,14 @@ from sfss_ray.train.loop import (
     set_learning_rate,
     to_device,
 )
+from sfss_ray.train.mask_vote import ClassPrior
 from sfss_ray.train.pseudo_labels import ClassThresholds
 from sfss_ray.train.run import Run
 from sfss_ray.train.samples import TargetSamples, step_loader
 from sfss_ray.train.step import ContrastNet, Memory, adaptation_losses
 from sfss_ray.train.teacher import make_teacher, update_teacher, warm_up_momentum
+
+NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 Watch = Callable[[Segmenter], dict[str, float]]
 """Looks at the student now and then; what it sees is reported, never learnt from."""
@@ -63,6 +66,7 @@ class _Players:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "thresholds": self.memory.thresholds.histogram,
+            "prior": self.memory.prior.total,
             "bank": self.memory.bank.state_dict(),
         }
 
@@ -72,6 +76,7 @@ class _Players:
         self.teacher.load_state_dict(state["teacher"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.memory.thresholds.histogram.copy_(state["thresholds"])
+        self.memory.prior.total.copy_(state["prior"])
         self.memory.bank.load_state_dict(state["bank"])
         return state["step"]
 
@@ -90,13 +95,12 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
     loader_processes = task.config.compute.loader_processes
     saved = run.resume_state()
     start = players.load(saved) if saved else 0
-    set_batch_norm(players.student, config.batch_norm)
-    if saved is None and config.batch_norm == "adapt":
+    if saved is None and config.batch_norm != "frozen":
         first = step_loader(
             samples, 0, config.statistics_steps, config.batch_size, run.rank, run.world, 0
         )
         estimate_statistics(
-            players.student.segmenter, (to_device(b, run.device)["weak"] for b in first)
+            players.student.segmenter.train(), (to_device(b, run.device)["weak"] for b in first)
         )
         update_teacher(players.teacher, players.student, 0.0)
     loader = step_loader(
@@ -149,6 +153,7 @@ def _players(source: SourceModel, config: TrainConfig, device: torch.device) -> 
     student = student.to(device)
     if config.channels_last:
         student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    choose_trainable(student, config.optim.trainable)
     heads = [*student.segmenter.heads, student.projection]
     classes = len(source.classes)
     return _Players(
@@ -157,9 +162,19 @@ def _players(source: SourceModel, config: TrainConfig, device: torch.device) -> 
         build_optimizer(student.segmenter.body, heads, config.optim),
         Memory(
             ClassThresholds(classes, device),
+            ClassPrior(classes, device),
             PrototypeBank(classes, config.pairs.bank_size, student.embedding_dim, device),
         ),
     )
+
+
+def choose_trainable(student: ContrastNet, which: str) -> None:
+    """With `norm` all weights but those of normalisation layers are fixed."""
+    if which == "norm":
+        student.requires_grad_(False)
+        for layer in student.modules():
+            if isinstance(layer, NORM_LAYERS):
+                layer.requires_grad_(True)
 
 
 def _follow(players: _Players, config: TrainConfig, step: int) -> None:
@@ -170,9 +185,9 @@ def _follow(players: _Players, config: TrainConfig, step: int) -> None:
 
 
 def set_batch_norm(module: nn.Module, mode: str) -> None:
-    """Training mode; with `frozen` BatchNorm layers keep using the source's statistics."""
+    """Training mode; but for `adapt` BatchNorm layers keep using the statistics they have."""
     module.train()
-    if mode == "frozen":
+    if mode != "adapt":
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()

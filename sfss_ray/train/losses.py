@@ -60,3 +60,9 @@ def segmentation_loss(logits: Tensor, pseudo_labels: Tensor, weights: Tensor) ->
         logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none"
     )
     return (each * weights).sum()
+
+
+def entropy_sum(logits: Tensor) -> Tensor:
+    """Sum over pixels of the entropy of (B, C, H, W) logits, in nats: TENT (Wang et al. 2021)."""
+    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    return -(log_probabilities.exp() * log_probabilities).sum()

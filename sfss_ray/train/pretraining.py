@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.data.folders import LabelledImage
-from sfss_ray.models.build import build_network
+from sfss_ray.models.build import build_network, load_model
 from sfss_ray.train.adaptation import Watch
 from sfss_ray.train.collective import average_buffers, sum_over_workers, world_size
 from sfss_ray.train.loop import (
@@ -35,13 +36,18 @@ class PretrainingTask:
     images: tuple[LabelledImage, ...]
     classes: ClassSet
     config: Config
+    start: Path | None = None
+    """A model file of this package to go on from; random weights without it."""
 
 
 def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> None:
-    """Train a network from random weights with cross entropy on labelled images."""
+    """Train a network with cross entropy on labelled images."""
     config = task.config.pretrain
     torch.manual_seed(task.config.seed)
-    network = build_network(config.network, len(task.classes)).to(run.device)
+    if task.start:
+        network = load_model(task.start, run.device).network
+    else:
+        network = build_network(config.network, len(task.classes)).to(run.device)
     optimizer = build_optimizer(network.body, network.heads, config.optim)
     saved = run.resume_state()
     if saved:

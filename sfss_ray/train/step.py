@@ -9,22 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfss_ray.config import TrainConfig
+from sfss_ray.config import LossConfig, TrainConfig
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
-from sfss_ray.train.collective import gather_rows, sum_over_workers, world_size
-from sfss_ray.train.losses import pair_loss, segmentation_loss
+from sfss_ray.train.class_mix import Look, mix_classes
+from sfss_ray.train.collective import sum_over_workers, world_size
+from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
+from sfss_ray.train.mask_vote import ClassPrior, relabel
 from sfss_ray.train.pairs import (
-    MaskTable,
     Pairs,
     PrototypePool,
     cell_mask_ids,
     describe_masks,
     sample_pairs,
 )
+from sfss_ray.train.prototypes import (
+    KEYS_PER_SAMPLE,
+    gather_prototypes,
+    pool_with_bank,
+    remember,
+)
 from sfss_ray.train.pseudo_labels import ClassThresholds, pixel_weights
-
-KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + its index
 
 
 class ContrastNet(nn.Module):
@@ -60,28 +65,31 @@ class ContrastNet(nn.Module):
 
 @dataclass
 class Memory:
-    """What a run remembers besides weights: thresholds and the prototype bank."""
+    """What a run remembers besides weights: thresholds, class shares and the prototype bank."""
 
     thresholds: ClassThresholds
+    prior: ClassPrior
     bank: PrototypeBank
 
 
-@dataclass(frozen=True)
-class Look:
-    """The teacher's view of a batch."""
-
-    probabilities: Tensor  # (B, C, h, w) on the grid
-    embeddings: Tensor  # (B, D, h, w)
-    labels: Tensor  # (B, H, W) pseudo-labels
-    confidence: Tensor  # (B, H, W)
-
-
 @torch.no_grad()
-def teacher_look(teacher: nn.Module, segmenter: Segmenter, weak: Tensor) -> Look:
-    """Pseudo-labels at full size, probabilities and embeddings on the grid."""
+def teacher_look(
+    teacher: nn.Module,
+    segmenter: Segmenter,
+    weak: Tensor,
+    mask_ids: Tensor,
+    prior: ClassPrior,
+    config: LossConfig,
+) -> Look:
+    """Pseudo-labels at full size, after the masks' vote; probabilities and embeddings on the grid."""
     logits, embeddings = teacher(weak)
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
-    confidence, labels = full.max(1)
+    if config.prior_power > 0:
+        prior.update(sum_over_workers(full.sum((0, 2, 3)).double()))
+    if config.prior_power > 0 or config.mask_vote != "none":
+        labels, confidence = relabel(full, mask_ids, prior.share(), config)
+    else:
+        confidence, labels = full.max(1)
     return Look(logits.float().softmax(1), embeddings, labels, confidence)
 
 
@@ -108,19 +116,20 @@ def adaptation_losses(
     The loss is scaled so that the average of gradients over W workers is the gradient of the loss of
     the whole batch: each part is W * (this worker's sum) / (sum of weights over all workers).
     """
-    look = teacher_look(teacher, segmenter, batch["weak"])
+    look = teacher_look(
+        teacher, segmenter, batch["weak"], batch["mask_ids"], memory.prior, config.loss
+    )
     memory.thresholds.update(
         sum_over_workers(memory.thresholds.count(look.labels, look.confidence))
     )
     thresholds = memory.thresholds.thresholds(
         config.loss.class_quantile, config.loss.confidence_cap
     )
+    batch, look = mix_classes(batch, look, config.augment.class_mix, seed)
     logits, embeddings = student(batch["strong"])
     weights = pixel_weights(look.labels, look.confidence, thresholds, config.loss)
     full = segmenter.upsample(logits, batch["strong"].shape[-2:])
-    # paper_like weights scale the loss; class_adaptive ones choose pixels, over which it is a mean.
-    chosen = weights if config.loss.thresholds == "class_adaptive" else torch.ones_like(weights)
-    seg = _global_mean(segmentation_loss(full, look.labels, weights), chosen.sum())
+    seg = label_space_loss(full, look.labels, weights, config.loss)
     parts = {"loss_seg": seg, "kept": (weights > 0).float().mean()}
     loss = seg + 0.0 * embeddings.sum()  # every parameter has a gradient on every worker
     if config.loss.contrast_weight > 0:
@@ -134,6 +143,15 @@ def adaptation_losses(
         loss = loss + config.loss.contrast_weight * share * both
     parts["loss"] = loss
     return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def label_space_loss(logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig) -> Tensor:
+    """Mean over all workers' pixels of weighted cross entropy, or of the student's entropy."""
+    if config.label_space == "entropy":
+        return _global_mean(entropy_sum(logits), torch.ones_like(weights).sum())
+    # paper_like weights scale the loss; class_adaptive ones choose pixels, over which it is a mean.
+    chosen = weights if config.thresholds == "class_adaptive" else torch.ones_like(weights)
+    return _global_mean(segmentation_loss(logits, labels, weights), chosen.sum())
 
 
 def _global_mean(total: Tensor, weight: Tensor) -> Tensor:
@@ -154,17 +172,17 @@ def _contrast(
 ) -> dict[str, Tensor]:
     """Intra-instance and intra-class losses (means over all workers' anchors), pair statistics."""
     height, width = embeddings.shape[-2:]
-    cells = cell_mask_ids(batch["mask_ids"], (height, width), config.pairs.cell_share)
+    cells = _regions(batch["mask_ids"], look, thresholds, (height, width), config)
     tables = [
         describe_masks(
             cells[b], look.probabilities[b], look.embeddings[b], thresholds, config.pairs
         )
         for b in range(len(cells))
     ]
-    fresh = _gather_prototypes(tables, batch)
+    fresh = gather_prototypes(tables, batch)
     sums = embeddings.new_zeros(4)
     if share > 0:
-        pool = _pool(fresh, memory.bank, look.probabilities.shape[1])
+        pool = pool_with_bank(fresh, memory.bank, look.probabilities.shape[1])
         student_label = logits.argmax(1).flatten(1)
         for b, table in enumerate(tables):
             z = embeddings[b].flatten(1).T
@@ -183,7 +201,7 @@ def _contrast(
             )
             teacher_cells = look.embeddings[b].flatten(1).T
             sums = sums + image_contrast(z, teacher_cells, pool, pairs, config.loss.temperature)
-    _remember(memory.bank, fresh, config.pairs.bank_per_image)
+    remember(memory.bank, fresh, config.pairs.bank_per_image)
     masks = sum(len(t) for t in tables)
     reliable = sum(int(t.reliable.sum()) for t in tables)
     return {
@@ -193,6 +211,20 @@ def _contrast(
         "reliable": embeddings.new_tensor(reliable / max(masks, 1)),
         "anchors": sums[1].detach(),
     }
+
+
+def _regions(
+    mask_ids: Tensor,
+    look: Look,
+    thresholds: Tensor,
+    grid: tuple[int, int],
+    config: TrainConfig,
+) -> Tensor:
+    """(B, h, w) region ids, 0 = none: the masks, or each image's sure pixels of one pseudo-label."""
+    if config.loss.region_source == "pseudo_labels":
+        sure = look.confidence >= thresholds[look.labels]
+        mask_ids = torch.where(sure, look.labels + 1, torch.zeros_like(look.labels))
+    return cell_mask_ids(mask_ids, grid, config.pairs.cell_share)
 
 
 def image_contrast(
@@ -224,65 +256,3 @@ def image_contrast(
     )
     cls_weight = pairs.class_weight * pairs.class_valid.any(1) * pairs.negative_valid.any(1)
     return torch.stack([ins.sum(), ins_count.sum(), (cls_weight * cls).sum(), cls_weight.sum()])
-
-
-@dataclass(frozen=True)
-class _Prototypes:
-    """Reliable masks of this step, of all workers, in the order of (rank, image, mask)."""
-
-    vectors: Tensor
-    classes: Tensor
-    images: Tensor
-    keys: Tensor
-    scores: Tensor
-
-
-def _gather_prototypes(tables: list[MaskTable], batch: Mapping[str, Tensor]) -> _Prototypes:
-    vectors, facts, scores = [], [], []
-    for table, image, number in zip(tables, batch["image"], batch["number"], strict=True):
-        chosen = table.reliable.nonzero()[:, 0]
-        vectors.append(table.prototype[chosen])
-        facts.append(
-            torch.stack(
-                [
-                    table.label[chosen],
-                    image.to(chosen.device).expand(len(chosen)),
-                    number.to(chosen.device) * KEYS_PER_SAMPLE + chosen,
-                ],
-                1,
-            )
-        )
-        scores.append((table.purity * table.confidence)[chosen])
-    gathered = gather_rows(torch.cat(facts))
-    return _Prototypes(
-        gather_rows(torch.cat(vectors)),
-        gathered[:, 0],
-        gathered[:, 1],
-        gathered[:, 2],
-        gather_rows(torch.cat(scores)),
-    )
-
-
-def _pool(fresh: _Prototypes, bank: PrototypeBank, num_classes: int) -> PrototypePool:
-    old_vectors, old_classes, old_images = bank.contents()
-    return PrototypePool.build(
-        torch.cat([fresh.vectors, old_vectors]),
-        torch.cat([fresh.classes, old_classes]),
-        torch.cat([fresh.images, old_images]),
-        torch.cat([fresh.keys, torch.full_like(old_images, -1)]),
-        num_classes,
-    )
-
-
-def _remember(bank: PrototypeBank, fresh: _Prototypes, per_image: int) -> None:
-    """Write at most `per_image` best-scored prototypes of each (image, class) to the bank."""
-    if not bank.size or not len(fresh.keys):
-        return
-    order = (-fresh.scores).argsort(stable=True)
-    group = (fresh.keys // KEYS_PER_SAMPLE) * len(bank.written) + fresh.classes
-    order = order[group[order].argsort(stable=True)]
-    _, size = group[order].unique_consecutive(return_counts=True)
-    rank = torch.arange(len(order), device=order.device)
-    rank = rank - (size.cumsum(0) - size).repeat_interleave(size)
-    kept = order[rank < per_image].sort().values  # back to (rank, image, mask) order
-    bank.write(fresh.vectors[kept], fresh.classes[kept], fresh.images[kept])

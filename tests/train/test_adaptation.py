@@ -65,6 +65,7 @@ def adapt_in_two_parts(root, source, config, folder, at: int) -> LocalRun:
     [
         {"batch_norm": "adapt"},
         {"batch_norm": "frozen", "loss__projection": "mlp", "optim__optimizer": "sgd"},
+        {"loss__mask_vote": "pooled", "loss__prior_power": 0.5, "augment__class_mix": 0.5},
     ],
 )
 def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, changes):
@@ -78,6 +79,23 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
     records = read_progress(tmp_path / "parts")
     assert [r["step"] for r in records] == [3, 6]
     assert all(r["loss_ins"] > 0 for r in records)
+
+
+def test_norm_layers_alone_learn_when_asked(root, source, tmp_path):
+    config = small_config(optim__trainable="norm", loss__label_space="entropy")
+    adapt(root, source, config, tmp_path)
+    before, after = load_model(source).network.state_dict(), load_state(tmp_path)["student"]
+    norms = {
+        f"{name}.{kind}"
+        for name, layer in load_model(source).network.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    }
+    for name, value in before.items():
+        if name not in norms:
+            assert torch.equal(value, after[f"segmenter.{name}"]), name
+    moved = [n for n in norms if not torch.equal(before[n], after[f"segmenter.{n}"])]
+    assert any(n.endswith(".weight") for n in moved)
 
 
 def compact_with_dropout(num_classes: int) -> Segmenter:
@@ -155,7 +173,7 @@ def running_statistics(weights: dict, prefix: str = "") -> dict[str, torch.Tenso
     }
 
 
-@pytest.mark.parametrize("mode", ["frozen", "adapt"])
+@pytest.mark.parametrize("mode", ["frozen", "target", "adapt"])
 def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
     adapt(root, source, small_config(num_steps=2, batch_norm=mode), tmp_path)
     state = load_state(tmp_path)
@@ -167,6 +185,21 @@ def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
     for name, value in before.items():
         assert torch.equal(student[name], teacher[name])
         assert torch.equal(value, student[name]) == (mode == "frozen"), name
+
+
+def test_target_statistics_are_of_weak_views_and_stay(root, source, tmp_path):
+    def statistics(steps, **changes):
+        config = small_config(num_steps=steps, evaluate_every=1, batch_norm="target", **changes)
+        folder = tmp_path / f"{steps}{len(changes)}"
+        adapt(root, source, config, folder)
+        return running_statistics(load_state(folder)["student"], "segmenter.")
+
+    one, two = statistics(1), statistics(2)
+    # the colours of the strong view play no part in them
+    plain = statistics(1, augment__jitter_probability=0.0, augment__blur_probability=0.0)
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+        assert torch.equal(value, plain[name]), name
 
 
 def test_statistics_are_the_mean_over_the_batches():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sfss_ray.train.losses import pair_loss, segmentation_loss
+from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
 
 
 def loss_by_the_formula(positive, negative, temperature, positive_valid, negative_valid):
@@ -119,3 +119,13 @@ def test_segmentation_loss_of_half_precision_is_float32():
     logits = torch.zeros(1, 3, 100, 100, dtype=torch.float16)
     loss = segmentation_loss(logits, torch.zeros(1, 100, 100).long(), torch.ones(1, 100, 100))
     assert loss.item() == pytest.approx(10_000 * math.log(3), rel=1e-5)
+
+
+def test_entropy_is_summed_over_pixels():
+    g = torch.Generator().manual_seed(4)
+    logits = 2 * torch.randn(2, 4, 3, 5, generator=g)
+    expected = torch.distributions.Categorical(logits=logits.permute(0, 2, 3, 1)).entropy().sum()
+    assert entropy_sum(logits).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert entropy_sum(torch.zeros(1, 4, 2, 2)).item() == pytest.approx(4 * math.log(4))
+    sure = torch.tensor([[60.0, 0.0, 0.0]])[..., None, None].half()
+    assert entropy_sum(sure).item() == pytest.approx(0.0, abs=1e-6)

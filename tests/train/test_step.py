@@ -8,6 +8,7 @@ from train_samples import CLASSES, colour_segmenter, drawn_batch, small_config
 from sfss_ray.config import TrainConfig
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.losses import pair_loss
+from sfss_ray.train.mask_vote import ClassPrior
 from sfss_ray.train.pairs import Pairs, PrototypePool
 from sfss_ray.train.pseudo_labels import ClassThresholds
 from sfss_ray.train.step import (
@@ -30,7 +31,11 @@ class Players:
         self.student = ContrastNet(colour_segmenter(), self.config)
         self.teacher = make_teacher(self.student)
         size, dim = self.config.pairs.bank_size, self.student.embedding_dim
-        self.memory = Memory(ClassThresholds(len(CLASSES)), PrototypeBank(len(CLASSES), size, dim))
+        self.memory = Memory(
+            ClassThresholds(len(CLASSES)),
+            ClassPrior(len(CLASSES)),
+            PrototypeBank(len(CLASSES), size, dim),
+        )
 
     def step(self, batch, step=6, seed=0):
         segmenter = self.student.segmenter
@@ -42,6 +47,12 @@ class Players:
         self.student.zero_grad(set_to_none=True)
         self.step(batch, **where)[0].backward()
         return [p.grad.clone() for p in self.student.parameters()]
+
+
+def look_at(players, weak):
+    ids = torch.zeros(len(weak), *weak.shape[-2:], dtype=torch.long)
+    segmenter, prior = players.student.segmenter, players.memory.prior
+    return teacher_look(players.teacher, segmenter, weak, ids, prior, players.config.loss)
 
 
 def close(ones, others) -> bool:
@@ -84,7 +95,7 @@ def test_segmentation_part_is_the_mean_over_kept_pixels():
     players = Players()
     batch = drawn_batch([0, 1])
     _, parts = players.step(batch)
-    look = teacher_look(players.teacher, players.student.segmenter, batch["weak"])
+    look = look_at(players, batch["weak"])
     thresholds = players.memory.thresholds.thresholds(0.5, 0.9)
     kept = look.confidence >= thresholds[look.labels]
     logits = F.interpolate(players.student(batch["strong"])[0], size=(64, 64), mode="bilinear")
@@ -98,7 +109,7 @@ def test_paper_like_weights_scale_the_loss():
     players = Players(loss__thresholds="paper_like", loss__confidence=0.9)
     batch = drawn_batch([0, 1])
     _, parts = players.step(batch)
-    look = teacher_look(players.teacher, players.student.segmenter, batch["weak"])
+    look = look_at(players, batch["weak"])
     share = (look.confidence >= 0.9).float().mean((1, 2))
     logits = F.interpolate(players.student(batch["strong"])[0], size=(64, 64), mode="bilinear")
     each = F.cross_entropy(logits, look.labels, reduction="none").mean((1, 2))
@@ -231,7 +242,7 @@ def test_the_bank_keeps_the_better_scored_masks():
     muddy[..., :32, 32:] = 0.8 * muddy[..., :32, :32] + 0.2 * muddy[..., 32:, :32]
     batch |= {"weak": muddy, "strong": muddy}  # the second quadrant is of class 0 too, but unsure
     players.step(batch)
-    look = teacher_look(players.teacher, players.student.segmenter, muddy)
+    look = look_at(players, muddy)
     vectors, classes, _ = players.memory.bank.contents()
     assert (look.probabilities[0, 0, 2, 10] > 0.5).item()
     torch.testing.assert_close(vectors[classes == 0][0], look.embeddings[0, :, 2, 2])

@@ -33,6 +33,13 @@ FROZEN = {
 }
 SCENARIOS = {
     "frozen": FROZEN | {"num_steps": 2},
+    "voted": FROZEN
+    | {
+        "num_steps": 2,
+        "loss__mask_vote": "pooled",
+        "loss__prior_power": 0.5,
+        "augment__class_mix": 0.7,
+    },
     "mlp": FROZEN | {"num_steps": 1, "loss__projection": "mlp"},
     "adapt": {"batch_norm": "adapt", "num_steps": 1},
     "some_without_masks": FROZEN | {"num_steps": 3},
@@ -139,7 +146,9 @@ def test_collectives_of_one_worker_are_the_identity():
     assert sum_over_workers(rows) is rows
 
 
-@pytest.mark.parametrize("name", ["frozen", "mlp", "some_without_masks", "all_without_masks"])
+@pytest.mark.parametrize(
+    "name", ["frozen", "voted", "mlp", "some_without_masks", "all_without_masks"]
+)
 def test_two_workers_learn_what_one_does(root, name):
     adapt_student(task_of(root, name), LocalRun(root / name / "one"))
     assert_states_close(root / name / "one", root / name / "rank0", tolerance=3e-5)

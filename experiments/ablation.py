@@ -1,0 +1,271 @@
+"""Every method of the field's tables on one pair, several seeds, one table.
+
+    python experiments/ablation.py --pair streets --seeds 3
+    python experiments/ablation.py --pair camvid_day2dusk --data DIR --seeds 3
+
+All rows start from the same source model and see the same images; they differ in the knobs below alone.
+Students are scored at their LAST step with labels that nothing else sees. A run that was done is not
+done again, one that was interrupted goes on. Writes ablation_PAIR.json, .md and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablation_rows import BASELINE, CEILING, ROWS, STATISTICS, Row
+from ablation_table import write_results
+from domain_pairs import DomainPair, camvid_day2dusk, streets
+
+from sfss_ray.cli import run_guarded
+from sfss_ray.config import Config, flatten, override
+from sfss_ray.errors import ConfigError
+from sfss_ray.run_folder import write_json
+
+SOURCE_STEPS = 3000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row, one seed."""
+
+    pair: DomainPair
+    row: Row
+    seed: int
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        return self.pair.folder / "runs" / self.row.key / f"seed{self.seed}"
+
+    @property
+    def config(self) -> Config:
+        return override(self.pair.config, {"seed": self.seed, **self.row.knobs})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: a finished run of another identity does not count."""
+        from sfss_ray.models.build import file_sha256
+
+        knobs = {k: v for k, v in flatten(self.config).items() if not k.startswith("compute.")}
+        source = file_sha256(self.pair.source_model)
+        return {
+            "regions": self.row.regions,
+            "source": source,
+            "images": len(self.pair.images),
+        } | knobs
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Adapt and score; returns what the table needs of this seed."""
+    import torch
+
+    torch.set_num_threads(1 if job.device == "cpu" else 4)
+    done = finished(job)
+    if done:
+        return done
+    if job.row == BASELINE:
+        networks, curve = {"student": source_network(job)}, []
+    elif job.row == STATISTICS:
+        networks, curve = {"student": with_target_statistics(job)}, []
+    elif job.row == CEILING:
+        return keep(job, ceiling(job))
+    else:
+        networks, curve = adapted(job)
+    return keep(job, scores(job, networks, curve))
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    import json
+
+    path = job.folder / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["identity"] == job.identity else None
+
+
+def keep(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    result = {"seed": job.seed, **result, "identity": job.identity}
+    write_json(job.folder / "result.json", result)
+    return result
+
+
+def examination(job: Job) -> Any:
+    from sfss_ray.evaluation.evaluate import Examination
+
+    return Examination(job.pair.classes, job.pair.val, config=job.config.evaluation)
+
+
+def scores(job: Job, networks: dict[str, Any], curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """mIoU of student and teacher at the last step, of the student at its best one, per class."""
+    exam = examination(job)
+    student = exam.score(networks["student"])
+    teacher = exam.score(networks["teacher"]) if "teacher" in networks else student
+    seen = [point["val_miou"] for point in curve if "val_miou" in point]
+    return {
+        "student_last": student.miou,
+        "student_best": max([*seen, student.miou]),
+        "teacher_last": teacher.miou,
+        "per_class": student.as_dict()["per_class"],
+        "steps": job.config.train.num_steps if curve else 0,
+        "curve": [
+            {k: p[k] for k in ("step", "val_miou", "kept", "reliable") if k in p} for p in curve
+        ],
+    }
+
+
+def source_network(job: Job) -> Any:
+    from sfss_ray.models.build import load_model
+
+    return load_model(job.pair.source_model, job.device).network
+
+
+def with_target_statistics(job: Job) -> Any:
+    """The source model with BatchNorm statistics of target images, nothing else."""
+    import torch
+
+    from sfss_ray.train.adaptation import estimate_statistics
+    from sfss_ray.train.loop import to_device
+    from sfss_ray.train.samples import TargetSamples, step_loader
+
+    network, train = source_network(job), job.config.train
+    samples = TargetSamples(job.pair.images, None, train.augment, job.seed)
+    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size, 0, 1, 0)
+    device = torch.device(job.device)
+    estimate_statistics(network.train(), (to_device(b, device)["weak"] for b in batches))
+    return network.eval()
+
+
+def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Student and teacher of the last step, and the curve of the student."""
+    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.run import LocalRun, load_state, read_progress
+
+    masks = job.pair.masks(job.row.regions or "felzenszwalb")
+    task = AdaptationTask(job.pair.source_model, job.pair.images, masks, job.config)
+    forget_other_runs(job)
+    adapt_student(task, LocalRun(job.folder, job.device), examination(job))
+    state = load_state(job.folder)
+    networks = {}
+    for name in ("student", "teacher"):
+        networks[name] = source_network(job)
+        prefix = "segmenter."
+        networks[name].load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state[name].items() if k.startswith(prefix)}
+        )
+    return networks, read_progress(job.folder)
+
+
+def forget_other_runs(job: Job) -> None:
+    """Remove what a run with other knobs left here, so that it is not gone on with."""
+    import json
+    import shutil
+
+    note = job.folder / "identity.json"
+    if job.folder.exists() and not (
+        note.exists() and json.loads(note.read_text()) == json.loads(json.dumps(job.identity))
+    ):
+        shutil.rmtree(job.folder)
+    write_json(note, job.identity)
+
+
+def ceiling(job: Job) -> dict[str, Any]:
+    """The source model trained on with labels of the target, on images that are not scored.
+
+    Where scored images are the target images themselves, two halves in time take turns.
+    """
+    import numpy as np
+
+    from sfss_ray.evaluation.evaluate import Examination
+    from sfss_ray.evaluation.metrics import ConfusionMatrix
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.run import LocalRun, load_state
+
+    total = ConfusionMatrix(len(job.pair.classes))
+    for number, (train, val) in enumerate(job.pair.labelled_folds()):
+        folder = job.folder / f"fold{number}"
+        task = PretrainingTask(train, job.pair.classes, job.config, start=job.pair.source_model)
+        pretrain(task, LocalRun(folder, job.device))
+        network = source_network(job)
+        network.load_state_dict(load_state(folder)["student"])
+        exam = Examination(job.pair.classes, val, config=job.config.evaluation)
+        total.counts += exam.matrix(network.eval()).counts
+    per_class = [None if np.isnan(v) else float(v) for v in total.iou()]
+    miou = total.miou()
+    return {
+        "student_last": miou,
+        "student_best": miou,
+        "teacher_last": miou,
+        "per_class": per_class,
+        "steps": job.config.pretrain.num_steps,
+        "curve": [],
+    }
+
+
+def make_pair(arguments: argparse.Namespace) -> DomainPair:
+    folder = arguments.work / arguments.pair
+    if arguments.pair == "streets":
+        return streets(folder)
+    if arguments.data is None:
+        raise ConfigError(
+            "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
+        )
+    return camvid_day2dusk(folder, arguments.data, camvid_source(folder, arguments.data))
+
+
+def camvid_source(folder: Path, data: Path) -> Path:
+    """The source model: trained from random weights on the labelled day frames, once."""
+    from camvid_day2dusk import DAY, arrange, make_config
+
+    from sfss_ray import pretrain_source
+
+    config = make_config(argparse.Namespace(seed=0, source_steps=SOURCE_STEPS, steps=1))
+    day = arrange(data, folder / "day", DAY)
+    return pretrain_source(*day, folder / "source", classes="camvid-11", config=config).model
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the pair and its masks, run what is missing, write the table after every result."""
+    pair = make_pair(arguments)
+    rows = [row for row in ROWS if not arguments.rows or row.key in arguments.rows]
+    for regions in {row.regions for row in rows if row.regions}:
+        print(f"masks: {regions}", flush=True)
+        pair.masks(regions)
+    device = arguments.device
+    jobs = [Job(pair, row, seed, device) for seed in range(arguments.seeds) for row in rows]
+    results: dict[str, list[dict[str, Any]]] = {row.key: [] for row in rows}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        waiting = {pool.submit(run_job, job): job for job in jobs}
+        for number, future in enumerate(as_completed(waiting), start=1):
+            job, result = waiting[future], future.result()
+            results[job.row.key].append(result)
+            what = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"
+            score = f"student {result['student_last']:.1f}"
+            print(f"{number}/{len(jobs)} {what}: {score}", flush=True)
+            write_results(pair, rows, results, arguments.results)
+    print((arguments.results / f"ablation_{pair.name}.md").read_text())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
+    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--rows", nargs="*", choices=[row.key for row in ROWS], help="default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    sys.exit(run_guarded(lambda: run(arguments)))

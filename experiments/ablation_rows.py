@@ -1,0 +1,93 @@
+"""The rows of the ablation: what each method changes against plain self-training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+CONTRAST = {"train.loss.contrast_weight": 0.1, "train.loss.temperature": 0.1}
+NO_BANK = {"train.pairs.bank_size": 0}
+VOTE = {
+    "train.loss.mask_vote": "pooled",
+    "train.loss.vote_weight": 0.5,
+    "train.loss.prior_power": 0.25,
+}
+USER_REGIONS = "felzenszwalb"  # what anybody can have without SAM weights
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method: its name in tables, the masks it sees, and its knobs."""
+
+    key: str
+    name: str
+    regions: str = ""
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+
+BASELINE = Row("source_only", "source-only")
+STATISTICS = Row("batch_norm", "BatchNorm statistics only")
+CEILING = Row("ceiling", "trained with target labels (ceiling)")
+
+_SELF_TRAINING = (
+    Row(
+        "tent",
+        "entropy minimisation (TENT)",
+        "",
+        {
+            "train.batch_norm": "adapt",
+            "train.loss.label_space": "entropy",
+            "train.optim.trainable": "norm",
+            "train.augment.jitter_probability": 0.0,
+            "train.augment.grey_probability": 0.0,
+            "train.augment.blur_probability": 0.0,
+        },
+    ),
+    Row("self_training", "self-training (A1)"),
+)
+_LABEL_SPACE = (
+    Row(
+        "majority_vote",
+        "A1 + majority vote in masks",
+        USER_REGIONS,
+        {"train.loss.mask_vote": "majority"},
+    ),
+    Row("pooled_vote", "A1 + pooled vote", USER_REGIONS, VOTE),
+)
+_CONTRAST = (
+    Row(
+        "pixel_contrast",
+        "A1 + contrast without masks",
+        "",
+        CONTRAST | NO_BANK | {"train.loss.region_source": "pseudo_labels"},
+    ),
+    Row(
+        "instance",
+        "A1 + L_ins",
+        USER_REGIONS,
+        CONTRAST | NO_BANK | {"train.loss.instance_share": 1.0},
+    ),
+    Row(
+        "class",
+        "A1 + L_cls",
+        USER_REGIONS,
+        CONTRAST | NO_BANK | {"train.loss.instance_share": 0.0},
+    ),
+    Row("both", "A1 + L_ins + L_cls", USER_REGIONS, CONTRAST | NO_BANK),
+    Row("bank", "A1 + L_ins + L_cls + bank", USER_REGIONS, CONTRAST),
+    Row("bank_ground_truth", "A1 + L_ins + L_cls + bank", "ground_truth", CONTRAST),
+)
+_FULL_NAME = "full method (contrast + bank + pooled vote)"
+_FULL = (
+    Row("full_felzenszwalb", _FULL_NAME, "felzenszwalb", CONTRAST | VOTE),
+    Row("full_small_sam", _FULL_NAME, "small_sam", CONTRAST | VOTE),
+    Row("full_random", _FULL_NAME, "random", CONTRAST | VOTE),
+    # True regions join nothing, so each speaks with one voice.
+    Row(
+        "full_ground_truth",
+        _FULL_NAME,
+        "ground_truth",
+        CONTRAST | VOTE | {"train.loss.vote_weight": 1.0},
+    ),
+)
+ROWS = (BASELINE, STATISTICS, *_SELF_TRAINING, *_LABEL_SPACE, *_CONTRAST, *_FULL, CEILING)

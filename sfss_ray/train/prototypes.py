@@ -1,0 +1,79 @@
+"""Prototypes of a step's reliable masks, of all workers: gathered, pooled with the bank, remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfss_ray.train.bank import PrototypeBank
+from sfss_ray.train.collective import gather_rows
+from sfss_ray.train.pairs import MaskTable, PrototypePool
+
+KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + its index
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """Reliable masks of this step, of all workers, in the order of (rank, image, mask)."""
+
+    vectors: Tensor
+    classes: Tensor
+    images: Tensor
+    keys: Tensor
+    scores: Tensor
+
+
+def gather_prototypes(tables: list[MaskTable], batch: Mapping[str, Tensor]) -> Prototypes:
+    """Reliable masks of the tables of a worker's images, together with those of the other workers."""
+    vectors, facts, scores = [], [], []
+    for table, image, number in zip(tables, batch["image"], batch["number"], strict=True):
+        chosen = table.reliable.nonzero()[:, 0]
+        vectors.append(table.prototype[chosen])
+        facts.append(
+            torch.stack(
+                [
+                    table.label[chosen],
+                    image.to(chosen.device).expand(len(chosen)),
+                    number.to(chosen.device) * KEYS_PER_SAMPLE + chosen,
+                ],
+                1,
+            )
+        )
+        scores.append((table.purity * table.confidence)[chosen])
+    gathered = gather_rows(torch.cat(facts))
+    return Prototypes(
+        gather_rows(torch.cat(vectors)),
+        gathered[:, 0],
+        gathered[:, 1],
+        gathered[:, 2],
+        gather_rows(torch.cat(scores)),
+    )
+
+
+def pool_with_bank(fresh: Prototypes, bank: PrototypeBank, num_classes: int) -> PrototypePool:
+    """What anchors of this step may be contrasted with: this step's masks and the bank's."""
+    old_vectors, old_classes, old_images = bank.contents()
+    return PrototypePool.build(
+        torch.cat([fresh.vectors, old_vectors]),
+        torch.cat([fresh.classes, old_classes]),
+        torch.cat([fresh.images, old_images]),
+        torch.cat([fresh.keys, torch.full_like(old_images, -1)]),
+        num_classes,
+    )
+
+
+def remember(bank: PrototypeBank, fresh: Prototypes, per_image: int) -> None:
+    """Write at most `per_image` best-scored prototypes of each (image, class) to the bank."""
+    if not bank.size or not len(fresh.keys):
+        return
+    order = (-fresh.scores).argsort(stable=True)
+    group = (fresh.keys // KEYS_PER_SAMPLE) * len(bank.written) + fresh.classes
+    order = order[group[order].argsort(stable=True)]
+    _, size = group[order].unique_consecutive(return_counts=True)
+    rank = torch.arange(len(order), device=order.device)
+    rank = rank - (size.cumsum(0) - size).repeat_interleave(size)
+    kept = order[rank < per_image].sort().values  # back to (rank, image, mask) order
+    bank.write(fresh.vectors[kept], fresh.classes[kept], fresh.images[kept])
