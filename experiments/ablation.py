@@ -254,18 +254,23 @@ def run(arguments: argparse.Namespace) -> None:
     print((arguments.results / f"ablation_{pair.name}.md").read_text())
 
 
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name a pair and where things go."""
+    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
+    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+
+
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
-    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    add_pair_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--rows", nargs="*", choices=[row.key for row in ROWS], help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     sys.exit(run_guarded(lambda: run(arguments)))
