@@ -40,7 +40,6 @@ from sfss_ray.streets.default import (
 )
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
-STREETS_TARGET_IMAGES = 600
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -83,7 +82,7 @@ class DomainPair:
 
     def masks(self, regions: str) -> Path:
         """Folder of masks of all target images by a region source; made when it is not there."""
-        folder = self.folder / "masks" / regions
+        folder = self.folder / "masks" / f"{regions}-{len(self.images)}"
         shard = folder / "masks-0.parquet"
         if not shard.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,12 +119,12 @@ def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
     return KDTree(points).query(pixels)[1].reshape(height, width) + 1
 
 
-def streets(folder: Path) -> DomainPair:
+def streets(folder: Path, target_images: int = 600) -> DomainPair:
     """Drawn scenes; target labels are drawn again from the seed when a row asks for them."""
     from sfss_ray.streets.scenes import write_streets
 
     target, val = folder / "target", folder / "val"
-    write_streets(target, "camera", TARGET_SEED, STREETS_TARGET_IMAGES, with_labels=False)
+    write_streets(target, "camera", TARGET_SEED, target_images, with_labels=False)
     write_streets(val, "camera", VAL_SEED, VAL_IMAGES)
     config = override(
         embedded_config(),
