@@ -202,7 +202,7 @@ def run(arguments: argparse.Namespace) -> None:
     table = []
     for regions in arguments.regions:
         print(f"pairs of {regions} regions", flush=True)
-        table.append(measure(pair, regions, arguments.images))
+        table.append(measure(pair, regions, arguments.judged))
     arguments.results.mkdir(parents=True, exist_ok=True)
     stem = arguments.results / f"pair_quality_{pair.name}"
     write_json(stem.with_suffix(".json"), table)
@@ -217,6 +217,6 @@ if __name__ == "__main__":
     )
     add_pair_options(parser)
     parser.add_argument("--regions", nargs="*", choices=REGIONS, default=list(REGIONS))
-    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--judged", type=int, default=60, help="images to look at")
     arguments = parser.parse_args()
     sys.exit(run_guarded(lambda: run(arguments)))
