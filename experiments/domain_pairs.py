@@ -166,7 +166,7 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
 
     images, labels = arrange(data, folder / "dusk", DUSK)
     steps = 300
-    base = make_config(argparse.Namespace(seed=0, source_steps=0, steps=steps))
+    base = make_config(argparse.Namespace(seed=0, source_steps=1, steps=steps))
     val = tuple(pair_labels(images, labels))
     return DomainPair(
         "camvid_day2dusk",
