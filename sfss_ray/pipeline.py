@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import time
@@ -296,6 +297,9 @@ def _report(
     for name, network in networks.items():
         progress(f"evaluating {name}")
         scores[name] = examination.score(network)
+        if name == SOURCE_ONLY:
+            share = scores[name].class_share
+            examination = dataclasses.replace(examination, source_share=share)
     strips = _strips(inputs, prepared, networks, folder, config, progress)
     seconds = {"masks": masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started

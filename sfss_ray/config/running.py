@@ -80,7 +80,13 @@ class TuneConfig:
     reduction_factor: int = 3
     """ASHA keeps one of so many trials at each look."""
     score: Literal[
-        "auto", "mask_information", "agreement", "entropy", "neighbourhood_density", "val_miou"
+        "auto",
+        "mask_information",
+        "balanced_mask_information",
+        "agreement",
+        "entropy",
+        "neighbourhood_density",
+        "val_miou",
     ] = "auto"
     """auto: val_miou (an oracle: needs target labels) when labels are given, else mask_information.
     The others need no labels either; see experiments/results for how they rank students."""
