@@ -96,7 +96,11 @@ class DrawnMasks:
 
 
 def draw_masks(
-    seen: tuple[int, int], points_per_side: int, side: int = 256, device: str = "cpu"
+    seen: tuple[int, int],
+    points_per_side: int,
+    side: int = 256,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> DrawnMasks:
     """Objects in the part `seen` (h, w, in low-resolution pixels) that is not padding.
 
@@ -104,7 +108,7 @@ def draw_masks(
     ellipses with waves. A point shows the smallest, middle and largest object under it, or the
     nearest one. Qualities: PASSING of them, at random, are above .88.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side].astype(np.float32)
     objects = np.stack([_draw_object(rng, y, x, seen) for _ in range(OBJECTS)])
     grid = (np.arange(points_per_side) + 0.5) / points_per_side
