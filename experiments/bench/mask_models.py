@@ -179,6 +179,18 @@ def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
     return Decoder
 
 
+class DrawnPoints:
+    """Takes the place of our decoders at no cost: drawn logits and drawn qualities."""
+
+    def __init__(self, drawn: DrawnMasks) -> None:
+        self.drawn = drawn
+
+    def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
+        shown, quality = self.drawn.next(len(points))
+        kept = torch.nonzero(quality.flatten() > (min_quality or 0))[:, 0]
+        return DecodedPoints(quality, kept, self.drawn.objects[shown.flatten()[kept]])
+
+
 class NoEncoder(nn.Module):
     """An image encoder that costs nothing: a constant embedding."""
 
