@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.cli import describe, run_guarded
-from sfss_ray.config import PRESETS, Config, load_config, override
+from sfss_ray.config import PRESETS, PROTOCOLS, Config, load_config, override
 from sfss_ray.errors import ConfigError, DataError
 
 _NETWORK_INPUT = 1024
@@ -67,7 +67,7 @@ def _add_run(group: Any, recipe: Recipe) -> None:
     )
     group.add_argument(
         "--protocol",
-        choices=tuple(PRESETS),
+        choices=PROTOCOLS,
         help="the field's values for a CNN or a transformer (with your data; default: the package's)",
     )
     group.add_argument("--output", type=Path, default=recipe.output, help="default: %(default)s")

@@ -6,7 +6,7 @@ all go through it.
 """
 
 from sfss_ray.config.masks import MaskConfig
-from sfss_ray.config.presets import PRESETS, find_preset
+from sfss_ray.config.presets import PRESETS, PROTOCOLS, find_preset
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import (
     AugmentConfig,
@@ -20,6 +20,7 @@ from sfss_ray.config.tree import Config, differences, flatten, load_config, over
 
 __all__ = [
     "PRESETS",
+    "PROTOCOLS",
     "AugmentConfig",
     "ComputeConfig",
     "Config",
