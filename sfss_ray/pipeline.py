@@ -34,7 +34,8 @@ from sfss_ray.train.launch import (
     run_record,
     run_training,
 )
-from sfss_ray.tune.search import SearchResult, run_search, score_name
+from sfss_ray.tune.scores import score_name
+from sfss_ray.tune.search import SearchResult, run_search
 from sfss_ray.tune.summary import describe_search
 from sfss_ray.version import __version__
 
@@ -344,12 +345,25 @@ def _describe(
             "images": len(prepared.labelled),
             "used_for": "choosing (oracle)" if oracle else "reporting only",
         },
-        "rows": [{"name": name} | score.as_dict() for name, score in scores.items()],
+        "rows": _rows(scores, trained),
         "curves": [{"name": ADAPTED, "points": trained.curve}],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "config": flatten(config),
     }
     return report | (describe_search(search) if search else {})
+
+
+def _rows(scores: dict[str, Score], trained: TrainResult) -> list[dict[str, Any]]:
+    """Scores side by side; agreement is the last look's, as a student's file has no teacher in it."""
+    from sfss_ray.evaluation.scores import lost_variety
+
+    rows = {name: {"name": name} | score.as_dict() for name, score in scores.items()}
+    agreement = trained.curve[-1].get("agreement") if trained.curve else None
+    rows[ADAPTED]["agreement"] = agreement
+    source, adapted = scores[SOURCE_ONLY], scores[ADAPTED]
+    if adapted.held_out_images:
+        rows[ADAPTED]["collapsed"] = lost_variety(adapted.variety, source.variety)
+    return list(rows.values())
 
 
 def _strips(

@@ -34,8 +34,8 @@ from sfss_ray.train.teacher import make_teacher, update_teacher, warm_up_momentu
 
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
-Watch = Callable[[Segmenter], dict[str, float]]
-"""Looks at the student now and then; what it sees is reported, never learnt from."""
+Watch = Callable[[Segmenter, Segmenter], dict[str, float]]
+"""Looks at student and teacher now and then; what it sees is reported, never learnt from."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
         return parts
 
     def observe() -> dict[str, float]:
-        return watch(players.student.segmenter.eval()) if watch else {}
+        student, teacher = players.student.segmenter.eval(), players.teacher.segmenter
+        return watch(student, teacher) if watch else {}
 
     def state(step: int) -> dict[str, Any]:
         last_saved[0] = step

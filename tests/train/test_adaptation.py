@@ -127,8 +127,9 @@ def test_a_finished_run_is_left_as_it_is(root, source, tmp_path):
 def test_watching_is_reported_and_changes_nothing(root, source, tmp_path):
     seen = []
 
-    def watch(network):
-        assert not any(m.training for m in network.modules())
+    def watch(network, teacher):
+        assert not any(m.training for m in [*network.modules(), *teacher.modules()])
+        assert network is not teacher
         torch.rand(7)  # a watch may draw random numbers
         seen.append(network)
         return {"score": 0.25}
@@ -156,7 +157,7 @@ def test_a_source_model_with_nan_is_refused_in_one_line(root, tmp_path, capfd, r
 def test_a_later_nan_keeps_the_last_checkpoint(root, source, tmp_path):
     config = small_config(num_steps=4, evaluate_every=2, optim__optimizer="sgd")
 
-    def poison(network):
+    def poison(network, teacher):
         torch.nn.init.constant_(network.classifier.bias, torch.nan)
         return {}
 
