@@ -40,7 +40,6 @@ from sfss_ray.streets.default import (
 )
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
-STREETS_TARGET_IMAGES = 600
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -66,13 +65,15 @@ class DomainPair:
 
         Where the scored images are the target images themselves, their halves in time take turns.
         """
-        if {item.image_id for item in self.val} != {file.image_id for file in self.images}:
+        if self.name == "streets":
             return [(self.labelled_target(), self.val)]
         half = len(self.val) // 2
         return [(self.val[:half], self.val[half:]), (self.val[half:], self.val[:half])]
 
     def labelled_target(self) -> tuple[LabelledImage, ...]:
-        """The target images with labels (streets): as many scenes as are adapted to, drawn again."""
+        """The target images with labels: CamVid's are scored too, drawn ones are drawn again."""
+        if self.name != "streets":
+            return self.val
         from sfss_ray.streets.scenes import write_streets
 
         labelled = self.folder / "labelled_target"
@@ -81,7 +82,7 @@ class DomainPair:
 
     def masks(self, regions: str) -> Path:
         """Folder of masks of all target images by a region source; made when it is not there."""
-        folder = self.folder / "masks" / regions
+        folder = self.folder / "masks" / f"{regions}-{len(self.images)}"
         shard = folder / "masks-0.parquet"
         if not shard.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,12 +119,12 @@ def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
     return KDTree(points).query(pixels)[1].reshape(height, width) + 1
 
 
-def streets(folder: Path) -> DomainPair:
+def streets(folder: Path, target_images: int = 600) -> DomainPair:
     """Drawn scenes; target labels are drawn again from the seed when a row asks for them."""
     from sfss_ray.streets.scenes import write_streets
 
     target, val = folder / "target", folder / "val"
-    write_streets(target, "camera", TARGET_SEED, STREETS_TARGET_IMAGES, with_labels=False)
+    write_streets(target, "camera", TARGET_SEED, target_images, with_labels=False)
     write_streets(val, "camera", VAL_SEED, VAL_IMAGES)
     config = override(
         embedded_config(),
