@@ -119,11 +119,12 @@ class Judge:
 
 def spearman(ones: list[float], others: list[float]) -> float:
     """Rank correlation; NaN where one of the two does not vary."""
-    from scipy.stats import spearmanr
+    import numpy as np
+    from scipy.stats import rankdata
 
     if len(set(ones)) < 2 or len(set(others)) < 2:
         return float("nan")
-    return float(spearmanr(ones, others)[0])
+    return float(np.corrcoef(rankdata(ones), rankdata(others))[0, 1])
 
 
 def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
