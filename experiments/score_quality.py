@@ -24,6 +24,7 @@ from domain_pairs import DomainPair, camvid_day2dusk, streets
 from score_trials import NAMES, TrialPlan, held_out, networks, plans, train
 
 from sfss_ray.cli import run_guarded
+from sfss_ray.config import flatten
 from sfss_ray.errors import ConfigError
 from sfss_ray.run_folder import write_json
 
@@ -118,11 +119,12 @@ class Judge:
 
 def spearman(ones: list[float], others: list[float]) -> float:
     """Rank correlation; NaN where one of the two does not vary."""
-    from scipy.stats import spearmanr
+    import numpy as np
+    from scipy.stats import rankdata
 
     if len(set(ones)) < 2 or len(set(others)) < 2:
         return float("nan")
-    return float(spearmanr(ones, others)[0])
+    return float(np.corrcoef(rankdata(ones), rankdata(others))[0, 1])
 
 
 def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -242,7 +244,9 @@ def run(arguments: argparse.Namespace) -> None:
         scores = judge.trial(plan)
         variety = [Variety(s["predicted_classes"], s["class_entropy"]) for s in (scores, source)]
         entropy_loss = plan.config.train.loss.label_space == "entropy"
-        facts = {"trial": plan.number, "entropy_loss": entropy_loss, "knobs": plan.knobs}
+        config = flatten(plan.config)
+        knobs = {name: config[name] for name in NAMES}
+        facts = {"trial": plan.number, "entropy_loss": entropy_loss, "knobs": knobs}
         trials.append(facts | scores | {"collapsed": lost_variety(*variety)})
         print(f"trial {plan.number}: mIoU {scores['miou']:.1f}", flush=True)
     print(write_results(pair, source, trials, arguments.results))

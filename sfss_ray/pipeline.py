@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import functools
 import time
@@ -298,8 +297,8 @@ def _report(
         progress(f"evaluating {name}")
         scores[name] = examination.score(network)
         if name == SOURCE_ONLY:
-            share = scores[name].class_share
-            examination = dataclasses.replace(examination, source_share=share)
+            examination = examination.beside(scores[name])
+            scores[name] = examination.completed(scores[name], network)
     strips = _strips(inputs, prepared, networks, folder, config, progress)
     seconds = {"masks": masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started

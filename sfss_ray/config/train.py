@@ -199,6 +199,9 @@ class TrainConfig:
     """Autocast of the networks; losses always run in float32."""
     channels_last: bool = False
     """Memory layout of the networks; faster on most GPUs with bf16."""
+    compile: bool = False
+    """torch.compile the student: the first steps take a minute or more, the rest are faster on most
+    GPUs. Needs a C++ compiler on the CPU; rounding differs."""
     evaluate_every: int = 500
     """Steps between two looks at the held-out images (and checkpoints)."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,15 @@ class Examination:
             class_share=share,
             **values,
         )
+
+    def beside(self, source: Score) -> Examination:
+        """The same examination for students of a scored source model."""
+        return replace(self, source_share=source.class_share)
+
+    def completed(self, score: Score, network: Segmenter) -> Score:
+        """A score that was made before `source_share` was known, with what needs it."""
+        again = replace(self, labelled=()).score(network)
+        return replace(score, balanced_mask_information=again.balanced_mask_information)
 
     def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
         """One confusion matrix over all labelled images, at the labels' own size."""

@@ -214,7 +214,7 @@ def worth(name: str, value: float) -> float:
 def entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy in nats of each row of counts (K, C); an empty row has 0."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
-    return -(share * np.log(np.maximum(share, 1e-12))).sum(1)
+    return 0.0 - (share * np.log(np.maximum(share, 1e-12))).sum(1)
 
 
 def predicted_classes(total: np.ndarray, least_share: float = 1e-3) -> int:

@@ -40,7 +40,7 @@ def score_name(config: TuneConfig, labelled: bool) -> str:
             f" one that needs no labels: {', '.join(SCORES)}"
         )
     if config.score == "auto":
-        return "val_miou" if labelled else "mask_information"
+        return "val_miou" if labelled else "balanced_mask_information"
     return config.score
 
 

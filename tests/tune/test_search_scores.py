@@ -134,6 +134,7 @@ def test_failed_and_stopped_trials_do_not_win():
 
 def test_scores_are_resolved_and_refused_before_anything_runs():
     assert score_name(TuneConfig(), labelled=True) == "val_miou"
+    assert score_name(TuneConfig(), labelled=False) == "balanced_mask_information"
     assert score_name(TuneConfig(score="agreement"), labelled=True) == "agreement"
     with pytest.raises(ConfigError, match="no val_images and val_labels"):
         score_name(TuneConfig(score="val_miou"), labelled=False)
