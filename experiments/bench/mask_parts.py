@@ -156,9 +156,7 @@ def _compare(sam: Sam, image: np.ndarray, settings: dict[str, Any], device: str)
         1.0 if a["segmentation"] == b["segmentation"] else _iou(a, b)
         for a, b in zip(stock, ours, strict=False)
     ]
-    identical = [
-        a["segmentation"] == b["segmentation"] for a, b in zip(stock, ours, strict=False)
-    ]
+    identical = [a["segmentation"] == b["segmentation"] for a, b in zip(stock, ours, strict=False)]
     return {
         "stock_masks": len(stock),
         "our_masks": len(ours),
@@ -354,7 +352,11 @@ def batch_memory(who: str) -> dict[str, Any]:
     """Extra peak memory of one batch of 64 points at 2048x1024, ViT-B, in a process of its own."""
     command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
     )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -381,7 +383,7 @@ def batch_memory_here(who: str) -> dict[str, Any]:
 
 
 def _peak_kib(forget: bool = False) -> int:
-    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew from the present."""
+    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew."""
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()

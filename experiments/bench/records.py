@@ -33,9 +33,7 @@ def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any
     return time.perf_counter() - start, result
 
 
-def median_seconds(
-    work: Callable[[], Any], repeats: int, device: str = "cpu"
-) -> tuple[float, Any]:
+def median_seconds(work: Callable[[], Any], repeats: int, device: str = "cpu") -> tuple[float, Any]:
     """The median of a few calls, and the last result."""
     runs = [seconds_of(work, device) for _ in range(repeats)]
     return median(seconds for seconds, _ in runs), runs[-1][1]

@@ -136,9 +136,7 @@ def find_candidates(
     return _join(batches)
 
 
-def _batches(
-    sam: Sam, n_points: int, most_points: int, dtype: torch.dtype
-) -> Iterator[slice]:
+def _batches(sam: Sam, n_points: int, most_points: int, dtype: torch.dtype) -> Iterator[slice]:
     if sam.device.type == "cpu":
         h, w = sam.prompt_encoder.image_embedding_size
         key_bytes = dtype.itemsize * h * w * sam.prompt_encoder.embed_dim
