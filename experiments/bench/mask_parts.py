@@ -383,7 +383,7 @@ def batch_memory_here(who: str) -> dict[str, Any]:
 
 
 def _peak_kib(forget: bool = False) -> int:
-    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew from the present."""
+    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew."""
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()

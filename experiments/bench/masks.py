@@ -1,6 +1,6 @@
 """Our automatic mask generator beside segment_anything's own: the same masks, time, memory.
 
-    OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR [--parts same post ...] [--device cuda]
+    OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR [--parts ...] [--device cuda]
 
 One compute thread. Writes results/masks_DEVICE.md and .json; parts that are not asked for keep the
 rows of earlier runs. See the text in the table for what is simulated.
@@ -60,8 +60,9 @@ def measurements(
         every.append(("image", f"{kind} {who} {batch}", work))
     every.append(("small", "480x360", lambda: small_image(options)))
     if options.device == "cpu":
-        for who in ("stock", "fp32", "bf16"):
-            every.append(("memory", who, lambda who=who: batch_memory(who)))
+        every += [
+            ("memory", who, lambda who=who: batch_memory(who)) for who in ("stock", "fp32", "bf16")
+        ]
     every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
     for part, name, work in every:
         if part in parts and only in name:

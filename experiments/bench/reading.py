@@ -34,7 +34,7 @@ from sfss_ray.masks.store import MaskStore, write_shard
 
 SIZE = (1024, 2048)
 MASKS = 120
-IMAGES = 16  # in the file whose size is taken
+IMAGES = 4  # in the file whose size is taken
 CROP = AugmentConfig(crop_size=(640, 640))
 
 
