@@ -119,7 +119,7 @@ def score(segment: Segmenter, frames: list[tuple[np.ndarray, np.ndarray]]) -> di
     maps = [segment(image) for image, _ in frames]
     seconds = time.process_time() - start
     found = [counts_of(ids, labels) for ids, (_, labels) in zip(maps, frames, strict=True)]
-    pixels, right = (sum(one[name] for one in found) for name in ("pixels", "right"))
+    pixels, right = (np.sum([one[name] for one in found], axis=0) for name in ("pixels", "right"))
     present = pixels > 0
     met, edges = (sum(one[name] for one in found) for name in ("met", "edges"))
     return {

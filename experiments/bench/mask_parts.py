@@ -171,7 +171,8 @@ def _compare(sam: Sam, image: np.ndarray, settings: dict[str, Any], device: str)
 
 
 def _iou(a: dict[str, Any], b: dict[str, Any]) -> float:
-    return float(coco.iou([a["segmentation"]], [b["segmentation"]], [0])[0, 0])
+    overlaps = np.asarray(coco.iou([a["segmentation"]], [b["segmentation"]], [0]))
+    return float(overlaps[0, 0])
 
 
 def _summed(seen: list[dict[str, Any]]) -> dict[str, Any]:
