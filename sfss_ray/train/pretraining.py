@@ -29,7 +29,6 @@ from sfss_ray.train.losses import segmentation_loss
 from sfss_ray.train.run import Run
 from sfss_ray.train.samples import LabelledSamples, step_loader
 
-
 Watch = Callable[[Segmenter], dict[str, float]]
 """Looks at the network now and then; what it sees is reported, never learnt from."""
 
