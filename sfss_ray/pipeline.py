@@ -18,6 +18,7 @@ from sfss_ray.data.folders import (
     list_images,
     read_image,
 )
+from sfss_ray.evaluation.scores import lost_variety
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
@@ -186,8 +187,8 @@ def tune_hyperparameters(
 
     Masks are made once; every trial trains a student on them; the best values go to
     best_config.json and into a last training, whose student is the result. Without labels trials
-    are compared by mask_information. With labels they are compared by mIoU on them, which no
-    source-free user has: the output then says `oracle`.
+    are compared by balanced_mask_information. With labels they are compared by mIoU on them, which
+    no source-free user has: the output then says `oracle`.
 
     Arguments, results and errors are those of `adapt`; `config.tune` says how long and how wide.
     """
@@ -358,14 +359,11 @@ def _describe(
 
 def _rows(scores: dict[str, Score], trained: TrainResult) -> list[dict[str, Any]]:
     """Scores side by side; agreement is the last look's, as a student's file has no teacher in it."""
-    from sfss_ray.evaluation.scores import lost_variety
-
     rows = {name: {"name": name} | score.as_dict() for name, score in scores.items()}
-    agreement = trained.curve[-1].get("agreement") if trained.curve else None
-    rows[ADAPTED]["agreement"] = agreement
-    source, adapted = scores[SOURCE_ONLY], scores[ADAPTED]
-    if adapted.held_out_images:
-        rows[ADAPTED]["collapsed"] = lost_variety(adapted.variety, source.variety)
+    rows[ADAPTED]["agreement"] = trained.curve[-1].get("agreement") if trained.curve else None
+    if scores[ADAPTED].held_out_images:
+        lost = lost_variety(scores[ADAPTED].variety, scores[SOURCE_ONLY].variety)
+        rows[ADAPTED]["collapsed"] = lost
     return list(rows.values())
 
 
