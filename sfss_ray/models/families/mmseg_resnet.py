@@ -24,7 +24,7 @@ from sfss_ray.models.families.recognised import Recognised
 _FIRST_OF_HEAD = "aspp_modules.0.conv.weight"
 
 
-def mmseg_resnet(state: State, content: Any) -> Recognised | None:
+def dilated_resnet_of_mmseg(state: State, content: Any) -> Recognised | None:
     """`backbone.layer1-4` with `decode_head.aspp_modules`; None for other backbones and heads."""
     state, copies, notes = student_of(state)
     backbone, head = under(state, "backbone."), under(state, "decode_head.")
