@@ -152,7 +152,7 @@ def adapt(
     """
     config = config or Config()
     inputs = _check(
-        open_source(source_model, card),
+        open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -192,7 +192,7 @@ def tune_hyperparameters(
     """
     config = config or Config()
     inputs = _check(
-        open_source(source_model, card),
+        open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),

@@ -120,7 +120,7 @@ def evaluate_model(
         or labels hold ids that their format has not.
     """
     config = config or Config()
-    source = open_source(model, card)
+    source = open_source(model, card, config.source_weights)
     folder = load_labelled(images, labels, source.classes, config, progress=progress)
     for line in folder.describe(source.classes):
         progress(line)

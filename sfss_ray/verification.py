@@ -104,7 +104,7 @@ def verify_source(
         not pair up or hold ids that the model's classes have not.
     """
     config = config or Config()
-    source = open_source(source_model, card)
+    source = open_source(source_model, card, config.source_weights)
     pairs = (
         () if labels is None else labelled_images(images, labels, source.classes, config, progress)
     )

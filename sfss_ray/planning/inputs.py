@@ -55,7 +55,7 @@ def look_at_inputs(
     """Every check that a run makes before it starts, none of which hides another."""
     seen = Inputs()
     seen.device = seen.look("device", lambda: _device(config), "cpu")
-    seen.source = seen.look("source model", lambda: _source(source_model, card))
+    seen.source = seen.look("source model", lambda: _source(source_model, card, config))
     seen.images = seen.look("target images", lambda: _images(target_images), [])
     regions = seen.look("regions", lambda: _regions(config, sam), (None, None))
     seen.recipe, seen.region_weights = regions
@@ -72,10 +72,12 @@ def _device(config: Config) -> tuple[str, str]:
     return device, device
 
 
-def _source(source_model: SourceLike | None, card: CardLike | None) -> tuple[Source, str]:
+def _source(
+    source_model: SourceLike | None, card: CardLike | None, config: Config
+) -> tuple[Source, str]:
     if source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
-    source = open_source(source_model, card)
+    source = open_source(source_model, card, config.source_weights)
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
 
 

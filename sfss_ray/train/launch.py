@@ -81,7 +81,7 @@ def train_student(
         TrainingError: the loss became NaN or Inf, or workers kept dying.
     """
     config = config or Config()
-    source = open_source(source_model, card)
+    source = open_source(source_model, card, config.source_weights)
     prepared = prepare_training(source, target_images, masks, val_images, val_labels, config)
     images = list(prepared.training + prepared.held_out)
     record = {"kind": "train"} | run_record(config, source, images, prepared.labelled)

@@ -66,8 +66,8 @@ def mmseg_mit(state: State, content: Any) -> Recognised | None:
         notes = ("the weights are those of the EMA copy (ema_model.)",)
     elif any(key.startswith("ema_model.") for key in copies):
         notes = (
-            "the file also holds an EMA copy (ema_model.): the student was loaded; ema=True of"
-            " load_source_model takes the copy",
+            "the file also holds an EMA copy (ema_model.): the student was loaded; source_weights"
+            " (--source-weights ema) takes the copy",
         )
     naming = _naming(state)
     if naming is None:
