@@ -25,14 +25,13 @@ from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim
-from sfss_ray.train.launch import (
+from sfss_ray.train.launch import TrainResult, run_training
+from sfss_ray.train.prepared import (
     Prepared,
-    TrainResult,
     check_workers,
     labelled_images,
     prepare_training,
     run_record,
-    run_training,
 )
 from sfss_ray.tune.search import SearchResult, run_search, score_name
 from sfss_ray.tune.summary import describe_search
@@ -225,7 +224,7 @@ def _check(
     images = list_images(target_images)
     labelled = labelled_images(*val, source.classes, config)
     recipe, weights = make_recipe(config.masks, *sam)
-    check_workers(config.train.batch_size, config.compute)
+    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(

@@ -15,7 +15,7 @@ from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore, shards
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.train.launch import check_workers, labelled_images
+from sfss_ray.train.prepared import check_workers, labelled_images
 
 
 @dataclass
@@ -66,7 +66,7 @@ def look_at_inputs(
 
 
 def _device(config: Config) -> tuple[str, str]:
-    check_workers(config.train.batch_size, config.compute)
+    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.check_address(config.compute)
     device = cluster.resolve_device(config.compute)
     return device, device

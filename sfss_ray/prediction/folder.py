@@ -25,7 +25,7 @@ from sfss_ray.prediction.outputs import (
 )
 from sfss_ray.progress import Progress, ProgressSink, print_line
 from sfss_ray.run_folder import claim
-from sfss_ray.train.launch import carried_code
+from sfss_ray.train.trainer import carried_code
 
 IMAGES_PER_ITEM = 8
 """Most images of one item of the data set: also what progress is told by."""
