@@ -26,14 +26,13 @@ from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim
-from sfss_ray.train.launch import (
+from sfss_ray.train.launch import TrainResult, run_training
+from sfss_ray.train.prepared import (
     Prepared,
-    TrainResult,
     check_workers,
     labelled_images,
     prepare_training,
     run_record,
-    run_training,
 )
 from sfss_ray.tune.scores import score_name
 from sfss_ray.tune.search import SearchResult, run_search
@@ -154,7 +153,7 @@ def adapt(
     """
     config = config or Config()
     inputs = _check(
-        open_source(source_model, card),
+        open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -194,7 +193,7 @@ def tune_hyperparameters(
     """
     config = config or Config()
     inputs = _check(
-        open_source(source_model, card),
+        open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -227,7 +226,7 @@ def _check(
     images = list_images(target_images)
     labelled = labelled_images(*val, source.classes, config)
     recipe, weights = make_recipe(config.masks, *sam)
-    check_workers(config.train.batch_size, config.compute)
+    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(

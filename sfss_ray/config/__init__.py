@@ -16,7 +16,7 @@ from sfss_ray.config.train import (
     PretrainConfig,
     TrainConfig,
 )
-from sfss_ray.config.tree import Config, differences, flatten, load_config, override
+from sfss_ray.config.tree import Config, SourceWeights, differences, flatten, load_config, override
 
 __all__ = [
     "PRESETS",
@@ -30,6 +30,7 @@ __all__ = [
     "OptimConfig",
     "PairConfig",
     "PretrainConfig",
+    "SourceWeights",
     "TrainConfig",
     "TuneConfig",
     "differences",

@@ -183,7 +183,7 @@ def test_the_ema_copy_is_taken_when_asked_for(images, tmp_path):
     copies = {f"ema_model.backbone.{k}": v for k, v in copy.items()}
     copies |= {f"ema_model.decode_head.{k}": v for k, v in v2_head().items()}
     path = saved(tmp_path / "x.pth", student, v2_head(), "model.", **copies)
-    one, other = load_source_model(path), load_source_model(path, ema=True)
+    one, other = load_source_model(path), load_source_model(path, weights="ema")
     assert not torch.allclose(one(images), other(images))
     expected = v2_logits(v2_head(), features(copy, 50, True, prepared(images)))
     expected = F.interpolate(expected, SIZE, mode="bilinear", align_corners=False)

@@ -24,8 +24,8 @@ def student_of(state: State) -> tuple[State, list[str], tuple[str, ...]]:
         return under(state, "ema_model."), [], (note,)
     if any(key.startswith("ema_model.") for key in copies):
         note = (
-            "the file also holds an EMA copy (ema_model.): the student was loaded; ema=True of"
-            " load_source_model takes the copy"
+            "the file also holds an EMA copy (ema_model.): the student was loaded; source_weights"
+            " (--source-weights ema) takes the copy"
         )
         return state, copies, (note,)
     return state, copies, ()
