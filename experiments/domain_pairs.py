@@ -40,6 +40,12 @@ from sfss_ray.streets.default import (
 )
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
+SELF_TRAINING = {
+    "train.batch_norm": "target",
+    "train.loss.contrast_weight": 0.0,
+    "train.loss.mask_vote": "none",
+    "train.loss.prior_power": 0.0,
+}
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -132,13 +138,17 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
             "evaluation.held_out_share": 0.0,
             "masks.felzenszwalb_scale": 50.0,
             "masks.felzenszwalb_min_size": 50,
-            "train.num_steps": 600,
+            "train.num_steps": 400,
             "train.evaluate_every": 200,
             "train.optim.learning_rate": 3e-4,
             "train.ema_momentum": 0.999,
-            "train.batch_norm": "frozen",
-            "train.loss.contrast_weight": 0.0,
-        },
+            "pretrain.num_steps": 400,
+            "pretrain.optim.learning_rate": 3e-4,
+            "pretrain.batch_size": 4,
+            "pretrain.augment.crop_size": [128, 256],
+            "pretrain.augment.scale_range": [1.0, 1.5],
+        }
+        | SELF_TRAINING,
     )
     return DomainPair(
         "streets",
@@ -175,7 +185,19 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         tuple(list_images(images)),
         val,
         CAMVID_11,
-        override(base, {"train.loss.contrast_weight": 0.0}),
+        override(
+            base,
+            {
+                "masks.felzenszwalb_scale": 50.0,
+                "masks.felzenszwalb_min_size": 50,
+                "train.evaluate_every": steps // 2,
+                "pretrain.num_steps": steps,
+                "pretrain.optim.learning_rate": 3e-4,
+                "pretrain.batch_size": 4,
+                "pretrain.augment.crop_size": [256, 352],
+            }
+            | SELF_TRAINING,
+        ),
         partial(labelled_regions, labels),
         folder,
     )

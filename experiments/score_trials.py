@@ -17,9 +17,13 @@ from sfss_ray.run_folder import write_json
 HELD_OUT = {"streets": 48, "camvid_day2dusk": 16}
 SIZES: dict[str, dict[str, Any]] = {
     "streets": {"train.augment.crop_size": [96, 192]},
-    "camvid_day2dusk": {"train.augment.crop_size": [160, 224]},
+    "camvid_day2dusk": {
+        "train.augment.crop_size": [128, 192],
+        "train.batch_size": 2,
+        "train.statistics_steps": 10,
+    },
 }
-COLUMNS = ("learning_rate", "ema_momentum", "contrast_weight", "temperature", "batch_norm", "steps")
+STEPS_SHARE = {"streets": 1.0, "camvid_day2dusk": 0.5}  # of the steps of the points below
 NAMES = (
     "train.optim.learning_rate",
     "train.ema_momentum",
@@ -72,8 +76,9 @@ class TrialPlan:
 
     @property
     def config(self) -> Config:
-        steps = {"train.evaluate_every": self.knobs["train.num_steps"], "seed": self.seed}
-        return override(self.pair.config, SIZES[self.pair.name] | self.knobs | steps)
+        steps = round(self.knobs["train.num_steps"] * STEPS_SHARE[self.pair.name])
+        ends = {"train.num_steps": steps, "train.evaluate_every": steps, "seed": self.seed}
+        return override(self.pair.config, SIZES[self.pair.name] | self.knobs | ends)
 
     @property
     def training(self) -> tuple[ImageFile, ...]:

@@ -80,10 +80,17 @@ class TuneConfig:
     reduction_factor: int = 3
     """ASHA keeps one of so many trials at each look."""
     score: Literal[
-        "auto", "mask_information", "agreement", "entropy", "neighbourhood_density", "val_miou"
+        "auto",
+        "mask_information",
+        "balanced_mask_information",
+        "agreement",
+        "entropy",
+        "neighbourhood_density",
+        "val_miou",
     ] = "auto"
-    """auto: val_miou (an oracle: needs target labels) when labels are given, else mask_information.
-    The others need no labels either; see experiments/results for how they rank students."""
+    """auto: val_miou (an oracle: needs target labels) when labels are given, else
+    balanced_mask_information, which ranked students best on both pairs of experiments/score_quality.py.
+    The others need no labels either. A collapsed student is never picked, whatever its score."""
 
     def __post_init__(self):
         require(self, "num_trials", 1)

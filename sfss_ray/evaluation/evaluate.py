@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ class Score:
     """IoU of each class in percent; NaN for classes that no label shows."""
     mask_information: float = float("nan")
     """Label-free, in nats; see `MaskInformation`."""
+    balanced_mask_information: float = float("nan")
+    """The same with rare classes counting more, where the source model's shares are known."""
     entropy: float = float("nan")
     """Mean entropy of the predicted probabilities on held-out images, in nats."""
     agreement: float = float("nan")
@@ -42,6 +44,8 @@ class Score:
     """Classes with at least a thousandth of the predicted pixels: a collapse shows here."""
     class_entropy: float = float("nan")
     """Entropy of the histogram of predicted classes, in nats: a collapse shows here too."""
+    class_share: tuple[float, ...] = ()
+    """Share of the held-out pixels that is predicted of each class."""
     labelled_images: int = 0
     held_out_images: int = 0
 
@@ -58,6 +62,7 @@ class Score:
 
 _FOLLOWED = (
     "mask_information",
+    "balanced_mask_information",
     "entropy",
     "agreement",
     "neighbourhood_density",
@@ -82,6 +87,8 @@ class Examination:
     held_out: tuple[ImageFile, ...] = ()
     id_map: IdMap | None = None
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
+    source_share: tuple[float, ...] = ()
+    """`Score.class_share` of the source model, for `balanced_mask_information`."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
         score = self.score(network, teacher)
@@ -93,16 +100,29 @@ class Examination:
     def score(self, network: Segmenter, teacher: Segmenter | None = None) -> Score:
         """Score a network in eval mode; its teacher is what it is compared with."""
         miou, accuracy, per_class = self._with_labels(network)
-        values: dict[str, Any] = self._without_labels(network, teacher).values()
+        unlabelled = self._without_labels(network, teacher)
+        values: dict[str, Any] = unlabelled.values()
         values["predicted_classes"] = int(values.get("predicted_classes", 0))
+        pixels = unlabelled.histogram.sum()
+        share = tuple(map(float, unlabelled.histogram / pixels)) if pixels else ()
         return Score(
             miou=miou,
             pixel_accuracy=accuracy,
             per_class=per_class,
             labelled_images=len(self.labelled),
             held_out_images=len(self.held_out),
+            class_share=share,
             **values,
         )
+
+    def beside(self, source: Score) -> Examination:
+        """The same examination for students of a scored source model."""
+        return replace(self, source_share=source.class_share)
+
+    def completed(self, score: Score, network: Segmenter) -> Score:
+        """A score that was made before `source_share` was known, with what needs it."""
+        again = replace(self, labelled=()).score(network)
+        return replace(score, balanced_mask_information=again.balanced_mask_information)
 
     def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
         """One confusion matrix over all labelled images, at the labels' own size."""
@@ -129,7 +149,8 @@ class Examination:
         return matrix.miou(), matrix.pixel_accuracy(), tuple(map(float, matrix.iou()))
 
     def _without_labels(self, network: Segmenter, teacher: Segmenter | None) -> LabelFreeScores:
-        scores = LabelFreeScores(len(self.classes))
+        share = np.array(self.source_share) if self.source_share else None
+        scores = LabelFreeScores(len(self.classes), share)
         for file in self.held_out:
             image = read_image(file.path)
             others = teacher and predict_probabilities(teacher, image, self.config).argmax(0)

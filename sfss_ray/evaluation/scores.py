@@ -17,9 +17,13 @@ class MaskInformation:
     I(mask; class) = H(class) - sum_k (n_k / n) H(class | mask k), over the pixels inside masks, the
     class histograms area-weighted: high only if predictions agree inside masks AND differ between
     them, so a model that predicts one class everywhere scores 0.
+
+    Args:
+        weights: (C,) how much a pixel of each predicted class counts; default 1 each.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, weights: np.ndarray | None = None):
+        self.weights = np.ones(num_classes) if weights is None else weights
         self.total = np.zeros(num_classes)
         self.conditional = 0.0  # sum_k n_k H(class | mask k)
 
@@ -32,6 +36,7 @@ class MaskInformation:
         _, dense = np.unique(mask_ids[inside], return_inverse=True)
         pairs = dense.astype(np.int64) * classes + predictions[inside]
         table = np.bincount(pairs, minlength=(dense.max() + 1) * classes).reshape(-1, classes)
+        table = table * self.weights
         self.total += table.sum(0)
         self.conditional += float((table.sum(1) * entropy(table)).sum())
 
@@ -41,6 +46,17 @@ class MaskInformation:
         if not pixels:
             return 0.0
         return max(0.0, float(entropy(self.total[None])[0] - self.conditional / pixels))
+
+
+def balancing_weights(class_share: np.ndarray, least: float = 0.002) -> np.ndarray:
+    """Weights for `balanced_mask_information`: 1 / sqrt(share of the class).
+
+    mIoU counts a rare class as much as the road; plain pixel counts do not see rare classes at all. The
+    shares are the source model's, the same for all students: a student's own would reward it for
+    predicting a class less. The square root lies between pixels (noisy for no class, blind for rare
+    ones) and classes (noise of the rarest decides); shares below `least` count as `least`.
+    """
+    return 1 / np.sqrt(np.maximum(class_share, least))
 
 
 class NeighbourhoodDensity:
@@ -129,11 +145,18 @@ def lost_variety(model: Variety, source: Variety) -> bool:
 
 
 class LabelFreeScores:
-    """All scores of a model that need no labels, added up image by image."""
+    """All scores of a model that need no labels, added up image by image.
 
-    def __init__(self, num_classes: int):
+    Args:
+        source_share: (C,) share of pixels that the source model predicts of each class.
+    """
+
+    def __init__(self, num_classes: int, source_share: np.ndarray | None = None):
         self.histogram = np.zeros(num_classes)
         self._information = MaskInformation(num_classes)
+        self._balanced = None
+        if source_share is not None:
+            self._balanced = MaskInformation(num_classes, balancing_weights(source_share))
         self._agreement = Agreement(num_classes)
         self._density = NeighbourhoodDensity()
         self._entropy: list[float] = []
@@ -159,6 +182,8 @@ class LabelFreeScores:
         if mask_ids is not None:
             self._masks = True
             self._information.add(predictions, mask_ids)
+            if self._balanced:
+                self._balanced.add(predictions, mask_ids)
         if teacher is not None:
             self._teacher = True
             self._agreement.add(predictions, teacher)
@@ -174,6 +199,8 @@ class LabelFreeScores:
         scores["class_entropy"] = variety.entropy
         if self._masks:
             scores["mask_information"] = self._information.value()
+            if self._balanced:
+                scores["balanced_mask_information"] = self._balanced.value()
         if self._teacher:
             scores["agreement"] = self._agreement.value()
         return scores
@@ -187,7 +214,7 @@ def worth(name: str, value: float) -> float:
 def entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy in nats of each row of counts (K, C); an empty row has 0."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
-    return -(share * np.log(np.maximum(share, 1e-12))).sum(1)
+    return 0.0 - (share * np.log(np.maximum(share, 1e-12))).sum(1)
 
 
 def predicted_classes(total: np.ndarray, least_share: float = 1e-3) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,8 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
         samples, start, config.num_steps, config.batch_size, run.rank, run.world, loader_processes
     )
     module = distribute(players.student, run)
+    if config.compile:
+        module = cast(nn.Module, torch.compile(module))  # shares the student's weights
     last_saved = [start]
 
     def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:

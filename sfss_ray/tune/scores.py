@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from sfss_ray.evaluation.evaluate import Examination
     from sfss_ray.models.segmenter import Segmenter
 
-SCORES = ("mask_information", "agreement", "entropy", "neighbourhood_density")
+SCORES = (
+    "mask_information",
+    "balanced_mask_information",
+    "agreement",
+    "entropy",
+    "neighbourhood_density",
+)
 """Those that need no labels."""
 GUARDED = "guarded_score"
 """What the search maximises: the score, or for a collapsed student COLLAPSED."""
@@ -34,7 +40,7 @@ def score_name(config: TuneConfig, labelled: bool) -> str:
             f" one that needs no labels: {', '.join(SCORES)}"
         )
     if config.score == "auto":
-        return "val_miou" if labelled else "mask_information"
+        return "val_miou" if labelled else "balanced_mask_information"
     return config.score
 
 
@@ -61,20 +67,23 @@ class TrialWatch:
     """Where the source model's own scores are kept, once for all trials."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
-        seen = self.examination(network, teacher)
+        source = self._source_scores(network) if self.examination.held_out else {}
+        share = tuple(source.get("class_share", ()))
+        seen = dataclasses.replace(self.examination, source_share=share)(network, teacher)
         value = worth(self.score, seen[self.score])
         judged = {"score": value, GUARDED: value, "collapsed": 0.0}
-        if "class_entropy" in seen and lost_variety(_variety(seen), self._of_source(network)):
+        if source and lost_variety(_variety(seen), _variety(source)):
             judged |= {GUARDED: COLLAPSED, "collapsed": 1.0}
         return seen | judged
 
-    def _of_source(self, network: Segmenter) -> Variety:
+    def _source_scores(self, network: Segmenter) -> dict[str, Any]:
+        """The source model's on the held-out images; the first trial to look writes them down."""
         path = self.folder / SOURCE_FILE
         if not path.exists():
             device = next(network.parameters()).device
             unlabelled = dataclasses.replace(self.examination, labelled=())
-            write_json(path, unlabelled(self.source.load(str(device)).network))
-        return _variety(json.loads(path.read_text()))
+            write_json(path, unlabelled.score(self.source.load(str(device)).network).as_dict())
+        return json.loads(path.read_text())
 
 
 def _variety(seen: dict[str, Any]) -> Variety:

@@ -22,7 +22,9 @@ from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import write_json
 from sfss_ray.train.follow import following
-from sfss_ray.train.launch import Prepared, carried_code, fit, save_student
+from sfss_ray.train.launch import save_student
+from sfss_ray.train.prepared import Prepared
+from sfss_ray.train.trainer import carried_code, fit
 from sfss_ray.tune.scores import GUARDED, TrialWatch, require_held_out, score_name
 
 TEMPERATURE = "train.loss.temperature"

@@ -16,6 +16,7 @@ from sfss_ray.evaluation.scores import (
     MaskInformation,
     NeighbourhoodDensity,
     Variety,
+    balancing_weights,
     entropy,
     lost_variety,
     predicted_classes,
@@ -57,6 +58,48 @@ def test_names_of_masks_do_not_matter(predictions, mask_ids, names):
     renamed = np.array([0, *names], np.int32)[mask_ids] * 1000
     plain = information((predictions, mask_ids))
     assert information((predictions, renamed)) == pytest.approx(plain, abs=1e-12)
+
+
+@given(PREDICTIONS, MASK_IDS, st.tuples(*[st.floats(0.1, 10)] * 3))
+def test_weights_are_those_of_repeated_pixels(predictions, mask_ids, weights):
+    """Against the sum over the joint distribution in which each pixel has its class's weight."""
+    score = MaskInformation(3, np.array(weights))
+    score.add(predictions, mask_ids)
+    inside = mask_ids > 0
+    masks, classes = mask_ids[inside], predictions[inside]
+    share = np.array(weights)[classes]
+    share = share / max(share.sum(), 1e-12)
+    value = 0.0
+    for mask in np.unique(masks):
+        for c in np.unique(classes):
+            joint = share[(masks == mask) & (classes == c)].sum()
+            if joint:
+                value += joint * log(
+                    joint / (share[masks == mask].sum() * share[classes == c].sum())
+                )
+    assert score.value() == pytest.approx(value, abs=1e-9)
+
+
+def test_balancing_weights_let_rare_classes_count():
+    weights = balancing_weights(np.array([0.64, 0.16, 0.0, 0.2]), least=0.01)
+    assert weights == pytest.approx([1.25, 2.5, 10, 1 / np.sqrt(0.2)])
+
+
+def test_losing_a_rare_class_costs_more_when_balanced():
+    ids = np.repeat(np.arange(1, 11), 10)[None]
+    found = np.repeat([0] * 5 + [1] * 4 + [2], 10)[None]
+    lost = np.where(found == 2, 1, found)
+    share = np.array([0.5, 0.4, 0.1])
+
+    def losses(name):
+        values = []
+        for predictions in (found, lost):
+            scores = LabelFreeScores(3, share)
+            scores.add(np.eye(3)[predictions].transpose(2, 0, 1), ids)
+            values.append(scores.values()[name])
+        return 1 - values[1] / values[0]
+
+    assert losses("balanced_mask_information") > 1.2 * losses("mask_information") > 0
 
 
 def test_one_class_everywhere_scores_nothing():

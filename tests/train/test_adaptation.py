@@ -1,5 +1,6 @@
 """Whole short adaptations of a tiny dataset in this process."""
 
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -260,3 +261,14 @@ def test_golden_loss_curve(root, source, tmp_path):
     adapt(root, source, small_config(evaluate_every=1), tmp_path)
     losses = [r["loss"] for r in read_progress(tmp_path)]
     assert losses == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: g++")
+def test_a_compiled_student_learns_what_a_plain_one_does(root, source, tmp_path):
+    for name, compiled in (("plain", False), ("compiled", True)):
+        config = small_config(num_steps=2, optim__optimizer="sgd", compile=compiled)
+        adapt(root, source, config, tmp_path / name)
+    assert_states_close(tmp_path / "plain", tmp_path / "compiled", tolerance=1e-4)
+    keys = load_state(tmp_path / "compiled")["student"].keys()
+    assert not any("_orig_mod" in key for key in keys)
