@@ -30,7 +30,7 @@ _STRIDE = (
 )
 
 
-def mmseg_resnet(state: State, content: Any) -> Recognised | None:
+def deeplab_of_mmseg(state: State, content: Any) -> Recognised | None:
     """`backbone.layer1-4` of bottlenecks and a `decode_head` of DeepLabV2, V3 or V3+."""
     state, copies, notes = one_copy(state)
     backbone, head = under(state, "backbone."), under(state, "decode_head.")
