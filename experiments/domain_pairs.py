@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from camvid_day2dusk import DUSK, SELF_TRAINING, arrange, make_config
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
@@ -40,12 +41,8 @@ from sfss_ray.streets.default import (
 )
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
-SELF_TRAINING = {
-    "train.batch_norm": "target",
-    "train.loss.contrast_weight": 0.0,
-    "train.loss.mask_vote": "none",
-    "train.loss.prior_power": 0.0,
-}
+BASE = SELF_TRAINING | {"train.batch_norm": "target"}
+"""What all rows start from."""
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -148,7 +145,7 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
             "pretrain.augment.crop_size": [128, 256],
             "pretrain.augment.scale_range": [1.0, 1.5],
         }
-        | SELF_TRAINING,
+        | BASE,
     )
     return DomainPair(
         "streets",
@@ -173,8 +170,6 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
     """CamVid's dusk drive, adapted to and scored on, as it has no second set of frames with labels."""
     import argparse
 
-    from camvid_day2dusk import DUSK, arrange, make_config
-
     images, labels = arrange(data, folder / "dusk", DUSK)
     steps = 300
     base = make_config(argparse.Namespace(seed=0, source_steps=1, steps=steps))
@@ -196,7 +191,7 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
                 "pretrain.batch_size": 4,
                 "pretrain.augment.crop_size": [256, 352],
             }
-            | SELF_TRAINING,
+            | BASE,
         ),
         partial(labelled_regions, labels),
         folder,

@@ -16,24 +16,18 @@ from sfss_ray.models.families.mit_names import (
     size_of,
 )
 from sfss_ray.models.families.mmseg import (
-    MEAN,
-    NOT_NEEDED,
-    STD,
+    MMSEG_MEAN,
+    MMSEG_STD,
     State,
     classes_of_meta,
     has,
+    not_needed,
+    one_copy,
     strangers,
-    student_of,
     under,
+    unknown_head,
 )
 from sfss_ray.models.families.recognised import Recognised
-
-_KNOWN_HEADS = (
-    "SegFormer's (linear_c1-4, linear_fuse, linear_pred; or convs, fusion_conv, conv_seg), DAFormer's"
-    " (embed_layers, fuse_layer.aspp_modules, conv_seg) and HRDA's with DAFormer's (head,"
-    " scale_attention), each on a Mix Transformer; DeepLabV2's and DeepLabV3's (aspp_modules), each on a"
-    " ResNet"
-)
 
 
 def huggingface_segformer(state: State, content: Any) -> Recognised | None:
@@ -67,7 +61,7 @@ def mmseg_mit(state: State, content: Any) -> Recognised | None:
 
     The student's weights are taken; where there are EMA weights alone, those.
     """
-    state, copies, notes = student_of(state)
+    state, copies, notes = one_copy(state)
     naming = _naming(state)
     if naming is None:
         return _refuse_other_heads(state)
@@ -81,8 +75,8 @@ def mmseg_mit(state: State, content: Any) -> Recognised | None:
         num_classes=_outputs(head, f"decode_head.{last}"),
         state=renamed | head | strangers(state, ("backbone.", "decode_head.", *unused)),
         unused=tuple(unused),
-        mean=MEAN,
-        std=STD,
+        mean=MMSEG_MEAN,
+        std=MMSEG_STD,
         value_range=255.0,
         classes=classes_of_meta(content),
         notes=notes,
@@ -107,16 +101,7 @@ def _refuse_other_heads(state: State) -> None:
     """Not ours, unless it is mmsegmentation's: then CheckpointError says which heads are known."""
     if not (has(state, "backbone.") and has(state, "decode_head.")):
         return
-    raise _unknown_head(under(state, "decode_head."), "its backbone is no Mix Transformer")
-
-
-def _unknown_head(head: State, why: str) -> CheckpointError:
-    parts = sorted({key.split(".")[0] for key in head})
-    return CheckpointError(
-        f"an mmsegmentation checkpoint whose decode head is not known ({why}; decode_head holds"
-        f" {', '.join(parts) or 'nothing'}): known decode heads are {_KNOWN_HEADS}; any other network"
-        " can be given in Python with sfss_ray.wrap_model"
-    )
+    raise unknown_head(under(state, "decode_head."), "its backbone is no Mix Transformer")
 
 
 def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
@@ -139,7 +124,7 @@ def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
         return ("DAFormer, MIC, SePiCo", "daformer", _head_names(head, "conv_seg"), "conv_seg")
     if has(head, "fusion_conv."):
         return ("SegFormer (mmseg)", "segformer_mmseg", _head_names(head, "conv_seg"), "conv_seg")
-    raise _unknown_head(head, "on a Mix Transformer")
+    raise unknown_head(head, "on a Mix Transformer")
 
 
 def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
@@ -157,7 +142,7 @@ def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
 def _hrda_names(head: State) -> dict[str, Tensor]:
     """One head for both sizes, one for attention, each with its last convolution."""
     if not (has(head, "head.embed_layers.") and has(head, "scale_attention.fuse_layer.conv.")):
-        raise _unknown_head(head, "HRDA is known with DAFormer's head alone")
+        raise unknown_head(head, "HRDA is known with DAFormer's head alone")
     last = {
         "head.conv_seg.": "classifier.seg.",
         "scale_attention.conv_seg.": "classifier.attention.",
@@ -171,9 +156,9 @@ def _hrda_names(head: State) -> dict[str, Tensor]:
 
 
 def _not_needed(key: str, last: str) -> bool:
-    """Auxiliary heads, SePiCo's statistics, ImageNet's classifier, a classifier that nothing reads."""
+    """What no mmsegmentation network needs, and a classifier that nothing reads."""
     idle = not last.endswith("conv_seg") and key.startswith("decode_head.conv_seg.")
-    return key.startswith(NOT_NEEDED) or idle
+    return not_needed(key) or idle
 
 
 def _outputs(state: State, name: str) -> int:
