@@ -81,14 +81,16 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
     return words[0], list(words[1:])
 
 
-def _call(verb: str, words: list[str]) -> None:
+def _call(verb: str, words: list[str]) -> int:
     module, name, _ = VERBS[verb]
     function = getattr(importlib.import_module(module), name)
     preset, words = split_preset(words)
     prepare = command(function, positional=verb in POSITIONAL, preset=preset)
     work = _parse(prepare, verb, words)
-    for line in describe(work()):
+    result = work()
+    for line in describe(result):
         print(line)
+    return getattr(result, "exit_code", 0)
 
 
 def _parse(

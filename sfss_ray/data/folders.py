@@ -19,7 +19,8 @@ from sfss_ray.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MAX_PIXELS = 200_000_000
-"""Larger images are refused rather than filling the memory of every worker."""
+"""Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
+memory."""
 
 # Cityscapes names a label after its image by exchanging the last part of the name.
 _IMAGE_ENDING = "_leftImg8bit"
@@ -105,11 +106,11 @@ def list_images(folder: Path | str, what: str = "target images") -> list[ImageFi
     return sorted(ImageFile(image_id, path) for image_id, path in found.items())
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Bytes of an image file -> uint8 (H, W, 3) RGB, EXIF rotation applied, alpha dropped.
 
     16-bit images are scaled to 8 bits. Raises DataError with the reason when the bytes are empty,
-    truncated, no image, or hold more than MAX_PIXELS pixels.
+    truncated, no image, or hold more than `max_pixels` pixels (None: any number).
     """
     if not data:
         raise DataError("the file is empty (0 bytes)")
@@ -117,7 +118,7 @@ def decode_image(data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                _refuse_huge(image.size)
+                _refuse_huge(image.size, max_pixels)
                 return _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
@@ -126,10 +127,11 @@ def decode_image(data: bytes) -> np.ndarray:
         raise DataError(f"cannot be read as an image ({type(error).__name__}: {reason})") from error
 
 
-def _refuse_huge(size: tuple[int, int]):
-    if size[0] * size[1] > MAX_PIXELS:
+def _refuse_huge(size: tuple[int, int], max_pixels: int | None) -> None:
+    if max_pixels is not None and size[0] * size[1] > max_pixels:
         raise DataError(
-            f"{size[0]}x{size[1]} pixels: more than {MAX_PIXELS:,} are refused; shrink it"
+            f"{size[0]}x{size[1]} pixels: more than {max_pixels:,} are refused; shrink it, or raise"
+            " masks.max_pixels where masks are made"
         )
 
 
@@ -142,10 +144,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Read an image file as uint8 (H, W, 3) RGB; DataError names the file and the reason."""
     try:
-        return decode_image(Path(path).read_bytes())
+        return decode_image(Path(path).read_bytes(), max_pixels)
     except OSError as error:
         raise DataError(f"image {str(path)!r}: {error.strerror or error}") from error
     except DataError as error:

@@ -21,8 +21,25 @@ from sfss_ray.config import ComputeConfig, Config, differences
 from sfss_ray.data.folders import ImageFile, decode_image, list_images
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, build_region_source, make_recipe
-from sfss_ray.masks.store import MaskStore, read_recipe, shard_name, shards, write_shard
+from sfss_ray.masks.store import (
+    CODE_VERSION,
+    MaskStore,
+    drop_rows,
+    local_folder,
+    read_recipe,
+    rows_with_error,
+    shard_name,
+    shards,
+    write_shard,
+)
 from sfss_ray.progress import Progress, ProgressSink, print_line
+
+_SAM_CUTS = "lower masks.pred_iou_thresh or masks.stability_score_thresh, in another folder"
+_LOWER = {
+    "sam": _SAM_CUTS,
+    "small_sam": _SAM_CUTS,
+    "felzenszwalb": "lower masks.felzenszwalb_min_size, in another folder",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,11 @@ class MaskSummary:
     seconds: float
     errors: dict[str, str] = field(default_factory=dict)
     """image_id -> why it has no masks."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: 0, or 10 and the number of images without masks (99: 89 or more)."""
+        return 10 + min(len(self.errors), 89) if self.errors else 0
 
 
 class MaskActor:
@@ -73,7 +95,7 @@ class MaskActor:
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
         row: dict[str, Any] = {"image_id": image_id, "path": path, "error": None}
         try:
-            image = decode_image(Path(path).read_bytes())
+            image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
             masks = self.find_regions(image)
         except (DataError, OSError) as error:
             return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
@@ -86,17 +108,22 @@ def generate_masks(
     *,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    strict: bool = False,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> MaskSummary:
     """Make class-agnostic masks of all images below a folder.
 
+    An image that cannot be read gets a row that says why; it is tried again by the next run once it
+    can be read. The command's exit code is 10 and their number (99: 89 or more), 0 where there is none.
+
     Args:
         target_images: Folder of images; its folders are searched too.
-        output_dir: Folder for the Parquet shards. What is finished there is kept: run again to
-            go on after an interruption.
+        output_dir: Folder for the Parquet shards, on a disk that all nodes share. What is finished
+            there is kept: run again to go on after an interruption.
         sam_checkpoint: SAM weights; without them regions are found by `config.masks.regions`.
         sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
+        strict: Images that cannot be read are an error, after all others were done.
         config: The whole config; `masks` and `compute` are used.
         progress: Called with a line of text as work goes on.
 
@@ -104,7 +131,7 @@ def generate_masks(
         Counts, and the images that could not be read with the reason.
 
     Raises:
-        DataError: no such folder, no image, or not one readable image.
+        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not.
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
         ResumeError: the folder holds masks made by other weights or other knobs.
         ClusterError: the cluster cannot be reached.
@@ -113,9 +140,22 @@ def generate_masks(
     started = time.monotonic()
     images = list_images(target_images)
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
-    folder = Path(output_dir).absolute()
+    folder = local_folder(output_dir)
     made = mask_images(images, folder, recipe, checkpoint, config, progress)
-    return _summarise(folder, images, recipe, made, time.monotonic() - started)
+    summary = _summarise(folder, images, recipe, made, time.monotonic() - started)
+    if not summary.masks:
+        progress(f"masks: no image has a mask by {recipe.source}: {_LOWER[recipe.source]}")
+    if strict and summary.errors:
+        raise DataError(_refusal(summary))
+    return summary
+
+
+def _refusal(summary: MaskSummary) -> str:
+    first, reason = min(summary.errors.items())
+    return (
+        f"{len(summary.errors)} of {summary.images} images have no masks (first: {first!r}: {reason}):"
+        " mend or remove them and run again; all others are done"
+    )
 
 
 def mask_images(
@@ -130,7 +170,7 @@ def mask_images(
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     folder.mkdir(parents=True, exist_ok=True)
-    done = _finished_ids(folder, recipe)
+    done = _finished_ids(folder, recipe, config.masks.max_pixels)
     missing = [image for image in images if image.image_id not in done]
     if missing:
         _say_start(progress, recipe, len(missing), len(images))
@@ -138,6 +178,7 @@ def mask_images(
             "recipe": recipe.as_dict(),
             "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
             "points_per_batch": config.masks.points_per_batch,
+            "max_pixels": config.masks.max_pixels,
             "device": device,
             "folder": str(folder),
         }
@@ -146,28 +187,39 @@ def mask_images(
     return len(missing)
 
 
-def _finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
+def _finished_ids(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[str]:
     """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
-    found = False
     for shard in shards(folder):
         made_by = read_recipe(shard)
         if made_by is None:
             shard.unlink()
             continue
-        found = True
         changed = differences(_flat(made_by), _flat(recipe.as_dict()))
         if changed:
             raise ResumeError(
                 f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
                 " settings to go on there, or another folder"
             )
-    return set(MaskStore(folder).ids()) if found else set()
+        mended = {i for i, path in rows_with_error(shard).items() if _readable(path, max_pixels)}
+        if mended:
+            drop_rows(shard, mended, recipe.as_dict())
+    return set(MaskStore(folder).ids()) if shards(folder) else set()
+
+
+def _readable(path: str, max_pixels: int) -> bool:
+    try:
+        decode_image(Path(path).read_bytes(), max_pixels)
+    except (DataError, OSError):
+        return False
+    return True
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in recipe.items() if k != "knobs"} | recipe["knobs"]
+    """What decides the masks; the release that made them does not."""
+    rest = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
+    return rest | recipe["knobs"]
 
 
 def _say_start(progress: ProgressSink, recipe: RegionRecipe, missing: int, total: int) -> None:

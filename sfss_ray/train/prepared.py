@@ -14,7 +14,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import ConfigError, DataError
-from sfss_ray.masks.store import MaskStore
+from sfss_ray.masks.store import MaskStore, folder_address
 from sfss_ray.models.source import Source
 from sfss_ray.progress import ProgressSink, silent
 
@@ -30,7 +30,8 @@ class Prepared:
     training: tuple[ImageFile, ...]
     held_out: tuple[ImageFile, ...]
     labelled: tuple[LabelledImage, ...]
-    masks: Path
+    masks: str
+    """Address of the folder of masks."""
 
     @property
     def classes(self) -> ClassSet:
@@ -88,7 +89,7 @@ def prepare_training(
         tuple(training),
         tuple(held_out),
         labelled,
-        Path(masks).absolute(),
+        folder_address(masks),
     )
 
 

@@ -50,7 +50,11 @@ class TargetSamples(Dataset):
     """
 
     def __init__(
-        self, images: Sequence[ImageFile], masks: Path | None, augment: AugmentConfig, seed: int
+        self,
+        images: Sequence[ImageFile],
+        masks: Path | str | None,
+        augment: AugmentConfig,
+        seed: int,
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
@@ -59,7 +63,7 @@ class TargetSamples(Dataset):
         rng = _sample_rng(self.seed, number)
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
-        image = read_image(file.path)
+        image = read_image(file.path, max_pixels=None)  # the masks have seen it
         geometry = draw_geometry(self.augment, image.shape[:2], rng)
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco
 
+from sfss_ray import __version__
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks.store import (
+    CODE_VERSION,
     METADATA_KEY,
     SCHEMA,
     MaskStore,
@@ -105,7 +107,7 @@ def test_the_store_knows_what_it_holds(store, rows):
     assert "drive/03" in store
     assert "drive/99" not in store
     assert store.num_masks == 18 * 7
-    assert store.recipe == RECIPE
+    assert store.recipe == RECIPE | {CODE_VERSION: __version__}
 
 
 def test_unreadable_images_are_rows_with_the_reason(store):
@@ -198,7 +200,8 @@ def test_pyarrow_reads_a_shard_with_its_schema_and_recipe(rows, tmp_path: Path):
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)
     assert table.to_pylist() == rows
-    assert json.loads(table.schema.metadata[METADATA_KEY]) == RECIPE == read_recipe(path)
+    recipe = RECIPE | {CODE_VERSION: __version__}
+    assert json.loads(table.schema.metadata[METADATA_KEY]) == recipe == read_recipe(path)
 
 
 def test_writing_leaves_nothing_else(rows, tmp_path: Path):
