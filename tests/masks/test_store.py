@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco
 
+from sfss_ray.config import AugmentConfig
+from sfss_ray.data.augment import draw_geometry
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks.store import (
     METADATA_KEY,
@@ -143,6 +145,17 @@ def test_a_window_is_a_crop_of_the_whole(store, window, painting):
         assert np.array_equal(part, whole[top : top + height, left : left + width])
 
 
+@pytest.mark.parametrize("painting", ["fine", "coarse"])
+def test_zoomed_mirrored_crops_are_those_of_the_whole(store, painting):
+    rng = np.random.default_rng(3)
+    for image_id in ("drive/00", "drive/17", "empty"):
+        whole = store.id_map(image_id, painting=painting)
+        for _ in range(5):
+            geometry = draw_geometry(AugmentConfig(crop_size=(32, 32)), SIZE, rng)
+            crop = store.id_crop(image_id, *geometry.nearest_pixels(SIZE), painting)
+            assert np.array_equal(crop, geometry.apply_to_ids(whole, SIZE))
+
+
 def test_windows_outside_the_image_are_refused(store):
     with pytest.raises(ConfigError, match="does not lie inside"):
         store.id_map("drive/00", (0, 0, 21, 30))
@@ -183,6 +196,24 @@ def test_masks_made_anew_are_read_anew(rows, tmp_path: Path):
     second = MaskStore(tmp_path).id_map("drive/00")
     assert not np.array_equal(first, second)
     assert np.array_equal(second, painted(row("drive/00", blobs(99)), "fine"))
+
+
+def test_painted_images_are_held_and_not_read_again(rows, tmp_path: Path):
+    path = write(tmp_path, rows[:2])
+    store = MaskStore(tmp_path)
+    fine, coarse = (store.id_map("drive/00", None, p) for p in ("fine", "coarse"))
+    path.unlink()
+    assert np.array_equal(store.id_map("drive/00"), fine)
+    assert np.array_equal(MaskStore.id_map(store, "drive/00", painting="coarse"), coarse)
+    with pytest.raises(FileNotFoundError):
+        store.id_map("drive/01")
+
+
+def test_what_a_caller_does_to_a_map_does_not_come_back(store, rows):
+    store.id_map("drive/00")[:] = 99
+    store.load("drive/00")["masks"].clear()
+    assert np.array_equal(store.id_map("drive/00"), painted(rows[0], "fine"))
+    assert store.load("drive/00") == rows[0]
 
 
 def test_pandas_reads_a_shard(rows, tmp_path: Path):
