@@ -28,8 +28,9 @@ from torch.nn import functional as F
 
 from sfss_ray.config import AugmentConfig, MaskConfig
 from sfss_ray.data.augment import Geometry, draw_geometry
+from sfss_ray.masks.painting import paint_order
 from sfss_ray.masks.regions import build_region_source, make_recipe
-from sfss_ray.masks.rle import encode_masks, paint_order, to_coco_strings
+from sfss_ray.masks.rle import encode_masks, to_coco_strings
 from sfss_ray.masks.store import MaskStore, write_shard
 
 SIZE = (1024, 2048)

@@ -203,7 +203,7 @@ def paint_runs(
     top = _top_after_each(rank, len(texts))
     last = np.diff(position, append=size[0] * size[1]) > 0  # of the edges at one pixel
     position, top = position[last], top[last]
-    row = position % max(size[0], 1)
+    row = position - position // max(size[0], 1) * size[0]
     begins = row == 0
     kept = np.flatnonzero(begins | (np.diff(top, prepend=0) != 0))
     id_of_top = np.append(0, np.asarray(ids, dtype=np.int64))
@@ -251,8 +251,8 @@ def _top_after_each(rank: Indices, number: int) -> NDArray[np.unsignedinteger]:
         edge = np.flatnonzero((rank >= least) & (rank < min(least + _BITS, number)))
         if len(edge):
             opened = np.bitwise_xor.accumulate(np.left_shift(1, rank[edge] - least))
-            highest = np.frexp(opened.astype(np.float64))[1]
-            highest = np.where(highest > 0, highest + least, 0).astype(top.dtype)
+            exponent = opened.astype(np.float64).view(np.int64) >> 52
+            highest = np.where(opened > 0, exponent + (least - 1022), 0).astype(top.dtype)
             until_next = np.diff(edge, append=len(rank))
             later = top[edge[0] :]
             np.maximum(later, np.repeat(highest, until_next), out=later)

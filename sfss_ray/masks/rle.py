@@ -20,6 +20,7 @@ _GROUP_BITS = 5
 _MORE = 32
 _FIRST_CHARACTER = 48
 _MOST_GROUPS = 7  # 35 bits with sign: more than any difference of two counts below 2**32
+_SIGNED = np.append(np.arange(16), np.arange(-16, 0)).astype(np.int64)  # of a last group
 
 Counts = NDArray[np.int64]
 
@@ -170,33 +171,34 @@ def from_coco_strings(texts: Sequence[str]) -> tuple[Counts, NDArray[np.int64]]:
     """
     if not texts:
         return np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    code = np.frombuffer("".join(texts).encode("utf-8"), dtype=np.uint8).astype(np.int64)
-    code -= _FIRST_CHARACTER
-    last = (code & _MORE) == 0
+    group = np.frombuffer("".join(texts).encode("utf-8"), dtype=np.uint8) - _FIRST_CHARACTER
+    number_ends = np.flatnonzero(group < _MORE)
+    lengths = np.diff(number_ends, prepend=-1)
     text_ends = np.cumsum([len(text) for text in texts])
-    stops_inside = len(code) > 0 and not last[text_ends[text_ends > 0] - 1].all()
-    if stops_inside or ((code < 0) | (code >= 2 * _MORE)).any():
+    starts = np.append(0, np.searchsorted(number_ends, text_ends))
+    # Characters below the first one wrap around to large groups.
+    allowed = int(group.max(initial=0)) < 2 * _MORE and int(lengths.max(initial=0)) <= _MOST_GROUPS
+    text_ends = text_ends[text_ends > 0] - 1
+    if not allowed or (group[text_ends] >= _MORE).any():
         raise DataError(
             f"not a COCO RLE string (one of {len(texts)}, the first begins {texts[0][:40]!r}); "
             "allowed are whole numbers of characters '0' to 'o' as pycocotools writes them; "
             "check that the column holds 'counts' of compressed RLE"
         )
-    number_ends = np.flatnonzero(last) + 1
-    values = _numbers(code, number_ends)
-    starts = np.append(0, np.searchsorted(number_ends, text_ends, side="right"))
-    return _undo_differences(values, starts), starts
+    return _undo_differences(_numbers(group, number_ends, lengths), starts), starts
 
 
-def _numbers(code: Counts, ends: NDArray[np.int64]) -> Counts:
-    """Signed numbers from their 5-bit groups; bit 16 of the last group is the sign."""
-    lengths = np.diff(ends, prepend=0)
-    begins = ends - lengths
-    values = code[begins] & (_MORE - 1)
-    for place in range(1, int(lengths.max(initial=0))):
-        has = np.flatnonzero(lengths > place)
-        values[has] |= (code[begins[has] + place] & (_MORE - 1)) << (_GROUP_BITS * place)
-    negative = (code[ends - 1] & (_MORE >> 1)) != 0
-    values[negative] -= np.left_shift(1, _GROUP_BITS * lengths[negative], dtype=np.int64)
+def _numbers(group: NDArray[np.uint8], ends: Counts, lengths: Counts) -> Counts:
+    """Signed numbers from their 5-bit groups: bit 16 of the last group is the sign.
+
+    Most numbers are one group; those that have more take them in from the last to the first.
+    """
+    values = _SIGNED[group[ends]]
+    number = np.flatnonzero(lengths > 1)
+    for place in range(1, _MOST_GROUPS):
+        number = number[lengths[number] > place]
+        more = group[ends[number] - place] & (_MORE - 1)
+        values[number] = (values[number] << _GROUP_BITS) | more
     return values
 
 
@@ -204,15 +206,19 @@ def _undo_differences(values: Counts, starts: NDArray[np.int64]) -> Counts:
     """counts[i] = value[i] + counts[i - 2] for i > 2, for all masks of `starts`.
 
     So the odd places are running sums from place 1 and the even ones from place 2; place 0 stands
-    alone. Each is one cumsum over all masks, less what it had reached where the mask starts.
+    alone. Each second value is summed over all masks at once; what the sums had reached before a
+    mask's place 1 or 2 is taken off all of its counts.
     """
-    place = _place_in_mask(starts)
-    mask_of = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    counts = values.copy()
-    for chain in ((place % 2 == 1), (place % 2 == 0) & (place > 0)):
-        sums = np.cumsum(np.where(chain, values, 0))
-        before = np.append(0, sums)[starts[:-1]]
-        counts[chain] = (sums - before[mask_of])[chain]
+    sums = np.append([0, 0], values)  # the sum at value i is at i + 2
+    for chain in (sums[0::2], sums[1::2]):
+        np.cumsum(chain, out=chain)
+    lengths, firsts = np.diff(starts), starts[:-1]
+    before_odd, before_even = sums[firsts + 1], sums[np.minimum(firsts + 2, len(sums) - 1)]
+    counts = sums[2:]
+    for parity in (0, 1):
+        before = np.where(firsts % 2 == parity, before_even, before_odd)
+        counts[parity::2] -= np.repeat(before, lengths)[parity::2]
+    counts[firsts[lengths > 0]] = values[firsts[lengths > 0]]
     return counts
 
 
