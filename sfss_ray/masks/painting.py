@@ -23,7 +23,7 @@ _PAINTINGS = ("fine", "coarse")
 _BITS = 52  # masks in one set: a float64 holds such a whole number exactly, for frexp
 
 Window = tuple[int, int, int, int]
-Indices = NDArray[np.int64]
+Indices = NDArray[np.integer]
 
 
 def paint_order(areas: Sequence[int] | NDArray[np.int64], painting: str) -> NDArray[np.int64]:
@@ -129,8 +129,8 @@ class PaintedRuns:
 
     size: tuple[int, int]
     offsets: NDArray[np.int32]
-    rows: NDArray[np.unsignedinteger]
-    ids: NDArray[np.unsignedinteger]
+    rows: Indices
+    ids: Indices
 
     @property
     def nbytes(self) -> int:
@@ -201,11 +201,11 @@ def paint_runs(
     counts, starts = from_coco_strings(texts)
     position, rank = _sorted_edges(counts, starts, size)
     top = _top_after_each(rank, len(texts))
-    last = np.diff(position, append=size[0] * size[1]) > 0  # of the edges at one pixel
+    last = np.append(position[1:] != position[:-1], True)[: len(position)]  # of those at one pixel
     position, top = position[last], top[last]
     row = position - position // max(size[0], 1) * size[0]
     begins = row == 0
-    kept = np.flatnonzero(begins | (np.diff(top, prepend=0) != 0))
+    kept = np.flatnonzero(begins | np.append(True, top[1:] != top[:-1])[: len(top)])
     id_of_top = np.append(0, np.asarray(ids, dtype=np.int64))
     return PaintedRuns(
         size,
@@ -224,38 +224,46 @@ def _sorted_edges(
     """
     height, width = size
     number, lengths = len(starts) - 1, np.diff(starts)
-    rank = np.repeat(np.arange(number), lengths)
-    position = np.cumsum(counts) - rank * (height * width)
-    whole = (lengths > 0).all() and (position[starts[1:] - 1] == height * width).all()
-    if not whole or (counts < 0).any():
+    _check_sums(counts, starts, size)
+    # Both in one number, the rank in the low bits: sorting plain numbers is several times as fast
+    # as sorting indices. Sums may wrap around, for what is left of them fits.
+    bits = number.bit_length()
+    kind = np.min_scalar_type(((height * width) << bits) + number)
+    edges = np.empty(len(counts) + width, dtype=kind)
+    np.cumsum(counts << bits, dtype=kind, out=edges[: len(counts)])
+    masks_before = np.arange(number) * (height * width << bits) - np.arange(number)
+    edges[: len(counts)] -= np.repeat(masks_before.astype(kind), lengths)
+    edges[len(counts) :] = (np.arange(width) * height << bits) + number
+    edges.sort()
+    edges = edges[: np.searchsorted(edges, kind.type(height * width << bits))]
+    rank = edges & ((1 << bits) - 1)
+    return edges >> bits, rank.astype(np.min_scalar_type(number))
+
+
+def _check_sums(counts: Counts, starts: Indices, size: tuple[int, int]) -> None:
+    pixels, ends = size[0] * size[1], np.append(0, np.cumsum(counts))[starts]
+    if (np.diff(ends) != pixels).any() or counts.min(initial=0) < 0:
         raise DataError(
-            f"a mask's runs do not sum to the {height * width} pixels of an image of size {size}; "
+            f"a mask's runs do not sum to the {pixels} pixels of an image of size {size}; "
             "height, width and counts must be of the same mask; check the rows"
         )
-    # Both in one number: sorting plain numbers is several times as fast as sorting indices.
-    bits = number.bit_length()
-    column_starts = np.arange(width) * height
-    edges = np.concatenate([(position << bits) | rank, (column_starts << bits) | number])
-    edges.sort()
-    edges = edges[: np.searchsorted(edges, (height * width) << bits)]
-    return edges >> bits, edges & ((1 << bits) - 1)
 
 
-def _top_after_each(rank: Indices, number: int) -> NDArray[np.unsignedinteger]:
+def _top_after_each(rank: Indices, number: int) -> Indices:
     """1 + the greatest rank that is open after each edge, 0 where none is.
 
     An edge opens its mask or, the next time, closes it: that is a running exclusive or of bits.
     """
-    top = np.zeros(len(rank), dtype=np.min_scalar_type(number))
+    top = np.zeros(len(rank), dtype=rank.dtype)
+    bit = np.append(np.left_shift(1, np.arange(number) % _BITS, dtype=np.int64), 0)
     for least in range(0, number, _BITS):
-        edge = np.flatnonzero((rank >= least) & (rank < min(least + _BITS, number)))
+        edge = np.flatnonzero((rank >= least) & (rank < least + _BITS))
         if len(edge):
-            opened = np.bitwise_xor.accumulate(np.left_shift(1, rank[edge] - least))
-            exponent = opened.astype(np.float64).view(np.int64) >> 52
+            opened = np.bitwise_xor.accumulate(bit[rank[edge]])
+            exponent = opened.astype(np.float64).view(np.int64) >> 52  # 1023 where bit 0 is highest
             highest = np.where(opened > 0, exponent + (least - 1022), 0).astype(top.dtype)
-            until_next = np.diff(edge, append=len(rank))
             later = top[edge[0] :]
-            np.maximum(later, np.repeat(highest, until_next), out=later)
+            np.maximum(later, np.repeat(highest, np.diff(edge, append=len(rank))), out=later)
     return top
 
 

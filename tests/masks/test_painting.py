@@ -144,6 +144,18 @@ def test_more_masks_than_sixteen_bits_count():
     np.testing.assert_array_equal(got, expected.reshape(100, 700).T)
 
 
+def test_images_of_more_pixels_than_thirty_two_bits_count():
+    """Known runs near the last pixel: no map of the whole image is ever made."""
+    side = 70_000
+    last = side * side - 1
+    counts = [[last - 3, 2, 2], [0, 1, last], [last - 1, 2], [side * side]]
+    runs = paint_runs(rle.to_coco_strings(counts), [1, 2, 3, 4], (side, side))
+    assert runs.rows.dtype == np.uint32
+    corner = runs.window((side - 5, side - 2, 5, 2))
+    assert corner.T.tolist() == [[0] * 5, [0, 1, 1, 3, 3]]
+    assert runs.at(np.array([0, 1]), np.array([0, side - 1])).tolist() == [[2, 0], [0, 0]]
+
+
 def test_nothing_is_painted_of_no_masks():
     for window in ((2, 3, 4, 5), (0, 0, 0, 0)):
         assert paint_id_map([], [], window=window).shape == window[2:]
