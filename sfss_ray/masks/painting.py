@@ -255,8 +255,10 @@ def _sorted_edges(
 
 
 def _check_sums(counts: Counts, starts: Indices, size: tuple[int, int]) -> None:
-    pixels, ends = size[0] * size[1], np.append(0, np.cumsum(counts))[starts]
-    if (np.diff(ends) != pixels).any() or counts.min(initial=0) < 0:
+    pixels, some = size[0] * size[1], (np.diff(starts) > 0).all()
+    # Where a mask has no counts reduceat would give it those of the next one.
+    sums = np.add.reduceat(counts, starts[:-1]) if some and len(counts) else np.zeros(0)
+    if not some or (sums != pixels).any() or counts.min(initial=0) < 0:
         raise DataError(
             f"a mask's runs do not sum to the {pixels} pixels of an image of size {size}; "
             "height, width and counts must be of the same mask; check the rows"
@@ -269,11 +271,11 @@ def _top_after_each(rank: Indices, number: int) -> Indices:
     An edge opens its mask or, the next time, closes it: that is a running exclusive or of bits.
     """
     top = np.zeros(len(rank), dtype=rank.dtype)
-    bit = np.append(np.uint64(1) << (np.arange(number, dtype=np.uint64) % _BITS), np.uint64(0))
     for least in range(0, number, _BITS):
-        edge = np.flatnonzero((rank >= least) & (rank < least + _BITS))
+        edge = np.flatnonzero((rank >= least) & (rank < min(least + _BITS, number)))
         if len(edge):
-            highest = _highest_bit(np.bitwise_xor.accumulate(bit[rank[edge]]))
+            bit = np.uint64(1) << (rank[edge] - least).astype(np.uint64)
+            highest = _highest_bit(np.bitwise_xor.accumulate(bit))
             highest = np.where(highest > 0, highest + least, 0).astype(top.dtype)
             later = top[edge[0] :]
             np.maximum(later, np.repeat(highest, np.diff(edge, append=len(rank))), out=later)

@@ -20,7 +20,7 @@ _GROUP_BITS = 5
 _MORE = 32
 _FIRST_CHARACTER = 48
 _MOST_GROUPS = 7  # 35 bits with sign: more than any difference of two counts below 2**32
-_SIGNED = np.append(np.arange(16), np.arange(-16, 0)).astype(np.int64)  # of a last group
+_SIGN = 16  # the highest bit of a number's last group
 
 Counts = NDArray[np.int64]
 
@@ -189,11 +189,11 @@ def from_coco_strings(texts: Sequence[str]) -> tuple[Counts, NDArray[np.int64]]:
 
 
 def _numbers(group: NDArray[np.uint8], ends: Counts, lengths: Counts) -> Counts:
-    """Signed numbers from their 5-bit groups: bit 16 of the last group is the sign.
+    """Signed numbers from their 5-bit groups, two's complement.
 
     Most numbers are one group; those that have more take them in from the last to the first.
     """
-    values = _SIGNED[group[ends]]
+    values = (group[ends].astype(np.int64) ^ _SIGN) - _SIGN
     number = np.flatnonzero(lengths > 1)
     for place in range(1, _MOST_GROUPS):
         number = number[lengths[number] > place]
