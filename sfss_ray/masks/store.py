@@ -25,8 +25,8 @@ METADATA_KEY = b"sfss_ray.masks"
 _ROWS_PER_GROUP = 8  # a random row is read with its group: small groups suit training
 _TO_PAINT = ["height", "width", "masks.list.element.counts", "masks.list.element.area"]
 
-# One for all stores of a process. A 2048x1024 image with 120 masks takes 60 to 100 kB, so that
-# 2,600 to 4,200 of them fit; one that does not is read and painted again.
+# One for all stores of a process. A 2048x1024 image with 120 masks takes 100 to 130 kB, so that
+# 2,000 to 2,600 of them fit; one that does not is read and painted again.
 PAINTED = PaintedCache(most_bytes=256 * 2**20)
 
 MASK_TYPE = pa.struct(
