@@ -185,7 +185,7 @@ def measure(images: list[list[dict[str, Any]]], crops: int, coco_crops: int) -> 
 
 
 COLUMNS = (
-    "masks", "warm_ms", "warm_ms_90th_percentile", "warm_times_faster", "cold_ms",
+    "images", "masks", "warm_ms", "warm_ms_90th_percentile", "warm_times_faster", "cold_ms",
     "cold_times_faster", "cold_parse_ms", "cold_paint_ms", "pycocotools_ms", "equal_maps",
     "compared_maps", "held_kb_per_image", "bank_kb_per_image", "json_kb_per_image",
     "json_is_times_larger", "load",
@@ -199,10 +199,10 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
         "",
         "Processor time of one thread, medians. pycocotools: each mask decoded whole, the window of",
         "it painted. Cold: an image's first crop in a process, as in the first epoch; what is left",
-        "of it beside parsing and painting is reading Parquet (the file is in the system's cache, a",
-        "row group has 8 images) and a warm crop. Warm: any later one, as long as the image is held:",
-        f"a process holds up to {PAINTED.most_bytes // 2**20} MB. JSON: as amg.py writes it. Load:",
-        "processes that wanted the cores meanwhile.",
+        "of it beside parsing and painting is reading Parquet (the file is in the system's cache, all",
+        "images are one row group) and a warm crop. Warm: any later one, as long as the image is",
+        f"held: a process holds up to {PAINTED.most_bytes // 2**20} MB. JSON: as amg.py writes it.",
+        "Load: processes that wanted the cores meanwhile.",
         "",
     ]
     body = [[name, *(_short(row[c]) for c in COLUMNS)] for name, row in rows.items()]
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("SFSS_TEST_DATA"))
     parser.add_argument("--crops", type=int, default=200)
-    parser.add_argument("--coco-crops", type=int, default=5)
+    parser.add_argument("--coco-crops", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = {"drawn objects": [drawn_records(seed) for seed in range(IMAGES)]}
