@@ -20,12 +20,12 @@ from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config, differences
 from sfss_ray.data.folders import ImageFile, decode_image, list_images
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, build_region_source, make_recipe
 from sfss_ray.masks.store import (
     CODE_VERSION,
     MaskStore,
     drop_rows,
-    local_folder,
     read_recipe,
     rows_with_error,
     shard_name,

@@ -14,7 +14,8 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import ConfigError, DataError
-from sfss_ray.masks.store import MaskStore, folder_address
+from sfss_ray.masks.places import folder_address
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.source import Source
 from sfss_ray.progress import ProgressSink, silent
 

@@ -79,9 +79,7 @@ class TargetSamples(Dataset):
     def _mask_ids(self, image_id: str, geometry, size: tuple[int, int]) -> np.ndarray:
         if self.store is None:
             return np.zeros(geometry.size, np.int32)
-        window = geometry.window(size)
-        ids = self.store.id_map(image_id, window)
-        return geometry.apply_to_ids(ids, size, origin=window[:2])
+        return self.store.id_crop(image_id, *geometry.nearest_pixels(size))
 
 
 class LabelledSamples(Dataset):
