@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,12 +212,13 @@ def ceiling(job: Job) -> dict[str, Any]:
 def make_pair(arguments: argparse.Namespace) -> DomainPair:
     folder = arguments.work / arguments.pair
     if arguments.pair == "streets":
-        return streets(folder)
+        return streets(folder, arguments.images)
     if arguments.data is None:
         raise ConfigError(
             "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
         )
-    return camvid_day2dusk(folder, arguments.data, camvid_source(folder, arguments.data))
+    source = arguments.source_model or camvid_source(folder, arguments.data)
+    return camvid_day2dusk(folder, arguments.data, source)
 
 
 def camvid_source(folder: Path, data: Path) -> Path:
@@ -234,6 +235,9 @@ def camvid_source(folder: Path, data: Path) -> Path:
 def run(arguments: argparse.Namespace) -> None:
     """Make the pair and its masks, run what is missing, write the table after every result."""
     pair = make_pair(arguments)
+    if arguments.steps:
+        steps = {"train.num_steps": arguments.steps, "pretrain.num_steps": arguments.steps}
+        pair = replace(pair, config=override(pair.config, steps))
     rows = [row for row in ROWS if not arguments.rows or row.key in arguments.rows]
     for regions in {row.regions for row in rows if row.regions}:
         print(f"masks: {regions}", flush=True)
@@ -254,18 +258,28 @@ def run(arguments: argparse.Namespace) -> None:
     print((arguments.results / f"ablation_{pair.name}.md").read_text())
 
 
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name a pair and where things go."""
+    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
+    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    parser.add_argument(
+        "--source-model", type=Path, help="CamVid: a model file (default: trains one)"
+    )
+    parser.add_argument("--images", type=int, default=600, help="streets: scenes to adapt to")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+
+
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
-    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    add_pair_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--steps", type=int, help="for a try-out: steps of every run")
     parser.add_argument("--rows", nargs="*", choices=[row.key for row in ROWS], help="default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     sys.exit(run_guarded(lambda: run(arguments)))

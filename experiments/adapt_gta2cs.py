@@ -31,9 +31,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     return recipe.parse_arguments(RECIPE, words)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Plan or run this recipe."""
-    recipe.run(RECIPE, arguments)
+def run(arguments: argparse.Namespace) -> int:
+    """Plan or run this recipe; returns the exit code."""
+    return recipe.run(RECIPE, arguments)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ from sfss_ray.config import Config, flatten, override
 
 DAY, DUSK = ("0006R0", "0016E5"), ("0001TP",)
 VOID = 11
+SELF_TRAINING = {
+    "train.loss.contrast_weight": 0.0,
+    "train.loss.mask_vote": "none",
+    "train.loss.prior_power": 0.0,
+}
 
 
 def make_config(arguments: argparse.Namespace) -> Config:
@@ -87,12 +92,14 @@ def run(arguments: argparse.Namespace) -> None:
     out, config = arguments.output, make_config(arguments)
     day = arrange(arguments.camvid, out / "data" / "day", DAY)
     dusk = arrange(arguments.camvid, out / "data" / "dusk", DUSK)
-    source = pretrain_source(*day, out / "source", classes="camvid-11", config=config).model
+    source = arguments.source_model
+    if source is None:
+        source = pretrain_source(*day, out / "source", classes="camvid-11", config=config).model
     masks = generate_masks(
         dusk[0], out / "masks", sam_checkpoint=arguments.sam_checkpoint, config=config
     )
     methods = {
-        "self-training": override(config, {"train.loss.contrast_weight": 0.0}),
+        "self-training": override(config, SELF_TRAINING),
         "full method": config,
     }
     models, curves = {"source-only": source}, []
@@ -197,6 +204,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--camvid", type=Path, required=True, help="folder of images/ and labels/")
     parser.add_argument("--sam-checkpoint", type=Path, help="SAM weights (default: Felzenszwalb)")
+    parser.add_argument(
+        "--source-model", type=Path, help="a model of an earlier run (default: train)"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/camvid_day2dusk"))
     parser.add_argument("--source-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=300)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from camvid_day2dusk import DUSK, SELF_TRAINING, arrange, make_config
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
@@ -40,7 +41,8 @@ from sfss_ray.streets.default import (
 )
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
-STREETS_TARGET_IMAGES = 600
+BASE = SELF_TRAINING | {"train.batch_norm": "target"}
+"""What all rows start from."""
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -66,13 +68,15 @@ class DomainPair:
 
         Where the scored images are the target images themselves, their halves in time take turns.
         """
-        if {item.image_id for item in self.val} != {file.image_id for file in self.images}:
+        if self.name == "streets":
             return [(self.labelled_target(), self.val)]
         half = len(self.val) // 2
         return [(self.val[:half], self.val[half:]), (self.val[half:], self.val[:half])]
 
     def labelled_target(self) -> tuple[LabelledImage, ...]:
-        """The target images with labels (streets): as many scenes as are adapted to, drawn again."""
+        """The target images with labels: CamVid's are scored too, drawn ones are drawn again."""
+        if self.name != "streets":
+            return self.val
         from sfss_ray.streets.scenes import write_streets
 
         labelled = self.folder / "labelled_target"
@@ -81,7 +85,7 @@ class DomainPair:
 
     def masks(self, regions: str) -> Path:
         """Folder of masks of all target images by a region source; made when it is not there."""
-        folder = self.folder / "masks" / regions
+        folder = self.folder / "masks" / f"{regions}-{len(self.images)}"
         shard = folder / "masks-0.parquet"
         if not shard.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,12 +122,12 @@ def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
     return KDTree(points).query(pixels)[1].reshape(height, width) + 1
 
 
-def streets(folder: Path) -> DomainPair:
+def streets(folder: Path, target_images: int = 600) -> DomainPair:
     """Drawn scenes; target labels are drawn again from the seed when a row asks for them."""
     from sfss_ray.streets.scenes import write_streets
 
     target, val = folder / "target", folder / "val"
-    write_streets(target, "camera", TARGET_SEED, STREETS_TARGET_IMAGES, with_labels=False)
+    write_streets(target, "camera", TARGET_SEED, target_images, with_labels=False)
     write_streets(val, "camera", VAL_SEED, VAL_IMAGES)
     config = override(
         embedded_config(),
@@ -131,13 +135,17 @@ def streets(folder: Path) -> DomainPair:
             "evaluation.held_out_share": 0.0,
             "masks.felzenszwalb_scale": 50.0,
             "masks.felzenszwalb_min_size": 50,
-            "train.num_steps": 600,
+            "train.num_steps": 400,
             "train.evaluate_every": 200,
             "train.optim.learning_rate": 3e-4,
             "train.ema_momentum": 0.999,
-            "train.batch_norm": "frozen",
-            "train.loss.contrast_weight": 0.0,
-        },
+            "pretrain.num_steps": 400,
+            "pretrain.optim.learning_rate": 3e-4,
+            "pretrain.batch_size": 4,
+            "pretrain.augment.crop_size": [128, 256],
+            "pretrain.augment.scale_range": [1.0, 1.5],
+        }
+        | BASE,
     )
     return DomainPair(
         "streets",
@@ -162,11 +170,9 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
     """CamVid's dusk drive, adapted to and scored on, as it has no second set of frames with labels."""
     import argparse
 
-    from camvid_day2dusk import DUSK, arrange, make_config
-
     images, labels = arrange(data, folder / "dusk", DUSK)
     steps = 300
-    base = make_config(argparse.Namespace(seed=0, source_steps=0, steps=steps))
+    base = make_config(argparse.Namespace(seed=0, source_steps=1, steps=steps))
     val = tuple(pair_labels(images, labels))
     return DomainPair(
         "camvid_day2dusk",
@@ -174,7 +180,19 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         tuple(list_images(images)),
         val,
         CAMVID_11,
-        override(base, {"train.loss.contrast_weight": 0.0}),
+        override(
+            base,
+            {
+                "masks.felzenszwalb_scale": 50.0,
+                "masks.felzenszwalb_min_size": 50,
+                "train.evaluate_every": steps // 2,
+                "pretrain.num_steps": steps,
+                "pretrain.optim.learning_rate": 3e-4,
+                "pretrain.batch_size": 4,
+                "pretrain.augment.crop_size": [256, 352],
+            }
+            | BASE,
+        ),
         partial(labelled_regions, labels),
         folder,
     )

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.cli import describe, run_guarded
-from sfss_ray.config import PRESETS, Config, load_config, override
+from sfss_ray.config import PRESETS, PROTOCOLS, Config, load_config, override
 from sfss_ray.errors import ConfigError, DataError
 
 _NETWORK_INPUT = 1024
 """Pixels on the longest side of the image that both protocols show the network."""
 _SCALES = (0.75, 1.25)
 """Random zoom of both protocols, relative to an image of that size."""
+NOT_READY = 1
+"""Exit code of a dry run that found something missing."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ def _add_run(group: Any, recipe: Recipe) -> None:
     group.add_argument(
         "--dry-run",
         action="store_true",
-        help="look at all inputs, measure for seconds, print the plan, start nothing",
+        help="look at all inputs, measure for seconds, print the plan, start nothing; exit code 1 when"
+        " something is missing",
     )
     group.add_argument(
         "--protocol",
-        choices=tuple(PRESETS),
+        choices=PROTOCOLS,
         help="the field's values for a CNN or a transformer (with your data; default: the package's)",
     )
     group.add_argument("--output", type=Path, default=recipe.output, help="default: %(default)s")
@@ -117,8 +120,8 @@ def _longest_side(images: Path | None) -> int:
         return _NETWORK_INPUT  # the run, or the plan, says what is wrong with the folder
 
 
-def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Check what was given; plan, or run and print the table."""
+def run(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    """Check what was given; plan, or run and print the table. Returns the exit code."""
     embedded = arguments.source_model is None and arguments.target_images is None
     if not embedded and not arguments.dry_run:
         _require_both(arguments)
@@ -126,13 +129,13 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     config = build_config(arguments, base)
     output = arguments.output / "run" if embedded else arguments.output
     if arguments.dry_run:
-        _print_plan(recipe, inputs, output, config, embedded)
-        return
+        return _print_plan(recipe, inputs, output, config, embedded)
     import sfss_ray
 
     job = sfss_ray.tune_hyperparameters if recipe.search else sfss_ray.adapt
     result = job(**inputs, output_dir=output, config=config)
     print("\n".join(["", *describe(result)]))
+    return 0
 
 
 def _require_both(arguments: argparse.Namespace) -> None:
@@ -173,13 +176,15 @@ def _embedded(arguments: argparse.Namespace) -> tuple[dict[str, Any], Config]:
 
 def _print_plan(
     recipe: Recipe, inputs: dict[str, Any], output: Path, config: Config, embedded: bool
-) -> None:
+) -> int:
+    """The plan; exit code 0 where a run could start, 1 where something is missing."""
     import sfss_ray
 
     plan = sfss_ray.plan(**inputs, output_dir=output, config=config, search=recipe.search)
     print("\n".join(["", *plan.lines()]))
     if not embedded and plan.class_set not in ("", recipe.class_set):
         print(f"note: this pair is scored over {recipe.class_set}, the model has {plan.class_set}")
+    return 0 if plan.ready else NOT_READY
 
 
 def main(recipe: Recipe) -> int:

@@ -194,14 +194,14 @@ def _on_command_line(annotation: Any) -> Any:
     return (known | optional).get(annotation, annotation)
 
 
-def run_guarded(work: Callable[[], None]) -> int:
-    """Run a command: SfssError becomes one line and exit code 2, Ctrl-C code 130.
+def run_guarded(work: Callable[[], int | None]) -> int:
+    """Run a command: its own exit code, or 0; SfssError becomes one line and code 2, Ctrl-C 130.
 
     SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        work()
+        return work() or 0
     except SfssError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -211,7 +211,6 @@ def run_guarded(work: Callable[[], None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    return 0
 
 
 def describe(result: Any) -> list[str]:

@@ -18,6 +18,7 @@ from sfss_ray.data.folders import (
     list_images,
     read_image,
 )
+from sfss_ray.evaluation.scores import lost_variety
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
@@ -25,16 +26,16 @@ from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim
-from sfss_ray.train.launch import (
+from sfss_ray.train.launch import TrainResult, run_training
+from sfss_ray.train.prepared import (
     Prepared,
-    TrainResult,
     check_workers,
     labelled_images,
     prepare_training,
     run_record,
-    run_training,
 )
-from sfss_ray.tune.search import SearchResult, run_search, score_name
+from sfss_ray.tune.scores import score_name
+from sfss_ray.tune.search import SearchResult, run_search
 from sfss_ray.tune.summary import describe_search
 from sfss_ray.version import __version__
 
@@ -152,7 +153,7 @@ def adapt(
     """
     config = config or Config()
     inputs = _check(
-        open_source(source_model, card),
+        open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -185,14 +186,14 @@ def tune_hyperparameters(
 
     Masks are made once; every trial trains a student on them; the best values go to
     best_config.json and into a last training, whose student is the result. Without labels trials
-    are compared by mask_information. With labels they are compared by mIoU on them, which no
-    source-free user has: the output then says `oracle`.
+    are compared by balanced_mask_information. With labels they are compared by mIoU on them, which
+    no source-free user has: the output then says `oracle`.
 
     Arguments, results and errors are those of `adapt`; `config.tune` says how long and how wide.
     """
     config = config or Config()
     inputs = _check(
-        open_source(source_model, card),
+        open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
         (sam_checkpoint, sam_type),
@@ -225,7 +226,7 @@ def _check(
     images = list_images(target_images)
     labelled = labelled_images(*val, source.classes, config)
     recipe, weights = make_recipe(config.masks, *sam)
-    check_workers(config.train.batch_size, config.compute)
+    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(
@@ -295,6 +296,9 @@ def _report(
     for name, network in networks.items():
         progress(f"evaluating {name}")
         scores[name] = examination.score(network)
+        if name == SOURCE_ONLY:
+            examination = examination.beside(scores[name])
+            scores[name] = examination.completed(scores[name], network)
     strips = _strips(inputs, prepared, networks, folder, config, progress)
     seconds = {"masks": masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started
@@ -344,12 +348,22 @@ def _describe(
             "images": len(prepared.labelled),
             "used_for": "choosing (oracle)" if oracle else "reporting only",
         },
-        "rows": [{"name": name} | score.as_dict() for name, score in scores.items()],
+        "rows": _rows(scores, trained),
         "curves": [{"name": ADAPTED, "points": trained.curve}],
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "config": flatten(config),
     }
     return report | (describe_search(search) if search else {})
+
+
+def _rows(scores: dict[str, Score], trained: TrainResult) -> list[dict[str, Any]]:
+    """Scores side by side; agreement is the last look's, as a student's file has no teacher in it."""
+    rows = {name: {"name": name} | score.as_dict() for name, score in scores.items()}
+    rows[ADAPTED]["agreement"] = trained.curve[-1].get("agreement") if trained.curve else None
+    if scores[ADAPTED].held_out_images:
+        lost = lost_variety(scores[ADAPTED].variety, scores[SOURCE_ONLY].variety)
+        rows[ADAPTED]["collapsed"] = lost
+    return list(rows.values())
 
 
 def _strips(

@@ -10,7 +10,7 @@ import numpy as np
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, flatten
-from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.data.class_sets import ClassSet, matched_names, synonyms_in, synonyms_line
 from sfss_ray.data.labelled import LabelledFolder, load_labelled
 from sfss_ray.evaluation.metrics import ConfusionMatrix
 from sfss_ray.models.card import CardLike
@@ -44,6 +44,8 @@ class EvaluationResult:
     label_class_set: str = ""
     lacking: tuple[str, ...] = ()
     """Classes of the labels that the model has not: their pixels are left out."""
+    synonyms: dict[str, str] = field(default_factory=dict)
+    """Class of the labels -> class of the model, where their names differ."""
     inference: str = ""
     """How images were looked at."""
     confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
@@ -59,6 +61,8 @@ class EvaluationResult:
             f"labels: {self.labels_format}, {self.label_class_set}; images: {self.images}",
             f"inference: {self.inference}; labels at their own size, one confusion matrix",
         ]
+        if self.synonyms:
+            lines.append(synonyms_line(self.synonyms))
         if self.lacking:
             lines.append(f"left out, for the model lacks these classes: {', '.join(self.lacking)}")
         lines += ["", f"{'class':16}{'IoU %':>8}{'recall %':>10}{'pixels %':>10}"]
@@ -120,7 +124,7 @@ def evaluate_model(
         or labels hold ids that their format has not.
     """
     config = config or Config()
-    source = open_source(model, card)
+    source = open_source(model, card, config.source_weights)
     folder = load_labelled(images, labels, source.classes, config, progress=progress)
     for line in folder.describe(source.classes):
         progress(line)
@@ -141,6 +145,7 @@ def _result(
     from sfss_ray.evaluation.views import describe_views
 
     named = named_mious(matrix, classes, folder.label_classes)
+    matched = matched_names(folder.label_classes, classes)
 
     def by_class(values: np.ndarray) -> dict[str, float]:
         return dict(zip(classes.classes, map(float, values), strict=True))
@@ -158,7 +163,8 @@ def _result(
         label_share=by_class(matrix.label_share()),
         labels_format=folder.format,
         label_class_set=folder.label_classes.name,
-        lacking=tuple(c for c in folder.label_classes.classes if c not in classes.classes),
+        lacking=tuple(c for c in folder.label_classes.classes if c not in matched),
+        synonyms=synonyms_in(matched),
         inference=describe_views(config.evaluation),
         confusion=matrix.counts,
     )

@@ -20,7 +20,7 @@ from sfss_ray.errors import DataError
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.progress import Progress, ProgressSink, print_line
-from sfss_ray.train.launch import labelled_images
+from sfss_ray.train.prepared import labelled_images
 
 if TYPE_CHECKING:
     from sfss_ray.models.load_report import LoadReport
@@ -104,7 +104,7 @@ def verify_source(
         not pair up or hold ids that the model's classes have not.
     """
     config = config or Config()
-    source = open_source(source_model, card)
+    source = open_source(source_model, card, config.source_weights)
     pairs = (
         () if labels is None else labelled_images(images, labels, source.classes, config, progress)
     )

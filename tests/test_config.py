@@ -30,6 +30,7 @@ CHANGED = {
 }
 OUT_OF_RANGE = {
     "seed": [-1, 2**31],
+    "source_weights": ["teacher"],
     "masks.regions": ["sam2"],
     "masks.points_per_side": [0, 257],
     "masks.pred_iou_thresh": [-0.1, 1.1],
@@ -111,7 +112,7 @@ def test_whole_numbers_may_stand_for_fractions():
     [
         (
             "sed",
-            "unknown setting 'sed': the config knows seed, labels_format, labels_classes, masks,",
+            "unknown setting 'sed': the config knows seed, labels_format, labels_classes,",
         ),
         ("train.loss.tau", "unknown setting 'train.loss.tau': train.loss knows temperature, "),
         ("train.los.temperature", "'train.los.temperature': train knows num_steps, "),

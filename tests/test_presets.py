@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sfss_ray.config import PRESETS, Config, OptimConfig, find_preset, override
+from sfss_ray.config import PRESETS, PROTOCOLS, Config, OptimConfig, find_preset, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.build import build_network
 from sfss_ray.train.loop import build_optimizer, learning_rate, set_learning_rate
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_preset_sets_pretraining_and_adaptation_alike(name):
     config = override(Config(), find_preset(name))
     assert config.pretrain.optim == config.train.optim
@@ -51,5 +51,18 @@ def test_heads_learn_ten_times_faster(name, kind):
 
 
 def test_unknown_presets_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="unknown preset 'vit': known are cnn, transformer"):
+    with pytest.raises(
+        ConfigError,
+        match="unknown preset 'vit': known are cnn, transformer, paper_like, recommended",
+    ):
         find_preset("vit")
+
+
+def test_presets_of_the_method_say_nothing_of_optimiser_and_schedule():
+    for name in set(PRESETS) - set(PROTOCOLS):
+        config = override(Config(), find_preset(name))
+        assert config.pretrain == Config().pretrain
+        assert config.train.optim == Config().train.optim
+        assert config.train.num_steps == Config().train.num_steps
+    assert override(Config(), find_preset("paper_like")).train.loss.mask_vote == "none"
+    assert override(Config(), find_preset("recommended")).train.loss.mask_vote == "pooled"

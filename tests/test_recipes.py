@@ -127,7 +127,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(name, tmp_path: Path, caps
 
 def test_a_dry_run_names_all_that_is_missing(tmp_path: Path, capsys):
     words = ["--dry-run", "--output", str(tmp_path / "out"), "--source-model", str(tmp_path / "x")]
-    assert run_recipe("tune_gta2cs", [*words, "--sam-checkpoint", str(tmp_path / "y")]) == 0
+    assert run_recipe("tune_gta2cs", [*words, "--sam-checkpoint", str(tmp_path / "y")]) == 1
     page = capsys.readouterr().out
     assert page.count("MISSING") == 3
+    assert "not ready: 3 missing" in page
     assert "no target images were given" in page

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sfss_ray.config import Config, override
-from sfss_ray.data.class_sets import CITYSCAPES_19, SYNTHIA_16
+from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16
 from sfss_ray.data.folders import read_image
 from sfss_ray.evaluation.views import predict_probabilities
 from sfss_ray.models.build import SourceModel, build_network
@@ -86,6 +86,37 @@ def test_classes_are_matched_by_name(classes, data):
         assert result.named["mIoU-13"] == pytest.approx(np.mean(thirteen))
         assert "lacks these classes: terrain, truck, train" in "\n".join(result.lines())
     assert any("*_labelTrainIds" in line for line in lines)
+
+
+def test_a_cityscapes_model_is_scored_on_camvid_over_the_classes_both_have(tmp_path):
+    rng, mine = np.random.default_rng(2), model(CITYSCAPES_19)
+    ids = rng.integers(0, 12, SIZE).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(ids).save(tmp_path / "labels" / "0001TP_000001.png")
+    pixels = rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "0001TP_000001.png")
+    result = evaluate_model(
+        mine, tmp_path / "images", tmp_path / "labels", config=CPU, progress=str
+    )
+    same = {"pavement": "sidewalk", "tree": "vegetation", "sign": "traffic sign"}
+    same |= {"pedestrian": "person"}
+    label = np.array([same.get(n, n) for n in CAMVID_11.classes] + ["void"], dtype=object)[ids]
+    guess = predict_probabilities(mine.network.eval(), pixels, CPU.evaluation).argmax(0)
+    guess = np.array(CITYSCAPES_19.classes, dtype=object)[guess]
+    valid = ~np.isin(label, ["bicyclist", "void"])
+    for name in CITYSCAPES_19.classes:
+        hit = ((label == name) & (guess == name) & valid).sum()
+        union = (((label == name) | (guess == name)) & valid).sum()
+        if (label == name).any():
+            assert result.per_class[name] == pytest.approx(100 * hit / union), name
+        else:
+            assert np.isnan(result.per_class[name])
+    text = "\n".join(result.lines())
+    assert "pavement = sidewalk, tree = vegetation, sign = traffic sign, pedestrian" in text
+    assert "lacks these classes: bicyclist" in text
+    assert result.as_dict()["synonyms"] == same
+    assert result.named == {}
 
 
 def test_absent_classes_are_stated_and_not_counted(data):

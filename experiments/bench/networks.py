@@ -1,6 +1,6 @@
 """A real adaptation step of the field's networks: seconds and peak memory.
 
-    python experiments/bench/networks.py [--device cuda] [--networks deeplabv2_resnet101 ...]
+    python experiments/bench/networks.py [--device cuda] [--networks deeplabv2_resnet101 ...] [--batch 1]
 
 Each row is a process of its own, so that one peak does not hide in another: two views, student
 and teacher, the contrast over Felzenszwalb regions of a drawn scene, backward and optimiser step, random
@@ -107,6 +107,7 @@ def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -119,7 +120,7 @@ def main() -> None:
     import torch
 
     facts = {
-        "command": "python experiments/bench/networks.py",
+        "command": " ".join(["python experiments/bench/networks.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name()
         if arguments.device == "cuda"
         else f"CPU ({platform.machine()})",
@@ -130,7 +131,7 @@ def main() -> None:
     }
     rows = []
     for network in arguments.networks:
-        for precision in PRECISIONS:
+        for precision in arguments.precisions:
             words = [network, precision, arguments.device, arguments.batch, arguments.threads]
             rows.append(in_own_process([str(word) for word in words]))
             print(json.dumps(rows[-1]), flush=True)

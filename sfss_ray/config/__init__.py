@@ -6,7 +6,7 @@ all go through it.
 """
 
 from sfss_ray.config.masks import MaskConfig
-from sfss_ray.config.presets import PRESETS, find_preset
+from sfss_ray.config.presets import PRESETS, PROTOCOLS, find_preset
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import (
     AugmentConfig,
@@ -16,10 +16,11 @@ from sfss_ray.config.train import (
     PretrainConfig,
     TrainConfig,
 )
-from sfss_ray.config.tree import Config, differences, flatten, load_config, override
+from sfss_ray.config.tree import Config, SourceWeights, differences, flatten, load_config, override
 
 __all__ = [
     "PRESETS",
+    "PROTOCOLS",
     "AugmentConfig",
     "ComputeConfig",
     "Config",
@@ -29,6 +30,7 @@ __all__ = [
     "OptimConfig",
     "PairConfig",
     "PretrainConfig",
+    "SourceWeights",
     "TrainConfig",
     "TuneConfig",
     "differences",

@@ -49,13 +49,40 @@ _ADAPTATION: dict[str, dict[str, Any]] = {
     },
 }
 
+# What is done with masks and pseudo-labels, whatever the network and its optimiser.
+_METHODS: dict[str, dict[str, Any]] = {
+    # As near to the abstract of Ren et al. 2024 as it can be read: pseudo-labels weighted by an image's
+    # share of sure pixels, contrast in an embedding of its own, from masks alone.
+    "paper_like": {
+        "train.batch_norm": "adapt",
+        "train.loss.thresholds": "paper_like",
+        "train.loss.projection": "mlp",
+        "train.loss.contrast_weight": 0.1,
+        "train.loss.mask_vote": "none",
+        "train.loss.prior_power": 0.0,
+    },
+    # The defaults, by name: the best of ours with masks a user can have (experiments/README.md).
+    "recommended": {
+        "train.batch_norm": "target",
+        "train.loss.thresholds": "class_adaptive",
+        "train.loss.projection": "none",
+        "train.loss.contrast_weight": 0.03,
+        "train.loss.mask_vote": "pooled",
+        "train.loss.vote_weight": 0.5,
+        "train.loss.prior_power": 0.25,
+    },
+}
+
+PROTOCOLS = tuple(_OPTIM)
+"""Presets of optimiser and schedule; the others say what is done with masks."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     name: {
         f"{stage}.optim.{knob}": v for stage in ("pretrain", "train") for knob, v in values.items()
     }
     | {f"train.{knob}": value for knob, value in _ADAPTATION[name].items()}
     for name, values in _OPTIM.items()
-}
+} | _METHODS
 
 
 def find_preset(name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from sfss_ray.config.checks import are_numbers, require, require_one_of, require_range
 from sfss_ray.errors import ConfigError
@@ -79,8 +79,18 @@ class TuneConfig:
     """ASHA: of one-worker trials past the ramp, the weaker part is stopped at each look."""
     reduction_factor: int = 3
     """ASHA keeps one of so many trials at each look."""
-    score: Literal["auto", "mask_information", "val_miou"] = "auto"
-    """auto: val_miou (an oracle: needs target labels) when labels are given, else mask_information."""
+    score: Literal[
+        "auto",
+        "mask_information",
+        "balanced_mask_information",
+        "agreement",
+        "entropy",
+        "neighbourhood_density",
+        "val_miou",
+    ] = "auto"
+    """auto: val_miou (an oracle: needs target labels) when labels are given, else
+    balanced_mask_information, which ranked students best on both pairs of experiments/score_quality.py.
+    The others need no labels either. A collapsed student is never picked, whatever its score."""
 
     def __post_init__(self):
         require(self, "num_trials", 1)
@@ -88,7 +98,7 @@ class TuneConfig:
             require_range(self, name, 0)
         require_range(self, "ema_gap_range", 0, 1)
         require(self, "reduction_factor", 2)
-        require_one_of(self, "score", ("auto", "mask_information", "val_miou"))
+        require_one_of(self, "score", get_args(get_type_hints(TuneConfig)["score"]))
 
 
 @dataclass(frozen=True)

@@ -147,13 +147,13 @@ class LossConfig:
     """class_adaptive: no class needs more than this confidence."""
     label_space: Literal["pseudo_labels", "entropy"] = "pseudo_labels"
     """L_seg: cross entropy with pseudo-labels, or the student's own entropy (TENT's loss)."""
-    mask_vote: Literal["none", "majority", "pooled"] = "none"
+    mask_vote: Literal["none", "majority", "pooled"] = "pooled"
     """Masks in label space: each mask's majority class, or pixel and mask evidence pooled."""
     vote_weight: float = 0.5
     """pooled: share of the mask's evidence against the pixel's own; 0 to 1."""
     vote_min_purity: float = 0.0
     """A mask speaks for its pixels only if this share of them has its class already; 0 to 1."""
-    prior_power: float = 0.0
+    prior_power: float = 0.25
     """Teacher probabilities are divided by their running class share to this power; 0 to 1."""
     region_source: Literal["masks", "pseudo_labels"] = "masks"
     """What counts as a region in the contrast: a mask, or an image's confident pixels of a class."""
@@ -190,7 +190,7 @@ class TrainConfig:
     """Images per step over all workers together."""
     ema_momentum: float = 0.999
     """teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after every step; 0 to 1."""
-    batch_norm: Literal["adapt", "target", "frozen"] = "adapt"
+    batch_norm: Literal["adapt", "target", "frozen"] = "target"
     """Statistics of BatchNorm. frozen: the source's; target: estimated on weak views of the target
     before step 1, then fixed; adapt: estimated so, then running on (the teacher copies them)."""
     statistics_steps: int = 20
@@ -199,6 +199,9 @@ class TrainConfig:
     """Autocast of the networks; losses always run in float32."""
     channels_last: bool = False
     """Memory layout of the networks; faster on most GPUs with bf16."""
+    compile: bool = False
+    """torch.compile the student: the first steps take a minute or more, the rest are faster on most
+    GPUs. Needs a C++ compiler on the CPU; rounding differs."""
     evaluate_every: int = 500
     """Steps between two looks at the held-out images (and checkpoints)."""
     optim: OptimConfig = field(default_factory=OptimConfig)

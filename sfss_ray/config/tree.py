@@ -15,6 +15,7 @@ from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
 
 LabelsFormat = Literal["auto", "train_ids", "cityscapes_label_ids", "gta5", "synthia", "camvid"]
+SourceWeights = Literal["auto", "student", "ema"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Config:
     labels_classes: str = ""
     """Classes of train ids where they are not the model's: a class set, or names separated by commas;
     a classes.txt beside the labels does the same."""
+    source_weights: SourceWeights = "auto"
+    """Which copy is read from a checkpoint that holds a student and its EMA copy (`ema_model.`; of
+    DAFormer, HRDA, MIC, SePiCo); auto: the student, or the EMA copy where it is alone."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -39,6 +43,7 @@ class Config:
     def __post_init__(self):
         require(self, "seed", 0, 2**31 - 1)
         require_one_of(self, "labels_format", get_args(LabelsFormat))
+        require_one_of(self, "source_weights", get_args(SourceWeights))
 
 
 def override(config: Config, values: dict[str, Any]) -> Config:

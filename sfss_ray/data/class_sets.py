@@ -1,7 +1,8 @@
 """Named sets of classes: what an index in a label or in a prediction means.
 
 Mapping between two sets is by NAME, never by index: `mapping` says which index of one set a class
-has in the other, so a 19-class model can be scored on 16- or 11-class labels.
+has in the other, so a 19-class model can be scored on 16- or 11-class labels. Names that mean one
+thing (`SYNONYMS`) count as the same; where that happens the output says so.
 """
 
 from __future__ import annotations
@@ -136,10 +137,58 @@ def parse_classes(text: str) -> ClassSet:
     return find_class_set(text)
 
 
-def mapping(source: ClassSet, target: ClassSet) -> np.ndarray:
-    """(256,) uint8 table: index in `source` -> index of the same NAME in `target`, else 255."""
-    table = np.full(256, IGNORE_INDEX, np.uint8)
-    for index, name in enumerate(source.classes):
+SYNONYMS = {
+    "pavement": "sidewalk",
+    "pedestrian": "person",
+    "tree": "vegetation",
+    "sign": "traffic sign",
+    "sign symbol": "traffic sign",
+    "column pole": "pole",
+    "motorbike": "motorcycle",
+}
+"""Name -> Cityscapes' name of the same class.
+
+These are CamVid's names, and Pascal VOC's motorbike. CamVid's 11 classes are groups of its 32: its tree
+holds all vegetation, its sign the traffic lights too, its car trucks and buses. `bicyclist` is left out:
+it is the bicycle and its rider in one, which Cityscapes keeps apart.
+"""
+
+
+def _meaning(name: str) -> str:
+    """What a name stands for; capitals, `_` and `-` make no difference."""
+    plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    return SYNONYMS.get(plain, plain)
+
+
+def matched_names(source: ClassSet, target: ClassSet) -> dict[str, str]:
+    """Name in `source` -> name of the same class in `target`; classes without one are left out.
+
+    The same name comes first. A synonym counts only where it leaves no choice: one name in `target`
+    has that meaning, and `source` does not use this name itself.
+    """
+    matched = {}
+    for name in source.classes:
+        alike = [t for t in target.classes if _meaning(t) == _meaning(name)]
         if name in target.classes:
-            table[index] = target.classes.index(name)
+            matched[name] = name
+        elif len(alike) == 1 and alike[0] not in source.classes:
+            matched[name] = alike[0]
+    return matched
+
+
+def synonyms_in(matched: dict[str, str]) -> dict[str, str]:
+    """Those matches whose names differ."""
+    return {name: other for name, other in matched.items() if name != other}
+
+
+def synonyms_line(synonyms: dict[str, str]) -> str:
+    """'matched as synonyms: pavement = sidewalk'."""
+    return "matched as synonyms: " + ", ".join(f"{a} = {b}" for a, b in synonyms.items())
+
+
+def mapping(source: ClassSet, target: ClassSet) -> np.ndarray:
+    """(256,) uint8 table: index in `source` -> index of the same class in `target`, else 255."""
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    for name, other in matched_names(source, target).items():
+        table[source.classes.index(name)] = target.classes.index(other)
     return table

@@ -23,6 +23,7 @@ from sfss_ray.data.class_sets import (
     IGNORE_INDEX,
     SYNTHIA_16,
     ClassSet,
+    matched_names,
 )
 from sfss_ray.errors import DataError
 
@@ -101,7 +102,7 @@ FORMATS: dict[str, LabelFormat] = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """A format and the classes wanted: raw id -> index of the same class name, else 255."""
+    """A format and the classes wanted: raw id -> index of the same class, by name, else 255."""
 
     format: str
     label_classes: ClassSet
@@ -134,7 +135,8 @@ def make_decoding(format_name: str, wanted: ClassSet, listed: ClassSet | None = 
     known = FORMATS[format_name]
     label_classes = known.classes or listed or wanted
     names = known.names if known.classes else dict(enumerate(label_classes.classes))
-    index = {name: i for i, name in enumerate(wanted.classes)}
+    matched = matched_names(label_classes, wanted)
+    index = {name: wanted.classes.index(other) for name, other in matched.items()}
     table = bytes(index.get(names.get(i, ""), IGNORE_INDEX) for i in range(256))
     mask = bytes(int(i in names or i in known.void) for i in range(256))
     return Decoding(format_name, label_classes, table, mask)

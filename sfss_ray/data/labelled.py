@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfss_ray.config import Config
-from sfss_ray.data.class_sets import ClassSet, class_set_of, parse_classes
+from sfss_ray.data.class_sets import (
+    ClassSet,
+    class_set_of,
+    matched_names,
+    parse_classes,
+    synonyms_in,
+    synonyms_line,
+)
 from sfss_ray.data.folders import LabelledImage, pair_labels
 from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
@@ -32,8 +39,12 @@ class LabelledFolder:
     def describe(self, wanted: ClassSet) -> list[str]:
         """What was taken for what, in lines for people."""
         lines = [f"labels: {FORMATS[self.format].what} ({self.format}: {self.reason})"]
-        lacking = [c for c in wanted.classes if c not in self.label_classes.classes]
-        foreign = [c for c in self.label_classes.classes if c not in wanted.classes]
+        matched = matched_names(self.label_classes, wanted)
+        synonyms = synonyms_in(matched)
+        lacking = [c for c in wanted.classes if c not in matched.values()]
+        foreign = [c for c in self.label_classes.classes if c not in matched]
+        if synonyms:
+            lines.append(synonyms_line(synonyms))
         if lacking:
             lines.append(f"classes that the labels cannot show: {', '.join(lacking)}")
         if foreign:
@@ -74,7 +85,7 @@ def decoded(
     listed = parse_classes(classes) if classes else found.classes or class_list(labels)
     wanted = wanted or _own_classes(found.format, listed)
     decoding = make_decoding(found.format, wanted, listed)
-    if not set(wanted.classes) & set(decoding.label_classes.classes):
+    if not matched_names(decoding.label_classes, wanted):
         raise DataError(
             f"labels {str(labels)!r} ({found.format}: {', '.join(decoding.label_classes.classes)}) share"
             f" no class name with {wanted.name} ({', '.join(wanted.classes)}): give labels with names of"

@@ -44,12 +44,14 @@ class EncodedCrop:
         decoder: the mask decoder with this crop's embedding.
         size: (h, w) of the crop in pixels.
         input_size: (h, w) of the crop as the model sees it, without padding.
+        dtype: of the image side of the decoder.
     """
 
     sam: Sam
     decoder: ModelDecoder | SharedImageDecoder
     size: tuple[int, int]
     input_size: tuple[int, int]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def encode_crop(
     predictor.reset_image()
     decoder_class = SharedImageDecoder if is_stock(sam) else ModelDecoder
     decoder = decoder_class(sam, embedding, dtype)
-    return EncodedCrop(sam, decoder, cropped.shape[:2], (height, width))
+    return EncodedCrop(sam, decoder, cropped.shape[:2], (height, width), dtype)
 
 
 def find_candidates(
@@ -128,16 +130,16 @@ def find_candidates(
     seen = torch.as_tensor(points * scale[:, ::-1], device=crop.sam.device)
     min_quality = thresholds.quality if thresholds.quality > 0 else None
     batches = []
-    for batch in _batches(crop.sam, len(points), most_points):
+    for batch in _batches(crop.sam, len(points), most_points, crop.dtype):
         decoded = crop.decoder.decode(seen[batch], min_quality)
         batches.append(_filter_masks(crop, decoded, torch.as_tensor(points[batch]), thresholds))
     return _join(batches)
 
 
-def _batches(sam: Sam, n_points: int, most_points: int) -> Iterator[slice]:
+def _batches(sam: Sam, n_points: int, most_points: int, dtype: torch.dtype) -> Iterator[slice]:
     if sam.device.type == "cpu":
         h, w = sam.prompt_encoder.image_embedding_size
-        key_bytes = 4 * h * w * sam.prompt_encoder.embed_dim
+        key_bytes = dtype.itemsize * h * w * sam.prompt_encoder.embed_dim
         in_cache = max(1, _CPU_BATCH_BYTES // key_bytes)
         most_points = min(most_points, _CPU_MOST_POINTS, in_cache)
     return (slice(k, k + most_points) for k in range(0, n_points, most_points))
@@ -152,7 +154,7 @@ def _filter_masks(
         (low_h, low_w), crop.sam.image_encoder.img_size, crop.input_size, crop.size
     )
     cut, offset = crop.sam.mask_threshold, thresholds.offset
-    measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.cpu()]
+    measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.cpu().numpy()]
     pixels = torch.tensor([m.pixels for m in measured], dtype=torch.int32).reshape(-1, 2)
     kept = decoded.kept.cpu()
     found = Candidates(
@@ -179,20 +181,25 @@ _EMPTY_MASK = PackedMask.pack(np.zeros((1, 1), dtype=bool))
 _EMPTY_BOX = (0, 0, 0, 0)
 
 
-def _measure(low: Tensor, upsampler: RegionUpsampler, cut: float, offset: float) -> _Measured:
+def _measure(
+    low: NDArray[np.float32], upsampler: RegionUpsampler, cut: float, offset: float
+) -> _Measured:
     region = upsampler.region(low, above=cut - abs(offset))
     if region is None:
         return _Measured((0, 0), _EMPTY_BOX, _EMPTY_MASK)
-    higher, lower = (np.count_nonzero(region.logits > c) for c in (cut + offset, cut - offset))
-    pixels = (int(higher), int(lower))
-    mask = region.logits > cut
+    mask = np.empty(region.shape, dtype=bool)
+    higher = lower = 0
+    for part, logits in region.strips():
+        higher += int(np.count_nonzero(logits > cut + offset))
+        lower += int(np.count_nonzero(logits > cut - offset))
+        np.greater(logits, cut, out=mask[part])
     box = tight_box(mask)
     if box is None:
-        return _Measured(pixels, _EMPTY_BOX, _EMPTY_MASK)
+        return _Measured((higher, lower), _EMPTY_BOX, _EMPTY_MASK)
     x0, y0, x1, y1 = box
     packed = PackedMask.pack(mask[x0 : x1 + 1, y0 : y1 + 1])
-    x, y = region.left, region.top
-    return _Measured(pixels, (x0 + x, y0 + y, x1 + x, y1 + y), packed)
+    x, y = region.columns.start, region.rows.start
+    return _Measured((higher, lower), (x0 + x, y0 + y, x1 + x, y1 + y), packed)
 
 
 def tight_box(pixels: NDArray[np.bool_]) -> Box | None:

@@ -43,6 +43,10 @@ _STOCK_MODULES = (
     nn.GELU, nn.ReLU, nn.SiLU, nn.LeakyReLU,
 )  # fmt: skip
 
+# Points whose masks are upscaled together: the 16 pixels of a position are the decoder's largest
+# arrays, and a CPU has them in its caches for one point.
+_UPSCALED_AT_ONCE = {"cpu": 1, "cuda": 64}
+
 
 @dataclass(frozen=True)
 class DecodedPoints:
@@ -153,8 +157,9 @@ class SharedImageDecoder:
         kept = _passing(quality, min_quality)
         point, mask = kept // quality.shape[1], kept % quality.shape[1]
         rows, row_of_mask = torch.unique(point, return_inverse=True)
-        mask_tokens = tokens[rows, 2 : 1 + self._decoder.num_mask_tokens]
-        rasters = self._mask_rasters(mask_tokens, keys[rows])
+        mask_tokens = tokens[:, 2 : 1 + self._decoder.num_mask_tokens]
+        parts = rows.split(_UPSCALED_AT_ONCE.get(points.device.type, 1))
+        rasters = torch.cat([self._mask_rasters(mask_tokens[part], keys[part]) for part in parts])
         return DecodedPoints(quality, kept, self._shuffle_pixels(rasters[row_of_mask, mask]))
 
     def _attend(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,6 @@ _GROUP_BITS = 5
 _MORE = 32
 _FIRST_CHARACTER = 48
 _MOST_GROUPS = 7  # 35 bits with sign: more than any difference of two counts below 2**32
-_PIXELS_PER_PASS = 1 << 21  # bounds the memory of one painting pass to about 50 MB
 _PAINTINGS = ("fine", "coarse")
 
 Counts = NDArray[np.int64]
@@ -261,12 +260,13 @@ def paint_id_map(
     size = _common_size(rles, image_size)
     y0, x0, h, w = _checked_window(window, size)
     seen = [int(k) for k in order if _bbox_meets(rles[int(k)]["bbox"], (y0, x0, h, w))]
-    columns = np.zeros((w, h), dtype=np.int32)  # (x, y), as the runs are
-    if seen and size is not None:
-        counts, starts = _parse([rles[k]["counts"] for k in seen])
-        pieces = _pieces_in_window(counts, starts, size, (y0, x0, h, w))
-        _paint_pieces(columns.reshape(-1), *pieces, ids=np.asarray(seen, dtype=np.int32) + 1)
-    return np.ascontiguousarray(columns.T)
+    if not seen or size is None or h * w == 0:
+        return np.zeros((h, w), dtype=np.int32)
+    counts, starts = _parse([rles[k]["counts"] for k in seen])
+    pieces = _pieces_in_window(counts, starts, size, (y0, x0, h, w))
+    top = _paint_pieces(h * w, *pieces)
+    id_of_top = np.append(0, np.asarray(seen) + 1).astype(np.int32)
+    return id_of_top.take(top.reshape(w, h).T)
 
 
 def _common_size(
@@ -364,20 +364,38 @@ def _runs_in_columns(
 
 
 def _paint_pieces(
-    canvas: NDArray[np.int32],
+    n_pixels: int,
     rank: NDArray[np.int64],
     position: NDArray[np.int64],
     length: NDArray[np.int64],
-    ids: NDArray[np.int32],
-) -> None:
-    """Writes each piece's id; later pieces overwrite earlier ones.
+) -> NDArray[np.int32]:
+    """1 + rank of the topmost piece over each of n_pixels, 0 where there is none.
 
-    numpy leaves the last value where an index is repeated in an assignment, so a whole pass is
-    one assignment. Passes are cut so that index arrays stay small.
+    Time hardly depends on how much the pieces cover each other. A piece of length n is the union of
+    two blocks of 2^k <= n pixels, one at its start and one at its end. So each piece is written
+    twice, at its blocks' first pixels on level k; then, from the largest blocks down, each block
+    hands its rank to its two halves, the greater rank wins. Pieces are in the order of their ranks,
+    and numpy leaves the last value where an index is repeated in an assignment.
     """
-    passes = np.cumsum(length) // _PIXELS_PER_PASS
-    cuts = np.append(np.flatnonzero(np.diff(passes, prepend=-1)), len(length))
-    for a, b in pairwise(cuts.tolist()):
-        n = length[a:b]
-        offset = np.repeat(position[a:b] - (np.cumsum(n) - n), n)
-        canvas[offset + np.arange(len(offset))] = np.repeat(ids[rank[a:b]], n)
+    level = np.frexp(length.astype(np.float64))[1] - 1  # floor(log2(length)), exactly
+    kind = np.uint16 if int(rank.max(initial=0)) < np.iinfo(np.uint16).max else np.int32
+    value = (rank + 1).astype(kind)
+    top = np.zeros(n_pixels, dtype=kind)
+    for k in range(int(level.max(initial=0)), -1, -1):
+        here = np.flatnonzero(level == k)
+        start = position[here]
+        _raise_to(top, start, value[here])
+        _raise_to(top, start + length[here] - (1 << k), value[here])
+        if k:
+            half = 1 << (k - 1)
+            halves = top.copy()
+            np.maximum(halves[half:], top[:-half], out=halves[half:])
+            top = halves
+    return top.astype(np.int32)
+
+
+def _raise_to(
+    top: NDArray[np.generic], index: NDArray[np.int64], value: NDArray[np.generic]
+) -> None:
+    """top[index] = the greater of both; `value` grows, so of a repeated index the last one holds."""
+    top[index] = np.maximum(top[index], value)

@@ -12,6 +12,7 @@ that it touches. So pixels that touch no low value above a threshold need not be
 values above that threshold matter.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,22 +22,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows of the band that are multiplied together: fewer cost more calls, more multiply more zeros.
+# Outputs that are made together: fewer cost more calls, more multiply more zeros of the band and
+# do not stay in a cache.
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Region:
-    """Part of an enlarged mask.
+    """Part of an enlarged mask, in image pixels.
 
     Attributes:
-        logits: float32 (w, h), transposed: runs of an RLE go down the columns of the image.
-        top, left: position of the part in the image, in pixels.
+        rows, columns: where the part lies in the image.
     """
 
-    logits: NDArray[np.float32]
-    top: int
-    left: int
+    rows: slice
+    columns: slice
+    _tall: NDArray[np.float32]  # (low-resolution columns, rows)
+    _band: "_Band"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(w, h), transposed as the strips are."""
+        return self.columns.stop - self.columns.start, self._tall.shape[1]
+
+    def strips(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Some columns (counted from the region's first) and their logits (n, h), all in turn.
+
+        Columns come first, because runs of an RLE go down the columns of the image. A large mask is
+        never whole in memory, and a strip is still in the caches when it is compared.
+        """
+        return self._band.products(self._tall, self.columns)
 
 
 class RegionUpsampler:
@@ -59,32 +74,34 @@ class RegionUpsampler:
         axes = zip(low_size, input_size, original_size, strict=True)
         self._rows, self._columns = (_band(low, padded_size, seen, out) for low, seen, out in axes)
 
-    def region(self, low: Tensor, above: float) -> Region | None:
+    def region(self, low: NDArray[np.float32], above: float) -> Region | None:
         """The part of the mask that holds every pixel with a logit greater than `above`.
 
         Args:
-            low: float32 logits on the CPU, (h, w) as `low_size`.
+            low: float32 logits, (h, w) as `low_size`.
             above: logits not greater than this may be left out.
 
         Returns:
             The part, or None when no pixel can be greater than `above`.
         """
-        high = low.numpy() > above
+        high = low > above
         y = self._rows.outputs_of(np.flatnonzero(high.any(axis=1)))
         x = self._columns.outputs_of(np.flatnonzero(high.any(axis=0)))
         if y is None or x is None:
             return None
-        taps = self._columns.inputs_of(x)
-        tall = self._rows.multiply(low[:, taps], y)
-        enlarged = self._columns.multiply(tall.T, x, first_input=taps.start)
-        return Region(enlarged.numpy(), top=y.start, left=x.start)
+        taps = self._columns.inputs_of(x.start, x.stop)
+        seen = low[self._rows.inputs_of(y.start, y.stop), taps]
+        tall = np.empty((taps.stop - taps.start, y.stop - y.start), dtype=np.float32)
+        for part, rows in self._rows.products(seen, y):
+            tall[:, part] = rows.T
+        return Region(y, x, tall, self._columns)
 
 
 class _Band:
     """A matrix (outputs, inputs) whose nonzero weights form a band that only moves to the right."""
 
-    def __init__(self, weights: Tensor) -> None:
-        used = weights.numpy() != 0
+    def __init__(self, weights: NDArray[np.float32]) -> None:
+        used = weights != 0
         self._weights = weights
         self._first = used.argmax(axis=1)
         self._last = used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
@@ -97,25 +114,31 @@ class _Band:
         stop = int(np.searchsorted(self._first, inputs[-1], side="right"))
         return slice(start, stop) if start < stop else None
 
-    def inputs_of(self, outputs: slice) -> slice:
-        return slice(int(self._first[outputs.start]), int(self._last[outputs.stop - 1]) + 1)
+    def inputs_of(self, start: int, stop: int) -> slice:
+        """Inputs that the outputs from start to stop touch."""
+        return slice(int(self._first[start]), int(self._last[stop - 1]) + 1)
 
-    def multiply(self, values: Tensor, outputs: slice, first_input: int = 0) -> Tensor:
-        """weights[outputs] @ values, where values' row 0 belongs to input `first_input`."""
-        n_rows = outputs.stop - outputs.start
-        result = values.new_empty((n_rows, values.shape[1]))
-        for start in range(0, n_rows, _BLOCK):
-            stop = min(start + _BLOCK, n_rows)
-            block = slice(outputs.start + start, outputs.start + stop)
-            taps = self.inputs_of(block)
-            rows = values[taps.start - first_input : taps.stop - first_input]
-            torch.mm(self._weights[block, taps], rows, out=result[start:stop])
-        return result
+    def products(
+        self, values: NDArray[np.float32], outputs: slice
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """weights[outputs] @ values a few rows at a time, each with its place in the product.
+
+        Args:
+            values: (n, k), a row for each input that the outputs touch.
+            outputs: which rows of the matrix.
+        """
+        origin = int(self._first[outputs.start])
+        for start in range(outputs.start, outputs.stop, _BLOCK):
+            stop = min(start + _BLOCK, outputs.stop)
+            taps = self.inputs_of(start, stop)
+            rows = values[taps.start - origin : taps.stop - origin]
+            place = slice(start - outputs.start, stop - outputs.start)
+            yield place, self._weights[start:stop, taps] @ rows
 
 
 @lru_cache(maxsize=16)
 def _band(low: int, padded: int, seen: int, out: int) -> _Band:
-    return _Band(_two_bilinear_passes(low, padded, seen, out))
+    return _Band(_two_bilinear_passes(low, padded, seen, out).numpy())
 
 
 def _two_bilinear_passes(low: int, padded: int, seen: int, out: int) -> Tensor:

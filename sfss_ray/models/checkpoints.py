@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.card import Card, CardLike, card_values, class_names
@@ -31,7 +32,7 @@ def load_source_model(
     card: CardLike | None = None,
     device: torch.device | str = "cpu",
     module: nn.Module | None = None,
-    ema: bool = False,
+    weights: SourceWeights = "auto",
 ) -> SourceModel:
     """Read a source checkpoint of any known family, or a model file of this package.
 
@@ -43,7 +44,8 @@ def load_source_model(
         card: Entries that replace the family's: a Card, a mapping, or a JSON file of one.
         device: Where the network goes.
         module: The user's own module, for a model file that was made with one.
-        ema: Take the EMA copy (`ema_model.`) that DAFormer, MIC and SePiCo keep beside the student.
+        weights: Of a checkpoint that holds a student and its EMA copy (`ema_model.`; DAFormer, HRDA,
+            MIC, SePiCo): student, ema, or auto, the student where there is one.
 
     Returns:
         A module in eval mode that takes RGB images (B, 3, H, W) in [0, 1], prepares them as its `card`
@@ -59,21 +61,17 @@ def load_source_model(
         values = values | {"classes": class_names(classes)}
     content = read_checkpoint(Path(path))
     if is_model_file(content):
+        if weights == "ema":
+            raise CheckpointError(_no_copy(path))
         model = model_of(content, path, module)
     else:
-        model = _of_family(recognise(content, path, ema), path, values.get("classes"))
+        model = _of_family(recognise(content, path, weights), path, values.get("classes"))
     return with_card(model, values, path).to(device).eval()
 
 
-def recognise(content: Any, path: Path | str, ema: bool = False) -> Recognised:
+def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -> Recognised:
     """The family of a checkpoint's content; CheckpointError says what was found and what is known."""
-    state = tensors_of(content)
-    if ema:
-        state = {k: v for k, v in state.items() if k.startswith("ema_model.")}
-        if not state:
-            raise CheckpointError(
-                f"source model {str(path)!r} holds no EMA copy (ema_model.): leave `ema` out"
-            )
+    state = _chosen(tensors_of(content), weights, path)
     for _, family in FAMILIES:
         try:
             recognised = family(state, content)
@@ -85,6 +83,30 @@ def recognise(content: Any, path: Path | str, ema: bool = False) -> Recognised:
         f"source model {str(path)!r} is of no known family (found: {_shown(state, content)}): known"
         f" are model files of this package, {'; '.join(name for name, _ in FAMILIES)}; any other"
         " network can be given in Python with sfss_ray.wrap_model"
+    )
+
+
+def _chosen(
+    state: dict[str, Tensor], weights: SourceWeights, path: Path | str
+) -> dict[str, Tensor]:
+    """The tensors among which a family looks for a network."""
+    copy = [key for key in state if key.startswith("ema_model.")]
+    if weights == "ema":
+        if not copy:
+            raise CheckpointError(_no_copy(path))
+        return {key: state[key] for key in copy}
+    if weights == "student" and copy and not any(key.startswith("backbone.") for key in state):
+        raise CheckpointError(
+            f"source model {str(path)!r} holds an EMA copy (ema_model.) alone: give auto or ema for its"
+            " weights (source_weights)"
+        )
+    return state
+
+
+def _no_copy(path: Path | str) -> str:
+    return (
+        f"source model {str(path)!r} holds no EMA copy (ema_model.): leave the choice of weights"
+        " (source_weights) at auto"
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.compact import CompactBody
 from sfss_ray.models.deeplab_v2 import deeplabv2, deeplabv2_torchvision
+from sfss_ray.models.mmseg_deeplab import mmseg_deeplab_builders
 from sfss_ray.models.segformer import (
     SIZES,
     daformer_builder,
@@ -39,6 +40,7 @@ NETWORKS: dict[str, Callable[[int], Segmenter]] = {
     "fcn_resnet50": deeplab_or_fcn("fcn_resnet50"),
     "fcn_resnet101": deeplab_or_fcn("fcn_resnet101"),
     "lraspp_mobilenet_v3_large": lraspp,
+    **mmseg_deeplab_builders(),
     **{f"segformer_{size}": segformer_builder(size) for size in SIZES},
     **{f"segformer_mmseg_{size}": segformer_mmseg_builder(size) for size in SIZES},
     **{f"daformer_{size}": daformer_builder(size) for size in SIZES},

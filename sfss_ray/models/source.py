@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.models.card import Card, CardLike, card_values
 
@@ -66,8 +67,12 @@ class Source:
         return load_model(self.path, device, module=self.architecture)
 
 
-def open_source(source_model: SourceLike, card: CardLike | None = None) -> Source:
+def open_source(
+    source_model: SourceLike, card: CardLike | None = None, weights: SourceWeights = "auto"
+) -> Source:
     """Read and check a source model whole, before a cluster starts.
+
+    `weights` chooses between a student and its EMA copy in a checkpoint that holds both.
 
     Raises:
         CheckpointError: see `load_source_model`.
@@ -78,7 +83,7 @@ def open_source(source_model: SourceLike, card: CardLike | None = None) -> Sourc
 
     values = card_values(card)
     if isinstance(source_model, (str, Path)):
-        model = load_source_model(source_model, card=card)
+        model = load_source_model(source_model, card=card, weights=weights)
         path = Path(source_model).absolute()
         own = model.load_report is not None and model.load_report.family == OWN_FAMILY
         foreign = bool(values) or not own

@@ -15,7 +15,7 @@ from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore, shards
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.train.launch import check_workers, labelled_images
+from sfss_ray.train.prepared import check_workers, labelled_images
 
 
 @dataclass
@@ -55,7 +55,7 @@ def look_at_inputs(
     """Every check that a run makes before it starts, none of which hides another."""
     seen = Inputs()
     seen.device = seen.look("device", lambda: _device(config), "cpu")
-    seen.source = seen.look("source model", lambda: _source(source_model, card))
+    seen.source = seen.look("source model", lambda: _source(source_model, card, config))
     seen.images = seen.look("target images", lambda: _images(target_images), [])
     regions = seen.look("regions", lambda: _regions(config, sam), (None, None))
     seen.recipe, seen.region_weights = regions
@@ -66,16 +66,18 @@ def look_at_inputs(
 
 
 def _device(config: Config) -> tuple[str, str]:
-    check_workers(config.train.batch_size, config.compute)
+    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.check_address(config.compute)
     device = cluster.resolve_device(config.compute)
     return device, device
 
 
-def _source(source_model: SourceLike | None, card: CardLike | None) -> tuple[Source, str]:
+def _source(
+    source_model: SourceLike | None, card: CardLike | None, config: Config
+) -> tuple[Source, str]:
     if source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
-    source = open_source(source_model, card)
+    source = open_source(source_model, card, config.source_weights)
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
 
 

@@ -25,7 +25,7 @@ from sfss_ray.prediction.outputs import (
 )
 from sfss_ray.progress import Progress, ProgressSink, print_line
 from sfss_ray.run_folder import claim
-from sfss_ray.train.launch import carried_code
+from sfss_ray.train.trainer import carried_code
 
 IMAGES_PER_ITEM = 8
 """Most images of one item of the data set: also what progress is told by."""
@@ -132,7 +132,7 @@ def predict(
     """
     config = config or Config()
     started = time.monotonic()
-    source = open_source(model, card)
+    source = open_source(model, card, config.source_weights)
     files = list_images(images, "images")
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
@@ -174,6 +174,7 @@ def _record(source: Source, config: Config) -> dict[str, Any]:
         "kind": "predict",
         "inputs.model_sha256": source.sha256,
         "inputs.card": source.card.to_dict(),
+        "source_weights": config.source_weights,
     } | {name: value for name, value in knobs.items() if name not in _OF_SCORING}
 
 

@@ -99,7 +99,7 @@ def export_onnx(
     if min(size) < LEAST_SIDE:
         raise ConfigError(f"size is {size}: allowed is (height, width), each 32 or more pixels")
     _require_onnx()
-    source = open_source(model, card)
+    source = open_source(model, card, config.source_weights)
     loaded = source.load("cpu")
     path = Path(output).absolute()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -69,12 +69,28 @@ METRICS = (
         " inside regions and differ between them",
     ),
     Metric(
+        "balanced_mask_information",
+        "balanced_mask_information",
+        3,
+        "",
+        False,
+        "the same with rare classes counting more, as in mIoU",
+    ),
+    Metric(
         "agreement",
         "agreement",
         3,
         "",
         False,
-        "how often two networks or two views give a pixel the same class",
+        "mean IoU of what student and teacher predict, 0 to 1",
+    ),
+    Metric(
+        "neighbourhood_density",
+        "neighbourhood_density",
+        3,
+        "",
+        False,
+        "how dense the groups of like predictions are; highest when one class is everywhere",
     ),
     Metric("entropy", "entropy", 3, "", False, "how undecided the predictions are; low = decided"),
 )
@@ -150,7 +166,9 @@ def render_page(report: dict, strips: Sequence[Strip] = (), files: Sequence[str]
         best_trial=tables.best_trial(report),
         score_name=tables.label_free_score(report),
         score_of=functools.partial(tables.score_of, report),
-        rank_correlation=tables.rank_correlation(report.get("trials") or []),
+        rank_correlation=tables.rank_correlation(
+            report.get("trials") or [], tables.label_free_score(report)
+        ),
         legend=[(class_set.classes[k], bytes(class_set.palette[k]).hex()) for k in shown],
         pictures=_pictures(strips, class_set, files),
     )

@@ -16,6 +16,14 @@ import numpy as np
 MISSING = "-"
 MAX_WIDTH = 100
 KNOBS = ("temperature", "contrast_weight", "ema_momentum")
+LABEL_FREE = {
+    "mask_information": "mask inf.",
+    "balanced_mask_information": "balanced inf.",
+    "agreement": "agreement",
+    "entropy": "entropy",
+    "neighbourhood_density": "density",
+    "predicted_classes": "classes",
+}
 
 
 def is_number(value: Any) -> bool:
@@ -94,13 +102,15 @@ def is_oracle(report: Mapping[str, Any]) -> bool:
     return bool(report.get("oracle")) or "oracle" in used_for
 
 
-def rank_correlation(trials: Sequence[Mapping[str, Any]]) -> tuple[float, int] | None:
-    """Spearman correlation of mask_information with mIoU over finished trials, and their number.
+def rank_correlation(
+    trials: Sequence[Mapping[str, Any]], score: str = "mask_information"
+) -> tuple[float, int] | None:
+    """Spearman correlation of a score with mIoU over finished trials, and their number.
 
     None with fewer than three such trials, or when one of the two is the same in all of them.
     """
     pairs = [
-        (trial.get("mask_information"), trial.get("miou"))
+        (trial.get(score), trial.get("miou"))
         for trial in trials
         if trial.get("status") == "finished"
     ]
@@ -188,7 +198,23 @@ def _trial_lines(report: Mapping[str, Any]) -> list[str]:
     lines += [_trial_cells(report, entry, entry["name"]) for entry in entries]
     if best:
         lines.append(_trial_cells(report, best, f"best: {best['name']}"))
-    return _aligned(lines, left_columns={0, len(lines[0]) - 1})
+    return [*_aligned(lines, left_columns={0, len(lines[0]) - 1}), *_score_lines(report, entries)]
+
+
+def _score_lines(report: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All scores without labels, and how they rank the trials where mIoU is known; none: nothing."""
+    shown = [name for name in LABEL_FREE if any(is_number(e.get(name)) for e in entries)]
+    if not set(shown) - {"mask_information"}:
+        return []
+    lines = [["", *(LABEL_FREE[name] for name in shown)]]
+    for entry in entries:
+        cells = [number(entry.get(name), 0 if "classes" in name else 3) for name in shown]
+        lines.append([_short(entry["name"], 15), *cells])
+    ranks = [rank_correlation(report["trials"], name) for name in shown]
+    if any(ranks):
+        values = [signed(rank and rank[0], 2) if rank else MISSING for rank in ranks]
+        lines.append(["Spearman, mIoU", *values])
+    return ["", *_aligned(lines, left_columns={0})]
 
 
 def label_free_score(report: Mapping[str, Any]) -> str:
@@ -207,7 +233,8 @@ def score_of(report: Mapping[str, Any], entry: Mapping[str, Any]) -> Any:
 def _trial_cells(report: Mapping[str, Any], entry: Mapping[str, Any], name: str) -> list[str]:
     knobs = [knob(entry.get(wanted)) for wanted in KNOBS]
     measured = [number(entry.get("miou")), number(score_of(report, entry), 3)]
-    return [_short(name, 15), *knobs, *measured, _short(entry.get("status") or MISSING, 13)]
+    status = "collapsed" if entry.get("collapsed") else entry.get("status") or MISSING
+    return [_short(name, 15), *knobs, *measured, _short(status, 13)]
 
 
 def _rows_that_fit(rows: list[dict], answer: dict | None, first_width: int) -> list[dict]:

@@ -61,6 +61,6 @@ def embedded_config() -> Config:
             "train.loss.contrast_weight": 0.03,
             "tune.num_trials": 6,
             "tune.ema_gap_range": [3e-3, 1e-1],
-            "tune.score": "mask_information",
+            "tune.score": "balanced_mask_information",
         },
     )

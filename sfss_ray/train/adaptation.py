@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +34,8 @@ from sfss_ray.train.teacher import make_teacher, update_teacher, warm_up_momentu
 
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
-Watch = Callable[[Segmenter], dict[str, float]]
-"""Looks at the student now and then; what it sees is reported, never learnt from."""
+Watch = Callable[[Segmenter, Segmenter], dict[str, float]]
+"""Looks at student and teacher now and then; what it sees is reported, never learnt from."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
         samples, start, config.num_steps, config.batch_size, run.rank, run.world, loader_processes
     )
     module = distribute(players.student, run)
+    if config.compile:
+        module = cast(nn.Module, torch.compile(module))  # shares the student's weights
     last_saved = [start]
 
     def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -129,7 +131,8 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
         return parts
 
     def observe() -> dict[str, float]:
-        return watch(players.student.segmenter.eval()) if watch else {}
+        student, teacher = players.student.segmenter.eval(), players.teacher.segmenter
+        return watch(student, teacher) if watch else {}
 
     def state(step: int) -> dict[str, Any]:
         last_saved[0] = step

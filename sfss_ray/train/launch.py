@@ -1,36 +1,28 @@
-"""Stage 2, the door: training on Ray Train, from a source model to student.pt."""
+"""Stage 2: training on Ray Train, from a source model to student.pt, and of a source model itself."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sfss_ray import cluster
-from sfss_ray.config import ComputeConfig, Config, flatten
-from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.folders import (
-    ImageFile,
-    LabelledImage,
-    list_images,
-    split_held_out,
-)
+from sfss_ray.config import Config, flatten
 from sfss_ray.data.labelled import load_labelled
-from sfss_ray.errors import ConfigError, DataError, TrainingError
-from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
-from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.progress import ProgressSink, print_line, silent
+from sfss_ray.models.source import SourceLike, open_source
+from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim, write_json
-from sfss_ray.train.follow import following
-
-if TYPE_CHECKING:
-    from sfss_ray.train.adaptation import AdaptationTask
+from sfss_ray.train.prepared import (
+    Prepared,
+    check_workers,
+    hash_of_ids,
+    labelled_images,
+    prepare_training,
+    run_record,
+)
+from sfss_ray.train.trainer import carried_code, fit
 
 STUDENT_FILE = "student.pt"
 
@@ -81,131 +73,11 @@ def train_student(
         TrainingError: the loss became NaN or Inf, or workers kept dying.
     """
     config = config or Config()
-    source = open_source(source_model, card)
+    source = open_source(source_model, card, config.source_weights)
     prepared = prepare_training(source, target_images, masks, val_images, val_labels, config)
     images = list(prepared.training + prepared.held_out)
     record = {"kind": "train"} | run_record(config, source, images, prepared.labelled)
     return run_training(prepared, claim(output_dir, record), config, progress)
-
-
-def run_record(
-    config: Config,
-    source: Source,
-    images: list[ImageFile],
-    labelled: tuple[LabelledImage, ...],
-) -> dict[str, Any]:
-    """What decides the result of a run: config without `compute`, source model, images."""
-    science = {k: v for k, v in flatten(config).items() if not k.startswith("compute.")}
-    return science | {
-        "inputs.source_sha256": source.sha256,
-        "inputs.card": source.card.to_dict(),
-        "inputs.images": len(images),
-        "inputs.image_ids_sha256": _hash_of_ids(images),
-        "inputs.labelled_images": len(labelled),
-    }
-
-
-def _hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
-    return hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Checked inputs of an adaptation."""
-
-    source: Source
-    training: tuple[ImageFile, ...]
-    held_out: tuple[ImageFile, ...]
-    labelled: tuple[LabelledImage, ...]
-    masks: Path
-
-    @property
-    def classes(self) -> ClassSet:
-        """The source model's."""
-        return self.source.classes
-
-    def placed(self, folder: Path) -> Prepared:
-        """With a source model that workers can read, in the run's folder if need be."""
-        return dataclasses.replace(self, source=self.source.placed(folder))
-
-    def task(self, config: Config) -> AdaptationTask:
-        """What a training is given."""
-        from sfss_ray.train.adaptation import AdaptationTask
-
-        source = self.source
-        return AdaptationTask(source.path, self.training, self.masks, config, source.architecture)
-
-    def examination(self, config: Config):
-        """What students of this adaptation are scored on."""
-        from sfss_ray.evaluation.evaluate import Examination
-
-        store = MaskStore(self.masks)
-        return Examination(
-            self.classes, self.labelled, self.held_out, store.id_map, config.evaluation
-        )
-
-
-def prepare_training(
-    source: Source,
-    target_images: Path | str,
-    masks: Path | str,
-    val_images: Path | str | None,
-    val_labels: Path | str | None,
-    config: Config,
-) -> Prepared:
-    """Check everything that can be checked before a cluster starts."""
-    labelled = labelled_images(val_images, val_labels, source.classes, config)
-    check_workers(config.train.batch_size, config.compute)
-    images = list_images(target_images)
-    store = MaskStore(masks)
-    absent = [image.image_id for image in images if image.image_id not in store]
-    if absent:
-        raise DataError(
-            f"{len(absent)} images have no masks in {str(masks)!r} (first: {absent[0]!r}): run"
-            " `sfss-ray masks` on this folder again"
-        )
-    usable = [image for image in images if image.image_id not in store.errors]
-    training, held_out = split_held_out(
-        usable, config.evaluation.held_out_share, config.evaluation.held_out_max
-    )
-    if not training:
-        raise DataError(f"no readable image in {str(target_images)!r}: give images to adapt to")
-    return Prepared(
-        source,
-        tuple(training),
-        tuple(held_out),
-        labelled,
-        Path(masks).absolute(),
-    )
-
-
-def labelled_images(
-    images: Path | str | None,
-    labels: Path | str | None,
-    classes: ClassSet,
-    config: Config | None = None,
-    progress: ProgressSink | None = None,
-) -> tuple[LabelledImage, ...]:
-    """Pairs to score on; empty without labels. DataError when only one folder is given, or for
-    labels that `load_labelled` refuses."""
-    if images is None and labels is None:
-        return ()
-    if images is None or labels is None:
-        given, missing = ("labels", "images") if images is None else ("images", "labels")
-        raise DataError(f"val_{given} were given without val_{missing}: give both, or neither")
-    folder = load_labelled(images, labels, classes, config, progress=progress)
-    for line in folder.describe(classes):
-        (progress or silent)(line)
-    return folder.pairs
-
-
-def check_workers(batch_size: int, compute: ComputeConfig) -> None:
-    """ConfigError when the batch cannot be shared out evenly."""
-    if batch_size % compute.num_workers:
-        raise ConfigError(
-            f"batch_size is {batch_size} but there are {compute.num_workers} workers: choose a"
-            " multiple of the number of workers"
-        )
 
 
 def run_training(
@@ -306,7 +178,7 @@ def pretrain_source(
         "inputs.classes": list(class_set.classes),
         "inputs.labels_format": training.format,
         "inputs.images": len(pairs),
-        "inputs.image_ids_sha256": _hash_of_ids(pairs),
+        "inputs.image_ids_sha256": hash_of_ids(pairs),
     }
     folder = claim(output_dir, record)
     model = folder / "source.pt"
@@ -321,91 +193,3 @@ def pretrain_source(
     curve = read_progress(folder / "train")
     write_json(folder / "curve.json", curve)
     return TrainResult(model, curve, time.monotonic() - started)
-
-
-def fit(
-    loop: Callable[..., None],
-    task: Any,
-    watch: Any,
-    folder: Path,
-    config: Config,
-    progress: ProgressSink = print_line,
-    callbacks: list[Any] | None = None,
-) -> dict[str, Any]:
-    """Run a training loop on Ray Train workers; returns the state of the last step.
-
-    Checkpoints lie in `folder`/train. The same folder goes on from its newest checkpoint.
-    """
-    device = cluster.resolve_device(config.compute)
-    with cluster.connected(config.compute), following(lambda: [folder / "train"], progress):
-        import ray.train
-        import ray.train.torch
-
-        from sfss_ray.train.run import load_state
-        from sfss_ray.train.worker import train_on_worker
-
-        compute = config.compute
-        payload = {"loop": loop, "task": task, "watch": watch}
-        payload |= {"folder": str(folder / "train"), "threads": compute.cpus_per_worker}
-        trainer = ray.train.torch.TorchTrainer(
-            train_on_worker,
-            train_loop_config=payload,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.num_workers,
-                use_gpu=device == "cuda",
-                resources_per_worker=_worker_resources(compute, device),
-            ),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=str(folder),
-                failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                callbacks=callbacks,
-            ),
-        )
-        checkpoint = _fit_or_explain(trainer).checkpoint
-        assert checkpoint is not None, "a loop of one step or more saves a checkpoint"
-        with checkpoint.as_directory() as saved:
-            return load_state(Path(saved))
-
-
-@contextlib.contextmanager
-def carried_code(source: Source) -> Iterator[None]:
-    """While the block runs, the code of a user's own module travels to workers with it.
-
-    Ray sends classes of importable files by name, and other machines have not these files.
-    """
-    import ray.cloudpickle
-
-    if source.architecture is None:
-        yield
-        return
-    from sfss_ray.models.custom import own_packages
-
-    packages = own_packages(source.architecture)
-    for package in packages:
-        ray.cloudpickle.register_pickle_by_value(package)
-    try:
-        yield
-    finally:
-        for package in packages:
-            ray.cloudpickle.unregister_pickle_by_value(package)
-
-
-def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
-    gpus = {"GPU": 1.0} if device == "cuda" else {}
-    return {"CPU": compute.cpus_per_worker} | gpus
-
-
-def _fit_or_explain(trainer: Any):
-    import ray.train
-
-    try:
-        return trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
-        cause = reasons[0]
-        while getattr(cause, "cause", None) or cause.__cause__:
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        text = str(cause).strip().splitlines()[-1] if str(cause).strip() else repr(cause)
-        raise TrainingError(f"training stopped: {text}") from error

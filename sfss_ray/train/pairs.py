@@ -2,7 +2,7 @@
 
 Read top to bottom: `cell_mask_ids` brings masks to the feature grid, `describe_masks` asks the teacher
 what each mask is, `PrototypePool` collects what can be contrasted with, `sample_pairs` draws.
-All of it is without gradient; similarities are taken by the caller from the indices drawn here.
+The indices drawn here have no gradient; the similarities of anchors to the pool do.
 """
 
 from __future__ import annotations
@@ -90,11 +90,13 @@ def describe_masks(
 
     mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)
     confidence, label = mean.max(1) if masks else (mean.sum(1), mean.sum(1).long())
-    purity = _sum_by(owner, (cell_label == label[owner]).float(), masks) / count.clamp(min=1)
-    sure = F.one_hot(cell_label, mean.shape[1]) * (
-        cell_confidence >= config.merged_confidence
-    ).unsqueeze(1)
-    sure_share = _sum_by(owner, sure.float(), masks) / count[:, None].clamp(min=1)
+    # Counts as bincounts of cells: one pass over them, where sums of one-hot rows take C.
+    classes = mean.shape[1]
+    pure = torch.bincount(owner[cell_label == label[owner]], minlength=masks)
+    purity = pure.float() / count.clamp(min=1)
+    sure = cell_confidence >= config.merged_confidence
+    votes = torch.bincount((owner * classes + cell_label)[sure], minlength=masks * classes)
+    sure_share = votes.view(masks, classes).float() / count[:, None].clamp(min=1)
     merged = (sure_share >= config.merged_share).sum(1) >= 2
     reliable = (
         (count >= config.min_cells)
@@ -174,6 +176,9 @@ class Pairs:
     class_weight: Tensor  # (A,) purity * confidence of the anchor's mask, 0 if unreliable
     negatives: Tensor  # (A, N) index into the pool
     negative_valid: Tensor  # (A, N) bool
+    similarity: Tensor | None = (
+        None  # (A, R) anchors to the pool, with gradient: drawn from, reused
+    )
 
 
 def sample_pairs(
@@ -193,7 +198,8 @@ def sample_pairs(
         image: this image's number, as in `pool.images`.
         sample_key: what mask indices are added to in `pool.keys`.
         student_label: (h * w,) the student's argmax: where it disagrees, an anchor is hard.
-        student_embeddings: (h * w, D) detached: which negatives are semi-hard.
+        student_embeddings: (h * w, D): their similarities to the pool, which say what negatives are
+            semi-hard, are kept in the pairs with their gradient, so that they are computed once.
         generator: CPU generator of this image alone, so that world size changes nothing.
     """
     chosen = _draw_anchors(table, student_label, thresholds, config, generator)
@@ -204,8 +210,9 @@ def sample_pairs(
         table, pool, mask, image, sample_key, config.positives, generator
     )
     allowed = allowed_negative_classes(table, config.unlabelled_top_k)[mask]
+    similarity = student_embeddings[anchors] @ pool.vectors.T
     negatives, negative_valid = _draw_negatives(
-        pool, allowed, student_embeddings[anchors] @ pool.vectors.T, config.negatives, generator
+        pool, allowed, similarity.detach(), config.negatives, generator
     )
     weight = table.purity * table.confidence * table.reliable
     return Pairs(
@@ -218,6 +225,7 @@ def sample_pairs(
         class_weight=weight[mask],
         negatives=negatives,
         negative_valid=negative_valid,
+        similarity=similarity,
     )
 
 
@@ -255,8 +263,8 @@ def _draw_anchors(
     label = table.label[table.owner]
     unsure = table.cell_confidence < thresholds[label]
     hard = (student_label[table.cells] != label) | unsure
-    hard_rank, hard_count = _rank_within(table, hard, noise)
-    easy_rank, easy_count = _rank_within(table, ~hard, noise)
+    rank, hard_count = _ranks_within(table, hard, noise)
+    easy_count = table.count - hard_count
     half = config.anchors_per_mask // 2
     rest = config.anchors_per_mask - half
     hard_quota = torch.maximum(
@@ -265,9 +273,8 @@ def _draw_anchors(
     easy_quota = torch.maximum(
         torch.full_like(easy_count, rest), config.anchors_per_mask - hard_count
     )
-    eligible = usable[table.owner] & torch.where(
-        hard, hard_rank < hard_quota[table.owner], easy_rank < easy_quota[table.owner]
-    )
+    quota = torch.where(hard, hard_quota[table.owner], easy_quota[table.owner])
+    eligible = usable[table.owner] & (rank < quota)
     of_class = torch.bincount(label, weights=usable[table.owner].double())[label].float()
     weight = 1 / torch.sqrt(table.count[table.owner].float() * of_class.clamp(min=1))
     # Sampling without replacement in proportion to weight: the smallest of -log(u) / weight.
@@ -276,13 +283,15 @@ def _draw_anchors(
     return key.argsort(stable=True)[:number]
 
 
-def _rank_within(table: MaskTable, member: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Random rank of each member cell among its mask's members, and members per mask."""
-    order = (noise + (~member) * 2.0).argsort(stable=True)
-    order = order[table.owner[order].argsort(stable=True)]
+def _ranks_within(table: MaskTable, hard: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Random rank of each cell among those of its mask that are hard as it is; hard cells per mask."""
+    # One sort by (mask, easy after hard, noise): in double, owner + noise keeps every bit of noise.
+    order = (table.owner * 4.0 + (~hard) * 2.0 + noise.double()).argsort(stable=True)
+    hard_count = torch.bincount(table.owner[hard], minlength=len(table))
+    first = table.start[table.owner] + hard_count[table.owner] * ~hard
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - table.start[table.owner[order]]
-    return rank, _sum_by(table.owner, member.long(), len(table))
+    rank[order] = torch.arange(len(order), device=order.device)
+    return rank - first, hard_count
 
 
 def _draw_same_mask(
@@ -369,11 +378,12 @@ def _draw_negatives(
         empty = torch.zeros(len(allowed), number, dtype=torch.long, device=allowed.device)
         return empty, torch.zeros_like(empty, dtype=torch.bool)
     class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
-    picked = class_order.gather(1, (which_class * choices).long())
-    count = pool.class_count[picked]
-    index = pool.class_start[picked] + (which_entry * count).long()
-    index = index.clamp(max=len(pool.vectors) - 1)
+    slot = which_class.mul_(choices).long()
+    start, count = (
+        each[class_order].gather(1, slot) for each in (pool.class_start, pool.class_count)
+    )
+    index = start.add_(which_entry.mul_(count).long()).clamp_(max=len(pool.vectors) - 1)
     candidates = index[:, uniform_part:]
-    nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1).indices
+    nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1, sorted=False).indices
     drawn = torch.cat([index[:, :uniform_part], candidates.gather(1, nearest)], 1)
     return drawn, valid

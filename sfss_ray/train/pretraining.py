@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sfss_ray.config import Config
 from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.data.folders import LabelledImage
 from sfss_ray.models.build import build_network, load_model
-from sfss_ray.train.adaptation import Watch
+from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.collective import average_buffers, sum_over_workers, world_size
 from sfss_ray.train.loop import (
     apply_gradients,
@@ -27,6 +28,9 @@ from sfss_ray.train.loop import (
 from sfss_ray.train.losses import segmentation_loss
 from sfss_ray.train.run import Run
 from sfss_ray.train.samples import LabelledSamples, step_loader
+
+Watch = Callable[[Segmenter], dict[str, float]]
+"""Looks at the network now and then; what it sees is reported, never learnt from."""
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _contrast(
                 number * KEYS_PER_SAMPLE,
                 student_label[b],
                 thresholds,
-                z.detach(),
+                z,
                 config.pairs,
                 generator,
             )
@@ -239,8 +239,11 @@ def image_contrast(
     if not len(pairs.anchors) or not len(pool.vectors):
         return torch.stack([0.0 * z.sum(), z.new_zeros(()), 0.0 * z.sum(), z.new_zeros(())])
     anchors = z[pairs.anchors]
-    to_pool = anchors @ pool.vectors.T
-    negative = to_pool.gather(1, pairs.negatives)
+    to_pool = anchors @ pool.vectors.T if pairs.similarity is None else pairs.similarity
+    # One gather for both: its gradient is a dense (A, R) tensor each time.
+    drawn = to_pool.gather(1, torch.cat([pairs.negatives, pairs.class_positives], 1))
+    count = pairs.negatives.shape[1]
+    negative, same_class = drawn[:, :count], drawn[:, count:]
     others = torch.einsum("ad,apd->ap", anchors, teacher_cells[pairs.instance_positives])
     own = pairs.own_weight[:, None] * teacher_cells[pairs.anchors]
     prototype = F.normalize(pairs.instance_prototype_sum - own, dim=1)
@@ -248,7 +251,7 @@ def image_contrast(
     ins = pair_loss(instance, negative, temperature, None, pairs.negative_valid)
     ins_count = pairs.negative_valid.any(1).float()
     cls = pair_loss(
-        to_pool.gather(1, pairs.class_positives),
+        same_class,
         negative,
         temperature,
         pairs.class_valid,

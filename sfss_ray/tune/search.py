@@ -12,18 +12,20 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
-from sfss_ray.config import Config, TuneConfig, override
+from sfss_ray.config import Config, override
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import write_json
 from sfss_ray.train.follow import following
-from sfss_ray.train.launch import Prepared, carried_code, fit, save_student
+from sfss_ray.train.launch import save_student
+from sfss_ray.train.prepared import Prepared
+from sfss_ray.train.trainer import carried_code, fit
+from sfss_ray.tune.scores import GUARDED, TrialWatch, require_held_out, score_name
 
 TEMPERATURE = "train.loss.temperature"
 CONTRAST_WEIGHT = "train.loss.contrast_weight"
@@ -48,13 +50,18 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """What the search maximised; -inf for a failed trial."""
+        """What trials are compared by, the higher the better; -inf for a failed trial."""
         return self.metrics.get("score", -math.inf) if self.status != "failed" else -math.inf
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether its student lost many of the classes that the source model predicts."""
+        return bool(self.metrics.get("collapsed", 0))
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All trials, and the best finished one."""
+    """All trials, and the best finished one that did not collapse."""
 
     trials: list[Trial]
     best: int
@@ -62,18 +69,6 @@ class SearchResult:
     oracle: bool
     """True when target labels chose the best trial."""
     best_config: Path
-
-
-def score_name(config: TuneConfig, labelled: bool) -> str:
-    """Resolve `score = auto`; ConfigError when mIoU is asked for without labels."""
-    if config.score == "val_miou" and not labelled:
-        raise ConfigError(
-            "score is 'val_miou' but no val_images and val_labels were given: give them, or choose"
-            " mask_information, which needs no labels"
-        )
-    if config.score == "auto":
-        return "val_miou" if labelled else "mask_information"
-    return config.score
 
 
 def knob_values(sampled: dict[str, float]) -> dict[str, float]:
@@ -96,6 +91,7 @@ def run_search(
 ) -> SearchResult:
     """Search in a claimed folder; goes on with a search that was interrupted there."""
     score = score_name(config.tune, bool(prepared.labelled))
+    require_held_out(score, len(prepared.held_out))
     prepared = prepared.placed(folder)
     folder = folder / "trials"
     plan = _Plan(prepared, folder, config, score)
@@ -106,7 +102,7 @@ def run_search(
             trials = _run_trials(plan, resources, device, progress)
         write_json(results, [_as_json(trial) for trial in trials])
     trials = [_from_json(item) for item in json.loads(results.read_text())]
-    best = _best(trials)
+    best = best_trial(trials)
     best_config = folder.parent / BEST_CONFIG_FILE
     write_json(best_config, trials[best].values)
     return SearchResult(trials, best, score, score == "val_miou", best_config)
@@ -121,6 +117,11 @@ class _Plan:
     config: Config
     score: str
 
+    def watch(self, config: Config) -> TrialWatch:
+        """What looks at a trial's student."""
+        prepared = self.prepared
+        return TrialWatch(prepared.examination(config), self.score, prepared.source, self.folder)
+
 
 def _as_json(trial: Trial) -> dict[str, Any]:
     return vars(trial) | {"folder": str(trial.folder)}
@@ -131,19 +132,24 @@ def _from_json(item: dict[str, Any]) -> Trial:
     return Trial(**known)
 
 
-def _best(trials: list[Trial]) -> int:
-    """The finished trial with the highest score; a collapsed one (one class) never wins."""
+def best_trial(trials: list[Trial]) -> int:
+    """The finished trial with the highest score; one that collapsed never wins.
+
+    Raises:
+        TrainingError: no trial finished, or all that did collapsed.
+    """
     finished = [i for i, t in enumerate(trials) if t.status == "finished"]
-    sound = [i for i in finished if _predicted_classes(trials[i]) > 1] or finished
-    if not sound:
+    if not finished:
         reasons = sorted({trial.error for trial in trials if trial.error}) or ["none finished"]
         raise TrainingError(f"no trial of {len(trials)} finished: {reasons[0]}")
+    sound = [i for i in finished if not trials[i].collapsed]
+    if not sound:
+        raise TrainingError(
+            f"all {len(finished)} finished trials collapsed: their students predict far fewer classes"
+            " than the source model. Lower train.optim.learning_rate or the contrast_weight_range,"
+            " and search in a new folder"
+        )
     return max(sound, key=lambda i: trials[i].score)
-
-
-def _predicted_classes(trial: Trial) -> float:
-    """Classes a trial's student still predicts."""
-    return trial.metrics.get("predicted_classes", math.inf)
 
 
 def _run_trials(
@@ -179,13 +185,13 @@ def _tuner(plan: _Plan, device: str, space: dict[str, Any], searcher: Any, limit
         return ray.tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
     tune = plan.config.tune
     search = searcher(
-        metric="score", mode="max", seed=plan.config.seed, points_to_evaluate=[_start(plan.config)]
+        metric=GUARDED, mode="max", seed=plan.config.seed, points_to_evaluate=[_start(plan.config)]
     )
     return ray.tune.Tuner(
         trainable,
         param_space=space,
         tune_config=ray.tune.TuneConfig(
-            metric="score",
+            metric=GUARDED,
             mode="max",
             num_samples=tune.num_trials,
             max_concurrent_trials=limit,
@@ -275,13 +281,10 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
 
     torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
 
-    def report(metrics: dict[str, Any]) -> None:
-        ray.tune.report(metrics | {"score": metrics[plan.score]})
-
     prepared = plan.prepared
     device = cluster.resolve_device(config.compute)
-    run = LocalRun(folder, device, report)
-    adapt_student(prepared.task(config), run, prepared.examination(config))
+    run = LocalRun(folder, device, ray.tune.report)
+    adapt_student(prepared.task(config), run, plan.watch(config))
     save_student(load_state(folder), prepared, config, folder / "student.pt")
 
 
@@ -290,24 +293,11 @@ def _train_distributed(plan: _Plan, config: Config, folder: Path) -> None:
 
     from sfss_ray.train.adaptation import adapt_student
 
-    prepared = plan.prepared
-    watch = _Scored(prepared.examination(config), plan.score)
+    prepared, watch = plan.prepared, plan.watch(config)
     state = fit(
         adapt_student, prepared.task(config), watch, folder, config, _silent, [TuneReportCallback()]
     )
     save_student(state, prepared, config, folder / "student.pt")
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A watch that also names its metric `score`, which is what Tune compares."""
-
-    watch: Callable[[Any], dict[str, float]]
-    score: str
-
-    def __call__(self, network: Any) -> dict[str, float]:
-        seen = self.watch(network)
-        return seen | {"score": seen[self.score]}
 
 
 def _silent(text: str) -> None:

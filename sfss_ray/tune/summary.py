@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfss_ray.tune.scores import SCORES
 from sfss_ray.tune.search import SearchResult
 
 
@@ -18,7 +19,10 @@ def describe_search(search: SearchResult) -> dict[str, Any]:
             "steps": int(trial.metrics.get("step", 0)),
             "status": trial.status,
             "miou": trial.metrics.get("val_miou"),
-            "mask_information": trial.metrics.get("mask_information"),
+            **{name: trial.metrics.get(name) for name in SCORES},
+            "predicted_classes": trial.metrics.get("predicted_classes"),
+            "class_entropy": trial.metrics.get("class_entropy"),
+            "collapsed": trial.collapsed,
             "score": trial.metrics.get("score"),
             "error": trial.error,
         }

@@ -57,7 +57,7 @@ def test_true_images_go_through_every_verb(shared_data, tmp_path: Path, capsys):
     store = MaskStore(masks)
     assert len(store) == 4
     assert not store.errors
-    assert store.num_masks >= 16
+    assert store.num_masks >= 8
     assert all(store.id_map(image_id).shape == SIZE for image_id in store.ids())
 
     inputs = {"source_model": SOURCE_MODEL, "target_images": images, "masks": masks}

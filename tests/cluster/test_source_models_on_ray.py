@@ -114,3 +114,16 @@ def test_a_search_takes_a_users_own_module(streets, tiny_config, tmp_path):
     assert result.student.logits(torch.rand(1, 3, 32, 32)).shape == (1, 19, 32, 32)
     for trial in result.search.trials:
         assert sfss_ray.load_model(trial.folder / "student.pt", module=Own()).classes
+
+
+def test_actors_predict_with_a_users_own_module(streets, tiny_config, tmp_path):
+    images = streets / "val" / "images"
+    on_ray = override(tiny_config, {"compute.predict_on_ray_from": 1, "compute.predict_actors": 2})
+    model = wrapped()
+    there = sfss_ray.predict(model, images, tmp_path / "ray", config=on_ray, progress=str)
+    here = sfss_ray.predict(model, images, tmp_path / "one", config=tiny_config, progress=str)
+    assert there.made == here.made == len(list(images.iterdir()))
+    for one in sorted((tmp_path / "one" / "train_ids").rglob("*.png")):
+        other = tmp_path / "ray" / one.relative_to(tmp_path / "one")
+        assert np.array_equal(np.array(Image.open(one)), np.array(Image.open(other)))
+    assert sfss_ray.predict(model, images, tmp_path / "ray", config=on_ray, progress=str).made == 0

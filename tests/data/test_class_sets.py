@@ -14,11 +14,19 @@ from sfss_ray.data.class_sets import (
     class_set_of,
     find_class_set,
     mapping,
+    matched_names,
     parse_classes,
+    synonyms_in,
 )
 from sfss_ray.errors import DataError
 
 GREY = (9, 9, 9)
+SAME_IN_CAMVID = {
+    "sidewalk": "pavement",
+    "vegetation": "tree",
+    "traffic sign": "sign",
+    "person": "pedestrian",
+}
 
 
 def test_known_sets_have_the_sizes_of_their_names():
@@ -37,10 +45,38 @@ def test_mapping_is_by_name():
     assert (table.shape, table.dtype) == ((256,), np.uint8)
     for source, target in enumerate(table[:19]):
         name = CITYSCAPES_19.classes[source]
-        expected = CAMVID_11.classes.index(name) if name in CAMVID_11.classes else IGNORE_INDEX
+        other = SAME_IN_CAMVID.get(name, name)
+        expected = CAMVID_11.classes.index(other) if other in CAMVID_11.classes else IGNORE_INDEX
         assert target == expected
     assert table[13] == 8
     assert (table[19:] == IGNORE_INDEX).all()
+
+
+def test_synonyms_count_only_where_they_leave_no_choice():
+    both = class_set_of(["tree", "vegetation", "road"])
+    assert matched_names(both, CITYSCAPES_19) == {"vegetation": "vegetation", "road": "road"}
+    assert matched_names(CITYSCAPES_19, both)["vegetation"] == "vegetation"
+    two = class_set_of(["person", "pedestrian"])
+    assert matched_names(class_set_of(["Person"]), two) == {}
+    parts = class_set_of(["Sign_Symbol", "column-pole", "traffic_light", "bicyclist", "trees"])
+    assert matched_names(parts, CITYSCAPES_19) == {
+        "Sign_Symbol": "traffic sign",
+        "column-pole": "pole",
+        "traffic_light": "traffic light",
+    }
+
+
+def test_camvids_bicyclist_is_neither_bicycle_nor_rider():
+    matched = matched_names(CAMVID_11, CITYSCAPES_19)
+    assert set(CAMVID_11.classes) - set(matched) == {"bicyclist"}
+    assert synonyms_in(matched) == {other: name for name, other in SAME_IN_CAMVID.items()}
+
+
+@pytest.mark.parametrize("known", CLASS_SETS.values(), ids=CLASS_SETS)
+def test_no_known_set_has_two_names_of_one_meaning(known):
+    assert matched_names(known, known) == {name: name for name in known.classes}
+    renamed = class_set_of([name.upper() for name in known.classes])
+    assert list(matched_names(renamed, known).values()) == list(known.classes)
 
 
 def test_mapping_onto_itself_changes_nothing():

@@ -83,12 +83,20 @@ def test_synthia_class_ids_stand_in_the_first_channel(tmp_path: Path):
 
 
 def test_camvid_is_told_by_its_drives_and_void_is_ignored(tmp_path: Path):
-    root = camvid(tmp_path, ids_of(0, 8, 10, 11))
+    root = camvid(tmp_path, ids_of(0, 8, 10, 11, 4, 5, 6, 9))
     folder = load(root, CAMVID_11)
     assert folder.format == "camvid"
+    assert "synonyms" not in "\n".join(folder.describe(CAMVID_11))
     assert first_row(folder)[:4] == of(CAMVID_11, "sky", "car", "bicyclist", None)
-    mapped = first_row(load(root, CITYSCAPES_19))
-    assert mapped[:4] == of(CITYSCAPES_19, "sky", "car", None, None)
+    folder = load(root, CITYSCAPES_19)
+    names = ("sky", "car", None, None, "sidewalk", "vegetation", "traffic sign", "person")
+    assert first_row(folder)[:8] == of(CITYSCAPES_19, *names)
+    lines = folder.describe(CITYSCAPES_19)
+    assert (
+        "matched as synonyms: pavement = sidewalk, tree = vegetation, sign = traffic sign,"
+        " pedestrian = person" in lines
+    )
+    assert "classes of the labels that are ignored: bicyclist" in lines
 
 
 def test_the_same_ids_under_other_names_are_train_ids_unless_named(tmp_path: Path):

@@ -151,8 +151,19 @@ def test_calling_it_gives_the_numbers_that_exist(network, tmp_path: Path):
     assert labelled["val_miou"] == 100
     assert not {"mask_information", "entropy"} & set(labelled)
     seen = Examination(CLASSES, held_out=held_out(tmp_path, ids))(network)
-    assert set(seen) == {"entropy", "predicted_classes"}
+    unlabelled = {"entropy", "predicted_classes", "class_entropy", "neighbourhood_density"}
+    assert set(seen) == unlabelled  # no masks, no teacher
     assert seen["predicted_classes"] == 3
+    assert seen["class_entropy"] == pytest.approx(-(0.5 * log(0.5) + 0.5 * log(0.25)))
+
+
+def test_a_teacher_is_compared_with_on_held_out_images(network, tmp_path: Path):
+    ids = quarters()
+    teacher = Segmenter(_Colours(), nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    examination = Examination(CLASSES, held_out=held_out(tmp_path, ids))
+    assert examination(network, teacher)["agreement"] == 1
+    teacher.body.sharpness.data.neg_()  # says a channel that is lowest: never the highest
+    assert examination(network, teacher)["agreement"] == 0
 
 
 def test_scores_become_json_without_nan(network, tmp_path: Path):

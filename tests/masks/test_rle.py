@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
 
+from sfss_ray.config import AugmentConfig
+from sfss_ray.data.augment import draw_geometry
 from sfss_ray.masks import rle
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=40))
@@ -119,14 +121,44 @@ def test_window_of_the_id_map_is_the_cut_out_id_map(data):
 
 
 @pytest.mark.parametrize("painting", ["fine", "coarse"])
-def test_many_masks_in_several_passes(painting, monkeypatch):
-    monkeypatch.setattr(rle, "_PIXELS_PER_PASS", 500)
+def test_many_masks_painted_over_each_other(painting):
     masks = blobs(60, (90, 120))
     rles = described(masks)
     order = rle.paint_order([r["area"] for r in rles], painting)
     np.testing.assert_array_equal(rle.paint_id_map(rles, order), painted(masks, order))
     got = rle.paint_id_map(rles, order, (10, 20, 50, 64))
     np.testing.assert_array_equal(got, painted(masks, order)[10:60, 20:84])
+
+
+@pytest.mark.parametrize("painting", ["fine", "coarse"])
+def test_zoomed_mirrored_crops_equal_pycocotools(painting):
+    """A training crop from its window equals the crop of the map that pycocotools' masks make."""
+    size = (256, 512)
+    rles = described(blobs(50, size, seed=3), sam_boxes=True)
+    order = rle.paint_order([r["area"] for r in rles], painting)
+    whole = np.zeros(size, np.int32)
+    for k in order:
+        text = {"size": list(size), "counts": rles[k]["counts"].encode()}
+        whole[coco.decode(text) > 0] = k + 1
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        geometry = draw_geometry(AugmentConfig(crop_size=(160, 160)), size, rng)
+        window = geometry.window(size)
+        ids = rle.paint_id_map(rles, order, window)
+        got = geometry.apply_to_ids(ids, size, origin=window[:2])
+        np.testing.assert_array_equal(got, geometry.apply_to_ids(whole, size))
+        assert len(np.unique(got)) > 3
+
+
+def test_more_masks_than_sixteen_bits_count():
+    """One pixel each: 70,000 masks, of which every third is painted over by a later one."""
+    n = 70_000
+    position = np.arange(n) // 3
+    rank = np.arange(n)
+    got = rle._paint_pieces(n, rank, position, np.ones(n, np.int64))
+    expected = np.zeros(n, np.int32)
+    expected[position] = rank + 1
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_masks_left_out_of_the_order_are_not_painted():

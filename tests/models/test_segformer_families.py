@@ -11,10 +11,12 @@ from mit_states import State
 
 pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'")
 
-from sfss_ray import load_source_model
+from sfss_ray import cli, load_source_model
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.networks import build_network
+from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.streets.scenes import write_streets
 
 SIZE = (64, 96)
 NAMES_OF_SIZES = ("b0", "b1", "b2", "b3", "b4", "b5")
@@ -156,7 +158,7 @@ def test_daformer_mic_and_sepico(plain, daformer, images, tmp_path):
 
 def test_the_ema_copy_can_be_chosen(daformer, images, tmp_path):
     path = saved(tmp_path / "x.pth", {"state_dict": daformer})
-    model = load_source_model(path, ema=True)
+    model = load_source_model(path, weights="ema")
     plain = mit.plain_encoder(seed=5)
     assert_logits(model, plain, mit.daformer_head(seed=6), mit.daformer_logits, images, 1e-5, 1e-6)
 
@@ -172,7 +174,30 @@ def test_a_file_of_ema_weights_alone(daformer, images, tmp_path):
 def test_a_file_without_an_ema_copy(plain, tmp_path):
     path = saved(tmp_path / "x.pth", named(mit.mmseg_backbone(plain), mit.mmseg_head()))
     with pytest.raises(CheckpointError, match=r"holds no EMA copy \(ema_model\.\)"):
-        load_source_model(path, ema=True)
+        load_source_model(path, weights="ema")
+
+
+def test_the_student_of_a_file_of_ema_weights_alone_is_refused(daformer, tmp_path):
+    state = {k: v for k, v in daformer.items() if k.startswith("ema_model.")}
+    with pytest.raises(CheckpointError, match=r"holds an EMA copy \(ema_model\.\) alone"):
+        load_source_model(saved(tmp_path / "x.pth", state), weights="student")
+
+
+def test_a_model_file_has_no_copy_to_choose():
+    with pytest.raises(CheckpointError, match="holds no EMA copy"):
+        load_source_model(SOURCE_MODEL, weights="ema")
+    assert load_source_model(SOURCE_MODEL, weights="student").name
+
+
+@pytest.mark.parametrize(
+    ("choice", "note"), [("student", "the student was loaded"), ("ema", "those of the EMA copy")]
+)
+def test_the_command_line_chooses_the_copy(choice, note, daformer, tmp_path, capsys):
+    path = saved(tmp_path / "x.pth", {"state_dict": daformer})
+    write_streets(tmp_path, "camera", 0, 1, (64, 128), with_labels=False)
+    words = ["verify", "--source-model", str(path), "--images", str(tmp_path / "images")]
+    assert cli.main([*words, "--source-weights", choice]) == 0
+    assert note in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

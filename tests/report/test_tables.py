@@ -143,3 +143,20 @@ def test_rank_correlation_shares_ranks_of_equal_scores():
     expected = np.corrcoef([0.5, 0.5, 2, 3], [0, 1, 2, 3])[0, 1]
     assert found == (pytest.approx(expected), 4)
     assert rank_correlation([{**trial, "miou": 1.0} for trial in trials]) is None
+
+
+def test_all_label_free_scores_of_trials_and_their_ranks_are_shown():
+    def trial(number, miou, agreement, collapsed=False):
+        values = {"miou": miou, "agreement": agreement, "mask_information": 1 - agreement}
+        values |= {"predicted_classes": 2.0, "collapsed": collapsed, "status": "finished"}
+        return {"name": f"trial {number}"} | values
+
+    trials = [trial(1, 30, 0.5), trial(2, 40, 0.7), trial(3, 10, 0.2), trial(4, 1, 0.1, True)]
+    text = results_table({"trials": trials, "best_trial": 1, "score_name": "agreement"})
+    lines = [line.split() for line in text.splitlines()]
+    assert ["mask", "inf.", "agreement", "classes"] in lines
+    assert ["trial", "2", "0.300", "0.700", "2"] in lines
+    assert ["Spearman,", "mIoU", "-1.00", "+1.00", "-"] in lines
+    statuses = [line[-1] for line in lines if line[:2] == ["trial", "4"]]
+    assert statuses[0] == "collapsed"
+    assert max(map(len, text.splitlines())) <= 100

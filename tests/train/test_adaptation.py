@@ -1,5 +1,6 @@
 """Whole short adaptations of a tiny dataset in this process."""
 
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -127,8 +128,9 @@ def test_a_finished_run_is_left_as_it_is(root, source, tmp_path):
 def test_watching_is_reported_and_changes_nothing(root, source, tmp_path):
     seen = []
 
-    def watch(network):
-        assert not any(m.training for m in network.modules())
+    def watch(network, teacher):
+        assert not any(m.training for m in [*network.modules(), *teacher.modules()])
+        assert network is not teacher
         torch.rand(7)  # a watch may draw random numbers
         seen.append(network)
         return {"score": 0.25}
@@ -156,7 +158,7 @@ def test_a_source_model_with_nan_is_refused_in_one_line(root, tmp_path, capfd, r
 def test_a_later_nan_keeps_the_last_checkpoint(root, source, tmp_path):
     config = small_config(num_steps=4, evaluate_every=2, optim__optimizer="sgd")
 
-    def poison(network):
+    def poison(network, teacher):
         torch.nn.init.constant_(network.classifier.bias, torch.nan)
         return {}
 
@@ -259,3 +261,14 @@ def test_golden_loss_curve(root, source, tmp_path):
     adapt(root, source, small_config(evaluate_every=1), tmp_path)
     losses = [r["loss"] for r in read_progress(tmp_path)]
     assert losses == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: g++")
+def test_a_compiled_student_learns_what_a_plain_one_does(root, source, tmp_path):
+    for name, compiled in (("plain", False), ("compiled", True)):
+        config = small_config(num_steps=2, optim__optimizer="sgd", compile=compiled)
+        adapt(root, source, config, tmp_path / name)
+    assert_states_close(tmp_path / "plain", tmp_path / "compiled", tolerance=1e-4)
+    keys = load_state(tmp_path / "compiled")["student"].keys()
+    assert not any("_orig_mod" in key for key in keys)

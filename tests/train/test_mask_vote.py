@@ -8,6 +8,10 @@ from sfss_ray.config import LossConfig
 from sfss_ray.train.mask_vote import ClassPrior, relabel
 
 
+def method(mask_vote="none", prior_power=0.0, **knobs):
+    return LossConfig(mask_vote=mask_vote, prior_power=prior_power, **knobs)
+
+
 def drawn(seed=0, batch=2, classes=4, height=12, width=10, masks=5):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(batch, classes, height, width, generator=generator)
@@ -50,7 +54,7 @@ def slow_relabel(probabilities, ids, prior, config):
 @pytest.mark.parametrize(("purity", "power"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.5), (0.4, 1.0)])
 def test_votes_are_what_a_slow_loop_counts(vote, purity, power):
     probabilities, ids, prior = drawn()
-    config = LossConfig(mask_vote=vote, vote_weight=0.7, vote_min_purity=purity, prior_power=power)
+    config = method(mask_vote=vote, vote_weight=0.7, vote_min_purity=purity, prior_power=power)
     labels, confidence = relabel(probabilities, ids, prior, config)
     slow_labels, slow_confidence = slow_relabel(probabilities, ids, prior, config)
     np.testing.assert_array_equal(labels.numpy(), slow_labels)
@@ -59,23 +63,23 @@ def test_votes_are_what_a_slow_loop_counts(vote, purity, power):
 
 def test_without_a_vote_only_the_prior_counts():
     probabilities, ids, prior = drawn()
-    labels, confidence = relabel(probabilities, ids, prior, LossConfig())
+    labels, confidence = relabel(probabilities, ids, prior, method())
     assert torch.equal(labels, probabilities.argmax(1))
     torch.testing.assert_close(confidence, probabilities.amax(1), rtol=0, atol=5e-4)
-    corrected, _ = relabel(probabilities, ids, prior, LossConfig(prior_power=1.0))
+    corrected, _ = relabel(probabilities, ids, prior, method(prior_power=1.0))
     assert torch.equal(corrected, (probabilities / prior[:, None, None]).argmax(1))
 
 
 def test_pixels_outside_masks_keep_their_own_label():
     probabilities, ids, prior = drawn()
     for vote in ("majority", "pooled"):
-        labels, _ = relabel(probabilities, ids, prior, LossConfig(mask_vote=vote))
+        labels, _ = relabel(probabilities, ids, prior, method(mask_vote=vote))
         assert torch.equal(labels[ids == 0], probabilities.argmax(1)[ids == 0])
 
 
 def test_all_of_the_masks_weight_gives_each_mask_one_label():
     probabilities, ids, prior = drawn()
-    labels, _ = relabel(probabilities, ids, prior, LossConfig(mask_vote="pooled", vote_weight=1.0))
+    labels, _ = relabel(probabilities, ids, prior, method(mask_vote="pooled", vote_weight=1.0))
     for b in range(len(ids)):
         for k in range(1, int(ids.max()) + 1):
             assert len(labels[b][ids[b] == k].unique()) == 1
@@ -83,13 +87,13 @@ def test_all_of_the_masks_weight_gives_each_mask_one_label():
 
 def test_no_weight_is_no_vote():
     probabilities, ids, prior = drawn()
-    labels, _ = relabel(probabilities, ids, prior, LossConfig(mask_vote="pooled", vote_weight=0.0))
+    labels, _ = relabel(probabilities, ids, prior, method(mask_vote="pooled", vote_weight=0.0))
     assert torch.equal(labels, probabilities.argmax(1))
 
 
 def test_renaming_masks_and_reordering_images_changes_nothing():
     probabilities, ids, prior = drawn()
-    config = LossConfig(mask_vote="pooled", prior_power=0.5)
+    config = method(mask_vote="pooled", prior_power=0.5)
     labels, confidence = relabel(probabilities, ids, prior, config)
     renamed = torch.where(ids > 0, 17 - 3 * ids, 0)
     again, _ = relabel(probabilities, renamed, prior, config)
@@ -105,9 +109,9 @@ def test_a_sure_rare_pixel_is_not_drowned_by_its_mask():
     q[0, 0, 0, :9], q[0, 1, 0, :9] = 0.6, 0.4
     q[0, 0, 0, 9], q[0, 1, 0, 9] = 0.001, 0.999
     ids, prior = torch.ones(1, 1, 10, dtype=torch.long), torch.tensor([0.9, 0.1])
-    majority, _ = relabel(q, ids, prior, LossConfig(mask_vote="majority"))
+    majority, _ = relabel(q, ids, prior, method(mask_vote="majority"))
     assert majority[0, 0].tolist() == [0] * 10
-    pooled, _ = relabel(q, ids, prior, LossConfig(mask_vote="pooled", vote_weight=0.5))
+    pooled, _ = relabel(q, ids, prior, method(mask_vote="pooled", vote_weight=0.5))
     assert pooled[0, 0, 9] == 1
 
 

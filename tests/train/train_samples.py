@@ -127,6 +127,7 @@ SMALL = {
     "train.batch_size": 2,
     "train.evaluate_every": 3,
     "train.statistics_steps": 3,
+    "train.batch_norm": "adapt",
     "train.augment.crop_size": [48, 48],
     "train.augment.scale_range": [1.0, 1.2],
     "train.optim.learning_rate": 1e-4,
@@ -135,6 +136,8 @@ SMALL = {
     "train.loss.ramp": [0.0, 0.2],
     "train.loss.contrast_weight": 0.5,
     "train.loss.embedding_dim": 16,
+    "train.loss.mask_vote": "none",
+    "train.loss.prior_power": 0.0,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sfss_ray.models.families.deeplab_v2 import caffe_deeplab_v2, torchvision_deeplab_v2
+from sfss_ray.models.families.mmseg_resnet import deeplab_of_mmseg
 from sfss_ray.models.families.recognised import Recognised, Recogniser
 from sfss_ray.models.families.segformer import huggingface_segformer, mmseg_mit
 from sfss_ray.models.families.torchvision import torchvision_model
@@ -11,6 +12,7 @@ FAMILIES: tuple[tuple[str, Recogniser], ...] = (
     ("DeepLabV2 of AdaptSegNet, ADVENT, HCL, IAPC, CROTS", caffe_deeplab_v2),
     ("DeepLabV2 of FADA, DT-ST, TRSFUDA", torchvision_deeplab_v2),
     ("SegFormer of Hugging Face", huggingface_segformer),
+    ("DeepLab of mmseg and DAFormer on ResNets", deeplab_of_mmseg),
     ("SegFormer of mmseg and NVlabs, DAFormer, HRDA, MIC, SePiCo", mmseg_mit),
     ("torchvision DeepLabV3, FCN, LR-ASPP", torchvision_model),
 )

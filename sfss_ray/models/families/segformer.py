@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,31 +15,33 @@ from sfss_ray.models.families.mit_names import (
     from_transformers,
     size_of,
 )
-from sfss_ray.models.families.recognised import Recognised
-
-State = Mapping[str, Tensor]
-_MMSEG_MEAN = (123.675, 116.28, 103.53)
-_MMSEG_STD = (58.395, 57.12, 57.375)
-_COPIES = ("ema_model.", "imnet_model.", "teacher_model.")
-_KNOWN_HEADS = (
-    "SegFormer's (linear_c1-4, linear_fuse, linear_pred; or convs, fusion_conv, conv_seg), DAFormer's"
-    " (embed_layers, fuse_layer.aspp_modules, conv_seg) and HRDA's with DAFormer's (head,"
-    " scale_attention), each on a Mix Transformer"
+from sfss_ray.models.families.mmseg import (
+    MMSEG_MEAN,
+    MMSEG_STD,
+    State,
+    classes_of_meta,
+    has,
+    not_needed,
+    one_copy,
+    strangers,
+    under,
+    unknown_head,
 )
+from sfss_ray.models.families.recognised import Recognised
 
 
 def huggingface_segformer(state: State, content: Any) -> Recognised | None:
     """`segformer.*` and `decode_head.*` under the names of transformers 4 or 5."""
-    if not _has(state, "segformer."):
+    if not has(state, "segformer."):
         return None
-    if not _has(state, "decode_head."):
+    if not has(state, "decode_head."):
         raise CheckpointError(
             "the file holds a SegFormer encoder alone, its decode_head is missing: give a checkpoint"
             " that was trained to segment"
         )
     head_start = "body.decode_head.linear_projections."
-    renamed = from_transformers(_under(state, "segformer."))
-    for key, value in _under(state, "decode_head.").items():
+    renamed = from_transformers(under(state, "segformer."))
+    for key, value in under(state, "decode_head.").items():
         if key.startswith("classifier."):
             renamed[key] = value
         else:
@@ -50,7 +52,7 @@ def huggingface_segformer(state: State, content: Any) -> Recognised | None:
         family="SegFormer (Hugging Face)",
         network=f"segformer_{size_of(renamed)}",
         num_classes=_outputs(renamed, "decode_head.classifier"),
-        state=renamed | _strangers(state, known),
+        state=renamed | strangers(state, known),
     )
 
 
@@ -59,56 +61,35 @@ def mmseg_mit(state: State, content: Any) -> Recognised | None:
 
     The student's weights are taken; where there are EMA weights alone, those.
     """
-    copies = [key for key in state if key.startswith(_COPIES)]
-    notes = ()
-    if not _has(state, "backbone.") and _has(state, "ema_model.backbone."):
-        state, copies = _under(state, "ema_model."), []
-        notes = ("the weights are those of the EMA copy (ema_model.)",)
-    elif any(key.startswith("ema_model.") for key in copies):
-        notes = (
-            "the file also holds an EMA copy (ema_model.): the student was loaded; ema=True of"
-            " load_source_model takes the copy",
-        )
+    state, copies, notes = one_copy(state)
     naming = _naming(state)
     if naming is None:
         return _refuse_other_heads(state)
-    backbone = {k: v for k, v in _under(state, "backbone.").items() if not k.startswith("head.")}
+    backbone = {k: v for k, v in under(state, "backbone.").items() if not k.startswith("head.")}
     renamed = naming(backbone)
-    family, network, head, last = _head(_under(state, "decode_head."))
+    family, network, head, last = _head(under(state, "decode_head."))
     unused = [*copies, *(key for key in state if _not_needed(key, last))]
     return Recognised(
         family=family,
         network=f"{network}_{size_of(renamed)}",
         num_classes=_outputs(head, f"decode_head.{last}"),
-        state=renamed | head | _strangers(state, ("backbone.", "decode_head.", *unused)),
+        state=renamed | head | strangers(state, ("backbone.", "decode_head.", *unused)),
         unused=tuple(unused),
-        mean=_MMSEG_MEAN,
-        std=_MMSEG_STD,
+        mean=MMSEG_MEAN,
+        std=MMSEG_STD,
         value_range=255.0,
         classes=classes_of_meta(content),
         notes=notes,
     )
 
 
-def classes_of_meta(content: Any) -> tuple[str, ...] | None:
-    """The class names that mmsegmentation keeps beside the weights."""
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    if not isinstance(meta, Mapping):
-        return None
-    inner = meta.get("dataset_meta")
-    names = inner.get("classes") if isinstance(inner, Mapping) else meta.get("CLASSES")
-    if isinstance(names, (list, tuple)) and names and all(isinstance(n, str) for n in names):
-        return tuple(names)
-    return None
-
-
 def _naming(state: State) -> Callable[[State], dict[str, Tensor]] | None:
     """How the file names its Mix Transformer, or None where it has none."""
-    if _has(state, "backbone.patch_embed1.") or _has(state, "backbone.block1."):
+    if has(state, "backbone.patch_embed1.") or has(state, "backbone.block1."):
         return from_original
-    if _has(state, "backbone.layers.0.0.projection."):
+    if has(state, "backbone.layers.0.0.projection."):
         return from_mmseg
-    if _has(state, "patch_embed1.") and _has(state, "block1."):
+    if has(state, "patch_embed1.") and has(state, "block1."):
         raise CheckpointError(
             "the file holds a Mix Transformer alone, its decode_head is missing: give a checkpoint that"
             " was trained to segment"
@@ -118,18 +99,9 @@ def _naming(state: State) -> Callable[[State], dict[str, Tensor]] | None:
 
 def _refuse_other_heads(state: State) -> None:
     """Not ours, unless it is mmsegmentation's: then CheckpointError says which heads are known."""
-    if not (_has(state, "backbone.") and _has(state, "decode_head.")):
+    if not (has(state, "backbone.") and has(state, "decode_head.")):
         return
-    raise _unknown_head(_under(state, "decode_head."), "its backbone is no Mix Transformer")
-
-
-def _unknown_head(head: State, why: str) -> CheckpointError:
-    parts = sorted({key.split(".")[0] for key in head})
-    return CheckpointError(
-        f"an mmsegmentation checkpoint whose decode head is not known ({why}; decode_head holds"
-        f" {', '.join(parts) or 'nothing'}): known decode heads are {_KNOWN_HEADS}; any other network"
-        " can be given in Python with sfss_ray.wrap_model"
-    )
+    raise unknown_head(under(state, "decode_head."), "its backbone is no Mix Transformer")
 
 
 def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
@@ -138,9 +110,9 @@ def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
         raise CheckpointError(
             "the file's decode_head is missing: give a checkpoint that was trained to segment"
         )
-    if _has(head, "scale_attention."):
+    if has(head, "scale_attention."):
         return ("HRDA, MIC", "hrda", _hrda_names(head), "head.conv_seg")
-    if _has(head, "linear_fuse."):
+    if has(head, "linear_fuse."):
         rules = (
             (r"^linear_c([1-4])\.", lambda m: f"linear_projections.{int(m[1]) - 1}."),
             (r"^linear_fuse\.conv\.", "linear_fuse."),
@@ -148,11 +120,11 @@ def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
         )
         last = "linear_pred"
         return ("SegFormer (NVlabs)", "segformer", _head_names(head, last, rules), last)
-    if _has(head, "embed_layers.") and _has(head, "fuse_layer.aspp_modules."):
+    if has(head, "embed_layers.") and has(head, "fuse_layer.aspp_modules."):
         return ("DAFormer, MIC, SePiCo", "daformer", _head_names(head, "conv_seg"), "conv_seg")
-    if _has(head, "fusion_conv."):
+    if has(head, "fusion_conv."):
         return ("SegFormer (mmseg)", "segformer_mmseg", _head_names(head, "conv_seg"), "conv_seg")
-    raise _unknown_head(head, "on a Mix Transformer")
+    raise unknown_head(head, "on a Mix Transformer")
 
 
 def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
@@ -169,8 +141,8 @@ def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
 
 def _hrda_names(head: State) -> dict[str, Tensor]:
     """One head for both sizes, one for attention, each with its last convolution."""
-    if not (_has(head, "head.embed_layers.") and _has(head, "scale_attention.fuse_layer.conv.")):
-        raise _unknown_head(head, "HRDA is known with DAFormer's head alone")
+    if not (has(head, "head.embed_layers.") and has(head, "scale_attention.fuse_layer.conv.")):
+        raise unknown_head(head, "HRDA is known with DAFormer's head alone")
     last = {
         "head.conv_seg.": "classifier.seg.",
         "scale_attention.conv_seg.": "classifier.attention.",
@@ -184,10 +156,9 @@ def _hrda_names(head: State) -> dict[str, Tensor]:
 
 
 def _not_needed(key: str, last: str) -> bool:
-    """Auxiliary heads, SePiCo's statistics, ImageNet's classifier, a classifier that nothing reads."""
-    starts = ("auxiliary_head.", "proj_head.", "feat_distributions.", "backbone.head.")
+    """What no mmsegmentation network needs, and a classifier that nothing reads."""
     idle = not last.endswith("conv_seg") and key.startswith("decode_head.conv_seg.")
-    return key.startswith(starts) or idle
+    return not_needed(key) or idle
 
 
 def _outputs(state: State, name: str) -> int:
@@ -202,16 +173,3 @@ def _outputs(state: State, name: str) -> int:
     if rows is None:
         raise CheckpointError(f"its classifier {name} is missing: give the whole checkpoint")
     return rows.shape[0]
-
-
-def _strangers(state: State, known: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors of no known part: the loader reports them as unexpected."""
-    return {key: value for key, value in state.items() if not key.startswith(known)}
-
-
-def _has(state: State, start: str) -> bool:
-    return any(key.startswith(start) for key in state)
-
-
-def _under(state: State, start: str) -> dict[str, Tensor]:
-    return {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}

@@ -1,0 +1,399 @@
+"""The measurements of the mask bench, one function a part; see masks.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from mask_models import (
+    DrawnDecoder,
+    DrawnMasks,
+    DrawnPoints,
+    NoEncoder,
+    calibrate_quality,
+    draw_masks,
+    drawn_shared_decoder,
+    low_size,
+    random_sam,
+    smooth_image,
+)
+from pycocotools import mask as coco
+from records import machine, median_seconds, seconds_of
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import Sam
+
+from sfss_ray.masks import automatic, candidates
+from sfss_ray.masks.automatic import AutomaticMaskGenerator
+from sfss_ray.masks.sam import load_sam, shipped_small_sam
+
+CITYSCAPES = (1024, 2048)
+CAMVID = (360, 480)
+SMALL_SETTINGS = json.loads(shipped_small_sam().with_suffix(".json").read_text())["generator"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        data: folder with camvid/ and cityscapes_sample/.
+        device: cpu or cuda.
+        images: CamVid images of the comparison.
+        repeats: calls of a median; `stock_repeats` for the slow stock generator.
+    """
+
+    data: Path
+    device: str
+    images: int
+    repeats: int
+    stock_repeats: int
+
+
+def camvid(options: Options, count: int) -> list[np.ndarray]:
+    """The first `count` images of val, RGB."""
+    return _read(sorted((options.data / "camvid" / "images" / "val").glob("*.jpg"))[:count])
+
+
+def cityscapes(options: Options) -> list[np.ndarray]:
+    """All four, RGB."""
+    folder = options.data / "cityscapes_sample" / "leftImg8bit"
+    return _read(sorted(folder.rglob("*_leftImg8bit.png")))
+
+
+def _read(files: list[Path]) -> list[np.ndarray]:
+    if not files:
+        raise SystemExit("no images: give --data, a folder with camvid/ and cityscapes_sample/")
+    return [cv2.cvtColor(_pixels(file), cv2.COLOR_BGR2RGB) for file in files]
+
+
+def _pixels(file: Path) -> np.ndarray:
+    pixels = cv2.imread(str(file))
+    if pixels is None:
+        raise SystemExit(f"{file} is no image")
+    return pixels
+
+
+# --- same masks ---------------------------------------------------------------------------------
+
+SAME_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "small SAM, CamVid": ("small", "camvid", {}),
+    "small SAM, CamVid, crops and small regions": (
+        "small",
+        "camvid",
+        {
+            "points_per_side": 8,
+            "crop_n_layers": 1,
+            "crop_n_points_downscale_factor": 2,
+            "min_mask_region_area": 100,
+        },
+    ),
+    "small SAM, Cityscapes": ("small", "cityscapes", {}),
+    "small SAM, Cityscapes, crops and small regions": (
+        "small",
+        "cityscapes",
+        {
+            "points_per_side": 8,
+            "crop_n_layers": 1,
+            "crop_n_points_downscale_factor": 2,
+            "min_mask_region_area": 400,
+        },
+    ),
+    "random ViT-B, CamVid": ("vit_b", "camvid", {}),
+    "random ViT-B, Cityscapes": ("vit_b", "cityscapes", {}),
+}
+# Random weights predict no meaningful IoU and draw soft borders: thresholds at which masks come out.
+RANDOM_SETTINGS = {
+    "points_per_side": 8,
+    "pred_iou_thresh": 0.88,
+    "stability_score_thresh": 0.6,
+    "box_nms_thresh": 0.9,
+}
+
+
+def same_masks(options: Options, case: str) -> dict[str, Any]:
+    """Both generators in float32 over the images of a case."""
+    kind, source, changes = SAME_CASES[case]
+    if kind == "small":
+        sam, settings = load_sam(shipped_small_sam(), device=options.device), SMALL_SETTINGS
+    else:
+        sam, settings = random_sam(kind), RANDOM_SETTINGS
+        calibrate_quality(sam)
+        sam.to(options.device)
+    settings = {**settings, **changes, "output_mode": "coco_rle"}
+    count = options.images if kind == "small" else 2  # of a large network on a CPU
+    images = camvid(options, count) if source == "camvid" else cityscapes(options)
+    images = images if kind == "small" else images[:count]
+    seen = [_compare(sam, image, settings, options.device) for image in images]
+    row = _summed(seen)
+    return {"images": len(images), **row, "settings": settings, **machine(options.device)}
+
+
+def _compare(sam: Sam, image: np.ndarray, settings: dict[str, Any], device: str) -> dict[str, Any]:
+    try:
+        with _quiet():
+            stock_seconds, stock = seconds_of(
+                lambda: SamAutomaticMaskGenerator(sam, **settings).generate(image), device
+            )
+    except (RuntimeError, IndexError, KeyError):
+        return {"stock_failed": 1}  # it stops where a crop has no mask
+    seconds, ours = seconds_of(
+        lambda: AutomaticMaskGenerator(sam, **settings).generate(image), device
+    )
+    named = [[(r["point_coords"], r["crop_box"]) for r in records] for records in (stock, ours)]
+    overlaps = [
+        1.0 if a["segmentation"] == b["segmentation"] else _iou(a, b)
+        for a, b in zip(stock, ours, strict=False)
+    ]
+    identical = [a["segmentation"] == b["segmentation"] for a, b in zip(stock, ours, strict=False)]
+    return {
+        "stock_masks": len(stock),
+        "our_masks": len(ours),
+        "same_count": int(len(stock) == len(ours)),
+        "same_order": int(named[0] == named[1]),
+        "identical": sum(identical),
+        "worst_iou": min(overlaps, default=1.0),
+        "iou_below_999": sum(value < 0.999 for value in overlaps),
+        "stock_seconds": stock_seconds,
+        "our_seconds": seconds,
+    }
+
+
+def _iou(a: dict[str, Any], b: dict[str, Any]) -> float:
+    overlaps = np.asarray(coco.iou([a["segmentation"]], [b["segmentation"]], [0]))
+    return float(overlaps[0, 0])
+
+
+def _summed(seen: list[dict[str, Any]]) -> dict[str, Any]:
+    compared = [one for one in seen if "stock_failed" not in one]
+    row: dict[str, Any] = {"stock_failed": len(seen) - len(compared)}
+    for name in compared[0] if compared else ():
+        values = [one[name] for one in compared]
+        row[name] = min(values) if name == "worst_iou" else sum(values)
+    if compared:
+        row["identical_percent"] = round(100 * row["identical"] / max(1, row["stock_masks"]), 2)
+        row["times_faster"] = round(row["stock_seconds"] / row["our_seconds"], 1)
+        # A difference in count or order is looked at one image at a time.
+        row["images_that_differ"] = [
+            k for k, one in enumerate(seen) if not one.get("same_order", 1)
+        ]
+    return row
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
+    """Everything but encoder and decoder, from drawn low-resolution logits to records.
+
+    Time inside encoder and decoder (stock: set_image and mask_decoder; ours: encode_crop and
+    decode) is taken off; it is that of stand-ins.
+    """
+    sam = random_sam("vit_b")
+    sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
+    drawn = draw_masks(low_size(size), 32, device=options.device)
+    sam.mask_decoder = DrawnDecoder(drawn, None)  # pyright: ignore[reportAttributeAccessIssue]
+    sam.to(options.device)
+    image = smooth_image(size)
+    row, found = {}, {}
+    for name, build, repeats in (
+        ("stock", SamAutomaticMaskGenerator, options.stock_repeats),
+        ("ours", AutomaticMaskGenerator, options.repeats),
+    ):
+        generator = build(sam, output_mode="coco_rle")
+        times = []
+        for _ in range(repeats):
+            with _quiet(), _clock_of_others(drawn, options.device) as others:
+                seconds, found[name] = seconds_of(
+                    lambda g=generator: g.generate(image), options.device
+                )
+            times.append(seconds - sum(others))
+        row[f"{name}_seconds"] = float(np.median(times))
+    same = [a["segmentation"] == b["segmentation"] for a, b in zip(*found.values(), strict=False)]
+    return {
+        **row,
+        "times_faster": round(row["stock_seconds"] / row["ours_seconds"], 1),
+        "stock_masks": len(found["stock"]),
+        "our_masks": len(found["ours"]),
+        "identical": sum(same),
+        **machine(options.device),
+    }
+
+
+@contextmanager
+def _clock_of_others(drawn: DrawnMasks, device: str) -> Iterator[list[float]]:
+    """Seconds spent in encoders and decoders, of which ours is a stand-in for drawn masks inside."""
+    spent: list[float] = []
+
+    def timed(work: Callable) -> Callable:
+        def run(*arguments: Any, **named: Any) -> Any:
+            seconds, result = seconds_of(lambda: work(*arguments, **named), device)
+            spent.append(seconds)
+            return result
+
+        return run
+
+    class Decoder(DrawnPoints):
+        decode = timed(DrawnPoints.decode)
+
+    places = (
+        (automatic, "encode_crop", timed(automatic.encode_crop)),
+        (candidates, "ModelDecoder", lambda *_: Decoder(drawn)),
+        (SamPredictor, "set_image", timed(SamPredictor.set_image)),
+        (DrawnDecoder, "forward", timed(DrawnDecoder.forward)),
+    )
+    with ExitStack() as stack:
+        for owner, name, value in places:
+            stack.enter_context(patch.object(owner, name, value))
+        yield spent
+
+
+def whole_image(
+    options: Options, kind: str, who: str, points_per_batch: int = 64
+) -> dict[str, Any]:
+    """generate() at 2048x1024 with 1024 points: real encoder and decoder, drawn logits.
+
+    `who` is stock, fp32 or bf16 (both ours).
+    """
+    sam = random_sam(kind)
+    calibrate_quality(sam)
+    sam.to(options.device)
+    drawn = draw_masks(low_size(CITYSCAPES), 32, device=options.device)
+    image = smooth_image(CITYSCAPES)
+    repeats = options.stock_repeats if who == "stock" else options.repeats
+    with _quiet(), _drawn_logits(sam, drawn, who):
+        generator = _generator(sam, who, points_per_batch)
+        if options.device == "cuda":
+            generator.generate(image)
+            torch.cuda.reset_peak_memory_stats()
+        seconds, found = median_seconds(lambda: generator.generate(image), repeats, options.device)
+    row = {"seconds": seconds, "repeats": repeats, "masks": len(found)}
+    if options.device == "cuda":
+        row["images_per_second"] = 1 / seconds
+        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return {**row, "points_per_batch": points_per_batch, **machine(options.device)}
+
+
+def _generator(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> Any:
+    settings = {"points_per_batch": points_per_batch, "output_mode": "coco_rle", **settings}
+    if who == "stock":
+        return SamAutomaticMaskGenerator(sam, **settings)
+    dtype = torch.float32 if who == "fp32" else torch.bfloat16
+    return AutomaticMaskGenerator(sam, dtype=dtype, **settings)
+
+
+@contextmanager
+def _drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
+    """Inside, decoders do their work and hand out drawn logits."""
+    decoder, ours = sam.mask_decoder, candidates.SharedImageDecoder
+    if who == "stock":
+        sam.mask_decoder = DrawnDecoder(drawn, decoder)  # pyright: ignore
+    else:
+        candidates.SharedImageDecoder = drawn_shared_decoder(drawn)
+    try:
+        yield
+    finally:
+        sam.mask_decoder, candidates.SharedImageDecoder = decoder, ours
+
+
+def small_image(options: Options) -> dict[str, Any]:
+    """The shipped small SAM with its trained weights on CamVid images, nothing replaced."""
+    sam = load_sam(shipped_small_sam(), device=options.device)
+    images = camvid(options, 3)
+    row = {}
+    for who in ("stock", "fp32", "bf16"):
+        generator = _generator(sam, who, 64, **SMALL_SETTINGS)
+        with _quiet():
+            generator.generate(images[0])
+            times = [seconds_of(lambda: generator.generate(i), options.device)[0] for i in images]  # noqa: B023
+        row[f"{who}_seconds"] = float(np.median(times))
+    row["times_faster"] = round(row["stock_seconds"] / row["fp32_seconds"], 1)
+    row["times_faster_bf16"] = round(row["stock_seconds"] / row["bf16_seconds"], 1)
+    return {**row, **machine(options.device)}
+
+
+def agreement(options: Options) -> dict[str, Any]:
+    """Our bf16 against our fp32 with the trained small SAM: counts, and each mask's best IoU."""
+    sam = load_sam(shipped_small_sam(), device=options.device)
+    generators = [_generator(sam, who, 64, **SMALL_SETTINGS) for who in ("fp32", "bf16")]
+    counts, best = np.zeros(2, dtype=int), []
+    for image in camvid(options, options.images):
+        exact, fast = ([r["segmentation"] for r in g.generate(image)] for g in generators)
+        counts += len(exact), len(fast)
+        if exact:
+            overlaps = coco.iou(exact, fast, [0] * len(fast)) if fast else np.zeros((len(exact), 1))
+            best += np.asarray(overlaps).max(axis=1).tolist()
+    return {
+        "images": options.images,
+        "fp32_masks": int(counts[0]),
+        "bf16_masks": int(counts[1]),
+        "count_difference_percent": round(100 * abs(counts[1] - counts[0]) / counts[0], 2),
+        "mean_iou": float(np.mean(best)),
+        "share_below_iou_90": float(np.mean(np.array(best) < 0.9)),
+        "worst_iou": float(np.min(best)),
+        **machine(options.device),
+    }
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+def batch_memory(who: str) -> dict[str, Any]:
+    """Extra peak memory of one batch of 64 points at 2048x1024, ViT-B, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def batch_memory_here(who: str) -> dict[str, Any]:
+    """The row of batch_memory, in this process: above what is held before the batch.
+
+    The encoder is left out, as its own peak would hide the batch's; a first call with one point
+    brings in what is loaded once.
+    """
+    sam = random_sam("vit_b")
+    calibrate_quality(sam)
+    sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
+    drawn = draw_masks(low_size(CITYSCAPES), 8)
+    image = smooth_image(CITYSCAPES)
+    with _quiet(), _drawn_logits(sam, drawn, who):
+        _generator(sam, who, 1, points_per_side=1).generate(image)
+        drawn.given = 0
+        generator = _generator(sam, who, 64, points_per_side=8)
+        before = _peak_kib(forget=True)
+        masks = generator.generate(image)
+        extra = _peak_kib() - before
+    return {"extra_gb": round(extra * 1024 / 1e9, 3), "masks": len(masks), **machine()}
+
+
+def _peak_kib(forget: bool = False) -> int:
+    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew."""
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings about how the stock generator uses it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,186 @@
+"""Our automatic mask generator beside segment_anything's own: the same masks, time, memory.
+
+    OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR [--parts ...] [--device cuda]
+
+One compute thread. Writes results/masks_DEVICE.md and .json; parts that are not asked for keep the
+rows of earlier runs. See the text in the table for what is simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mask_models import OBJECTS, PASSING
+from mask_parts import (
+    CAMVID,
+    CITYSCAPES,
+    SAME_CASES,
+    Options,
+    agreement,
+    batch_memory,
+    batch_memory_here,
+    post_processing,
+    same_masks,
+    small_image,
+    whole_image,
+)
+from records import RESULTS, keep, markdown
+
+PARTS = ("same", "post", "image", "small", "memory", "bf16")
+GPU_BATCHES = (64, 256, 1024)
+SIMULATED = (
+    "Simulated: random weights have no masks of objects, so in `post`, `image` and `memory` the"
+    f" decoder's low-resolution logits are replaced by {OBJECTS} drawn objects (smallest, middle and"
+    f" largest under each point); in `image` and `memory` encoder, decoder and IoU head run with"
+    f" random weights, the last layer of the IoU head shifted so that {100 * PASSING:.0f} % of the"
+    " candidates pass the default .88; in `post` qualities are drawn with the same share. `small`,"
+    " `bf16` and `same` replace nothing. CPU figures are seconds of processor time of one thread."
+)
+
+
+def measurements(
+    options: Options, parts: list[str], only: str
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name and work of each row; `only` is a part of the names wanted."""
+    every: list[tuple[str, str, Callable[[], Any]]] = [
+        ("same", case, lambda case=case: same_masks(options, case)) for case in SAME_CASES
+    ]
+    for size in (CAMVID, CITYSCAPES):
+        name = f"{size[1]}x{size[0]}"
+        every.append(("post", name, lambda size=size: post_processing(options, size)))
+    for kind, who, batch in _whole_images(options.device):
+        work = lambda kind=kind, who=who, batch=batch: whole_image(options, kind, who, batch)  # noqa: E731
+        every.append(("image", f"{kind} {who} {batch}", work))
+    every.append(("small", "480x360", lambda: small_image(options)))
+    if options.device == "cpu":
+        every += [
+            ("memory", who, lambda who=who: batch_memory(who)) for who in ("stock", "fp32", "bf16")
+        ]
+    every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
+    for part, name, work in every:
+        if part in parts and only in name:
+            yield f"{part}: {name}", work
+
+
+def _whole_images(device: str) -> Iterator[tuple[str, str, int]]:
+    """Network, generator, points per batch. A CPU takes small batches whatever is asked for."""
+    for kind in ("vit_b",) if device == "cpu" else ("vit_b", "vit_h"):
+        yield kind, "stock", 64
+        for batch in (64,) if device == "cpu" else GPU_BATCHES:
+            yield kind, "fp32", batch
+            yield kind, "bf16", batch
+
+
+def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
+    """Markdown of all rows known."""
+    parts = {part: _rows_of(rows, part) for part in PARTS}
+    lines = ["# Masks: ours beside segment_anything's generator", ""]
+    if device == "cpu":
+        lines += ["No CUDA in this run: the rows for a GPU come from `--device cuda`.", ""]
+    lines += [SIMULATED, ""]
+    lines += _same_lines(parts["same"])
+    lines += _table("Post-processing, 1024 points", parts["post"], _POST)
+    lines += _image_lines(parts["image"])
+    lines += _table("Small SAM, whole image", parts["small"], _SMALL)
+    lines += _table("Extra peak memory of 64 points, ViT-B, 2048x1024", parts["memory"], _MEMORY)
+    lines += _table("bf16 against fp32 (both ours)", parts["bf16"], _BF16)
+    lines += ["## Machines", "", *sorted({_facts(row) for row in rows.values()})]
+    return "\n".join(lines) + "\n"
+
+
+_POST = ("stock_seconds", "ours_seconds", "times_faster", "stock_masks", "our_masks", "identical")
+_SMALL = ("stock_seconds", "fp32_seconds", "bf16_seconds", "times_faster", "times_faster_bf16")
+_MEMORY = ("extra_gb", "masks")
+_BF16 = (
+    "images", "fp32_masks", "bf16_masks", "count_difference_percent", "mean_iou",
+    "share_below_iou_90", "worst_iou",
+)  # fmt: skip
+_SAME = (
+    "images", "stock_failed", "stock_masks", "our_masks", "same_count", "same_order",
+    "identical_percent", "iou_below_999", "worst_iou", "times_faster",
+)  # fmt: skip
+
+
+def _rows_of(rows: dict[str, dict[str, Any]], part: str) -> dict[str, dict[str, Any]]:
+    return {
+        name.split(": ", 1)[1]: row for name, row in rows.items() if name.startswith(f"{part}: ")
+    }
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
+    if not rows:
+        return []
+    body = [[name, *(_short(row.get(c, "")) for c in columns)] for name, row in rows.items()]
+    return [f"## {title}", "", *markdown(["", *(c.replace("_", " ") for c in columns)], body)]
+
+
+def _same_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """`same count` and `same order` are numbers of images."""
+    lines = _table("Same masks, fp32 (same count, same order: images)", rows, _SAME)
+    for name, row in rows.items():
+        lines.append(f"- {name}: `{json.dumps(row['settings'])}`")
+    return [*lines, ""] if lines else []
+
+
+def _image_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    shown = {}
+    for name, row in rows.items():
+        stock = rows.get(f"{name.split()[0]} stock 64", {}).get("seconds")
+        times = round(stock / row["seconds"], 1) if stock else ""
+        shown[name] = {**row, "times_faster": times}
+    columns = ("seconds", "times_faster", "repeats", "masks", "images_per_second", "peak_gb")
+    return _table("Whole image, 2048x1024, 1024 points (network, generator, batch)", shown, columns)
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.5f}" if 0.99 < value < 1 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _facts(row: dict[str, Any]) -> str:
+    return (
+        f"- {row['device']}, {row['cores']} cores, {row['threads']} thread, torch {row['torch']};"
+        f" `{row['command']}`"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("SFSS_TEST_DATA", "data"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--images", type=int, default=40, help="CamVid images to compare on")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--stock-repeats", type=int, default=1, help="stock takes minutes")
+    parser.add_argument("--memory-of", choices=("stock", "fp32", "bf16"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory_of:
+        print(json.dumps(batch_memory_here(arguments.memory_of)))
+        return
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA on this machine: the rows for a GPU were not measured")
+    options = Options(
+        arguments.data, arguments.device, arguments.images,
+        arguments.repeats, arguments.stock_repeats,
+    )  # fmt: skip
+    name = f"masks_{arguments.device}"
+    command = f"python experiments/bench/masks.py --device {arguments.device}"
+    for row_name, work in measurements(options, arguments.parts, arguments.only):
+        row = work() | {"command": command}
+        print(row_name, json.dumps(row), flush=True)
+        rows = keep(name, {row_name: row})
+        (RESULTS / f"{name}.md").write_text(text_of(rows, arguments.device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""What the contrast costs beside plain self-training: time of a step and memory.
+
+    python experiments/bench/step.py [--device cuda] [--settings embedded default deeplab]
+
+Settings: `embedded` and `default` are whole steps of the compact network (two views, student and
+teacher, backward, optimiser, moving average) with and without the contrast, one after the other in
+turns; crops of 128x256 and 512x512 with the knobs of the embedded default and of the package.
+`deeplab` has DeepLabV2-ResNet101's features, 2048 channels on the 64x128 grid of a 512x1024 crop: the
+contrast with its normalisation and backward apart from the network's own step.
+On the CPU times are process CPU time, one thread. Writes results/step_DEVICE.md and .json beside this
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfss_ray.config import Config, TrainConfig, override
+from sfss_ray.models.networks import build_network
+from sfss_ray.streets.default import embedded_config
+from sfss_ray.streets.scenes import render_scene
+from sfss_ray.train import step as steps
+from sfss_ray.train.bank import PrototypeBank
+from sfss_ray.train.loop import apply_gradients, build_optimizer
+from sfss_ray.train.mask_vote import ClassPrior
+from sfss_ray.train.pseudo_labels import ClassThresholds
+from sfss_ray.train.teacher import make_teacher, update_teacher
+
+CLASSES = 19
+DEEPLAB_CROP = (512, 1024)
+RESULTS = Path(__file__).resolve().parent / "results"
+WARM_UP = 3
+
+
+class Clock:
+    """CPU time of this process, or time of the GPU's queue."""
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def __call__(self, work: Callable[[], Any]) -> float:
+        """Seconds that the work takes."""
+        if self.device == "cpu":
+            before = time.process_time()
+            work()
+            return time.process_time() - before
+        torch.cuda.synchronize()
+        before = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - before
+
+
+def scenes(number: int, crop: tuple[int, int], device: str) -> dict[str, Tensor]:
+    """A batch of drawn scenes with their Felzenszwalb regions."""
+    from skimage.segmentation import felzenszwalb
+
+    images, ids = [], []
+    for index in range(number):
+        image = render_scene("camera", 7, index, crop).image
+        found = felzenszwalb(image, scale=100.0, sigma=0.8, min_size=crop[0] * crop[1] // 650)
+        images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
+        ids.append(torch.from_numpy(found).long() + 1)
+    views, numbers = torch.stack(images).to(device), torch.arange(number)
+    batch = {"weak": views, "strong": views, "mask_ids": torch.stack(ids).to(device)}
+    return batch | {"image": numbers, "number": numbers}
+
+
+class Trainer:
+    """Student, teacher and memory that take whole steps on one batch."""
+
+    def __init__(self, config: Config, weight: float, device: str):
+        train = override(config, {"train.loss.contrast_weight": weight}).train
+        torch.manual_seed(0)
+        self.config: TrainConfig = train
+        network = build_network("compact", CLASSES)
+        self.student = steps.ContrastNet(network, train).to(device).train()
+        self.teacher = make_teacher(self.student)
+        segmenter = self.student.segmenter
+        self.optimizer = build_optimizer(segmenter.body, segmenter.heads, train.optim)
+        self.memory = full_memory(train, self.student.embedding_dim, device)
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        """One step past the ramp, as in a training."""
+        number = self.config.num_steps
+        segmenter = self.student.segmenter
+        loss, _ = steps.adaptation_losses(
+            self.student, self.teacher, segmenter, self.memory, batch, self.config, number, 0
+        )
+        apply_gradients(loss, self.student, self.optimizer, 5.0, number, 0)
+        update_teacher(self.teacher, self.student, self.config.ema_momentum)
+
+
+def full_memory(config: TrainConfig, dim: int, device: str) -> steps.Memory:
+    """A bank that is full, as it is from some hundred steps on: the dearest case."""
+    bank = PrototypeBank(CLASSES, config.pairs.bank_size, dim, device)
+    bank.vectors.copy_(torch.nn.functional.normalize(torch.randn(bank.vectors.shape), dim=2))
+    bank.images.fill_(10_000)
+    bank.written.fill_(bank.size)
+    return steps.Memory(ClassThresholds(CLASSES, device), ClassPrior(CLASSES, device), bank)
+
+
+def compact(config: Config, device: str, repeats: int) -> dict[str, Any]:
+    """Whole steps of the compact network, plain and with contrast, in turns."""
+    train, clock = config.train, Clock(device)
+    batch = scenes(train.batch_size, train.augment.crop_size, device)
+    plain, full = Trainer(config, 0.0, device), Trainer(config, 0.1, device)
+    times: dict[str, list[float]] = {"plain": [], "contrast": []}
+    for repeat in range(WARM_UP + repeats):
+        for name, trainer in (("plain", plain), ("contrast", full)):
+            seconds = clock(lambda trainer=trainer: trainer.step(batch))
+            if repeat >= WARM_UP:
+                times[name].append(seconds)
+    without, both = (statistics.median(times[name]) for name in ("plain", "contrast"))
+    return {
+        "network": "compact",
+        "crop": list(train.augment.crop_size),
+        "batch": train.batch_size,
+        "channels": full.student.embedding_dim,
+        "plain_ms": 1000 * without,
+        "contrast_ms": 1000 * (both - without),
+        "share_percent": 100 * (both / without - 1),
+        "repeats": repeats,
+        "times_ms": {name: [round(1000 * t, 1) for t in values] for name, values in times.items()},
+    } | memory(full.memory, train, full.student.embedding_dim)
+
+
+def memory(held: steps.Memory, config: TrainConfig, dim: int) -> dict[str, float]:
+    """Megabytes (10^6 bytes) that the contrast adds: kept in the bank, and per image while a loss of
+    that image is in the graph (the largest tensors, float32, by their shapes).
+    """
+    bank, pairs = held.bank, config.pairs
+    kept = bank.vectors.numel() * 4 + bank.images.numel() * 8
+    pool = CLASSES * bank.size
+    anchors = pairs.anchors_per_image
+    drawn = anchors * (pairs.negatives + pairs.positives * (dim + 1) + 3 * dim + pool)
+    draws = anchors * (pairs.negatives // 2 * 5) * 4
+    graph = (drawn + draws + pool * dim) * 4
+    return {"bank_mb": kept / 1e6, "graph_mb_per_image": graph / 1e6}
+
+
+def deeplab(device: str, repeats: int, network_repeats: int) -> dict[str, Any]:
+    """The contrast on features of DeepLabV2-ResNet101's size, and that network's step, batch 1."""
+    clock, config = Clock(device), override(Config(), {"train.batch_size": 1})
+    train = config.train
+    batch, grid = scenes(1, DEEPLAB_CROP, device), (DEEPLAB_CROP[0] // 8, DEEPLAB_CROP[1] // 8)
+    held = full_memory(train, 2048, device)
+    seconds = [
+        clock(lambda: contrast_alone(train, held, batch, grid, device))
+        for _ in range(WARM_UP + repeats)
+    ]
+    contrast = statistics.median(seconds[WARM_UP:])
+    network = statistics.median(network_steps(device, clock, batch, network_repeats))
+    return {
+        "network": "deeplabv2_resnet101",
+        "crop": list(DEEPLAB_CROP),
+        "batch": 1,
+        "channels": 2048,
+        "plain_ms": 1000 * network,
+        "contrast_ms": 1000 * contrast,
+        "share_percent": 100 * contrast / network,
+        "repeats": repeats,
+        "times_ms": {"contrast": [round(1000 * t, 1) for t in seconds[WARM_UP:]]},
+    } | memory(held, train, 2048)
+
+
+def contrast_alone(
+    config: TrainConfig,
+    held: steps.Memory,
+    batch: dict[str, Tensor],
+    grid: tuple[int, int],
+    device: str,
+) -> None:
+    """Normalise features of both networks, draw pairs, take the losses, go back to the features."""
+    generator = torch.Generator(device).manual_seed(0)
+    features = torch.randn(1, 2048, *grid, device=device, generator=generator, requires_grad=True)
+    logits = torch.randn(1, CLASSES, *grid, device=device, generator=generator)
+    z = torch.nn.functional.normalize(features, dim=1)
+    with torch.no_grad():
+        teacher = torch.nn.functional.normalize(features, dim=1)
+        q = probabilities_by_region(batch["mask_ids"], grid)
+        labels = q.argmax(1)
+        look = steps.Look(q, teacher, labels, q.max(1).values)
+    thresholds = torch.full((CLASSES,), 0.5, device=device)
+    parts = steps._contrast(z, logits, look, thresholds, held, batch, config, 0, 1.0)
+    (parts["loss_ins"] + parts["loss_cls"]).backward()
+
+
+def probabilities_by_region(mask_ids: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1, C, h, w): a teacher that is sure of one class in each region, so that all of them count."""
+    ids = mask_ids[:, :: mask_ids.shape[1] // grid[0], :: mask_ids.shape[2] // grid[1]]
+    return torch.nn.functional.one_hot(ids % CLASSES, CLASSES).permute(0, 3, 1, 2) * 0.9 + 0.1 / 19
+
+
+def network_steps(device: str, clock: Clock, batch: dict[str, Tensor], repeats: int) -> list[float]:
+    """Seconds of plain steps: teacher forward, student forward and backward, optimiser, average."""
+    student = build_network("deeplabv2_resnet101", CLASSES).to(device).train()
+    teacher = make_teacher(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        with torch.no_grad():
+            labels = teacher.logits(batch["weak"]).argmax(1)
+        loss = torch.nn.functional.cross_entropy(student.logits(batch["strong"]), labels)
+        apply_gradients(loss, student, optimizer, 5.0, 1, 0)
+        update_teacher(teacher, student, 0.999)
+
+    first = device == "cuda"  # pays for the choice of kernels
+    return [clock(step) for _ in range(repeats + first)][first:]
+
+
+def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        f"`{facts['command']}`: {facts['device']}, one thread, torch {facts['torch']},"
+        f" load before {facts['load']}; {facts['clock']}, medians",
+        "",
+        "| network | crop | batch | channels | plain step, ms | contrast adds, ms | share |"
+        " bank, MB | in the graph, MB per image |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['network']} | {row['crop'][0]}x{row['crop'][1]} | {row['batch']} |"
+        f" {row['channels']} | {row['plain_ms']:.0f} | {row['contrast_ms']:.0f} |"
+        f" {row['share_percent']:.1f} % | {row['bank_mb']:.0f} | {row['graph_mb_per_image']:.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    known = ("embedded", "default", "deeplab")
+    parser.add_argument("--settings", nargs="+", choices=known, default=list(known))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--network-repeats", type=int, default=1, help="steps of DeepLabV2")
+    arguments = parser.parse_args()
+    device, load = arguments.device, round(os.getloadavg()[0], 1)
+    torch.set_num_threads(1)
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "embedded": lambda: compact(embedded_config(), device, arguments.repeats),
+        "default": lambda: compact(Config(), device, arguments.repeats),
+        "deeplab": lambda: deeplab(device, arguments.repeats, arguments.network_repeats),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / f"step_{device}"
+    kept = (
+        json.loads(stem.with_suffix(".json").read_text())
+        if stem.with_suffix(".json").exists()
+        else {}
+    )
+    rows = {row["setting"]: row for row in kept.get("rows", [])}  # settings not asked for stay
+    for name in arguments.settings:
+        rows[name] = {"setting": name, "load": load} | measures[name]()
+        print(table([rows[name]], facts(device, load)), flush=True)
+        ordered = [rows[each] for each in known if each in rows]
+        content = {"facts": facts(device, load), "rows": ordered}
+        stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+        stem.with_suffix(".md").write_text(table(ordered, content["facts"]))
+
+
+def facts(device: str, load: float) -> dict[str, Any]:
+    """Where it was measured."""
+    gpu = device == "cuda"
+    return {
+        "command": f"python experiments/bench/step.py --device {device}",
+        "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()})",
+        "torch": torch.__version__,
+        "load": load,
+        "clock": "time of the GPU's queue" if gpu else "CPU time of the process",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The checked inputs of a training, before a cluster starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfss_ray.config import ComputeConfig, Config, flatten
+from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
+from sfss_ray.data.labelled import load_labelled
+from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.masks.store import MaskStore
+from sfss_ray.models.source import Source
+from sfss_ray.progress import ProgressSink, silent
+
+if TYPE_CHECKING:
+    from sfss_ray.train.adaptation import AdaptationTask
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked inputs of an adaptation."""
+
+    source: Source
+    training: tuple[ImageFile, ...]
+    held_out: tuple[ImageFile, ...]
+    labelled: tuple[LabelledImage, ...]
+    masks: Path
+
+    @property
+    def classes(self) -> ClassSet:
+        """The source model's."""
+        return self.source.classes
+
+    def placed(self, folder: Path) -> Prepared:
+        """With a source model that workers can read, in the run's folder if need be."""
+        return dataclasses.replace(self, source=self.source.placed(folder))
+
+    def task(self, config: Config) -> AdaptationTask:
+        """What a training is given."""
+        from sfss_ray.train.adaptation import AdaptationTask
+
+        source = self.source
+        return AdaptationTask(source.path, self.training, self.masks, config, source.architecture)
+
+    def examination(self, config: Config):
+        """What students of this adaptation are scored on."""
+        from sfss_ray.evaluation.evaluate import Examination
+
+        store = MaskStore(self.masks)
+        return Examination(
+            self.classes, self.labelled, self.held_out, store.id_map, config.evaluation
+        )
+
+
+def prepare_training(
+    source: Source,
+    target_images: Path | str,
+    masks: Path | str,
+    val_images: Path | str | None,
+    val_labels: Path | str | None,
+    config: Config,
+) -> Prepared:
+    """Check everything that can be checked before a cluster starts."""
+    labelled = labelled_images(val_images, val_labels, source.classes, config)
+    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
+    images = list_images(target_images)
+    store = MaskStore(masks)
+    absent = [image.image_id for image in images if image.image_id not in store]
+    if absent:
+        raise DataError(
+            f"{len(absent)} images have no masks in {str(masks)!r} (first: {absent[0]!r}): run"
+            " `sfss-ray masks` on this folder again"
+        )
+    usable = [image for image in images if image.image_id not in store.errors]
+    training, held_out = split_held_out(
+        usable, config.evaluation.held_out_share, config.evaluation.held_out_max
+    )
+    if not training:
+        raise DataError(f"no readable image in {str(target_images)!r}: give images to adapt to")
+    return Prepared(
+        source,
+        tuple(training),
+        tuple(held_out),
+        labelled,
+        Path(masks).absolute(),
+    )
+
+
+def labelled_images(
+    images: Path | str | None,
+    labels: Path | str | None,
+    classes: ClassSet,
+    config: Config | None = None,
+    progress: ProgressSink | None = None,
+) -> tuple[LabelledImage, ...]:
+    """Pairs to score on; empty without labels. DataError when only one folder is given, or for
+    labels that `load_labelled` refuses."""
+    if images is None and labels is None:
+        return ()
+    if images is None or labels is None:
+        given, missing = ("labels", "images") if images is None else ("images", "labels")
+        raise DataError(f"val_{given} were given without val_{missing}: give both, or neither")
+    folder = load_labelled(images, labels, classes, config, progress=progress)
+    for line in folder.describe(classes):
+        (progress or silent)(line)
+    return folder.pairs
+
+
+def check_workers(batch_size: int, compute: ComputeConfig, class_mix: float = 0.0) -> None:
+    """ConfigError when the batch cannot be shared out evenly, or crops have no neighbour to mix."""
+    if batch_size % compute.num_workers:
+        raise ConfigError(
+            f"batch_size is {batch_size} but there are {compute.num_workers} workers: choose a"
+            " multiple of the number of workers"
+        )
+    share = batch_size // compute.num_workers
+    if class_mix > 0 and share % 2:
+        raise ConfigError(
+            f"batch_size is {batch_size}, {share} for each of {compute.num_workers} workers, and"
+            f" augment.class_mix is {class_mix}: neighbours in the batch are mixed, so choose a multiple"
+            f" of {2 * compute.num_workers}, or class_mix 0"
+        )
+
+
+def run_record(
+    config: Config,
+    source: Source,
+    images: list[ImageFile],
+    labelled: tuple[LabelledImage, ...],
+) -> dict[str, Any]:
+    """What decides the result of a run: config without `compute`, source model, images."""
+    science = {k: v for k, v in flatten(config).items() if not k.startswith("compute.")}
+    return science | {
+        "inputs.source_sha256": source.sha256,
+        "inputs.card": source.card.to_dict(),
+        "inputs.images": len(images),
+        "inputs.image_ids_sha256": hash_of_ids(images),
+        "inputs.labelled_images": len(labelled),
+    }
+
+
+def hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
+    """SHA-256 of the sorted image ids."""
+    return hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()

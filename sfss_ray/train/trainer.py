@@ -1,0 +1,103 @@
+"""Training loops on Ray Train's workers, the door."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sfss_ray import cluster
+from sfss_ray.config import ComputeConfig, Config
+from sfss_ray.errors import TrainingError
+from sfss_ray.models.source import Source
+from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.train.follow import following
+
+
+def fit(
+    loop: Callable[..., None],
+    task: Any,
+    watch: Any,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink = print_line,
+    callbacks: list[Any] | None = None,
+) -> dict[str, Any]:
+    """Run a training loop on Ray Train workers; returns the state of the last step.
+
+    Checkpoints lie in `folder`/train. The same folder goes on from its newest checkpoint.
+    """
+    device = cluster.resolve_device(config.compute)
+    with cluster.connected(config.compute), following(lambda: [folder / "train"], progress):
+        import ray.train
+        import ray.train.torch
+
+        from sfss_ray.train.run import load_state
+        from sfss_ray.train.worker import train_on_worker
+
+        compute = config.compute
+        payload = {"loop": loop, "task": task, "watch": watch}
+        payload |= {"folder": str(folder / "train"), "threads": compute.cpus_per_worker}
+        trainer = ray.train.torch.TorchTrainer(
+            train_on_worker,
+            train_loop_config=payload,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=compute.num_workers,
+                use_gpu=device == "cuda",
+                resources_per_worker=_worker_resources(compute, device),
+            ),
+            run_config=ray.train.RunConfig(
+                name="train",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+                callbacks=callbacks,
+            ),
+        )
+        checkpoint = _fit_or_explain(trainer).checkpoint
+        assert checkpoint is not None, "a loop of one step or more saves a checkpoint"
+        with checkpoint.as_directory() as saved:
+            return load_state(Path(saved))
+
+
+@contextlib.contextmanager
+def carried_code(source: Source) -> Iterator[None]:
+    """While the block runs, the code of a user's own module travels to workers with it.
+
+    Ray sends classes of importable files by name, and other machines have not these files.
+    """
+    import ray.cloudpickle
+
+    if source.architecture is None:
+        yield
+        return
+    from sfss_ray.models.custom import own_packages
+
+    packages = own_packages(source.architecture)
+    for package in packages:
+        ray.cloudpickle.register_pickle_by_value(package)
+    try:
+        yield
+    finally:
+        for package in packages:
+            ray.cloudpickle.unregister_pickle_by_value(package)
+
+
+def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
+    gpus = {"GPU": 1.0} if device == "cuda" else {}
+    return {"CPU": compute.cpus_per_worker} | gpus
+
+
+def _fit_or_explain(trainer: Any):
+    import ray.train
+
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
+        cause = reasons[0]
+        while getattr(cause, "cause", None) or cause.__cause__:
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        text = str(cause).strip().splitlines()[-1] if str(cause).strip() else repr(cause)
+        raise TrainingError(f"training stopped: {text}") from error

@@ -1,0 +1,54 @@
+"""Judging label-free scores: ranks, and that a collapsed trial is never a pick."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+@pytest.fixture
+def score_quality(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import score_quality
+
+    yield score_quality
+    for name in ("score_quality", "score_trials", "domain_pairs"):
+        sys.modules.pop(name, None)
+
+
+def trial(number: int, miou: float, value: float, collapsed: bool = False) -> dict:
+    names = ("mask_information", "balanced_mask_information", "agreement", "neighbourhood_density")
+    facts = {"trial": number, "miou": miou, "collapsed": collapsed}
+    return facts | dict.fromkeys(names, value) | {"entropy": 1 - value, "class_entropy": value}
+
+
+def test_ranks_are_spearmans(score_quality):
+    from scipy.stats import spearmanr
+
+    ones, others = [3.0, 1.0, 2.0, 2.0, 9.0], [0.1, 0.4, 0.3, 0.2, 0.1]
+    assert score_quality.spearman(ones, others) == pytest.approx(spearmanr(ones, others)[0])
+    assert math.isnan(score_quality.spearman([1.0, 1.0], [1.0, 2.0]))
+
+
+def test_picks_are_the_best_that_did_not_collapse(score_quality):
+    trials = [trial(1, 40, 0.5), trial(2, 45, 0.6), trial(3, 1, 0.9, collapsed=True)]
+    for row in score_quality.judge_scores(trials):
+        if row["score"] == "mask_information / class entropy":
+            continue  # the same for all of these
+        assert (row["pick"], row["pick_miou"]) == (2, 45)
+        assert (row["pick_unguarded"], row["pick_unguarded_collapsed"]) == (3, True)
+        assert row["spearman"] == pytest.approx(-0.5)
+        assert row["spearman_sound"] == pytest.approx(1)
+
+
+def test_trials_of_both_pairs_are_sixteen_or_more_and_all_different(score_quality):
+    from score_trials import ENTROPY_POINTS, POINTS
+
+    assert len(POINTS) >= 16
+    assert len(set(POINTS)) == len(POINTS)
+    assert len(set(ENTROPY_POINTS)) == len(ENTROPY_POINTS)
