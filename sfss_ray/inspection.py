@@ -14,12 +14,13 @@ from sfss_ray.data.folders import read_image
 from sfss_ray.errors import ConfigError, DataError, SfssError
 from sfss_ray.masks.regions import NOTES
 from sfss_ray.masks.rle import from_coco_string
-from sfss_ray.masks.store import MaskStore
+from sfss_ray.masks.store import MaskStore, read_recipe, shards
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
 SHEET = "inspect.png"
 MOST_PICTURES = 200
 _SHOWN = 5
+_UNREADABLE = "no whole shard of masks; `sfss-ray masks` on this folder makes it again"
 _TILE_HEIGHT = 220
 _COLUMNS = 4
 _MASK_VALUES = ("area_share", "predicted_iou", "stability_score")
@@ -61,6 +62,8 @@ class MaskReport:
     """image_id -> why it has no masks."""
     damaged: dict[str, str]
     """image_id -> what is wrong with its masks."""
+    unreadable_files: list[str]
+    """Names of files of the folder that are no whole shards; their images are not counted."""
     without_masks: list[str]
     """Ids of images that were read and in which no mask was found."""
     spreads: dict[str, Spread]
@@ -73,8 +76,8 @@ class MaskReport:
 
     @property
     def sound(self) -> bool:
-        """Whether every image has a readable row without an error."""
-        return not self.errors and not self.damaged
+        """Whether every file can be read and every image has a row without an error."""
+        return not (self.errors or self.damaged or self.unreadable_files)
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -82,6 +85,7 @@ class MaskReport:
         lines.append(f"regions: {self.source} ({self.note})")
         made = [f"{name} {value}" for name, value in _facts(self.recipe) if value not in ("", None)]
         lines += [f"made with: {', '.join(made)}"] if made else []
+        lines += _some("unreadable files", dict.fromkeys(self.unreadable_files, _UNREADABLE))
         lines += _some("images with an error", self.errors)
         lines += _some("images with damaged masks", self.damaged)
         lines += _some("images without a mask", dict.fromkeys(self.without_masks, ""))
@@ -137,11 +141,13 @@ def inspect_masks(
         Counts, images with errors, how the masks were made, and how values are spread.
 
     Raises:
-        DataError: the folder holds no masks, or the contact sheet cannot be written.
+        DataError: no such folder, no masks in it, a shard whose index is damaged, or a contact sheet
+            that cannot be written.
         ConfigError: `pictures` is negative or more than 200.
     """
     if not 0 <= pictures <= MOST_PICTURES:
         raise ConfigError(f"pictures is {pictures}: allowed is 0 to {MOST_PICTURES}; choose fewer")
+    unreadable = _unreadable_files(Path(folder))
     store = MaskStore(folder)
     seen = _look(store, progress)
     chosen = _choose(seen.drawable, pictures, (config or Config()).seed)
@@ -156,11 +162,26 @@ def inspect_masks(
         masks=store.num_masks,
         errors=dict(sorted(store.errors.items())),
         damaged=seen.damaged,
+        unreadable_files=unreadable,
         without_masks=seen.without_masks,
         spreads={k: s for k, v in seen.values.items() if (s := Spread.of(v)) is not None},
         sheet=sheet,
         not_shown=not_shown,
     )
+
+
+def _unreadable_files(folder: Path) -> list[str]:
+    """Names of files that are no shards. DataError when there is nothing else."""
+    if not folder.is_dir():
+        raise DataError(f"masks folder {str(folder)!r} does not exist; give a folder of masks")
+    files = shards(folder)
+    names = [file.name for file in files if read_recipe(file) is None]
+    if names and len(names) == len(files):
+        raise DataError(
+            f"no readable masks in {str(folder)!r}: {len(names)} files, the first is {names[0]!r}, are"
+            f" no whole shards; make the masks again"
+        )
+    return names
 
 
 @dataclass
@@ -184,9 +205,9 @@ def _look(store: MaskStore, progress: ProgressSink) -> _Seen:
 
 
 def _look_at(store: MaskStore, image_id: str, seen: _Seen) -> None:
-    row = store.load(image_id)
-    masks, pixels = row["masks"], row["height"] * row["width"]
     try:
+        row = store.load(image_id)
+        masks, pixels = row["masks"], row["height"] * row["width"]
         depth = mask_depth([mask["counts"] for mask in masks], pixels)
     except DataError as error:
         seen.damaged[image_id] = str(error)

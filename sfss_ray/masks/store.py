@@ -6,10 +6,11 @@ Masks keep their overlaps and scores; which one is on top is decided when an id 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +103,7 @@ class MaskStore:
     def _index(self, file: Path) -> None:
         # A shard that was made anew has the same name: what was cached of the old one is not its.
         made = file.stat().st_mtime_ns
-        with pq.ParquetFile(file) as parquet:
+        with _opened(file) as parquet:
             table = parquet.read(columns=["image_id", "error", "masks.list.element.area"])
         for row, (image_id, error) in enumerate(
             zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
@@ -149,8 +150,21 @@ class MaskStore:
         return paint_id_map(rles, order, window, image_size=size)
 
 
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    """A shard, open; what Arrow says of damaged bytes becomes a DataError that names the file."""
+    try:
+        with pq.ParquetFile(file) as parquet:
+            yield parquet
+    except (OSError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise DataError(
+            f"masks file {str(file)!r} is damaged ({reason}): remove it and make its masks again"
+        ) from error
+
+
 @lru_cache(maxsize=_CACHED_IMAGES)
 def _read_row(file: Path, made: int, row: int) -> dict[str, Any]:
-    with pq.ParquetFile(file) as parquet:
+    with _opened(file) as parquet:
         group, offset = divmod(row, _ROWS_PER_GROUP)
         return parquet.read_row_group(group).slice(offset, 1).to_pylist()[0]
