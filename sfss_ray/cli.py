@@ -21,6 +21,11 @@ from sfss_ray.errors import SfssError
 
 VERBS: dict[str, tuple[str, str, str]] = {
     "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
+    "masks import": (
+        "sfss_ray.masks.imported",
+        "import_masks",
+        "take masks that segment-anything's amg.py wrote",
+    ),
     "masks inspect": (
         "sfss_ray.inspection",
         "inspect_masks",
@@ -48,7 +53,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "predict": ("sfss_ray.prediction.folder", "predict", "predict every image of a folder"),
     "export": ("sfss_ray.prediction.onnx_file", "export_onnx", "write a model as ONNX, checked"),
 }
-POSITIONAL = ("masks inspect", "data check", "predict", "export")
+POSITIONAL = ("masks import", "masks inspect", "data check", "predict", "export")
 """Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""
 INTERRUPTED = 130
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY

@@ -29,6 +29,7 @@ PUBLIC = [
     "evaluate_model",
     "export_onnx",
     "generate_masks",
+    "import_masks",
     "load_config",
     "load_model",
     "load_source_model",

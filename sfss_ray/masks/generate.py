@@ -130,7 +130,7 @@ def mask_images(
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     folder.mkdir(parents=True, exist_ok=True)
-    done = _finished_ids(folder, recipe)
+    done = finished_ids(folder, recipe)
     missing = [image for image in images if image.image_id not in done]
     if missing:
         _say_start(progress, recipe, len(missing), len(images))
@@ -146,7 +146,7 @@ def mask_images(
     return len(missing)
 
 
-def _finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
+def finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
     """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
