@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import time
 from dataclasses import dataclass, field
@@ -10,15 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
-from sfss_ray.config import Config, flatten, override
-from sfss_ray.data.folders import (
-    ImageFile,
-    LabelledImage,
-    evenly_spread,
-    list_images,
-    read_image,
-)
-from sfss_ray.evaluation.scores import lost_variety
+from sfss_ray.config import Config, override
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
+from sfss_ray.evidence import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
@@ -36,17 +29,12 @@ from sfss_ray.train.prepared import (
 )
 from sfss_ray.tune.scores import score_name
 from sfss_ray.tune.search import SearchResult, run_search
-from sfss_ray.tune.summary import describe_search
-from sfss_ray.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sfss_ray.evaluation.evaluate import Score
     from sfss_ray.models.segmenter import Segmenter
     from sfss_ray.report.pictures import Strip
-
-SOURCE_ONLY, ADAPTED = "source-only", "adapted"
 
 
 @dataclass(frozen=True)
@@ -302,68 +290,9 @@ def _report(
     strips = _strips(inputs, prepared, networks, folder, config, progress)
     seconds = {"masks": masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started
-    report = _describe(kind, prepared, masks, trained, search, config, scores, seconds)
+    report = describe_run(kind, prepared, masks, trained, search, config, scores, seconds)
     write_report(folder, report, strips)
     return report
-
-
-def _describe(
-    kind: str,
-    prepared: Prepared,
-    masks: MaskSummary,
-    trained: TrainResult,
-    search: SearchResult | None,
-    config: Config,
-    scores: dict[str, Score],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """report.json."""
-    oracle = bool(search and search.oracle)
-    report: dict[str, Any] = {
-        "title": f"{Path(prepared.source.origin).stem} adapted to {masks.images} images",
-        "kind": kind,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": __version__,
-        "class_set": {"name": prepared.classes.name, "classes": list(prepared.classes.classes)},
-        "network_scored": "student",
-        "step_scored": f"last ({config.train.num_steps} of {config.train.num_steps})",
-        "seed": config.seed,
-        "source_model": {
-            "path": prepared.source.origin,
-            "sha256": prepared.source.sha256,
-            "network": prepared.source.network,
-            "card": prepared.source.card.to_dict(),
-        },
-        "regions": {
-            "source": masks.source,
-            "note": masks.note,
-            "images": masks.images,
-            "masks": masks.masks,
-            "masks_per_image": round(masks.masks / max(masks.images, 1), 1),
-        },
-        "target": {"images": masks.images, "held_out": len(prepared.held_out)},
-        "errors": [{"image": i, "reason": r} for i, r in sorted(masks.errors.items())],
-        "labels": {
-            "given": bool(prepared.labelled),
-            "images": len(prepared.labelled),
-            "used_for": "choosing (oracle)" if oracle else "reporting only",
-        },
-        "rows": _rows(scores, trained),
-        "curves": [{"name": ADAPTED, "points": trained.curve}],
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "config": flatten(config),
-    }
-    return report | (describe_search(search) if search else {})
-
-
-def _rows(scores: dict[str, Score], trained: TrainResult) -> list[dict[str, Any]]:
-    """Scores side by side; agreement is the last look's, as a student's file has no teacher in it."""
-    rows = {name: {"name": name} | score.as_dict() for name, score in scores.items()}
-    rows[ADAPTED]["agreement"] = trained.curve[-1].get("agreement") if trained.curve else None
-    if scores[ADAPTED].held_out_images:
-        lost = lost_variety(scores[ADAPTED].variety, scores[SOURCE_ONLY].variety)
-        rows[ADAPTED]["collapsed"] = lost
-    return list(rows.values())
 
 
 def _strips(
@@ -374,26 +303,11 @@ def _strips(
     config: Config,
     progress: ProgressSink,
 ) -> list[Strip]:
-    """Pictures of labelled images where there are any, else of held-out target images."""
-    from sfss_ray.evaluation.evaluate import predict_probabilities
-    from sfss_ray.report.pictures import Strip
-
-    number = config.evaluation.pictures
-    labels = {item.image_id: item for item in prepared.labelled}
-    labelled = [ImageFile(item.image_id, item.path) for item in prepared.labelled]
-    shown = evenly_spread(labelled or list(prepared.held_out), number)
+    """Pictures with masks: of labelled images they are made here."""
+    shown = shown_images(prepared, config)
     store = MaskStore(prepared.masks)
-    if labelled and shown:
+    if prepared.labelled and shown:
         place = folder / "masks_of_pictures"
         mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
         store = MaskStore(place)
-    strips = []
-    for file in shown:
-        image = read_image(file.path)
-        predictions = {
-            name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
-            for name, network in networks.items()
-        }
-        truth = labels[file.image_id].labels() if file.image_id in labels else None
-        strips.append(Strip(file.image_id, image, store.id_map(file.image_id), predictions, truth))
-    return strips
+    return draw_strips(prepared, shown, networks, store.id_map, config)
