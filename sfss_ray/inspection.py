@@ -131,7 +131,7 @@ def inspect_masks(
     """Say what a folder of masks holds, and draw some of them over their images.
 
     Args:
-        folder: Folder of masks made by `generate_masks`.
+        folder: Folder of masks made by `generate_masks` or `import_masks`.
         output: The contact sheet's PNG file; default inspect.png in the folder.
         pictures: Images on the contact sheet; 0 draws none.
         config: `seed` picks the images of the contact sheet.

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
+from sfss_ray.errors import DataError
 from sfss_ray.evidence import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
 from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
+from sfss_ray.masks.given import describe_masks, is_of_file, open_masks
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
@@ -68,8 +70,9 @@ class AdaptResult:
 
     @property
     def masks_dir(self) -> Path:
-        """The Parquet shards of masks."""
-        return self.output_dir / "masks"
+        """The Parquet shards of masks: the run's own, or those it was given."""
+        given = self.report["regions"].get("folder")
+        return Path(given) if given else self.output_dir / "masks"
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,11 @@ class _Inputs:
     val_labels: Path | str | None
     sam_checkpoint: Path | str | None
     sam_type: SamType
-    recipe: RegionRecipe
+    recipe: RegionRecipe | None
+    """How masks are made; None where they are given."""
     region_weights: Path | None
+    given: MaskSummary | None
+    """The masks that were given."""
 
 
 def adapt(
@@ -109,6 +115,7 @@ def adapt(
     card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    masks: Path | str | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
@@ -128,6 +135,8 @@ def adapt(
         sam_checkpoint: SAM weights; without them `config.masks.regions` says where regions
             come from.
         sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
+        masks: Folder of masks of the target images that is there already (`generate_masks`,
+            `import_masks`); then none are made, and `config.masks` is not used.
         val_images: Labelled images, used to report mIoU alone.
         val_labels: Their label maps of train ids.
         config: Every knob; see `sfss_ray.Config`.
@@ -144,16 +153,18 @@ def adapt(
         open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
-        (sam_checkpoint, sam_type),
+        (sam_checkpoint, sam_type, masks),
         (val_images, val_labels),
         config,
     )
     folder = claim(output_dir, _record("adapt", inputs, config))
     with cluster.connected(config.compute):
-        masks = _masks(inputs, folder, config, progress)
+        summary = _masks(inputs, folder, config, progress)
         prepared = _prepare(inputs, folder, config)
         trained = run_training(prepared, folder, config, progress)
-        report = _report("adapt", inputs, prepared, masks, trained, None, folder, config, progress)
+        report = _report(
+            "adapt", inputs, prepared, summary, trained, None, folder, config, progress
+        )
     return AdaptResult(folder, trained.model, report, architecture=prepared.source.architecture)
 
 
@@ -165,6 +176,7 @@ def tune_hyperparameters(
     card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    masks: Path | str | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
@@ -184,20 +196,20 @@ def tune_hyperparameters(
         open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
-        (sam_checkpoint, sam_type),
+        (sam_checkpoint, sam_type, masks),
         (val_images, val_labels),
         config,
     )
     score_name(config.tune, bool(inputs.labelled))
     folder = claim(output_dir, _record("tune", inputs, config))
     with cluster.connected(config.compute):
-        masks = _masks(inputs, folder, config, progress)
+        summary = _masks(inputs, folder, config, progress)
         prepared = _prepare(inputs, folder, config)
         search = run_search(prepared, folder, config, progress)
         best = override(config, search.trials[search.best].values)
         progress(f"training with the best values: {search.trials[search.best].name}")
         trained = run_training(prepared, folder, best, progress)
-        report = _report("tune", inputs, prepared, masks, trained, search, folder, best, progress)
+        report = _report("tune", inputs, prepared, summary, trained, search, folder, best, progress)
     architecture = prepared.source.architecture
     return TuneResult(folder, trained.model, report, search, architecture=architecture)
 
@@ -206,14 +218,27 @@ def _check(
     source: Source,
     target_images: Path | str,
     output_dir: Path | str,
-    sam: tuple[Path | str | None, SamType],
+    regions: tuple[Path | str | None, SamType, Path | str | None],
     val: tuple[Path | str | None, Path | str | None],
     config: Config,
 ) -> _Inputs:
-    """Everything that can be known to be wrong before work begins."""
+    """Everything that can be known to be wrong before work begins.
+
+    regions: SAM checkpoint, its type, and the folder of masks that are there.
+    """
     images = list_images(target_images)
     labelled = labelled_images(*val, source.classes, config)
-    recipe, weights = make_recipe(config.masks, *sam)
+    sam_checkpoint, sam_type, masks = regions
+    given, recipe, weights = None, None, None
+    if masks is None:
+        recipe, weights = make_recipe(config.masks, sam_checkpoint, sam_type)
+    elif sam_checkpoint is not None:
+        raise DataError(
+            "masks and a SAM checkpoint were given: give masks that are there, or a checkpoint to make"
+            " some"
+        )
+    else:
+        given = describe_masks(open_masks(masks, images), images)
     check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
@@ -224,18 +249,33 @@ def _check(
         images,
         labelled,
         *val,
-        *sam,
+        sam_checkpoint,
+        sam_type,
         recipe,
         weights,
+        given,
     )
 
 
 def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
-    record = run_record(config, inputs.source, inputs.images, inputs.labelled)
-    return {"kind": kind} | record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
+    record = {"kind": kind} | run_record(config, inputs.source, inputs.images, inputs.labelled)
+    if inputs.recipe is not None:
+        return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
+    assert inputs.given is not None
+    given = inputs.given
+    recipe = MaskStore(given.folder).recipe
+    return record | {
+        "inputs.sam_sha256": recipe.get("sam_sha256", ""),
+        "inputs.masks_source": given.source,
+        "inputs.masks": given.masks,
+    }
 
 
 def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink) -> MaskSummary:
+    if inputs.given is not None:
+        given = inputs.given
+        progress(f"masks: {given.masks} of {given.images} images by {given.source} are given")
+        return given
     return generate_masks(
         inputs.target_images,
         folder / "masks",
@@ -250,7 +290,7 @@ def _prepare(inputs: _Inputs, folder: Path, config: Config) -> Prepared:
     prepared = prepare_training(
         inputs.source,
         inputs.target_images,
-        folder / "masks",
+        inputs.given.folder if inputs.given else folder / "masks",
         inputs.val_images,
         inputs.val_labels,
         config,
@@ -291,6 +331,8 @@ def _report(
     seconds = {"masks": masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started
     report = describe_run(kind, prepared, masks, trained, search, config, scores, seconds)
+    if inputs.given is not None:
+        report["regions"]["folder"] = str(inputs.given.folder)
     write_report(folder, report, strips)
     return report
 
@@ -303,11 +345,16 @@ def _strips(
     config: Config,
     progress: ProgressSink,
 ) -> list[Strip]:
-    """Pictures with masks: of labelled images they are made here."""
+    """Pictures with masks: of labelled images they are made here, unless masks are given."""
     shown = shown_images(prepared, config)
     store = MaskStore(prepared.masks)
-    if prepared.labelled and shown:
-        place = folder / "masks_of_pictures"
-        mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
-        store = MaskStore(place)
-    return draw_strips(prepared, shown, networks, store.id_map, config)
+    if not prepared.labelled or not shown:
+        return draw_strips(prepared, shown, networks, store.id_map, config)
+    if inputs.recipe is None:
+        known = {file.image_id for file in shown if is_of_file(store, file)}
+        return draw_strips(
+            prepared, shown, networks, lambda i: store.id_map(i) if i in known else None, config
+        )
+    place = folder / "masks_of_pictures"
+    mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
+    return draw_strips(prepared, shown, networks, MaskStore(place).id_map, config)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class MaskSummary:
 
     folder: Path
     source: str
-    """Region source: sam, small_sam or felzenszwalb."""
+    """Region source: sam, small_sam, felzenszwalb or imported."""
     note: str
     """The source in plain words."""
     images: int
@@ -115,7 +115,7 @@ def generate_masks(
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
     folder = Path(output_dir).absolute()
     made = mask_images(images, folder, recipe, checkpoint, config, progress)
-    return _summarise(folder, images, recipe, made, time.monotonic() - started)
+    return summarise(folder, images, recipe.source, made, time.monotonic() - started)
 
 
 def mask_images(
@@ -223,21 +223,28 @@ def _shard_items(images: list[ImageFile], length: int) -> Iterator[dict[str, str
         yield {"shard": json.dumps([(i.image_id, str(i.path.absolute())) for i in part])}
 
 
-def _summarise(
-    folder: Path, images: list[ImageFile], recipe: RegionRecipe, made: int, seconds: float
+def summarise(
+    folder: Path, images: Sequence[ImageFile], source: str, made: int, seconds: float
 ) -> MaskSummary:
+    """What a folder holds of these images, which it may have besides others.
+
+    DataError when not one of them has masks.
+    """
     store = MaskStore(folder)
     wanted = {image.image_id for image in images}
-    errors = {i: reason for i, reason in store.errors.items() if i in wanted}
+    errors = {i: reason for i, reason in sorted(store.errors.items()) if i in wanted}
     if len(errors) == len(wanted):
-        first, reason = next(iter(sorted(errors.items())))
-        raise DataError(f"none of the {len(wanted)} images can be read; {first!r}: {reason}")
+        first, reason = next(iter(errors.items()))
+        raise DataError(f"none of the {len(wanted)} images has masks; {first!r}: {reason}")
+    masks = store.num_masks
+    if len(store) > len(wanted):
+        masks = sum(len(store.load(image_id)["masks"]) for image_id in wanted)
     return MaskSummary(
         folder=folder,
-        source=recipe.source,
-        note=NOTES[recipe.source],
+        source=source,
+        note=NOTES.get(source, "a source that this version does not know"),
         images=len(wanted),
-        masks=store.num_masks,
+        masks=masks,
         made=made,
         seconds=seconds,
         errors=errors,

@@ -21,8 +21,8 @@ from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile, list_images, read_image, require_folder
 from sfss_ray.errors import DataError
 from sfss_ray.masks.amg_files import METADATA, read_masks
-from sfss_ray.masks.generate import MaskSummary, finished_ids
-from sfss_ray.masks.regions import IMPORTED, NOTES, RegionRecipe
+from sfss_ray.masks.generate import MaskSummary, finished_ids, summarise
+from sfss_ray.masks.regions import IMPORTED, RegionRecipe
 from sfss_ray.masks.store import MaskStore, shard_name, shards, write_shard
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
@@ -78,7 +78,7 @@ def import_masks(
     size = (config or Config()).masks.images_per_shard
     work = [*_shards_with_errors(folder, files), *_new_shards(folder, files, done, size)]
     made = _write_all(work, places, recipe, progress)
-    return _summarise(folder, files, made, time.monotonic() - started)
+    return summarise(folder, files, IMPORTED, made, time.monotonic() - started)
 
 
 def _checked_source(source: Path | str, images: Path | str) -> Path:
@@ -190,22 +190,3 @@ def _row(file: ImageFile, place: Path | str) -> dict[str, Any]:
         return row | {"height": height, "width": width, "masks": read_masks(place, (height, width))}
     except DataError as error:
         return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
-
-
-def _summarise(folder: Path, files: Sequence[ImageFile], made: int, seconds: float) -> MaskSummary:
-    store = MaskStore(folder)
-    wanted = {file.image_id for file in files}
-    errors = {i: reason for i, reason in sorted(store.errors.items()) if i in wanted}
-    if len(errors) == len(wanted):
-        first, reason = next(iter(errors.items()))
-        raise DataError(f"none of the {len(wanted)} images has masks; {first!r}: {reason}")
-    return MaskSummary(
-        folder=folder,
-        source=IMPORTED,
-        note=NOTES[IMPORTED],
-        images=len(wanted),
-        masks=store.num_masks,
-        made=made,
-        seconds=seconds,
-        errors=errors,
-    )
