@@ -20,7 +20,7 @@ from sfss_ray.progress import Progress, ProgressSink, print_line
 SHEET = "inspect.png"
 MOST_PICTURES = 200
 _SHOWN = 5
-_UNREADABLE = "no whole shard of masks; `sfss-ray masks` on this folder makes it again"
+_UNREADABLE = "no whole shard of masks; the command that made the masks makes it again"
 _TILE_HEIGHT = 220
 _COLUMNS = 4
 _MASK_VALUES = ("area_share", "predicted_iou", "stability_score")
@@ -179,7 +179,7 @@ def _unreadable_files(folder: Path) -> list[str]:
     if names and len(names) == len(files):
         raise DataError(
             f"no readable masks in {str(folder)!r}: {len(names)} files, the first is {names[0]!r}, are"
-            f" no whole shards; make the masks again"
+            " no whole shards; make the masks again"
         )
     return names
 
