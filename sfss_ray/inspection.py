@@ -173,7 +173,8 @@ def inspect_masks(
 def _unreadable_files(folder: Path) -> list[str]:
     """Names of files that are no shards. DataError when there is nothing else."""
     if not folder.is_dir():
-        raise DataError(f"masks folder {str(folder)!r} does not exist; give a folder of masks")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"masks folder {str(folder)!r} {what}; give a folder of masks")
     files = shards(folder)
     names = [file.name for file in files if read_recipe(file) is None]
     if names and len(names) == len(files):

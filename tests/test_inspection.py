@@ -218,7 +218,11 @@ def test_damaged_bytes_inside_a_shard_are_named(folder: Path):
 
 @pytest.mark.parametrize(
     ("place", "reason"),
-    [("nowhere", "nowhere' does not exist"), ("images", "no masks in '.*images'")],
+    [
+        ("nowhere", "nowhere' does not exist"),
+        ("images", "no masks in '.*images'"),
+        ("images/drive/a.png", "a.png' is a file"),
+    ],
 )
 def test_bad_folders_are_one_line(place, reason, folder: Path, tmp_path: Path, capsys):
     assert cli.main(["masks", "inspect", str(tmp_path / place)]) == 2

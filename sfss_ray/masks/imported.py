@@ -84,7 +84,8 @@ def import_masks(
 def _checked_source(source: Path | str, images: Path | str) -> Path:
     root = Path(source).absolute()
     if not root.is_dir():
-        raise DataError(f"masks to import: no folder {str(source)!r}; give amg.py's output folder")
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"masks to import: {str(source)!r} {what}; give amg.py's output folder")
     inside = require_folder(images, "images").resolve()
     if root.resolve().is_relative_to(inside):
         raise DataError(

@@ -174,7 +174,8 @@ def test_nothing_to_import_is_one_line(images: Path, tmp_path: Path, capsys):
         assert not (tmp_path / "out").exists()
         return line
 
-    assert "no folder" in refused(tmp_path / "nowhere")
+    assert "nowhere' does not exist" in refused(tmp_path / "nowhere")
+    assert "frame1.png' is a file" in refused(images / "frame1.png")
     (tmp_path / "sam" / "other").mkdir(parents=True)
     line = refused(tmp_path / "sam")
     assert "none of the 5 images has masks" in line
