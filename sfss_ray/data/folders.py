@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
 from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
+from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -115,11 +115,9 @@ def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> np.ndarray
     if not data:
         raise DataError("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                _refuse_huge(image.size, max_pixels)
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with open_image(io.BytesIO(data)) as image:
+            _refuse_huge(image.size, max_pixels)
+            return _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
@@ -157,7 +155,7 @@ def read_image(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndar
 def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) from the file's header alone, EXIF rotation applied."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             # Pillow decodes all of a PNG to look for EXIF data: only where there are any.
             may_turn = image.format != "PNG" or b"eXIf" in Path(path).read_bytes()

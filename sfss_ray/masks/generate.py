@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from sfss_ray.config import ComputeConfig, Config, differences
 from sfss_ray.data.folders import ImageFile, decode_image, list_images
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks.places import local_folder
-from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, build_region_source, make_recipe
+from sfss_ray.masks.regions import RegionRecipe, SamType, build_region_source, make_recipe
 from sfss_ray.masks.store import (
     CODE_VERSION,
+    SHARD_PREFIX,
     MaskStore,
     drop_rows,
     read_recipe,
@@ -32,37 +32,8 @@ from sfss_ray.masks.store import (
     shards,
     write_shard,
 )
+from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
-
-_SAM_CUTS = "lower masks.pred_iou_thresh or masks.stability_score_thresh, in another folder"
-_LOWER = {
-    "sam": _SAM_CUTS,
-    "small_sam": _SAM_CUTS,
-    "felzenszwalb": "lower masks.felzenszwalb_min_size, in another folder",
-}
-
-
-@dataclass(frozen=True)
-class MaskSummary:
-    """What a folder of masks holds after a run."""
-
-    folder: Path
-    source: str
-    """Region source: sam, small_sam or felzenszwalb."""
-    note: str
-    """The source in plain words."""
-    images: int
-    masks: int
-    made: int
-    """Images whose masks were made by this call; the rest were there."""
-    seconds: float
-    errors: dict[str, str] = field(default_factory=dict)
-    """image_id -> why it has no masks."""
-
-    @property
-    def exit_code(self) -> int:
-        """Of the command: 0, or 10 and the number of images without masks (99: 89 or more)."""
-        return 10 + min(len(self.errors), 89) if self.errors else 0
 
 
 class MaskActor:
@@ -142,20 +113,12 @@ def generate_masks(
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
     folder = local_folder(output_dir)
     made = mask_images(images, folder, recipe, checkpoint, config, progress)
-    summary = _summarise(folder, images, recipe, made, time.monotonic() - started)
+    summary = summarise(folder, images, recipe.source, made, time.monotonic() - started)
     if not summary.masks:
-        progress(f"masks: no image has a mask by {recipe.source}: {_LOWER[recipe.source]}")
-    if strict and summary.errors:
-        raise DataError(_refusal(summary))
+        progress(f"masks: no image has a mask by {recipe.source}: {LOWER[recipe.source]}")
+    if strict:
+        summary.require_all()
     return summary
-
-
-def _refusal(summary: MaskSummary) -> str:
-    first, reason = min(summary.errors.items())
-    return (
-        f"{len(summary.errors)} of {summary.images} images have no masks (first: {first!r}: {reason}):"
-        " mend or remove them and run again; all others are done"
-    )
 
 
 def mask_images(
@@ -170,7 +133,8 @@ def mask_images(
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     folder.mkdir(parents=True, exist_ok=True)
-    done = _finished_ids(folder, recipe, config.masks.max_pixels)
+    done = finished_ids(folder, recipe)
+    done -= _drop_mended(folder, recipe, config.masks.max_pixels)
     missing = [image for image in images if image.image_id not in done]
     if missing:
         _say_start(progress, recipe, len(missing), len(images))
@@ -187,14 +151,15 @@ def mask_images(
     return len(missing)
 
 
-def _finished_ids(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[str]:
+def finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
     """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
     for shard in shards(folder):
         made_by = read_recipe(shard)
         if made_by is None:
-            shard.unlink()
+            if shard.name.startswith(SHARD_PREFIX):  # half a shard of ours; others keep theirs
+                shard.unlink()
             continue
         changed = differences(_flat(made_by), _flat(recipe.as_dict()))
         if changed:
@@ -202,10 +167,18 @@ def _finished_ids(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[st
                 f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
                 " settings to go on there, or another folder"
             )
-        mended = {i for i, path in rows_with_error(shard).items() if _readable(path, max_pixels)}
-        if mended:
-            drop_rows(shard, mended, recipe.as_dict())
     return set(MaskStore(folder).ids()) if shards(folder) else set()
+
+
+def _drop_mended(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[str]:
+    """Ids of images that could not be read and can be now; their rows are dropped."""
+    mended: set[str] = set()
+    for shard in shards(folder):
+        here = {i for i, path in rows_with_error(shard).items() if _readable(path, max_pixels)}
+        if here:
+            drop_rows(shard, here, recipe.as_dict())
+        mended |= here
+    return mended
 
 
 def _readable(path: str, max_pixels: int) -> bool:
@@ -273,24 +246,3 @@ def _shard_items(images: list[ImageFile], length: int) -> Iterator[dict[str, str
     for start in range(0, len(images), length):
         part = images[start : start + length]
         yield {"shard": json.dumps([(i.image_id, str(i.path.absolute())) for i in part])}
-
-
-def _summarise(
-    folder: Path, images: list[ImageFile], recipe: RegionRecipe, made: int, seconds: float
-) -> MaskSummary:
-    store = MaskStore(folder)
-    wanted = {image.image_id for image in images}
-    errors = {i: reason for i, reason in store.errors.items() if i in wanted}
-    if len(errors) == len(wanted):
-        first, reason = next(iter(sorted(errors.items())))
-        raise DataError(f"none of the {len(wanted)} images can be read; {first!r}: {reason}")
-    return MaskSummary(
-        folder=folder,
-        source=recipe.source,
-        note=NOTES[recipe.source],
-        images=len(wanted),
-        masks=store.num_masks,
-        made=made,
-        seconds=seconds,
-        errors=errors,
-    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,9 +35,18 @@ class Shard:
         seen = path.stat()
         return cls(str(path.parent.absolute()), str(path), seen.st_mtime_ns, seen.st_size)
 
-    def opened(self) -> pq.ParquetFile:
-        """For reading; a context that closes the file."""
-        return pq.ParquetFile(self.path, filesystem=_open(self.folder)[0])
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[pq.ParquetFile]:
+        """Open for reading; what Arrow says of damaged bytes is a DataError that names the file."""
+        filesystem = _open(self.folder)[0]
+        try:
+            with pq.ParquetFile(self.path, filesystem=filesystem) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise DataError(
+                f"masks file {self.path!r} is damaged ({reason}): remove it and make its masks again"
+            ) from error
 
 
 def folder_address(folder: Path | str) -> str:

@@ -26,6 +26,7 @@ from sfss_ray.version import __version__
 METADATA_KEY = b"sfss_ray.masks"
 CODE_VERSION = "code_version"
 """Key of the metadata that says which release wrote a shard; it does not decide what masks are like."""
+SHARD_PREFIX = "masks-"
 _ROWS_PER_GROUP = 8  # a random row is read with its group: small groups suit training
 _TO_PAINT = ["height", "width", "masks.list.element.counts", "masks.list.element.area"]
 
@@ -59,7 +60,7 @@ SCHEMA = pa.schema(
 def shard_name(image_ids: Iterable[str]) -> str:
     """File name of the shard with these images: the same images make the same file again."""
     digest = hashlib.sha256("\n".join(image_ids).encode()).hexdigest()[:16]
-    return f"masks-{digest}.parquet"
+    return f"{SHARD_PREFIX}{digest}.parquet"
 
 
 def write_shard(path: Path, rows: list[dict[str, Any]], recipe: Mapping[str, Any]) -> None:
@@ -101,7 +102,7 @@ def recipe_of(shard: Shard) -> dict[str, Any] | None:
         with shard.opened() as parquet:
             metadata = parquet.schema_arrow.metadata or {}
         return json.loads(metadata[METADATA_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+    except (DataError, KeyError, ValueError):
         return None
 
 

@@ -84,7 +84,7 @@ def test_nothing_readable_is_an_error(tiny_config, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="none of the 1 images can be read"):
+    with pytest.raises(DataError, match="none of the 1 images has masks"):
         generate_masks(folder, tmp_path / "masks", config=tiny_config, progress=str)
 
 

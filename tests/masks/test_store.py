@@ -223,6 +223,7 @@ def test_a_store_opened_before_its_shard_was_made_anew_leaves_nothing_stale(tmp_
 
 
 def test_maps_are_right_however_little_is_held(store, rows, monkeypatch):
+    monkeypatch.setattr(store_module, "PAINTED", PaintedCache(2**30))
     whole = [store.id_map(r["image_id"]) for r in rows[:18]]
     each = store_module.PAINTED.held_bytes // len(store_module.PAINTED)
     for images in (0, 1, 5):
