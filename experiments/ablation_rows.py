@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-CONTRAST = {"train.loss.contrast_weight": 0.1, "train.loss.temperature": 0.1}
+CONTRAST = {
+    "train.loss.contrast_weight": 0.03,
+    "train.loss.temperature": 0.1,
+    "train.loss.projection": "mlp",
+}
 NO_BANK = {"train.pairs.bank_size": 0}
 VOTE = {
     "train.loss.mask_vote": "pooled",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sfss_ray.errors import SfssError
     from sfss_ray.masks.automatic import AutomaticMaskGenerator
     from sfss_ray.masks.generate import generate_masks
+    from sfss_ray.masks.imported import import_masks
     from sfss_ray.masks.store import MaskStore
     from sfss_ray.models.card import Card
     from sfss_ray.models.checkpoints import load_source_model
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate_model",
     "export_onnx",
     "generate_masks",
+    "import_masks",
     "load_config",
     "load_model",
     "load_source_model",
@@ -68,6 +70,7 @@ _HOMES = {
     "evaluate_model": "scoring",
     "export_onnx": "prediction.onnx_file",
     "generate_masks": "masks.generate",
+    "import_masks": "masks.imported",
     "load_config": "config",
     "load_model": "models.model_file",
     "load_source_model": "models.checkpoints",

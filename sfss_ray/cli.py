@@ -21,6 +21,16 @@ from sfss_ray.errors import SfssError
 
 VERBS: dict[str, tuple[str, str, str]] = {
     "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
+    "masks import": (
+        "sfss_ray.masks.imported",
+        "import_masks",
+        "take masks that segment-anything's amg.py wrote",
+    ),
+    "masks inspect": (
+        "sfss_ray.inspection",
+        "inspect_masks",
+        "say what a folder of masks holds, and draw some",
+    ),
     "pretrain": ("sfss_ray.train.launch", "pretrain_source", "train a source model on labels"),
     "train": ("sfss_ray.train.launch", "train_student", "adapt with masks that are there"),
     "adapt": ("sfss_ray.pipeline", "adapt", "adapt a source model to unlabelled images"),
@@ -43,7 +53,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "predict": ("sfss_ray.prediction.folder", "predict", "predict every image of a folder"),
     "export": ("sfss_ray.prediction.onnx_file", "export_onnx", "write a model as ONNX, checked"),
 }
-POSITIONAL = ("data check", "predict", "export")
+POSITIONAL = ("masks import", "masks inspect", "data check", "predict", "export")
 """Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""
 INTERRUPTED = 130
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -51,7 +61,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 def usage() -> str:
     """The help page of the command itself."""
-    lines = [f"  {verb:12}{text}" for verb, (_, _, text) in VERBS.items()]
+    lines = [f"  {verb:15}{text}" for verb, (_, _, text) in VERBS.items()]
     return (
         "usage: sfss-ray VERB [OPTIONS]\n\nAdapt a segmentation model without the source data.\n\n"
         + "\n".join(lines)
@@ -81,14 +91,16 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
     return words[0], list(words[1:])
 
 
-def _call(verb: str, words: list[str]) -> None:
+def _call(verb: str, words: list[str]) -> int:
     module, name, _ = VERBS[verb]
     function = getattr(importlib.import_module(module), name)
     preset, words = split_preset(words)
     prepare = command(function, positional=verb in POSITIONAL, preset=preset)
     work = _parse(prepare, verb, words)
-    for line in describe(work()):
+    result = work()
+    for line in describe(result):
         print(line)
+    return getattr(result, "exit_code", 0)
 
 
 def _parse(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import time
 from dataclasses import dataclass, field
@@ -10,18 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
-from sfss_ray.config import Config, flatten, override
-from sfss_ray.data.folders import (
-    ImageFile,
-    LabelledImage,
-    evenly_spread,
-    list_images,
-    read_image,
-)
-from sfss_ray.evaluation.scores import lost_variety
-from sfss_ray.masks.generate import MaskSummary, generate_masks, mask_images
+from sfss_ray.config import Config, override
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
+from sfss_ray.errors import DataError
+from sfss_ray.evidence import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
+from sfss_ray.masks.generate import generate_masks, mask_images
+from sfss_ray.masks.given import describe_masks, is_of_file, open_masks
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
+from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
@@ -36,17 +32,12 @@ from sfss_ray.train.prepared import (
 )
 from sfss_ray.tune.scores import score_name
 from sfss_ray.tune.search import SearchResult, run_search
-from sfss_ray.tune.summary import describe_search
-from sfss_ray.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sfss_ray.evaluation.evaluate import Score
     from sfss_ray.models.segmenter import Segmenter
     from sfss_ray.report.pictures import Strip
-
-SOURCE_ONLY, ADAPTED = "source-only", "adapted"
 
 
 @dataclass(frozen=True)
@@ -80,8 +71,9 @@ class AdaptResult:
 
     @property
     def masks_dir(self) -> Path:
-        """The Parquet shards of masks."""
-        return self.output_dir / "masks"
+        """The Parquet shards of masks: the run's own, or those it was given."""
+        given = self.report["regions"].get("folder")
+        return Path(given) if given else self.output_dir / "masks"
 
 
 @dataclass(frozen=True)
@@ -109,8 +101,11 @@ class _Inputs:
     val_labels: Path | str | None
     sam_checkpoint: Path | str | None
     sam_type: SamType
-    recipe: RegionRecipe
+    recipe: RegionRecipe | None
+    """How masks are made; None where they are given."""
     region_weights: Path | None
+    given: MaskSummary | None
+    """The masks that were given."""
 
 
 def adapt(
@@ -121,6 +116,7 @@ def adapt(
     card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    masks: Path | str | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
@@ -140,6 +136,8 @@ def adapt(
         sam_checkpoint: SAM weights; without them `config.masks.regions` says where regions
             come from.
         sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
+        masks: Folder of masks of the target images that is there already (`generate_masks`,
+            `import_masks`); then none are made, and `config.masks` is not used.
         val_images: Labelled images, used to report mIoU alone.
         val_labels: Their label maps of train ids.
         config: Every knob; see `sfss_ray.Config`.
@@ -156,16 +154,18 @@ def adapt(
         open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
-        (sam_checkpoint, sam_type),
+        (sam_checkpoint, sam_type, masks),
         (val_images, val_labels),
         config,
     )
     folder = claim(output_dir, _record("adapt", inputs, config))
     with cluster.connected(config.compute):
-        masks = _masks(inputs, folder, config, progress)
+        summary = _masks(inputs, folder, config, progress)
         prepared = _prepare(inputs, folder, config)
         trained = run_training(prepared, folder, config, progress)
-        report = _report("adapt", inputs, prepared, masks, trained, None, folder, config, progress)
+        report = _report(
+            "adapt", inputs, prepared, summary, trained, None, folder, config, progress
+        )
     return AdaptResult(folder, trained.model, report, architecture=prepared.source.architecture)
 
 
@@ -177,6 +177,7 @@ def tune_hyperparameters(
     card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    masks: Path | str | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
@@ -196,20 +197,20 @@ def tune_hyperparameters(
         open_source(source_model, card, config.source_weights),
         target_images,
         output_dir,
-        (sam_checkpoint, sam_type),
+        (sam_checkpoint, sam_type, masks),
         (val_images, val_labels),
         config,
     )
     score_name(config.tune, bool(inputs.labelled))
     folder = claim(output_dir, _record("tune", inputs, config))
     with cluster.connected(config.compute):
-        masks = _masks(inputs, folder, config, progress)
+        summary = _masks(inputs, folder, config, progress)
         prepared = _prepare(inputs, folder, config)
         search = run_search(prepared, folder, config, progress)
         best = override(config, search.trials[search.best].values)
         progress(f"training with the best values: {search.trials[search.best].name}")
         trained = run_training(prepared, folder, best, progress)
-        report = _report("tune", inputs, prepared, masks, trained, search, folder, best, progress)
+        report = _report("tune", inputs, prepared, summary, trained, search, folder, best, progress)
     architecture = prepared.source.architecture
     return TuneResult(folder, trained.model, report, search, architecture=architecture)
 
@@ -218,14 +219,27 @@ def _check(
     source: Source,
     target_images: Path | str,
     output_dir: Path | str,
-    sam: tuple[Path | str | None, SamType],
+    regions: tuple[Path | str | None, SamType, Path | str | None],
     val: tuple[Path | str | None, Path | str | None],
     config: Config,
 ) -> _Inputs:
-    """Everything that can be known to be wrong before work begins."""
+    """Everything that can be known to be wrong before work begins.
+
+    regions: SAM checkpoint, its type, and the folder of masks that are there.
+    """
     images = list_images(target_images)
     labelled = labelled_images(*val, source.classes, config)
-    recipe, weights = make_recipe(config.masks, *sam)
+    sam_checkpoint, sam_type, masks = regions
+    given, recipe, weights = None, None, None
+    if masks is None:
+        recipe, weights = make_recipe(config.masks, sam_checkpoint, sam_type)
+    elif sam_checkpoint is not None:
+        raise DataError(
+            "masks and a SAM checkpoint were given: give masks that are there, or a checkpoint to make"
+            " some"
+        )
+    else:
+        given = describe_masks(open_masks(masks, images), images)
     check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
@@ -236,18 +250,33 @@ def _check(
         images,
         labelled,
         *val,
-        *sam,
+        sam_checkpoint,
+        sam_type,
         recipe,
         weights,
+        given,
     )
 
 
 def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
-    record = run_record(config, inputs.source, inputs.images, inputs.labelled)
-    return {"kind": kind} | record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
+    record = {"kind": kind} | run_record(config, inputs.source, inputs.images, inputs.labelled)
+    if inputs.recipe is not None:
+        return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
+    assert inputs.given is not None
+    given = inputs.given
+    recipe = MaskStore(given.folder).recipe
+    return record | {
+        "inputs.sam_sha256": recipe.get("sam_sha256", ""),
+        "inputs.masks_source": given.source,
+        "inputs.masks": given.masks,
+    }
 
 
 def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink) -> MaskSummary:
+    if inputs.given is not None:
+        given = inputs.given
+        progress(f"masks: {given.masks} of {given.images} images by {given.source} are given")
+        return given
     return generate_masks(
         inputs.target_images,
         folder / "masks",
@@ -262,7 +291,7 @@ def _prepare(inputs: _Inputs, folder: Path, config: Config) -> Prepared:
     prepared = prepare_training(
         inputs.source,
         inputs.target_images,
-        folder / "masks",
+        inputs.given.folder if inputs.given else folder / "masks",
         inputs.val_images,
         inputs.val_labels,
         config,
@@ -302,68 +331,11 @@ def _report(
     strips = _strips(inputs, prepared, networks, folder, config, progress)
     seconds = {"masks": masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started
-    report = _describe(kind, prepared, masks, trained, search, config, scores, seconds)
+    report = describe_run(kind, prepared, masks, trained, search, config, scores, seconds)
+    if inputs.given is not None:
+        report["regions"]["folder"] = str(inputs.given.folder)
     write_report(folder, report, strips)
     return report
-
-
-def _describe(
-    kind: str,
-    prepared: Prepared,
-    masks: MaskSummary,
-    trained: TrainResult,
-    search: SearchResult | None,
-    config: Config,
-    scores: dict[str, Score],
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """report.json."""
-    oracle = bool(search and search.oracle)
-    report: dict[str, Any] = {
-        "title": f"{Path(prepared.source.origin).stem} adapted to {masks.images} images",
-        "kind": kind,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": __version__,
-        "class_set": {"name": prepared.classes.name, "classes": list(prepared.classes.classes)},
-        "network_scored": "student",
-        "step_scored": f"last ({config.train.num_steps} of {config.train.num_steps})",
-        "seed": config.seed,
-        "source_model": {
-            "path": prepared.source.origin,
-            "sha256": prepared.source.sha256,
-            "network": prepared.source.network,
-            "card": prepared.source.card.to_dict(),
-        },
-        "regions": {
-            "source": masks.source,
-            "note": masks.note,
-            "images": masks.images,
-            "masks": masks.masks,
-            "masks_per_image": round(masks.masks / max(masks.images, 1), 1),
-        },
-        "target": {"images": masks.images, "held_out": len(prepared.held_out)},
-        "errors": [{"image": i, "reason": r} for i, r in sorted(masks.errors.items())],
-        "labels": {
-            "given": bool(prepared.labelled),
-            "images": len(prepared.labelled),
-            "used_for": "choosing (oracle)" if oracle else "reporting only",
-        },
-        "rows": _rows(scores, trained),
-        "curves": [{"name": ADAPTED, "points": trained.curve}],
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
-        "config": flatten(config),
-    }
-    return report | (describe_search(search) if search else {})
-
-
-def _rows(scores: dict[str, Score], trained: TrainResult) -> list[dict[str, Any]]:
-    """Scores side by side; agreement is the last look's, as a student's file has no teacher in it."""
-    rows = {name: {"name": name} | score.as_dict() for name, score in scores.items()}
-    rows[ADAPTED]["agreement"] = trained.curve[-1].get("agreement") if trained.curve else None
-    if scores[ADAPTED].held_out_images:
-        lost = lost_variety(scores[ADAPTED].variety, scores[SOURCE_ONLY].variety)
-        rows[ADAPTED]["collapsed"] = lost
-    return list(rows.values())
 
 
 def _strips(
@@ -374,26 +346,16 @@ def _strips(
     config: Config,
     progress: ProgressSink,
 ) -> list[Strip]:
-    """Pictures of labelled images where there are any, else of held-out target images."""
-    from sfss_ray.evaluation.evaluate import predict_probabilities
-    from sfss_ray.report.pictures import Strip
-
-    number = config.evaluation.pictures
-    labels = {item.image_id: item for item in prepared.labelled}
-    labelled = [ImageFile(item.image_id, item.path) for item in prepared.labelled]
-    shown = evenly_spread(labelled or list(prepared.held_out), number)
+    """Pictures with masks: of labelled images they are made here, unless masks are given."""
+    shown = shown_images(prepared, config)
     store = MaskStore(prepared.masks)
-    if labelled and shown:
-        place = folder / "masks_of_pictures"
-        mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
-        store = MaskStore(place)
-    strips = []
-    for file in shown:
-        image = read_image(file.path)
-        predictions = {
-            name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
-            for name, network in networks.items()
-        }
-        truth = labels[file.image_id].labels() if file.image_id in labels else None
-        strips.append(Strip(file.image_id, image, store.id_map(file.image_id), predictions, truth))
-    return strips
+    if not prepared.labelled or not shown:
+        return draw_strips(prepared, shown, networks, store.id_map, config)
+    if inputs.recipe is None:
+        known = {file.image_id for file in shown if is_of_file(store, file)}
+        return draw_strips(
+            prepared, shown, networks, lambda i: store.id_map(i) if i in known else None, config
+        )
+    place = folder / "masks_of_pictures"
+    mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
+    return draw_strips(prepared, shown, networks, MaskStore(place).id_map, config)

@@ -21,6 +21,7 @@ from sfss_ray import cli, cluster
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import DataError
+from sfss_ray.masks.store import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.run_folder import claim
 
@@ -50,7 +51,14 @@ def data(tmp_path_factory) -> Path:
     (root / "card.json").write_text(json.dumps({"channel_order": "gbr"}))
     (root / "cuda.json").write_text(json.dumps({"compute.device": "cuda"}))
     claim(root / "another_run", {"seed": 99})
+    (root / "masks").mkdir()
+    write_shard(root / "masks" / "masks-0.parquet", [_row("a"), _row("b")], {"source": "sam"})
     return root
+
+
+def _row(image_id: str) -> dict:
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    return {"image_id": image_id, "path": "", "masks": [], "error": None} | size
 
 
 def _write(path: Path, pixels: np.ndarray) -> None:
@@ -139,6 +147,15 @@ VERB_CASES = SHARED_CASES | {
     "uneven batch": ({"train.batch-size": "3", "compute.num-workers": "2"}, "choose a multiple"),
     "another run": ({"output-dir": "@another_run"}, "another_run' holds another run"),
     "foreign files": ({"output-dir": "@images"}, "holds files of something else"),
+    "masks and SAM": (
+        {"masks": "@images", "sam-checkpoint": "@source.pt"},
+        "masks and a SAM checkpoint were given: give",
+    ),
+    "no masks": ({"masks": "@empty"}, "no masks in '.*empty'"),
+    "masks of others": (
+        {"masks": "@masks"},
+        r"1 of 3 images have no masks in '.*masks': 'c'; make them",
+    ),
     "sam without weights": ({"masks.regions": "sam"}, "no SAM checkpoint was given"),
 }
 RECIPE_CASES = SHARED_CASES | {
@@ -153,7 +170,10 @@ RECIPE_CASES = SHARED_CASES | {
 @pytest.mark.parametrize(
     ("verb", "case"),
     [("adapt", case) for case in VERB_CASES]
-    + [("tune", case) for case in ("empty folder", "temperature 0", "no cluster", "another run")],
+    + [
+        ("tune", case)
+        for case in ("empty folder", "temperature 0", "no cluster", "another run", "no masks")
+    ],
 )
 def test_bad_input_of_a_verb_is_one_line(verb, case, data, tmp_path, capsys):
     changes, reason = VERB_CASES[case]

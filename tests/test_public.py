@@ -29,6 +29,7 @@ PUBLIC = [
     "evaluate_model",
     "export_onnx",
     "generate_masks",
+    "import_masks",
     "load_config",
     "load_model",
     "load_source_model",
@@ -109,8 +110,8 @@ def test_config_and_errors_need_no_torch_and_no_ray():
 def test_the_doors_load_neither_torch_nor_ray_before_they_are_called():
     """So that bad input and --help are answered at once."""
     doors = (
-        "adapt, evaluate_model, generate_masks, predict, train_student, tune_hyperparameters,"
-        " verify_source"
+        "adapt, evaluate_model, generate_masks, import_masks, predict, train_student,"
+        " tune_hyperparameters, verify_source"
     )
     loaded = imported_by(f"from sfss_ray import {doors}")
     assert "pyarrow" in loaded

@@ -34,6 +34,9 @@ class MaskConfig:
     """Felzenszwalb regions only: larger means larger regions."""
     felzenszwalb_min_size: int = 200
     """Felzenszwalb regions only: smallest region, in pixels of a 480x360 image (scaled to others)."""
+    max_pixels: int = 200_000_000
+    """Images with more pixels get a row with an error instead of masks; raise it where every worker
+    has the memory."""
     images_per_shard: int = 32
     """Images per Parquet file; also what a killed worker may have to redo."""
 
@@ -49,4 +52,5 @@ class MaskConfig:
         require(self, "min_mask_region_area", 0)
         require(self, "felzenszwalb_scale", 0, above=True)
         require(self, "felzenszwalb_min_size", 1)
+        require(self, "max_pixels", 1)
         require(self, "images_per_shard", 1, 4096)

@@ -65,7 +65,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "recommended": {
         "train.batch_norm": "target",
         "train.loss.thresholds": "class_adaptive",
-        "train.loss.projection": "none",
+        "train.loss.projection": "mlp",
         "train.loss.contrast_weight": 0.03,
         "train.loss.mask_vote": "pooled",
         "train.loss.vote_weight": 0.5,

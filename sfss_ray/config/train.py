@@ -127,14 +127,15 @@ class LossConfig:
 
     temperature: float = 0.1
     """Divides the cosine similarities; smaller looks harder at the nearest negatives. Above 0."""
-    contrast_weight: float = 0.1
+    contrast_weight: float = 0.03
     """Weight of the contrastive part; 0 is plain self-training."""
     instance_share: float = 0.5
     """beta: intra-instance against intra-class contrast; 1 is intra-instance alone."""
     ramp: tuple[float, float] = (0.05, 0.2)
     """The contrastive part rises from 0 to 1 between these shares of num_steps."""
-    projection: Literal["none", "mlp"] = "none"
-    """none: contrast the features the classifier reads; mlp: a new projection head in between."""
+    projection: Literal["none", "mlp"] = "mlp"
+    """none: contrast the features the classifier reads; mlp: a new projection head in between, which
+    keeps large weights from harming rare classes."""
     embedding_dim: int = 256
     """Size of the embedding when projection is mlp."""
     thresholds: Literal["class_adaptive", "paper_like"] = "class_adaptive"

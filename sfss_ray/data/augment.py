@@ -33,12 +33,16 @@ class Geometry:
 
     def window(self, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the source pixels that nearest sampling touches."""
-        rows, columns = (
+        rows, columns = self.nearest_pixels(image_size)
+        top, left = int(rows.min()), int(columns.min())
+        return top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1
+
+    def nearest_pixels(self, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """(H,) rows and (W,) columns of the source pixels that nearest sampling looks at, int64."""
+        return (
             self._nearest(self.rows(), image_size[0]),
             self._nearest(self.columns(), image_size[1]),
         )
-        top, left = int(rows.min()), int(columns.min())
-        return top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1
 
     @staticmethod
     def _nearest(positions: np.ndarray, length: int) -> np.ndarray:
@@ -53,9 +57,9 @@ class Geometry:
         self, ids: np.ndarray, image_size: tuple[int, int], origin: tuple[int, int] = (0, 0)
     ) -> np.ndarray:
         """Nearest-neighbour crop of an id map, of which `ids` may be the `window` at `origin`."""
-        rows = self._nearest(self.rows(), image_size[0]) - origin[0]
-        columns = self._nearest(self.columns(), image_size[1]) - origin[1]
-        return ids.take(rows, axis=0).take(columns, axis=1)  # three times as fast as one index
+        rows, columns = self.nearest_pixels(image_size)
+        ids = ids.take(rows - origin[0], axis=0)
+        return ids.take(columns - origin[1], axis=1)  # three times as fast as one index
 
 
 def draw_geometry(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,13 @@ from PIL import Image, ImageOps
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
 from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
+from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MAX_PIXELS = 200_000_000
-"""Larger images are refused rather than filling the memory of every worker."""
+"""Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
+memory."""
 
 # Cityscapes names a label after its image by exchanging the last part of the name.
 _IMAGE_ENDING = "_leftImg8bit"
@@ -105,20 +106,18 @@ def list_images(folder: Path | str, what: str = "target images") -> list[ImageFi
     return sorted(ImageFile(image_id, path) for image_id, path in found.items())
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Bytes of an image file -> uint8 (H, W, 3) RGB, EXIF rotation applied, alpha dropped.
 
     16-bit images are scaled to 8 bits. Raises DataError with the reason when the bytes are empty,
-    truncated, no image, or hold more than MAX_PIXELS pixels.
+    truncated, no image, or hold more than `max_pixels` pixels (None: any number).
     """
     if not data:
         raise DataError("the file is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                _refuse_huge(image.size)
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with open_image(io.BytesIO(data)) as image:
+            _refuse_huge(image.size, max_pixels)
+            return _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
@@ -126,10 +125,11 @@ def decode_image(data: bytes) -> np.ndarray:
         raise DataError(f"cannot be read as an image ({type(error).__name__}: {reason})") from error
 
 
-def _refuse_huge(size: tuple[int, int]):
-    if size[0] * size[1] > MAX_PIXELS:
+def _refuse_huge(size: tuple[int, int], max_pixels: int | None) -> None:
+    if max_pixels is not None and size[0] * size[1] > max_pixels:
         raise DataError(
-            f"{size[0]}x{size[1]} pixels: more than {MAX_PIXELS:,} are refused; shrink it"
+            f"{size[0]}x{size[1]} pixels: more than {max_pixels:,} are refused; shrink it, or raise"
+            " masks.max_pixels where masks are made"
         )
 
 
@@ -142,10 +142,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
     """Read an image file as uint8 (H, W, 3) RGB; DataError names the file and the reason."""
     try:
-        return decode_image(Path(path).read_bytes())
+        return decode_image(Path(path).read_bytes(), max_pixels)
     except OSError as error:
         raise DataError(f"image {str(path)!r}: {error.strerror or error}") from error
     except DataError as error:
@@ -155,7 +155,7 @@ def read_image(path: Path | str) -> np.ndarray:
 def image_size(path: Path | str) -> tuple[int, int]:
     """(height, width) from the file's header alone, EXIF rotation applied."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             # Pillow decodes all of a PNG to look for EXIF data: only where there are any.
             may_turn = image.format != "PNG" or b"eXIf" in Path(path).read_bytes()

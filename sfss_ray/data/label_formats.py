@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from sfss_ray.data.class_sets import (
     CAMVID_11,
@@ -25,6 +24,7 @@ from sfss_ray.data.class_sets import (
     ClassSet,
     matched_names,
 )
+from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
 TRAIN_IDS = "train_ids"
@@ -155,7 +155,7 @@ def read_raw(path: Path | str, first_channel: bool = False) -> np.ndarray:
 
 def _read_one_channel(path: Path | str) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             values = np.array(image)
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         raise DataError(
@@ -229,7 +229,7 @@ def _png_kind(path: Path) -> tuple[int, int] | None:
 def _has_label_id_palette(path: Path) -> bool:
     """Whether road, building, vegetation and car have Cityscapes' colours at their labelIds."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             palette = image.getpalette() if image.mode == "P" else None
     except Exception:  # damaged files are told of when they are read
         return False

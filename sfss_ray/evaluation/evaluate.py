@@ -152,7 +152,7 @@ class Examination:
         share = np.array(self.source_share) if self.source_share else None
         scores = LabelFreeScores(len(self.classes), share)
         for file in self.held_out:
-            image = read_image(file.path)
+            image = read_image(file.path, max_pixels=None)  # the masks have seen it
             others = teacher and predict_probabilities(teacher, image, self.config).argmax(0)
             ids = self.id_map(file.image_id) if self.id_map else None
             scores.add(predict_probabilities(network, image, self.config), ids, others)

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,21 @@ from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config, differences
 from sfss_ray.data.folders import ImageFile, decode_image, list_images
 from sfss_ray.errors import DataError, ResumeError
-from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, build_region_source, make_recipe
-from sfss_ray.masks.store import MaskStore, read_recipe, shard_name, shards, write_shard
+from sfss_ray.masks.places import local_folder
+from sfss_ray.masks.regions import RegionRecipe, SamType, build_region_source, make_recipe
+from sfss_ray.masks.store import (
+    CODE_VERSION,
+    SHARD_PREFIX,
+    MaskStore,
+    drop_rows,
+    read_recipe,
+    rows_with_error,
+    shard_name,
+    shards,
+    write_shard,
+)
+from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
-
-
-@dataclass(frozen=True)
-class MaskSummary:
-    """What a folder of masks holds after a run."""
-
-    folder: Path
-    source: str
-    """Region source: sam, small_sam or felzenszwalb."""
-    note: str
-    """The source in plain words."""
-    images: int
-    masks: int
-    made: int
-    """Images whose masks were made by this call; the rest were there."""
-    seconds: float
-    errors: dict[str, str] = field(default_factory=dict)
-    """image_id -> why it has no masks."""
 
 
 class MaskActor:
@@ -73,7 +66,7 @@ class MaskActor:
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
         row: dict[str, Any] = {"image_id": image_id, "path": path, "error": None}
         try:
-            image = decode_image(Path(path).read_bytes())
+            image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
             masks = self.find_regions(image)
         except (DataError, OSError) as error:
             return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
@@ -86,17 +79,22 @@ def generate_masks(
     *,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    strict: bool = False,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> MaskSummary:
     """Make class-agnostic masks of all images below a folder.
 
+    An image that cannot be read gets a row that says why; it is tried again by the next run once it
+    can be read. The command's exit code is 10 and their number (99: 89 or more), 0 where there is none.
+
     Args:
         target_images: Folder of images; its folders are searched too.
-        output_dir: Folder for the Parquet shards. What is finished there is kept: run again to
-            go on after an interruption.
+        output_dir: Folder for the Parquet shards, on a disk that all nodes share. What is finished
+            there is kept: run again to go on after an interruption.
         sam_checkpoint: SAM weights; without them regions are found by `config.masks.regions`.
         sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
+        strict: Images that cannot be read are an error, after all others were done.
         config: The whole config; `masks` and `compute` are used.
         progress: Called with a line of text as work goes on.
 
@@ -104,7 +102,7 @@ def generate_masks(
         Counts, and the images that could not be read with the reason.
 
     Raises:
-        DataError: no such folder, no image, or not one readable image.
+        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not.
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
         ResumeError: the folder holds masks made by other weights or other knobs.
         ClusterError: the cluster cannot be reached.
@@ -113,9 +111,14 @@ def generate_masks(
     started = time.monotonic()
     images = list_images(target_images)
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
-    folder = Path(output_dir).absolute()
+    folder = local_folder(output_dir)
     made = mask_images(images, folder, recipe, checkpoint, config, progress)
-    return _summarise(folder, images, recipe, made, time.monotonic() - started)
+    summary = summarise(folder, images, recipe.source, made, time.monotonic() - started)
+    if not summary.masks:
+        progress(f"masks: no image has a mask by {recipe.source}: {LOWER[recipe.source]}")
+    if strict:
+        summary.require_all()
+    return summary
 
 
 def mask_images(
@@ -130,7 +133,8 @@ def mask_images(
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     folder.mkdir(parents=True, exist_ok=True)
-    done = _finished_ids(folder, recipe)
+    done = finished_ids(folder, recipe)
+    done -= _drop_mended(folder, recipe, config.masks.max_pixels)
     missing = [image for image in images if image.image_id not in done]
     if missing:
         _say_start(progress, recipe, len(missing), len(images))
@@ -138,6 +142,7 @@ def mask_images(
             "recipe": recipe.as_dict(),
             "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
             "points_per_batch": config.masks.points_per_batch,
+            "max_pixels": config.masks.max_pixels,
             "device": device,
             "folder": str(folder),
         }
@@ -146,28 +151,48 @@ def mask_images(
     return len(missing)
 
 
-def _finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
+def finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
     """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
-    found = False
     for shard in shards(folder):
         made_by = read_recipe(shard)
         if made_by is None:
-            shard.unlink()
+            if shard.name.startswith(SHARD_PREFIX):  # half a shard of ours; others keep theirs
+                shard.unlink()
             continue
-        found = True
         changed = differences(_flat(made_by), _flat(recipe.as_dict()))
         if changed:
             raise ResumeError(
                 f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
                 " settings to go on there, or another folder"
             )
-    return set(MaskStore(folder).ids()) if found else set()
+    return set(MaskStore(folder).ids()) if shards(folder) else set()
+
+
+def _drop_mended(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[str]:
+    """Ids of images that could not be read and can be now; their rows are dropped."""
+    mended: set[str] = set()
+    for shard in shards(folder):
+        here = {i for i, path in rows_with_error(shard).items() if _readable(path, max_pixels)}
+        if here:
+            drop_rows(shard, here, recipe.as_dict())
+        mended |= here
+    return mended
+
+
+def _readable(path: str, max_pixels: int) -> bool:
+    try:
+        decode_image(Path(path).read_bytes(), max_pixels)
+    except (DataError, OSError):
+        return False
+    return True
 
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in recipe.items() if k != "knobs"} | recipe["knobs"]
+    """What decides the masks; the release that made them does not."""
+    rest = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
+    return rest | recipe["knobs"]
 
 
 def _say_start(progress: ProgressSink, recipe: RegionRecipe, missing: int, total: int) -> None:
@@ -221,24 +246,3 @@ def _shard_items(images: list[ImageFile], length: int) -> Iterator[dict[str, str
     for start in range(0, len(images), length):
         part = images[start : start + length]
         yield {"shard": json.dumps([(i.image_id, str(i.path.absolute())) for i in part])}
-
-
-def _summarise(
-    folder: Path, images: list[ImageFile], recipe: RegionRecipe, made: int, seconds: float
-) -> MaskSummary:
-    store = MaskStore(folder)
-    wanted = {image.image_id for image in images}
-    errors = {i: reason for i, reason in store.errors.items() if i in wanted}
-    if len(errors) == len(wanted):
-        first, reason = next(iter(sorted(errors.items())))
-        raise DataError(f"none of the {len(wanted)} images can be read; {first!r}: {reason}")
-    return MaskSummary(
-        folder=folder,
-        source=recipe.source,
-        note=NOTES[recipe.source],
-        images=len(wanted),
-        masks=store.num_masks,
-        made=made,
-        seconds=seconds,
-        errors=errors,
-    )

@@ -31,10 +31,13 @@ _SAM_KNOBS = (
 )
 _FELZENSZWALB_KNOBS = ("felzenszwalb_scale", "felzenszwalb_min_size")
 _REFERENCE_PIXELS = 480 * 360  # felzenszwalb_min_size is stated for this image size
+IMPORTED = "imported"
+"""Source of masks that were made elsewhere; no setting of this package finds them."""
 NOTES = {
     "sam": "segment-anything",
     "small_sam": "the small SAM shipped with this package, trained on drawn scenes alone",
     "felzenszwalb": "Felzenszwalb's graph segmentation: a classical segmenter, not SAM",
+    IMPORTED: "made elsewhere and imported from files of segment-anything's amg.py",
 }
 
 

@@ -276,7 +276,7 @@ def _badges(report: dict) -> list[tuple[str, str]]:
 
 
 def _region_badge(source: str) -> tuple[str, str]:
-    if "sam" in source.lower():
+    if "sam" in source.lower() or source == "imported":
         return "fact", f"regions: {source}"
     return "warning", f"regions: {source} (not SAM)"
 

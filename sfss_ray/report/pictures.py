@@ -169,6 +169,27 @@ def draw_strip(strip: Strip, class_set: ClassSet, panel_height: int = 256) -> np
     return np.concatenate([sheet, legend])
 
 
+def mask_tile(
+    title: str, detail: str, image: np.ndarray, mask_ids: np.ndarray, height: int
+) -> np.ndarray:
+    """An image with its masks over it, scaled to a height in pixels, under a title and a remark.
+
+    image (H, W, 3) uint8, mask_ids (H, W) int, 0 = no mask -> (h, w, 3) uint8. A title that does not
+    fit above the picture loses its beginning.
+    """
+    size = _fitted(image.shape[:2], height, WIDEST_PANEL * height)
+    drawn = draw_masks(_resize_image(image, size), _nearest(mask_ids, size))
+    room = max(size[1], 120)
+    shown = title
+    while len(shown) > 8 and _text_width(shown, detail) > room:
+        shown = "…" + shown[2:]
+    return _titled(Panel(shown, detail, drawn))[:, :room]
+
+
+def _text_width(title: str, detail: str) -> int:
+    return _title_picture(title).shape[1] + 8 + _detail_picture(detail).shape[1]
+
+
 def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Pictures in a grid, each in the middle of a cell as large as the largest: (H, W, 3) uint8.
 
@@ -231,8 +252,7 @@ def encode(image: np.ndarray, suffix: str, quality: int = 82) -> bytes:
 
 def _titled(panel: Panel) -> np.ndarray:
     """A panel under its title and detail, never narrower than a title needs."""
-    title = _text_picture(panel.title, 17, INK, bold=True)
-    detail = _text_picture(panel.detail, 15, FAINT_INK) if panel.detail else _blank(1, 1)
+    title, detail = _title_picture(panel.title), _detail_picture(panel.detail)
     width = max(panel.image.shape[1], min(title.shape[1] + detail.shape[1] + 8, 400), 120)
     header = _blank(28, width)
     _paste(header, title, 4, 0)
@@ -240,6 +260,14 @@ def _titled(panel: Panel) -> np.ndarray:
     body = _blank(panel.image.shape[0], width)
     _paste(body, panel.image, 0, (width - panel.image.shape[1]) // 2)
     return np.concatenate([header, body])
+
+
+def _title_picture(text: str) -> np.ndarray:
+    return _text_picture(text, 17, INK, bold=True)
+
+
+def _detail_picture(text: str) -> np.ndarray:
+    return _text_picture(text, 15, FAINT_INK) if text else _blank(1, 1)
 
 
 def _blank(height: int, width: int) -> np.ndarray:

@@ -44,7 +44,7 @@ class AdaptationTask:
 
     source_model: Path
     images: tuple[ImageFile, ...]
-    masks: Path
+    masks: Path | str
     config: Config
     architecture: nn.Module | None = None
     """The source model's, without weights, where it is the user's own module."""

@@ -56,7 +56,7 @@ def train_student(
         source_model: A checkpoint of any known family, or a model file; in Python also a source model
             in memory (`load_source_model`, `wrap_model`).
         target_images: Folder of unlabelled images.
-        masks: Folder of masks made by `generate_masks` from these images.
+        masks: Folder of masks of these images, made by `generate_masks` or `import_masks`.
         output_dir: The run's folder; run again with the same arguments to go on.
         card: Entries that replace what the checkpoint's family says of its images (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.

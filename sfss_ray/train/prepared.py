@@ -14,6 +14,8 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.masks.given import open_masks
+from sfss_ray.masks.places import folder_address
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.source import Source
 from sfss_ray.progress import ProgressSink, silent
@@ -30,7 +32,8 @@ class Prepared:
     training: tuple[ImageFile, ...]
     held_out: tuple[ImageFile, ...]
     labelled: tuple[LabelledImage, ...]
-    masks: Path
+    masks: str
+    """Address of the folder of masks."""
 
     @property
     def classes(self) -> ClassSet:
@@ -70,13 +73,7 @@ def prepare_training(
     labelled = labelled_images(val_images, val_labels, source.classes, config)
     check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
     images = list_images(target_images)
-    store = MaskStore(masks)
-    absent = [image.image_id for image in images if image.image_id not in store]
-    if absent:
-        raise DataError(
-            f"{len(absent)} images have no masks in {str(masks)!r} (first: {absent[0]!r}): run"
-            " `sfss-ray masks` on this folder again"
-        )
+    store = open_masks(masks, images)
     usable = [image for image in images if image.image_id not in store.errors]
     training, held_out = split_held_out(
         usable, config.evaluation.held_out_share, config.evaluation.held_out_max
@@ -88,7 +85,7 @@ def prepare_training(
         tuple(training),
         tuple(held_out),
         labelled,
-        Path(masks).absolute(),
+        folder_address(masks),
     )
 
 

@@ -50,7 +50,11 @@ class TargetSamples(Dataset):
     """
 
     def __init__(
-        self, images: Sequence[ImageFile], masks: Path | None, augment: AugmentConfig, seed: int
+        self,
+        images: Sequence[ImageFile],
+        masks: Path | str | None,
+        augment: AugmentConfig,
+        seed: int,
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
@@ -59,7 +63,7 @@ class TargetSamples(Dataset):
         rng = _sample_rng(self.seed, number)
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
-        image = read_image(file.path)
+        image = read_image(file.path, max_pixels=None)  # the masks have seen it
         geometry = draw_geometry(self.augment, image.shape[:2], rng)
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)
@@ -75,9 +79,7 @@ class TargetSamples(Dataset):
     def _mask_ids(self, image_id: str, geometry, size: tuple[int, int]) -> np.ndarray:
         if self.store is None:
             return np.zeros(geometry.size, np.int32)
-        window = geometry.window(size)
-        ids = self.store.id_map(image_id, window)
-        return geometry.apply_to_ids(ids, size, origin=window[:2])
+        return self.store.id_crop(image_id, *geometry.nearest_pixels(size))
 
 
 class LabelledSamples(Dataset):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -83,7 +84,7 @@ def test_nothing_readable_is_an_error(tiny_config, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"x")
-    with pytest.raises(DataError, match="none of the 1 images can be read"):
+    with pytest.raises(DataError, match="none of the 1 images has masks"):
         generate_masks(folder, tmp_path / "masks", config=tiny_config, progress=str)
 
 
@@ -108,3 +109,60 @@ def test_the_shipped_small_sam_finds_masks_on_the_pool(streets, tiny_config, tmp
     assert summary.images == 3
     assert not summary.errors
     assert summary.masks > 3
+
+
+def test_strict_refuses_what_cannot_be_read_after_the_rest_is_done(
+    mixed_folder, tiny_config, tmp_path
+):
+    with pytest.raises(DataError, match=r"3 of 15 images have no masks \(first: 'cut': cannot be"):
+        generate_masks(
+            mixed_folder, tmp_path / "masks", strict=True, config=tiny_config, progress=str
+        )
+    assert len(MaskStore(tmp_path / "masks")) == 15
+
+
+def test_an_image_that_was_mended_is_made_the_rest_is_kept(mixed_folder, tiny_config, tmp_path):
+    out = tmp_path / "masks"
+    first = generate_masks(mixed_folder, out, config=tiny_config, progress=str)
+    assert first.exit_code == 13
+    good = sorted((mixed_folder / "city one").iterdir())
+    shutil.copy(good[0], mixed_folder / "cut.png")
+    again = generate_masks(mixed_folder, out, config=tiny_config, progress=str)
+    assert again.made == 1
+    assert set(again.errors) == {"empty", "text"}
+    assert again.exit_code == 12
+    store = MaskStore(out)
+    assert np.array_equal(store.id_map("cut"), store.id_map(f"city one/{good[0].stem}"))
+    rows = [i for f in shards(out) for i in pq.read_table(f)["image_id"].to_pylist()]
+    assert len(rows) == len(set(rows)) == 15
+
+
+def test_the_limit_of_pixels_can_be_raised(streets, tiny_config, tmp_path):
+    """Refused images are made by the next run that allows them."""
+    folder, out = tmp_path / "images", tmp_path / "masks"
+    folder.mkdir()
+    small = sorted((streets / "target" / "images").iterdir())[0]
+    shutil.copy(small, folder)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 4, 3), np.uint8)
+    Image.fromarray(pixels).resize((640, 480)).save(folder / "large.png")
+    low = override(tiny_config, {"masks.max_pixels": 640 * 480 - 1})
+    refused = generate_masks(folder, out, config=low, progress=str)
+    assert set(refused.errors) == {"large"}
+    assert "640x480 pixels: more than 307,199 are refused" in refused.errors["large"]
+    assert "masks.max_pixels" in refused.errors["large"]
+    high = override(tiny_config, {"masks.max_pixels": 640 * 480})
+    raised = generate_masks(folder, out, config=high, progress=str)
+    assert raised.made == 1
+    assert not raised.errors
+    assert MaskStore(out).id_map("large").shape == (480, 640)
+
+
+def test_a_source_that_finds_nothing_says_what_to_change(streets, tiny_config, tmp_path):
+    config = override(tiny_config, {"masks.regions": "small_sam", "masks.pred_iou_thresh": 1.0})
+    config = override(config, {"masks.points_per_side": 2})
+    lines = []
+    summary = generate_masks(
+        streets / "target" / "images", tmp_path / "m", config=config, progress=lines.append
+    )
+    assert summary.masks == 0
+    assert "lower masks.pred_iou_thresh" in lines[-1]

@@ -9,6 +9,7 @@ import sfss_ray
 from sfss_ray.config import load_config, override
 from sfss_ray.errors import ResumeError
 from sfss_ray.masks.generate import generate_masks
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.train.launch import pretrain_source, train_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
@@ -99,6 +100,54 @@ def test_adapt_leaves_model_report_and_pictures(source_model, streets, tiny_conf
     assert result.student(torch.rand(1, 3, 64, 128)).logits.shape[1] == 19
     assert any(line.startswith("masks 12/12") for line in lines)
     assert any(line.startswith("train: step 6/6") for line in lines)
+
+
+def test_adaptation_takes_masks_that_are_there(source_model, streets, masks, tiny_config, tmp_path):
+    """Imported ones too; labelled images of other folders have no masks then."""
+    target, given = streets / "target" / "images", tmp_path / "given"
+    store, source = MaskStore(masks), tmp_path / "sam"
+    source.mkdir()
+    for image_id in store.ids():
+        row = store.load(image_id)
+        records = [
+            mask
+            | {
+                "segmentation": {"size": [row["height"], row["width"]], "counts": mask["counts"]},
+                "point_coords": [mask["point"]],
+            }
+            for mask in row["masks"]
+        ]
+        (source / f"{image_id}.json").write_text(json.dumps(records))
+    sfss_ray.import_masks(source, target, given, config=tiny_config, progress=str)
+    ours, val, lines = MaskStore(given), streets / "val", []
+    assert all((ours.id_map(i) == store.id_map(i)).all() for i in store.ids())
+
+    def adapt(folder, config=tiny_config):
+        return sfss_ray.adapt(
+            source_model,
+            target,
+            tmp_path / "run",
+            masks=folder,
+            val_images=val / "images",
+            val_labels=val / "labels",
+            config=config,
+            progress=lines.append,
+        )
+
+    result = adapt(given)
+    assert result.masks_dir == given
+    assert not (tmp_path / "run" / "masks").exists()
+    assert not (tmp_path / "run" / "masks_of_pictures").exists()
+    regions = json.loads((tmp_path / "run" / "report.json").read_text())["regions"]
+    assert (regions["source"], regions["folder"]) == ("imported", str(given))
+    assert (regions["images"], regions["masks"]) == (12, store.num_masks)
+    assert f"masks: {store.num_masks} of 12 images by imported are given" in lines
+    assert str(given) in result.report_html.read_text()
+    assert adapt(given).metrics == result.metrics
+    with pytest.raises(ResumeError, match="holds another run"):
+        adapt(masks)
+    with pytest.raises(ResumeError, match="holds another run"):
+        adapt(None)
 
 
 @pytest.mark.parametrize(("workers", "labelled"), [(1, False), (2, True)])

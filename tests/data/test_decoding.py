@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from image_files import encode, label_map, noise, put, turned
 from PIL import Image
 
-from sfss_ray.data import folders
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.data.folders import (
     LabelledImage,
@@ -111,12 +111,19 @@ def test_one_pixel(tmp_path: Path):
     assert image_size(path) == (1, 1)
 
 
-def test_too_many_pixels_are_refused_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(folders, "MAX_PIXELS", 53)
+def test_too_many_pixels_are_refused_with_both_numbers():
     with pytest.raises(DataError, match=r"9x6 pixels: more than 53 are refused"):
-        decode_image(encode(noise(6, 9)))
-    monkeypatch.setattr(folders, "MAX_PIXELS", 54)
-    assert decode_image(encode(noise(6, 9))).shape == (6, 9, 3)
+        decode_image(encode(noise(6, 9)), 53)
+    for limit in (54, None):
+        assert decode_image(encode(noise(6, 9)), limit).shape == (6, 9, 3)
+
+
+def test_an_image_of_400_million_pixels_is_refused_by_its_header(monkeypatch):
+    file = BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    monkeypatch.setattr(Image.Image, "convert", None)  # refused before a pixel is decoded
+    with pytest.raises(DataError, match=r"20000x20000 pixels: more than 200,000,000 are refused"):
+        decode_image(file.getvalue())
 
 
 @pytest.mark.parametrize("read", [read_image, image_size, read_labels])

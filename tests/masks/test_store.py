@@ -12,8 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco
 
+from sfss_ray import __version__
+from sfss_ray.config import AugmentConfig
+from sfss_ray.data.augment import draw_geometry
 from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.masks import store as store_module
+from sfss_ray.masks.cache import PaintedCache
 from sfss_ray.masks.store import (
+    CODE_VERSION,
     METADATA_KEY,
     SCHEMA,
     MaskStore,
@@ -105,7 +111,7 @@ def test_the_store_knows_what_it_holds(store, rows):
     assert "drive/03" in store
     assert "drive/99" not in store
     assert store.num_masks == 18 * 7
-    assert store.recipe == RECIPE
+    assert store.recipe == RECIPE | {CODE_VERSION: __version__}
 
 
 def test_unreadable_images_are_rows_with_the_reason(store):
@@ -141,6 +147,17 @@ def test_a_window_is_a_crop_of_the_whole(store, window, painting):
         whole = store.id_map(image_id, painting=painting)
         part = store.id_map(image_id, window, painting)
         assert np.array_equal(part, whole[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("painting", ["fine", "coarse"])
+def test_zoomed_mirrored_crops_are_those_of_the_whole(store, painting):
+    rng = np.random.default_rng(3)
+    for image_id in ("drive/00", "drive/17", "empty"):
+        whole = store.id_map(image_id, painting=painting)
+        for _ in range(5):
+            geometry = draw_geometry(AugmentConfig(crop_size=(32, 32)), SIZE, rng)
+            crop = store.id_crop(image_id, *geometry.nearest_pixels(SIZE), painting)
+            assert np.array_equal(crop, geometry.apply_to_ids(whole, SIZE))
 
 
 def test_windows_outside_the_image_are_refused(store):
@@ -185,6 +202,58 @@ def test_masks_made_anew_are_read_anew(rows, tmp_path: Path):
     assert np.array_equal(second, painted(row("drive/00", blobs(99)), "fine"))
 
 
+def test_a_store_opened_before_its_shard_was_made_anew_leaves_nothing_stale(tmp_path: Path):
+    """What the old store has held, and what it reads later, is not what a new store serves."""
+    ids = ["drive/00", "drive/01"]
+    path = write(tmp_path, [row(i, blobs(k)) for k, i in enumerate(ids)])
+    old = MaskStore(tmp_path)
+    old.id_map(ids[0])
+    new_rows = [row(i, blobs(50 + k, number=4)) for k, i in enumerate(ids)]
+    assert write(tmp_path, new_rows) == path
+    os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
+    old.id_map(ids[1])
+    new = MaskStore(tmp_path)
+    for image_row in new_rows:
+        assert new.load(image_row["image_id"]) == image_row
+        for painting in ("fine", "coarse"):
+            expected = painted(image_row, painting)
+            assert np.array_equal(new.id_map(image_row["image_id"], painting=painting), expected)
+            crop = new.id_crop(image_row["image_id"], np.arange(9), np.arange(30)[::-2], painting)
+            assert np.array_equal(crop, expected[:9, ::-2])
+
+
+def test_maps_are_right_however_little_is_held(store, rows, monkeypatch):
+    monkeypatch.setattr(store_module, "PAINTED", PaintedCache(2**30))
+    whole = [store.id_map(r["image_id"]) for r in rows[:18]]
+    each = store_module.PAINTED.held_bytes // len(store_module.PAINTED)
+    for images in (0, 1, 5):
+        cache = PaintedCache(images * each + each // 2)
+        monkeypatch.setattr(store_module, "PAINTED", cache)
+        for _ in range(2):
+            for k in np.random.default_rng(images).permutation(18):
+                assert np.array_equal(store.id_map(rows[k]["image_id"]), whole[k])
+                assert cache.held_bytes <= cache.most_bytes
+        assert abs(len(cache) - images) <= 1
+
+
+def test_painted_images_are_held_and_not_read_again(rows, tmp_path: Path):
+    path = write(tmp_path, rows[:2])
+    store = MaskStore(tmp_path)
+    fine, coarse = (store.id_map("drive/00", None, p) for p in ("fine", "coarse"))
+    path.unlink()
+    assert np.array_equal(store.id_map("drive/00"), fine)
+    assert np.array_equal(MaskStore.id_map(store, "drive/00", painting="coarse"), coarse)
+    with pytest.raises((OSError, DataError)):  # not held: read, and the file is gone
+        store.id_map("drive/01")
+
+
+def test_what_a_caller_does_to_a_map_does_not_come_back(store, rows):
+    store.id_map("drive/00")[:] = 99
+    store.load("drive/00")["masks"].clear()
+    assert np.array_equal(store.id_map("drive/00"), painted(rows[0], "fine"))
+    assert store.load("drive/00") == rows[0]
+
+
 def test_pandas_reads_a_shard(rows, tmp_path: Path):
     frame = pandas.read_parquet(write(tmp_path, rows))
     assert list(frame.columns) == ["image_id", "path", "height", "width", "masks", "error"]
@@ -198,7 +267,8 @@ def test_pyarrow_reads_a_shard_with_its_schema_and_recipe(rows, tmp_path: Path):
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)
     assert table.to_pylist() == rows
-    assert json.loads(table.schema.metadata[METADATA_KEY]) == RECIPE == read_recipe(path)
+    recipe = RECIPE | {CODE_VERSION: __version__}
+    assert json.loads(table.schema.metadata[METADATA_KEY]) == recipe == read_recipe(path)
 
 
 def test_writing_leaves_nothing_else(rows, tmp_path: Path):

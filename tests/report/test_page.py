@@ -140,6 +140,15 @@ def test_scores_without_labels_are_never_praised():
     assert 'class="better"' not in page
 
 
+def test_masks_that_were_given_are_told_with_their_folder(tmp_path):
+    regions = {**ADAPT["regions"], "source": "imported", "folder": "/data/masks of amg"}
+    page = write(tmp_path, adapt_report(regions=regions))
+    assert "regions: imported" in page
+    assert "imported (not SAM)" not in page
+    assert "each, from /data/masks of amg" in page
+    assert "each, from" not in write(tmp_path, adapt_report())
+
+
 def test_oracle_and_stand_in_regions_are_said_at_the_top(tmp_path):
     regions = {**ADAPT["regions"], "source": "felzenszwalb", "note": "no SAM was given"}
     page = write(tmp_path, adapt_report(oracle=True, regions=regions, curves=[]))

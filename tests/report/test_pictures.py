@@ -20,6 +20,7 @@ from sfss_ray.report.pictures import (
     draw_legend,
     draw_masks,
     draw_strip,
+    mask_tile,
     save_png,
     strip_panels,
 )
@@ -50,6 +51,16 @@ def test_masks_leave_unmasked_pixels_alone_and_outline_the_rest():
     assert (drawn[ids == 0] == 100).all()
     assert (drawn[10, 10] != 100).any()
     assert drawn[10, 14].min() > drawn[10, 10].min()  # the pale outline at the right edge
+
+
+def test_a_tile_is_as_wide_as_its_picture_however_long_its_title():
+    image, ids = np.full((40, 80, 3), 90, np.uint8), np.zeros((40, 80), int)
+    short = mask_tile("a", "3 masks", image, ids, 100)
+    long = mask_tile("a/very/long/path/of/an/image/frame_000001", "3 masks", image, ids, 100)
+    assert short.shape == long.shape == (128, 200, 3)
+    assert (short[28:] == 90).all()
+    assert (short[:28] != long[:28]).any()
+    assert mask_tile("narrow", "", image[:, :4], ids[:, :4], 40).shape == (68, 120, 3)
 
 
 def test_a_mask_id_has_the_same_colour_in_every_picture():

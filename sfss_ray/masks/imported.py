@@ -1,0 +1,194 @@
+"""Masks made elsewhere -> Parquet shards: what segment-anything's scripts/amg.py wrote is imported.
+
+Plain threads, no cluster: reading files is all there is to do. A shard is written whole or not at
+all, so an import that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sfss_ray.config import Config
+from sfss_ray.data.folders import ImageFile, list_images, read_image, require_folder
+from sfss_ray.errors import DataError
+from sfss_ray.masks.amg_files import METADATA, read_masks
+from sfss_ray.masks.generate import finished_ids
+from sfss_ray.masks.regions import IMPORTED, RegionRecipe
+from sfss_ray.masks.store import MaskStore, shard_name, shards, write_shard
+from sfss_ray.masks.summary import MaskSummary, summarise
+from sfss_ray.progress import Progress, ProgressSink, print_line
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to write: rows that are there, and images whose rows are to be made."""
+
+    path: Path
+    kept: list[dict[str, Any]]
+    before: list[dict[str, Any]]
+    """Rows with an error, which are tried again; empty for a new shard."""
+    images: list[ImageFile]
+
+
+def import_masks(
+    source: Path | str,
+    images: Path | str,
+    output_dir: Path | str,
+    *,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> MaskSummary:
+    """Make a folder of masks from what segment-anything's scripts/amg.py wrote.
+
+    Args:
+        source: amg.py's output folder: for each image NAME/ with 0.png, 1.png, ... and metadata.csv, or
+            NAME.json (`--convert-to-rle`). NAME is an image's path below `images` without suffix, or
+            its file name alone where no two images share it.
+        images: Folder of the images; its folders are searched too.
+        output_dir: Folder for the Parquet shards. What is there is kept; images whose masks could not
+            be read are tried again.
+        config: The whole config; `masks.images_per_shard` is used.
+        progress: Called with a line of text as work goes on.
+
+    Returns:
+        Counts, and the images without masks with the reason.
+
+    Raises:
+        DataError: a folder is missing, `source` lies among the images, or not one image has masks.
+        ResumeError: the folder holds masks that were made, not imported.
+    """
+    started = time.monotonic()
+    root = _checked_source(source, images)
+    files = list_images(images, "images")
+    places = _find_places(root, files)
+    if not any(isinstance(place, Path) for place in places.values()):
+        raise DataError(_nothing_found(root, files))
+    folder = Path(output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = RegionRecipe(IMPORTED, "", "", {})
+    done = finished_ids(folder, recipe)
+    size = (config or Config()).masks.images_per_shard
+    work = [*_shards_with_errors(folder, files), *_new_shards(folder, files, done, size)]
+    made = _write_all(work, places, recipe, progress)
+    return summarise(folder, files, IMPORTED, made, time.monotonic() - started)
+
+
+def _checked_source(source: Path | str, images: Path | str) -> Path:
+    root = Path(source).absolute()
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"masks to import: {str(source)!r} {what}; give amg.py's output folder")
+    inside = require_folder(images, "images").resolve()
+    if root.resolve().is_relative_to(inside):
+        raise DataError(
+            f"masks to import: {str(source)!r} lies in the image folder, where its PNG files count as"
+            " images; move it out"
+        )
+    return root
+
+
+def _find_places(root: Path, files: Sequence[ImageFile]) -> dict[str, Path | str]:
+    """image_id -> the folder or JSON file of its masks, or why there is none."""
+    names = Counter(Path(file.image_id).name for file in files)
+    return {file.image_id: _find_place(root, file.image_id, names) for file in files}
+
+
+def _find_place(root: Path, image_id: str, names: Counter[str]) -> Path | str:
+    name = Path(image_id).name
+    for stem in dict.fromkeys((image_id, name)):
+        place = next((p for p in (root / f"{stem}.json", root / stem) if _is_there(p)), None)
+        if place is None:
+            continue
+        if stem != image_id and names[name] > 1:
+            return (
+                f"{str(place)!r} may belong to each of {names[name]} images named {name!r}: put masks"
+                " into folders as the images are"
+            )
+        return place
+    return f"no masks: neither {name}/{METADATA} nor {name}.json in {str(root)!r}"
+
+
+def _is_there(place: Path) -> bool:
+    """A folder without a table counts when it holds masks: images may lie in folders of that name."""
+    if place.suffix == ".json" and place.is_file():
+        return True
+    return place.is_dir() and ((place / METADATA).exists() or (place / "0.png").exists())
+
+
+def _nothing_found(root: Path, files: Sequence[ImageFile]) -> str:
+    name = files[0].image_id
+    there = ", ".join(repr(n) for n in sorted(os.listdir(root))[:3]) or "nothing"
+    return (
+        f"masks to import: none of the {len(files)} images has masks in {str(root)!r}; expected is"
+        f" {name}/{METADATA} with 0.png, 1.png, ..., or {name}.json; found is {there}"
+    )
+
+
+def _new_shards(
+    folder: Path, files: Sequence[ImageFile], done: set[str], size: int
+) -> Iterator[_Shard]:
+    missing = [file for file in files if file.image_id not in done]
+    for start in range(0, len(missing), size):
+        part = missing[start : start + size]
+        yield _Shard(folder / shard_name(f.image_id for f in part), [], [], part)
+
+
+def _shards_with_errors(folder: Path, files: Sequence[ImageFile]) -> Iterator[_Shard]:
+    """Shards with images that had an error and may have masks by now."""
+    by_id = {file.image_id: file for file in files}
+    failed = set(MaskStore(folder).errors) & set(by_id) if shards(folder) else set()
+    for path in shards(folder) if failed else []:
+        with pq.ParquetFile(path) as parquet:
+            ids = parquet.read(columns=["image_id"])["image_id"].to_pylist()
+            rows = parquet.read().to_pylist() if failed.intersection(ids) else []
+        before = [row for row in rows if row["image_id"] in failed]
+        if before:
+            kept = [row for row in rows if row["image_id"] not in failed]
+            yield _Shard(path, kept, before, [by_id[row["image_id"]] for row in before])
+
+
+def _write_all(
+    work: Sequence[_Shard],
+    places: dict[str, Path | str],
+    recipe: RegionRecipe,
+    progress: ProgressSink,
+) -> int:
+    """Write what is new; returns for how many images."""
+    total = sum(len(shard.images) for shard in work)
+    if total:
+        there = f", {len(places) - total} are there already" if total < len(places) else ""
+        progress(f"masks: {total} of {len(places)} images to import{there}")
+    bar, made, errors = Progress("imported", total, progress), 0, 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shard in work:
+            rows = []
+            for row in pool.map(lambda file: _row(file, places[file.image_id]), shard.images):
+                rows.append(row)
+                errors += row["error"] is not None
+                bar.advance(1, f", {errors} without masks" if errors else "")
+            new = [row for row in rows if row not in shard.before]
+            if new:
+                rows = sorted(shard.kept + rows, key=lambda row: row["image_id"])
+                write_shard(shard.path, rows, recipe.as_dict())
+            made += len(new)
+    return made
+
+
+def _row(file: ImageFile, place: Path | str) -> dict[str, Any]:
+    row: dict[str, Any] = {"image_id": file.image_id, "path": str(file.path), "error": None}
+    try:
+        if isinstance(place, str):
+            raise DataError(place)
+        height, width = read_image(file.path).shape[:2]
+        return row | {"height": height, "width": width, "masks": read_masks(place, (height, width))}
+    except DataError as error:
+        return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}

@@ -1,0 +1,103 @@
+"""Where shards of masks lie: a folder, or an address that pyarrow.fs opens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from sfss_ray.errors import DataError
+
+_URI = re.compile(r"^([a-z][a-z0-9]+):/+")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of masks as it was when it was listed: one that was made anew has another identity."""
+
+    folder: str
+    """Address of its folder."""
+    path: str
+    made_ns: int
+    size: int
+
+    @classmethod
+    def at(cls, path: Path) -> Shard:
+        """A file of this machine."""
+        seen = path.stat()
+        return cls(str(path.parent.absolute()), str(path), seen.st_mtime_ns, seen.st_size)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[pq.ParquetFile]:
+        """Open for reading; what Arrow says of damaged bytes is a DataError that names the file."""
+        filesystem = _open(self.folder)[0]
+        try:
+            with pq.ParquetFile(self.path, filesystem=filesystem) as parquet:
+                yield parquet
+        except (OSError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise DataError(
+                f"masks file {self.path!r} is damaged ({reason}): remove it and make its masks again"
+            ) from error
+
+
+def folder_address(folder: Path | str) -> str:
+    """An absolute path, or an address as pyarrow.fs reads it."""
+    text = os.fspath(folder)
+    scheme = _URI.match(text)
+    if scheme is None:
+        return str(Path(text).absolute())
+    # A Path made of an address has lost slashes: s3:/bucket, file:/folder.
+    slashes = ":///" if scheme[1] == "file" else "://"
+    return scheme[1] + slashes + text[scheme.end() :]
+
+
+def local_folder(folder: Path | str) -> Path:
+    """The folder as an absolute path; DataError for an address that is no path."""
+    address = folder_address(folder)
+    if _URI.match(address):
+        raise DataError(
+            f"masks are written to a folder, not to {without_secret(address)!r}: give a path on a disk"
+            " that all nodes share, and copy the finished files there"
+        )
+    return Path(address)
+
+
+def without_secret(address: str) -> str:
+    """The address without user and password, for messages."""
+    return re.sub(r"://[^/@]*@", "://", address)
+
+
+def list_shards(address: str) -> list[Shard]:
+    """Finished shards of a folder, by name; hidden (half-written) files do not count."""
+    filesystem, root = _open(address)
+    found = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
+    return [
+        Shard(address, file.path, file.mtime_ns or 0, file.size or 0)
+        for file in sorted(found, key=lambda f: f.path)
+        if file.type == FileType.File
+        and file.base_name.endswith(".parquet")
+        and not file.base_name.startswith(".")
+    ]
+
+
+@lru_cache(maxsize=16)
+def _open(address: str) -> tuple[FileSystem, str]:
+    """The file system of an address and the folder's path there."""
+    if _URI.match(address) is None:
+        return LocalFileSystem(), address
+    try:
+        return FileSystem.from_uri(address)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"masks {without_secret(address)!r}: no such kind of place ({error}); give a path, or an"
+            " address that begins with s3://, gs:// or file://"
+        ) from error
