@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import BASELINE, CEILING, ROWS, STATISTICS, Row
+from ablation_rows import BASELINE, CEILING, CONTRAST_KNOBS, ROWS, STATISTICS, USER_REGIONS, Row
 from ablation_table import write_results
 from domain_pairs import DomainPair, camvid_day2dusk, streets
 
@@ -53,13 +53,22 @@ class Job:
         """What decides the result: a finished run of another identity does not count."""
         from sfss_ray.models.build import file_sha256
 
-        knobs = {k: v for k, v in flatten(self.config).items() if not k.startswith("compute.")}
         source = file_sha256(self.pair.source_model)
-        return {
+        facts = {
             "regions": self.row.regions,
             "source": source,
             "images": len(self.pair.images),
-        } | knobs
+            "seed": self.seed,
+        }
+        return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
+
+    def depends_on(self, knob: str) -> bool:
+        """Whether a knob can change this result."""
+        if knob.startswith("masks.felzenszwalb"):
+            return self.row.regions == USER_REGIONS
+        if knob.startswith(CONTRAST_KNOBS):
+            return self.config.train.loss.contrast_weight > 0
+        return knob.startswith("pretrain." if self.row == CEILING else "train.")
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -88,7 +97,14 @@ def finished(job: Job) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    return result if result["identity"] == job.identity else None
+    known = result["identity"]
+    return result if all(known.get(k) == v for k, v in _as_json(job.identity).items()) else None
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    return json.loads(json.dumps(values))
 
 
 def keep(job: Job, result: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +186,7 @@ def forget_other_runs(job: Job) -> None:
 
     note = job.folder / "identity.json"
     if job.folder.exists() and not (
-        note.exists() and json.loads(note.read_text()) == json.loads(json.dumps(job.identity))
+        note.exists() and json.loads(note.read_text()) == _as_json(job.identity)
     ):
         shutil.rmtree(job.folder)
     write_json(note, job.identity)

@@ -10,6 +10,16 @@ CONTRAST = {
     "train.loss.temperature": 0.1,
     "train.loss.projection": "mlp",
 }
+CONTRAST_KNOBS = (
+    "train.pairs.",
+    "train.loss.temperature",
+    "train.loss.instance_share",
+    "train.loss.ramp",
+    "train.loss.projection",
+    "train.loss.embedding_dim",
+    "train.loss.region_source",
+)
+"""What means nothing where contrast_weight is 0."""
 NO_BANK = {"train.pairs.bank_size": 0}
 VOTE = {
     "train.loss.mask_vote": "pooled",

@@ -133,8 +133,6 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
         embedded_config(),
         {
             "evaluation.held_out_share": 0.0,
-            "masks.felzenszwalb_scale": 50.0,
-            "masks.felzenszwalb_min_size": 50,
             "train.num_steps": 400,
             "train.evaluate_every": 200,
             "train.optim.learning_rate": 3e-4,
@@ -183,8 +181,6 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         override(
             base,
             {
-                "masks.felzenszwalb_scale": 50.0,
-                "masks.felzenszwalb_min_size": 50,
                 "train.evaluate_every": steps // 2,
                 "pretrain.num_steps": steps,
                 "pretrain.optim.learning_rate": 3e-4,

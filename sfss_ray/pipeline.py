@@ -240,7 +240,7 @@ def _check(
         )
     else:
         given = describe_masks(open_masks(masks, images), images)
-    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
+    check_workers(config.train, config.compute)
     cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(

@@ -32,7 +32,7 @@ from sfss_ray.streets.default import embedded_config
 from sfss_ray.streets.scenes import render_scene
 from sfss_ray.train import step as steps
 from sfss_ray.train.bank import PrototypeBank
-from sfss_ray.train.loop import apply_gradients, build_optimizer
+from sfss_ray.train.loop import build_optimizer, learn
 from sfss_ray.train.mask_vote import ClassPrior
 from sfss_ray.train.pseudo_labels import ClassThresholds
 from sfss_ray.train.teacher import make_teacher, update_teacher
@@ -95,10 +95,13 @@ class Trainer:
         """One step past the ramp, as in a training."""
         number = self.config.num_steps
         segmenter = self.student.segmenter
-        loss, _ = steps.adaptation_losses(
-            self.student, self.teacher, segmenter, self.memory, batch, self.config, number, 0
-        )
-        apply_gradients(loss, self.student, self.optimizer, 5.0, number, 0)
+
+        def loss_of(_: int, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return steps.adaptation_losses(
+                self.student, self.teacher, segmenter, self.memory, part, self.config, number, 0
+            )
+
+        learn([batch], loss_of, self.student, self.optimizer, 5.0, number, 0)
         update_teacher(self.teacher, self.student, self.config.ema_momentum)
 
 
@@ -209,11 +212,13 @@ def network_steps(device: str, clock: Clock, batch: dict[str, Tensor], repeats: 
     teacher = make_teacher(student)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
 
-    def step() -> None:
+    def loss_of(_: int, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            labels = teacher.logits(batch["weak"]).argmax(1)
-        loss = torch.nn.functional.cross_entropy(student.logits(batch["strong"]), labels)
-        apply_gradients(loss, student, optimizer, 5.0, 1, 0)
+            labels = teacher.logits(part["weak"]).argmax(1)
+        return torch.nn.functional.cross_entropy(student.logits(part["strong"]), labels), {}
+
+    def step() -> None:
+        learn([batch], loss_of, student, optimizer, 5.0, 1, 0)
         update_teacher(teacher, student, 0.999)
 
     first = device == "cuda"  # pays for the choice of kernels

@@ -30,9 +30,9 @@ class MaskConfig:
     """Layers of zoomed crops that are searched too; layer i has 4**i crops."""
     min_mask_region_area: int = 0
     """Holes and islands smaller than this many pixels are removed (0: none)."""
-    felzenszwalb_scale: float = 300.0
-    """Felzenszwalb regions only: larger means larger regions."""
-    felzenszwalb_min_size: int = 200
+    felzenszwalb_scale: float = 50.0
+    """Felzenszwalb regions only: larger means larger regions. Small, pure ones vote better."""
+    felzenszwalb_min_size: int = 50
     """Felzenszwalb regions only: smallest region, in pixels of a 480x360 image (scaled to others)."""
     max_pixels: int = 200_000_000
     """Images with more pixels get a row with an error instead of masks; raise it where every worker

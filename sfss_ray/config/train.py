@@ -189,6 +189,9 @@ class TrainConfig:
     """Optimiser steps."""
     batch_size: int = 4
     """Images per step over all workers together."""
+    accumulate: int = 1
+    """Parts that a worker's share of the batch is worked through in, one after the other: less memory,
+    the same batch. Each part's losses are means over itself."""
     ema_momentum: float = 0.999
     """teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after every step; 0 to 1."""
     batch_norm: Literal["adapt", "target", "frozen"] = "target"
@@ -213,6 +216,7 @@ class TrainConfig:
     def __post_init__(self):
         require(self, "num_steps", 1)
         require(self, "batch_size", 1)
+        require(self, "accumulate", 1)
         require(self, "ema_momentum", 0, 1)
         require_one_of(self, "batch_norm", ("adapt", "target", "frozen"))
         require(self, "statistics_steps", 0)
@@ -230,6 +234,9 @@ class PretrainConfig:
     """Optimiser steps."""
     batch_size: int = 8
     """Images per step over all workers together."""
+    accumulate: int = 1
+    """Parts that a worker's share of the batch is worked through in, one after the other: less memory,
+    the same batch. Each part's losses are means over itself."""
     checkpoint_every: int = 500
     """Steps between two checkpoints."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -240,5 +247,6 @@ class PretrainConfig:
     def __post_init__(self):
         require(self, "num_steps", 1)
         require(self, "batch_size", 1)
+        require(self, "accumulate", 1)
         require(self, "checkpoint_every", 1)
         require_one_of(self, "precision", ("fp32", "bf16"))

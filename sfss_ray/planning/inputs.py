@@ -66,7 +66,7 @@ def look_at_inputs(
 
 
 def _device(config: Config) -> tuple[str, str]:
-    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
+    check_workers(config.train, config.compute)
     cluster.check_address(config.compute)
     device = cluster.resolve_device(config.compute)
     return device, device

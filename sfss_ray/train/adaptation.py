@@ -17,10 +17,11 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.collective import average_buffers
 from sfss_ray.train.loop import (
-    apply_gradients,
     build_optimizer,
     distribute,
+    learn,
     learning_rate,
+    parts_of,
     run_steps,
     set_learning_rate,
     to_device,
@@ -114,21 +115,26 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
     def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
         set_batch_norm(players.student, config.batch_norm)  # watching puts it in eval mode
         set_learning_rate(players.optimizer, learning_rate(step, config.num_steps, config.optim))
-        loss, parts = adaptation_losses(
-            module,
-            players.teacher,
-            players.student.segmenter,
-            players.memory,
-            batch,
-            config,
-            step,
-            task.config.seed,
-        )
+
+        def loss_of(number: int, part: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            return adaptation_losses(
+                module,
+                players.teacher,
+                players.student.segmenter,
+                players.memory,
+                part,
+                config,
+                step,
+                task.config.seed,
+                new_step=number == 0,
+            )
+
         clip = config.optim.max_grad_norm
-        apply_gradients(loss, module, players.optimizer, clip, step, last_saved[0])
+        parts = parts_of(batch, config.accumulate)
+        seen = learn(parts, loss_of, module, players.optimizer, clip, step, last_saved[0])
         average_buffers(players.student)
         _follow(players, config, step)
-        return parts
+        return seen
 
     def observe() -> dict[str, float]:
         student, teacher = players.student.segmenter.eval(), players.teacher.segmenter

@@ -171,7 +171,7 @@ def pretrain_source(
     # A named encoding is that of the training labels; those of others are recognised.
     auto = dataclasses.replace(config, labels_format="auto", labels_classes="")
     labelled = labelled_images(val_images, val_labels, class_set, auto, progress)
-    check_workers(config.pretrain.batch_size, config.compute)
+    check_workers(config.pretrain, config.compute)
     network = build_network(config.pretrain.network, len(class_set))
     record = flatten(config.pretrain, "pretrain.") | {
         "seed": config.seed,

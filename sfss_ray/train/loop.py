@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,34 +71,61 @@ def autocast(run: Run, precision: str) -> torch.autocast:
     return torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def apply_gradients(
-    loss: Tensor,
+LossOf = Callable[[int, dict[str, Any]], tuple[Tensor, dict[str, Tensor]]]
+"""Of a part of a batch and its number from 0 on: the loss to call backward on, and what is logged."""
+
+
+def learn(
+    parts: Sequence[dict[str, Any]],
+    loss_of: LossOf,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
     step: int,
     last_saved: int,
-) -> None:
-    """One optimiser step, unless the loss or its gradients are NaN or Inf.
+) -> dict[str, Tensor]:
+    """One optimiser step on the mean loss of a batch's parts; returns the means of what is logged.
 
-    The gradients' norm is checked, which DDP makes the same on every worker: so all of them stop
-    together, and nothing that is not finite reaches a weight or a checkpoint.
+    Parts are worked through one after the other, so that only one of them is in memory; workers
+    bring their gradients together at the last. The gradients' norm is checked, which DDP makes the
+    same on every worker: so all of them stop together, and nothing that is not finite reaches a
+    weight or a checkpoint.
 
     Raises:
         TrainingError: names the step, the loss and the last checkpoint.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    logged: list[dict[str, Tensor]] = []
+    total = 0.0
+    for number, part in enumerate(parts):
+        with _bringing_together(module, number == len(parts) - 1):
+            loss, metrics = loss_of(number, part)
+            (loss / len(parts)).backward()
+        total += loss.item() / len(parts)
+        logged.append(metrics)
     norm = nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
     if not math.isfinite(norm.item()):
         kept = (
             f"the checkpoint of step {last_saved} is kept" if last_saved else "none was saved yet"
         )
         raise TrainingError(
-            f"the loss is {loss.item():.4g} and its gradient {norm.item():.4g} at step {step} ({kept}):"
+            f"the loss is {total:.4g} and its gradient {norm.item():.4g} at step {step} ({kept}):"
             " lower the learning rate or raise the temperature, and run again"
         )
     optimizer.step()
+    return {name: torch.stack([m[name] for m in logged]).mean(0) for name in logged[0]}
+
+
+def parts_of(batch: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """A batch in `count` equal parts, in order."""
+    chunks = {name: values.chunk(count) for name, values in batch.items()}
+    return [{name: values[k] for name, values in chunks.items()} for k in range(count)]
+
+
+def _bringing_together(module: nn.Module, now: bool) -> contextlib.AbstractContextManager:
+    """Unless it is the last part, DDP keeps gradients to itself."""
+    no_sync = getattr(module, "no_sync", None)
+    return contextlib.nullcontext() if now or no_sync is None else no_sync()
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -32,9 +32,10 @@ class ClassPrior:
     def __init__(self, num_classes: int, device: torch.device | str = "cpu"):
         self.total = torch.full((num_classes,), 1e-6, dtype=torch.float64, device=device)
 
-    def update(self, sums: Tensor) -> None:
-        """Let a batch's (C,) sum of probabilities over pixels, of all workers, in."""
-        self.total = self._MEMORY * self.total + sums.double()
+    def update(self, sums: Tensor, new_step: bool = True) -> None:
+        """Let a batch's (C,) sum of probabilities over pixels, of all workers, in; what was seen
+        fades once a step."""
+        self.total = (self._MEMORY if new_step else 1.0) * self.total + sums.double()
 
     def share(self) -> Tensor:
         """(C,) float32, sums to 1."""

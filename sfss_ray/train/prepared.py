@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfss_ray.config import ComputeConfig, Config, flatten
+from sfss_ray.config import ComputeConfig, Config, PretrainConfig, TrainConfig, flatten
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
 from sfss_ray.data.labelled import load_labelled
@@ -71,7 +71,7 @@ def prepare_training(
 ) -> Prepared:
     """Check everything that can be checked before a cluster starts."""
     labelled = labelled_images(val_images, val_labels, source.classes, config)
-    check_workers(config.train.batch_size, config.compute, config.train.augment.class_mix)
+    check_workers(config.train, config.compute)
     images = list_images(target_images)
     store = open_masks(masks, images)
     usable = [image for image in images if image.image_id not in store.errors]
@@ -109,19 +109,25 @@ def labelled_images(
     return folder.pairs
 
 
-def check_workers(batch_size: int, compute: ComputeConfig, class_mix: float = 0.0) -> None:
+def check_workers(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> None:
     """ConfigError when the batch cannot be shared out evenly, or crops have no neighbour to mix."""
-    if batch_size % compute.num_workers:
+    workers, parts, class_mix = compute.num_workers, stage.accumulate, stage.augment.class_mix
+    if stage.batch_size % workers:
         raise ConfigError(
-            f"batch_size is {batch_size} but there are {compute.num_workers} workers: choose a"
+            f"batch_size is {stage.batch_size} but there are {workers} workers: choose a"
             " multiple of the number of workers"
         )
-    share = batch_size // compute.num_workers
+    if stage.batch_size % (workers * parts):
+        raise ConfigError(
+            f"batch_size is {stage.batch_size} for {workers} workers and accumulate is {parts}: choose"
+            f" a multiple of {workers * parts}, or fewer parts"
+        )
+    share = stage.batch_size // (workers * parts)
     if class_mix > 0 and share % 2:
         raise ConfigError(
-            f"batch_size is {batch_size}, {share} for each of {compute.num_workers} workers, and"
+            f"batch_size is {stage.batch_size}, {share} at a time on each of {workers} workers, and"
             f" augment.class_mix is {class_mix}: neighbours in the batch are mixed, so choose a multiple"
-            f" of {2 * compute.num_workers}, or class_mix 0"
+            f" of {2 * workers * parts}, or class_mix 0"
         )
 
 

@@ -17,11 +17,12 @@ from sfss_ray.models.build import build_network, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.collective import average_buffers, sum_over_workers, world_size
 from sfss_ray.train.loop import (
-    apply_gradients,
     autocast,
     build_optimizer,
     distribute,
+    learn,
     learning_rate,
+    parts_of,
     run_steps,
     set_learning_rate,
 )
@@ -71,19 +72,23 @@ def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> Non
     module = distribute(network, run)
     last_saved = [start]
 
+    def loss_of(_: int, part: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        labels = part["labels"]
+        valid = (labels != IGNORE_INDEX).float()
+        with autocast(run, config.precision):
+            logits = network.upsample(module(part["image"]).logits, labels.shape[-2:])
+        pixels = sum_over_workers(valid.sum()).clamp(min=1)
+        loss = segmentation_loss(logits, labels, valid) * world_size() / pixels
+        return loss, {"loss": loss.detach()}
+
     def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
         module.train()
         set_learning_rate(optimizer, learning_rate(step, config.num_steps, config.optim))
-        labels = batch["labels"]
-        valid = (labels != IGNORE_INDEX).float()
-        with autocast(run, config.precision):
-            logits = network.upsample(module(batch["image"]).logits, labels.shape[-2:])
-        pixels = sum_over_workers(valid.sum()).clamp(min=1)
-        loss = segmentation_loss(logits, labels, valid) * world_size() / pixels
         clip = config.optim.max_grad_norm
-        apply_gradients(loss, module, optimizer, clip, step, last_saved[0])
+        parts = parts_of(batch, config.accumulate)
+        seen = learn(parts, loss_of, module, optimizer, clip, step, last_saved[0])
         average_buffers(network)
-        return {"loss": loss.detach()}
+        return seen
 
     def observe() -> dict[str, float]:
         return watch(network.eval()) if watch else {}

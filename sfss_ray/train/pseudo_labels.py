@@ -29,9 +29,9 @@ class ClassThresholds:
         flat = torch.bincount((labels * _BINS + bins).flatten(), minlength=classes * _BINS)
         return flat.view(classes, _BINS).double()
 
-    def update(self, counts: Tensor) -> None:
-        """Let a batch's counts (summed over workers) in."""
-        self.histogram = _MEMORY * self.histogram + counts
+    def update(self, counts: Tensor, new_step: bool = True) -> None:
+        """Let a batch's counts (summed over workers) in; what was seen fades once a step."""
+        self.histogram = (_MEMORY if new_step else 1.0) * self.histogram + counts
 
     def thresholds(self, kept_share: float, cap: float) -> Tensor:
         """(C,) float32: above it lies at least `kept_share` of a class's pixels; at most `cap`."""

@@ -80,12 +80,13 @@ def teacher_look(
     mask_ids: Tensor,
     prior: ClassPrior,
     config: LossConfig,
+    new_step: bool = True,
 ) -> Look:
     """Pseudo-labels at full size, after the masks' vote; probabilities and embeddings on the grid."""
     logits, embeddings = teacher(weak)
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
     if config.prior_power > 0:
-        prior.update(sum_over_workers(full.sum((0, 2, 3)).double()))
+        prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), new_step)
     if config.prior_power > 0 or config.mask_vote != "none":
         labels, confidence = relabel(full, mask_ids, prior.share(), config)
     else:
@@ -110,17 +111,20 @@ def adaptation_losses(
     config: TrainConfig,
     step: int,
     seed: int,
+    new_step: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss to call backward on, and its parts for the log; updates thresholds and bank.
+    """Loss to call backward on, and its parts for the log; updates thresholds, prior and bank.
+
+    `new_step` is false for a batch that is a further part of the same step's.
 
     The loss is scaled so that the average of gradients over W workers is the gradient of the loss of
     the whole batch: each part is W * (this worker's sum) / (sum of weights over all workers).
     """
     look = teacher_look(
-        teacher, segmenter, batch["weak"], batch["mask_ids"], memory.prior, config.loss
+        teacher, segmenter, batch["weak"], batch["mask_ids"], memory.prior, config.loss, new_step
     )
     memory.thresholds.update(
-        sum_over_workers(memory.thresholds.count(look.labels, look.confidence))
+        sum_over_workers(memory.thresholds.count(look.labels, look.confidence)), new_step
     )
     thresholds = memory.thresholds.thresholds(
         config.loss.class_quantile, config.loss.confidence_cap

@@ -58,21 +58,25 @@ def wait_for(condition, what: str, process: subprocess.Popen | None = None) -> N
         time.sleep(0.1)
 
 
+# A shell starts background jobs deaf to SIGINT, and their children inherit that. The command listens
+# again from within: a preexec_fn would fork this process, and Ray's connections here do not survive it.
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sfss_ray.cli import main
+sys.exit(main())
+"""
+
+
 def start(*words: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "sfss_ray.cli", *map(str, words)],
+        [sys.executable, "-c", COMMAND, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
-        preexec_fn=_listen_to_ctrl_c,
     )
-
-
-def _listen_to_ctrl_c() -> None:
-    """A shell starts background jobs deaf to SIGINT, and their children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(process: subprocess.Popen, number: signal.Signals) -> str:

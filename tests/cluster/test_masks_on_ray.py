@@ -75,8 +75,8 @@ def _equal_but_for_nan(store, rows):
 def test_masks_made_otherwise_are_refused_by_name(streets, tiny_config, tmp_path):
     target, out = streets / "target" / "images", tmp_path / "masks"
     generate_masks(target, out, config=tiny_config, progress=str)
-    other = override(tiny_config, {"masks.felzenszwalb_scale": 50.0})
-    with pytest.raises(ResumeError, match=r"felzenszwalb_scale: 300.0 -> 50.0"):
+    other = override(tiny_config, {"masks.felzenszwalb_scale": 80.0})
+    with pytest.raises(ResumeError, match=r"felzenszwalb_scale: 50.0 -> 80.0"):
         generate_masks(target, out, config=other, progress=str)
 
 

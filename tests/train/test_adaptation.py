@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from train_samples import (
     CLASSES,
+    KEEPS_ALL,
     adaptation_task,
     assert_states_close,
     sharp_source,
@@ -15,6 +16,7 @@ from train_samples import (
     write_dataset,
 )
 
+from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.errors import TrainingError
 from sfss_ray.models import networks
@@ -251,6 +253,17 @@ def test_labels_are_not_needed_on_disk(root, source, tmp_path):
     adapt(unlabelled, source, config, tmp_path / "without")
     adapt(root, source, config, tmp_path / "with")
     assert_states_close(tmp_path / "without", tmp_path / "with")
+
+
+def test_a_batch_in_parts_teaches_what_the_whole_does(root, source, tmp_path):
+    plain = {"batch_norm": "frozen", "optim__optimizer": "sgd"} | KEEPS_ALL
+    whole = small_config(num_steps=2, batch_size=4, **plain)
+    parts = override(whole, {"train.accumulate": 4})
+    adapt(root, source, whole, tmp_path / "whole")
+    adapt(root, source, parts, tmp_path / "parts")
+    assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-5)
+    (one,), (other,) = (read_progress(tmp_path / name) for name in ("whole", "parts"))
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 # Recorded on a CPU; they change only with the method, its random draws or its defaults.

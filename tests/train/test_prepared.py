@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sfss_ray
-from sfss_ray.config import ComputeConfig, Config, override
+from sfss_ray.config import AugmentConfig, ComputeConfig, Config, TrainConfig, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
@@ -15,26 +15,31 @@ from sfss_ray.train.prepared import check_workers
 
 
 @pytest.mark.parametrize(
-    ("batch", "workers", "class_mix", "fine"),
+    ("batch", "workers", "parts", "class_mix", "fine"),
     [
-        (4, 2, 0.0, True),
-        (3, 1, 0.0, True),
-        (2, 2, 0.0, True),
-        (3, 2, 0.0, False),
-        (4, 2, 0.5, True),
-        (2, 1, 1.0, True),
-        (2, 2, 0.5, False),
-        (3, 1, 0.5, False),
-        (6, 2, 0.1, False),
+        (4, 2, 1, 0.0, True),
+        (3, 1, 1, 0.0, True),
+        (2, 2, 1, 0.0, True),
+        (3, 2, 1, 0.0, False),
+        (4, 2, 1, 0.5, True),
+        (2, 1, 1, 1.0, True),
+        (2, 2, 1, 0.5, False),
+        (3, 1, 1, 0.5, False),
+        (6, 2, 1, 0.1, False),
+        (8, 2, 4, 0.0, True),
+        (8, 2, 3, 0.0, False),
+        (8, 2, 2, 0.5, True),
+        (4, 2, 2, 0.5, False),
     ],
 )
-def test_every_worker_has_crops_and_a_neighbour_to_mix(batch, workers, class_mix, fine):
-    compute = ComputeConfig(num_workers=workers)
+def test_every_worker_has_crops_and_a_neighbour_to_mix(batch, workers, parts, class_mix, fine):
+    compute, augment = ComputeConfig(num_workers=workers), AugmentConfig(class_mix=class_mix)
+    stage = TrainConfig(batch_size=batch, accumulate=parts, augment=augment)
     if fine:
-        check_workers(batch, compute, class_mix)
+        check_workers(stage, compute)
         return
     with pytest.raises(ConfigError, match=rf"batch_size is {batch}.* multiple"):
-        check_workers(batch, compute, class_mix)
+        check_workers(stage, compute)
 
 
 def test_a_run_that_would_mix_single_crops_is_refused(tmp_path: Path):
@@ -42,6 +47,6 @@ def test_a_run_that_would_mix_single_crops_is_refused(tmp_path: Path):
     knobs = {"train.batch_size": 6, "compute.num_workers": 2, "train.augment.class_mix": 0.5}
     config = override(Config(), {"compute.device": "cpu"} | knobs)
     arguments = (SOURCE_MODEL, tmp_path / "t" / "images", tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"3 for each of 2 workers.* multiple of 4"):
+    with pytest.raises(ConfigError, match=r"3 at a time on each of 2 workers.* multiple of 4"):
         sfss_ray.adapt(*arguments, config=config, progress=str)
     assert not (tmp_path / "out").exists()

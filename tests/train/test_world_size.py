@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from train_samples import (
+    KEEPS_ALL,
     adaptation_task,
     assert_states_close,
     sharp_source,
@@ -41,6 +42,8 @@ SCENARIOS = {
         "augment__class_mix": 0.7,
     },
     "mlp": FROZEN | {"num_steps": 1, "loss__projection": "mlp"},
+    # With all pixels kept and no contrast, parts weigh alike however samples are dealt to them.
+    "accumulated": FROZEN | KEEPS_ALL | {"num_steps": 2, "accumulate": 2},
     "adapt": {"batch_norm": "adapt", "num_steps": 1},
     "some_without_masks": FROZEN | {"num_steps": 3},
     "all_without_masks": FROZEN | {"num_steps": 1},

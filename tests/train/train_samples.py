@@ -141,6 +141,15 @@ SMALL = {
 }
 
 
+KEEPS_ALL = {
+    "loss__contrast_weight": 0.0,
+    "loss__class_quantile": 1.0,
+    "loss__mask_vote": "none",
+    "loss__prior_power": 0.0,
+}
+"""Plain self-training on every pixel: the loss is one mean, whatever it is summed up from."""
+
+
 def small_config(**changes) -> Config:
     """A config of seconds; `batch_norm="frozen"` means train.batch_norm, `loss__x` train.loss.x."""
     named = {f"train.{name.replace('__', '.')}": value for name, value in changes.items()}
