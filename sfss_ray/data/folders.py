@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ memory."""
 # Cityscapes names a label after its image by exchanging the last part of the name.
 _IMAGE_ENDING = "_leftImg8bit"
 _LABEL_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
+_CITYSCAPES_LABEL = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|labelIds|labelTrainIds)$")
 
 
 @dataclass(frozen=True, order=True)
@@ -93,11 +95,17 @@ def _by_id(paths: Iterable[Path], folder: Path, what: str) -> dict[str, Path]:
 def list_images(folder: Path | str, what: str = "target images") -> list[ImageFile]:
     """All images below `folder`, sorted by id.
 
-    Raises DataError when the folder is missing, holds no image, or holds two images of one id
-    (a.jpg and a.png: usually a label that lies among the images).
+    Raises DataError when the folder is missing, holds no image, holds Cityscapes' label maps, or two
+    images of one id (a.jpg and a.png: usually a label that lies among the images).
     """
     root = require_folder(folder, what)
     found = _by_id(_walk(root), root, what)
+    label = next((i for i in found if _CITYSCAPES_LABEL.search(i)), None)
+    if label is not None:
+        raise DataError(
+            f"{what}: {str(found[label])!r} is a label map and would count as an image; give the folder"
+            " of the images alone (of Cityscapes leftImg8bit, or a part of it)"
+        )
     if not found:
         raise DataError(
             f"{what}: no image in {str(root)!r}; looked for {', '.join(IMAGE_SUFFIXES)} there and"

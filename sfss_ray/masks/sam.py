@@ -162,9 +162,9 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"no SAM checkpoint at {path}: {_HOW_TO_GET_WEIGHTS}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is not a file of weights alone ({_first_line(error)}); "
+            f"{path} is not a file of weights alone: "
             f"save it again as torch.save(model.state_dict(), path), or {_HOW_TO_GET_WEIGHTS}"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:

@@ -242,3 +242,14 @@ def test_listed_paths_do_not_depend_on_the_folder_of_the_process(
     monkeypatch.chdir("/")
     assert listed.path.is_file()
     assert listed.image_id == "a"
+
+
+@pytest.mark.parametrize("ending", ["gtFine_color", "gtFine_labelIds", "gtCoarse_instanceIds"])
+def test_cityscapes_labels_are_no_images(tmp_path: Path, ending):
+    """Its root folder holds both."""
+    for folder, name in (("leftImg8bit", "a_leftImg8bit.png"), ("gtFine", f"a_{ending}.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch()
+    with pytest.raises(DataError, match=rf"a_{ending}.png' is a label map.*leftImg8bit"):
+        list_images(tmp_path)
+    assert len(list_images(tmp_path / "leftImg8bit")) == 1
