@@ -44,7 +44,7 @@ WARM_UP = 3
 
 
 class Clock:
-    """CPU time of this process, or time of the GPU's queue."""
+    """CPU time of this process, or wall time until the GPU is done."""
 
     def __init__(self, device: str):
         self.device = device
@@ -284,7 +284,7 @@ def facts(device: str, load: float) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "load": load,
-        "clock": "time of the GPU's queue" if gpu else "CPU time of the process",
+        "clock": "wall time until the GPU is done" if gpu else "CPU time of the process",
     }
 
 
