@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sfss_ray.config.checks import are_numbers, require, require_one_of, require_range
+from sfss_ray.config.checks import (
+    are_numbers,
+    require,
+    require_one_of,
+    require_range,
+    require_zooms,
+)
 from sfss_ray.errors import ConfigError
 
 
@@ -156,8 +162,8 @@ class LossConfig:
     """A mask speaks for its pixels only if this share of them has its class already; 0 to 1."""
     prior_power: float = 0.25
     """Teacher probabilities are divided by their running class share to this power; 0 to 1."""
-    teacher_scales: tuple[float, ...] = ()
-    """Zooms at which the teacher looks besides 1; its probabilities are the mean over all views."""
+    teacher_scales: tuple[float, ...] = (1.0,)
+    """Zooms at which the teacher looks for pseudo-labels: its probabilities are the mean over them."""
     teacher_flip: bool = False
     """The teacher also looks at the mirror image of each view."""
     region_source: Literal["masks", "pseudo_labels"] = "masks"
@@ -170,12 +176,7 @@ class LossConfig:
         require_one_of(self, "region_source", ("masks", "pseudo_labels"))
         for name in ("vote_weight", "vote_min_purity", "prior_power"):
             require(self, name, 0, 1)
-        if self.teacher_scales and not (
-            are_numbers(self.teacher_scales) and min(self.teacher_scales) > 0
-        ):
-            raise ConfigError(
-                f"teacher_scales is {self.teacher_scales!r}: allowed are numbers above 0, or none"
-            )
+        require_zooms(self, "teacher_scales")
         require(self, "contrast_weight", 0, 1000)
         require(self, "instance_share", 0, 1)
         low, high = self.ramp if are_numbers(self.ramp) else (1, 0)

@@ -53,9 +53,7 @@ class _Held:
         self.most_bytes_each = most_bytes // max(number, 1)
         self._held: dict[int, tuple[np.ndarray, ...]] = {}
 
-    def get(
-        self, index: int, read: Callable[[], tuple[np.ndarray, ...]]
-    ) -> tuple[np.ndarray, ...]:
+    def get(self, index: int, read: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Arrays of an image, not to be written to."""
         if index in self._held:
             return self._held[index]

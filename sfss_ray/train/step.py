@@ -86,7 +86,7 @@ def teacher_look(
     logits, embeddings = teacher(weak)
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
     grid = logits.float().softmax(1)
-    if config.teacher_scales or config.teacher_flip:
+    if config.teacher_scales != (1.0,) or config.teacher_flip:
         full = mean_over_views(teacher, segmenter, weak, full, config)
         grid = F.adaptive_avg_pool2d(full, grid.shape[-2:])
     if config.prior_power > 0:
@@ -101,15 +101,16 @@ def teacher_look(
 def mean_over_views(
     teacher: nn.Module, segmenter: Segmenter, weak: Tensor, plain: Tensor, config: LossConfig
 ) -> Tensor:
-    """(B, C, H, W) probabilities: the mean of the plain view's and those of zooms and mirror images."""
-    views = [plain]
-    for scale in (1.0, *config.teacher_scales):
+    """(B, C, H, W) probabilities: the mean over zooms and mirror images; `plain` is at hand."""
+    views = []
+    for scale in config.teacher_scales:
         for mirrored in (False, True)[: 1 + config.teacher_flip]:
             if scale == 1 and not mirrored:
+                views.append(plain)
                 continue
             view = weak.flip(3) if mirrored else weak
             if scale != 1:
-                size = [round(side * scale) for side in weak.shape[-2:]]
+                size = [max(1, round(side * scale)) for side in weak.shape[-2:]]
                 view = F.interpolate(view, size=size, mode="bilinear", align_corners=False)
             seen = segmenter.upsample(teacher(view)[0], weak.shape[-2:]).softmax(1)
             views.append(seen.flip(3) if mirrored else seen)

@@ -23,11 +23,13 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Buffers (BatchNorm statistics) are copied: they are an average over steps already, and a second
     one would lag behind the target domain.
     """
-    old, new = list(teacher.parameters()), [p.detach() for p in student.parameters()]
+    old = [p.detach() for p in teacher.parameters()]
+    new = [p.detach() for p in student.parameters()]
     if len(old) != len(new):
         raise ValueError(f"a teacher of {len(old)} tensors cannot follow a student of {len(new)}")
     if old:
-        torch._foreach_lerp_(old, new, 1.0 - momentum)  # a GPU runs one kernel, not one per tensor
+        # On a GPU one kernel in all, not one per tensor.
+        torch._foreach_lerp_(old, new, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
     for buffer, value in zip(teacher.buffers(), student.buffers(), strict=True):
         buffer.copy_(value)
 
