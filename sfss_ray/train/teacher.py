@@ -30,8 +30,10 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     if old:
         # On a GPU one kernel in all, not one per tensor.
         torch._foreach_lerp_(old, new, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
-    for buffer, value in zip(teacher.buffers(), student.buffers(), strict=True):
-        buffer.copy_(value)
+    for kind in {buffer.dtype for buffer in teacher.buffers()}:
+        old = [buffer for buffer in teacher.buffers() if buffer.dtype == kind]
+        new = [buffer for buffer in student.buffers() if buffer.dtype == kind]
+        torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def warm_up_momentum(step: int, momentum: float) -> float:
