@@ -27,14 +27,17 @@ class PrototypeBank:
         """Add prototypes (R, D) of classes (R,) from image numbers (R,), in this order."""
         if not self.size:
             return
-        for label in classes.unique().tolist():
-            chosen = (classes == label).nonzero()[:, 0][-self.size :]
-            skipped = int((classes == label).sum()) - len(chosen)
-            start = int(self.written[label]) + skipped
-            slots = (start + torch.arange(len(chosen), device=chosen.device)) % self.size
-            self.vectors[label, slots] = vectors[chosen].float()
-            self.images[label, slots] = images[chosen]
-            self.written[label] += skipped + len(chosen)
+        number = torch.bincount(classes, minlength=len(self.written))
+        order = classes.argsort(stable=True)
+        label = classes[order]
+        rank = torch.arange(len(order), device=order.device)
+        rank = rank - (number.cumsum(0) - number)[label]  # among the new ones of its class
+        newest = rank >= number[label] - self.size
+        order, label, rank = order[newest], label[newest], rank[newest]
+        slots = (self.written[label] + rank) % self.size
+        self.vectors[label, slots] = vectors[order].float()
+        self.images[label, slots] = images[order]
+        self.written += number
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
         """All written entries: vectors (R, D), classes (R,), image numbers (R,)."""

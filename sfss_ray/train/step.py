@@ -85,13 +85,36 @@ def teacher_look(
     """Pseudo-labels at full size, after the masks' vote; probabilities and embeddings on the grid."""
     logits, embeddings = teacher(weak)
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
+    grid = logits.float().softmax(1)
+    if config.teacher_scales != (1.0,) or config.teacher_flip:
+        full = mean_over_views(teacher, segmenter, weak, full, config)
+        grid = F.adaptive_avg_pool2d(full, grid.shape[-2:])
     if config.prior_power > 0:
         prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), new_step)
     if config.prior_power > 0 or config.mask_vote != "none":
         labels, confidence = relabel(full, mask_ids, prior.share(), config)
     else:
         confidence, labels = full.max(1)
-    return Look(logits.float().softmax(1), embeddings, labels, confidence)
+    return Look(grid, embeddings, labels, confidence)
+
+
+def mean_over_views(
+    teacher: nn.Module, segmenter: Segmenter, weak: Tensor, plain: Tensor, config: LossConfig
+) -> Tensor:
+    """(B, C, H, W) probabilities: the mean over zooms and mirror images; `plain` is at hand."""
+    views = []
+    for scale in config.teacher_scales:
+        for mirrored in (False, True)[: 1 + config.teacher_flip]:
+            if scale == 1 and not mirrored:
+                views.append(plain)
+                continue
+            view = weak.flip(3) if mirrored else weak
+            if scale != 1:
+                size = [max(1, round(side * scale)) for side in weak.shape[-2:]]
+                view = F.interpolate(view, size=size, mode="bilinear", align_corners=False)
+            seen = segmenter.upsample(teacher(view)[0], weak.shape[-2:]).softmax(1)
+            views.append(seen.flip(3) if mirrored else seen)
+    return torch.stack(views).mean(0)
 
 
 def ramp(step: int, num_steps: int, between: tuple[float, float]) -> float:

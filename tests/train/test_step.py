@@ -295,3 +295,20 @@ def test_embeddings_have_length_one():
         player = Players(loss__projection=projection)
         embeddings = player.student(drawn_batch([0])["weak"])[1]
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(1, 16, 16))
+
+
+def test_a_teacher_that_looks_twice_takes_the_mean():
+    weak = drawn_batch([0, 1])["weak"]
+    pixels: dict = {"loss__mask_vote": "none", "loss__prior_power": 0.0}
+    once, mirrored = Players(**pixels), Players(**pixels, loss__teacher_flip=True)
+    zoomed = Players(**pixels, loss__teacher_scales=(1.0, 1.5))
+    plain, both = look_at(once, weak), look_at(mirrored, weak)
+    turned = look_at(once, weak.flip(3))
+    mean = (plain.confidence + turned.confidence.flip(2)) / 2
+    same = plain.labels == turned.labels.flip(2)
+    assert same.float().mean() > 0.5
+    assert torch.allclose(both.confidence[same], mean[same], atol=1e-5)
+    assert torch.equal(both.embeddings, plain.embeddings)
+    assert both.probabilities.shape == plain.probabilities.shape
+    assert torch.allclose(both.probabilities.sum(1), torch.ones(()), atol=1e-5)
+    assert not torch.equal(look_at(zoomed, weak).confidence, plain.confidence)
