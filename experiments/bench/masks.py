@@ -213,9 +213,11 @@ def _row(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     """None when the work fails, of which the reason is printed: other rows may still be measured."""
     try:
         return work()
-    except (Exception, SystemExit):
+    except SystemExit as no_data:
+        print(no_data)
+    except Exception:
         traceback.print_exc(limit=-8)
-        return None
+    return None
 
 
 if __name__ == "__main__":
