@@ -161,12 +161,12 @@ def adaptation_losses(
     loss = seg + 0.0 * embeddings.sum()  # every parameter has a gradient on every worker
     if config.loss.contrast_weight > 0:
         share = ramp(step, config.num_steps, config.loss.ramp)
-        contrast = _contrast(
+        pairwise = contrast(
             embeddings, logits, look, thresholds, memory, batch, config, seed, share
         )
-        parts |= contrast
+        parts |= pairwise
         beta = config.loss.instance_share
-        both = beta * contrast["loss_ins"] + (1 - beta) * contrast["loss_cls"]
+        both = beta * pairwise["loss_ins"] + (1 - beta) * pairwise["loss_cls"]
         loss = loss + config.loss.contrast_weight * share * both
     parts["loss"] = loss
     return loss, {name: value.detach() for name, value in parts.items()}
@@ -186,7 +186,7 @@ def _global_mean(total: Tensor, weight: Tensor) -> Tensor:
     return total * world_size() / everywhere
 
 
-def _contrast(
+def contrast(
     embeddings: Tensor,
     logits: Tensor,
     look: Look,
@@ -199,27 +199,27 @@ def _contrast(
 ) -> dict[str, Tensor]:
     """Intra-instance and intra-class losses (means over all workers' anchors), pair statistics."""
     height, width = embeddings.shape[-2:]
-    cells = _regions(batch["mask_ids"], look, thresholds, (height, width), config)
+    # Everything that is drawn from goes to the CPU at once: from here on no GPU is waited for.
+    cells = _regions(batch["mask_ids"], look, thresholds, (height, width), config).cpu()
+    probabilities, student_label = look.probabilities.cpu(), logits.argmax(1).flatten(1).cpu()
+    thresholds = thresholds.cpu()
+    images, numbers = batch["image"].tolist(), batch["number"].tolist()
     tables = [
-        describe_masks(
-            cells[b], look.probabilities[b], look.embeddings[b], thresholds, config.pairs
-        )
+        describe_masks(cells[b], probabilities[b], look.embeddings[b], thresholds, config.pairs)
         for b in range(len(cells))
     ]
-    fresh = gather_prototypes(tables, batch)
+    fresh = gather_prototypes(tables, images, numbers)
     sums = embeddings.new_zeros(4)
     if share > 0:
         pool = pool_with_bank(fresh, memory.bank, look.probabilities.shape[1])
-        student_label = logits.argmax(1).flatten(1)
         for b, table in enumerate(tables):
             z = embeddings[b].flatten(1).T
-            number, image = int(batch["number"][b]), int(batch["image"][b])
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + numbers[b])
             pairs = sample_pairs(
                 table,
                 pool,
-                image,
-                number * KEYS_PER_SAMPLE,
+                images[b],
+                numbers[b] * KEYS_PER_SAMPLE,
                 student_label[b],
                 thresholds,
                 z,
@@ -234,8 +234,8 @@ def _contrast(
     return {
         "loss_ins": _global_mean(sums[0], sums[1]),
         "loss_cls": _global_mean(sums[2], sums[3]),
-        "masks": embeddings.new_tensor(masks / len(tables)),
-        "reliable": embeddings.new_tensor(reliable / max(masks, 1)),
+        "masks": embeddings.new_full((), masks / len(tables)),
+        "reliable": embeddings.new_full((), reliable / max(masks, 1)),
         "anchors": sums[1].detach(),
     }
 
