@@ -133,15 +133,14 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
         embedded_config(),
         {
             "evaluation.held_out_share": 0.0,
-            "train.num_steps": 400,
-            "train.evaluate_every": 200,
+            "train.num_steps": 300,
+            "train.evaluate_every": 150,
             "train.optim.learning_rate": 1e-3,
             "train.ema_momentum": 0.999,
             # Of the target's own statistics this source model loses four points (experiments/README).
             "train.statistics_share": 0.5,
-            "train.loss.teacher_scales": (0.75, 1.0, 1.5),
             "train.loss.teacher_flip": True,
-            "pretrain.num_steps": 400,
+            "pretrain.num_steps": 300,
             "pretrain.optim.learning_rate": 1e-3,
             "pretrain.batch_size": 4,
             "pretrain.augment.crop_size": [128, 256],
