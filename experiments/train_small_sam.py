@@ -1,7 +1,9 @@
-"""Train the small SAM this package ships, on rendered street scenes.
+r"""Train the small SAM this package ships, on rendered street scenes.
 
     python experiments/train_small_sam.py --minutes 65 --output runs/small_sam [--resume]
     python experiments/train_small_sam.py --minutes 90 --output runs/small_sam --start FILE
+    python experiments/train_small_sam.py --minutes 10 --output runs/small_sam --device cuda \
+        --workers 14 --images-times 3 --points-times 4
     python experiments/measure_small_sam.py --run runs/small_sam
 
 Scenes are rendered while training; nothing is downloaded. The run saves its state every few minutes
@@ -321,7 +323,9 @@ def take_step(run: Run, batch: Batch, progress: float) -> Tensor:
     run.rendered += batch.rendered
     decay = min(EMA_DECAY, run.step / (run.step + 10))
     with torch.no_grad():
-        torch._foreach_lerp_([*run.average.parameters()], [*run.sam.parameters()], 1 - decay)
+        old, new = [*run.average.parameters()], [*run.sam.parameters()]
+        # On a GPU one kernel in all, not one per tensor.
+        torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack([loss.detach(), *iou])
 
 
