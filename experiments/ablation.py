@@ -73,9 +73,7 @@ class Job:
 
 def run_job(job: Job) -> dict[str, Any]:
     """Adapt and score; returns what the table needs of this seed."""
-    import torch
-
-    torch.set_num_threads(1 if job.device == "cpu" else 4)
+    use_one_thread()
     done = finished(job)
     if done:
         return done
@@ -88,6 +86,15 @@ def run_job(job: Job) -> dict[str, Any]:
     else:
         networks, curve = adapted(job)
     return keep(job, scores(job, networks, curve))
+
+
+def use_one_thread() -> None:
+    """Runs share the machine's cores, so none of them may take all."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
 
 
 def finished(job: Job) -> dict[str, Any] | None:
@@ -155,7 +162,8 @@ def with_target_statistics(job: Job) -> Any:
     samples = TargetSamples(job.pair.images, None, train.augment, job.seed)
     batches = step_loader(samples, 0, train.statistics_steps, train.batch_size, 0, 1, 0)
     device = torch.device(job.device)
-    estimate_statistics(network.train(), (to_device(b, device)["weak"] for b in batches))
+    weak = (to_device(b, device)["weak"] for b in batches)
+    estimate_statistics(network.train(), weak, train.statistics_share)
     return network.eval()
 
 
@@ -225,7 +233,8 @@ def ceiling(job: Job) -> dict[str, Any]:
     }
 
 
-def make_pair(arguments: argparse.Namespace) -> DomainPair:
+def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int = 0) -> DomainPair:
+    """The pair that the options name; a source model is trained on `device`, read by `processes`."""
     folder = arguments.work / arguments.pair
     if arguments.pair == "streets":
         return streets(folder, arguments.images)
@@ -233,24 +242,38 @@ def make_pair(arguments: argparse.Namespace) -> DomainPair:
         raise ConfigError(
             "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
         )
-    source = arguments.source_model or camvid_source(folder, arguments.data)
+    source = arguments.source_model or camvid_source(folder, arguments.data, device, processes)
     return camvid_day2dusk(folder, arguments.data, source)
 
 
-def camvid_source(folder: Path, data: Path) -> Path:
+def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int = 0) -> Path:
     """The source model: trained from random weights on the labelled day frames, once."""
     from camvid_day2dusk import DAY, arrange, make_config
 
-    from sfss_ray import pretrain_source
+    from sfss_ray.data.class_sets import CAMVID_11
+    from sfss_ray.data.folders import pair_labels
+    from sfss_ray.models.build import SourceModel, build_network, save_model
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.run import LocalRun, load_state
 
+    model = folder / "source" / "source.pt"
+    if model.exists():
+        return model
     config = make_config(argparse.Namespace(seed=0, source_steps=SOURCE_STEPS, steps=1))
-    day = arrange(data, folder / "day", DAY)
-    return pretrain_source(*day, folder / "source", classes="camvid-11", config=config).model
+    config = override(config, {"compute.loader_processes": processes})
+    day = tuple(pair_labels(*arrange(data, folder / "day", DAY)))
+    run = LocalRun(folder / "source" / "train", device)
+    pretrain(PretrainingTask(day, CAMVID_11, config), run)
+    name = config.pretrain.network
+    network = build_network(name, len(CAMVID_11))
+    network.load_state_dict(load_state(run.folder)["student"])
+    facts = {"steps": SOURCE_STEPS, "images": len(day), "seed": config.seed}
+    return save_model(model, SourceModel(network, name, CAMVID_11, facts))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the pair and its masks, run what is missing, write the table after every result."""
-    pair = make_pair(arguments)
+    pair = make_pair(arguments, arguments.device, arguments.jobs - 1)
     if arguments.steps:
         steps = {"train.num_steps": arguments.steps, "pretrain.num_steps": arguments.steps}
         pair = replace(pair, config=override(pair.config, steps))

@@ -50,7 +50,6 @@ def make_config(arguments: argparse.Namespace) -> Config:
             "train.evaluate_every": max(1, arguments.steps // 3),
             "train.batch_size": 4,
             "train.ema_momentum": 0.99,
-            "train.optim.learning_rate": 1e-4,
             "train.loss.contrast_weight": 0.03,
             "train.augment.crop_size": [256, 352],
             "train.augment.scale_range": [0.75, 1.25],

@@ -55,14 +55,18 @@ def prompt(sam: Sam, image: np.ndarray, xy: np.ndarray) -> tuple[Tensor, Tensor]
     """Logits (N, 3, H, W) and predicted IoU (N, 3) for points (N, 2) in px of the image."""
     predictor = SamPredictor(sam)
     predictor.set_image(image)
-    points = torch.from_numpy(predictor.transform.apply_coords(xy, image.shape[:2])).float()
+    scaled = predictor.transform.apply_coords(xy, image.shape[:2])
+    points = torch.from_numpy(scaled).float().to(sam.device)
     answers = [
         predictor.predict_torch(
-            few[:, None], torch.ones(len(few), 1), multimask_output=True, return_logits=True
+            few[:, None],
+            torch.ones(len(few), 1, device=few.device),
+            multimask_output=True,
+            return_logits=True,
         )
         for few in points.split(POINTS_PER_BATCH)
     ]
-    return torch.cat([a[0] for a in answers]), torch.cat([a[1] for a in answers])
+    return torch.cat([a[0] for a in answers]).cpu(), torch.cat([a[1] for a in answers]).cpu()
 
 
 def iou_matrix(masks: Tensor, ids: np.ndarray) -> tuple[Tensor, Tensor]:

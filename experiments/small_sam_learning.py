@@ -14,7 +14,7 @@ Four things without which the masks hardly come to depend on the point:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from segment_anything.modeling import Sam
@@ -32,15 +32,37 @@ SMALLEST_TARGET = 16  # px; finer things are not asked for
 
 @dataclass
 class Batch:
-    """images (B, 3, H, W) float 0..255; points (B, P, 2) px; targets (B, P, H/2, W/2, 2) of 0 or 1.
+    """Windows of scenes with points in them, and how they are to be learned from.
 
-    token_ids (B, H/8, W/8, 2): object and part at the middle of each patch.
+    Attributes:
+        images: uint8 (B, H, W, 3).
+        points: float (B, P, 2), x and y in px.
+        wanted: int (B, P, 2), object and part under each point.
+        ids: int (B, H/2, W/2, 2), object and part of each logit.
+        token_ids: int (B, H/8, W/8, 2), object and part at the middle of each patch.
+        padded: fill up SAM's square, as in use; else the images are encoded alone.
+        focal: focal loss instead of balanced cross entropy.
+        rendered: scenes that were rendered for this batch.
     """
 
     images: Tensor
     points: Tensor
-    targets: Tensor
+    wanted: Tensor
+    ids: Tensor
     token_ids: Tensor
+    padded: bool
+    focal: bool
+    rendered: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        names = ("images", "points", "wanted", "ids", "token_ids")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def targets(self) -> Tensor:
+        """(B, P, M, 2) of 0 or 1: object and part under each point, M logits in patch order."""
+        ids = into_patches(self.ids)
+        return (ids[:, None] == self.wanted[:, :, None]).float()
 
 
 def prepare_for_training(sam: Sam) -> None:
@@ -76,7 +98,7 @@ def encode_window(sam: Sam, images: Tensor, row: int, column: int) -> Tensor:
                 table = getattr(block.attn, axis)
                 tables[f"blocks.{index}.attn.{axis}"] = table[SIDE - length : SIDE + length - 1]
     normal = (images - sam.pixel_mean) / sam.pixel_std
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(images.device.type, torch.bfloat16):
         embeddings = torch.func.functional_call(encoder, tables, (normal,))
     return embeddings.float()
 
@@ -129,12 +151,21 @@ def upscale(sam: Sam, keys: Tensor) -> Tensor:
     return fine.flatten(-3, -2)
 
 
-def into_patches(masks: Tensor) -> Tensor:
-    """(B, P, h*4, w*4, K) to (B, P, h*w*16, K), in the order in which `upscale` has its pixels."""
-    b, p, height, width, k = masks.shape
+def into_patches(maps: Tensor) -> Tensor:
+    """(B, h*4, w*4, K) to (B, h*w*16, K), in the order in which `upscale` has its pixels."""
+    b, height, width, k = maps.shape
     h, w = height // LOGITS_PER_TOKEN, width // LOGITS_PER_TOKEN
-    split = masks.view(b, p, h, 2, 2, w, 2, 2, k)
-    return split.permute(0, 1, 2, 5, 3, 6, 4, 7, 8).reshape(b, p, h * w * 16, k)
+    split = maps.view(b, h, 2, 2, w, 2, 2, k)
+    return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, h * w * 16, k)
+
+
+def point_tokens(sam: Sam, points: Tensor, row: int, column: int) -> Tensor:
+    """(B, P, 2, C): what the prompt encoder makes of points (B, P, 2), given in px of a window."""
+    offset = SMALL_PATCH_SIZE * torch.tensor([column, row], device=points.device)
+    flat = (points + offset).flatten(0, 1)[:, None]
+    labels = torch.ones(len(flat), 1, device=points.device)
+    sparse = sam.prompt_encoder._embed_points(flat, labels, pad=True)
+    return sparse.unflatten(0, points.shape[:2])
 
 
 def decode_points(
@@ -143,21 +174,21 @@ def decode_points(
     """Mask logits (B, P, 4, valid_rows*w*16) in patch order and predicted IoU (B, P, 4)."""
     b, _, h, w = embeddings.shape
     decoder, prompts = sam.mask_decoder, sam.prompt_encoder
-    offset = torch.tensor([column, row]) * SMALL_PATCH_SIZE
-    flat = (points + offset).flatten(0, 1)[:, None]
-    sparse = prompts._embed_points(flat, torch.ones(len(flat), 1), pad=True)
-    sparse = sparse.unflatten(0, (b, -1))
+    sparse = point_tokens(sam, points, row, column)
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(b, points.shape[1], -1, -1), sparse], dim=2)
     image_pe = prompts.get_dense_pe()[0, :, row : row + h, column : column + w]
+    image_pe = image_pe.flatten(1).transpose(0, 1)
     image = embeddings.flatten(2).transpose(1, 2)[:, None] + prompts.no_mask_embed.weight
-    queries, keys = transform(
-        decoder.transformer, image, image_pe.flatten(1).transpose(0, 1), tokens
-    )
-    fine = upscale(sam, keys[:, :, : valid_rows * w]).flatten(2, 3)
-    heads = decoder.output_hypernetworks_mlps
-    weights = torch.stack([mlp(queries[:, :, 1 + i]) for i, mlp in enumerate(heads)], dim=2)
-    return weights @ fine.transpose(-1, -2), decoder.iou_prediction_head(queries[:, :, 0])
+    # On a CPU bf16 pays for the encoder's wide matrices alone. Places are encoded in float32.
+    with torch.autocast(embeddings.device.type, torch.bfloat16, enabled=embeddings.is_cuda):
+        queries, keys = transform(decoder.transformer, image, image_pe, tokens)
+        fine = upscale(sam, keys[:, :, : valid_rows * w]).flatten(2, 3)
+        heads = decoder.output_hypernetworks_mlps
+        weights = torch.stack([mlp(queries[:, :, 1 + i]) for i, mlp in enumerate(heads)], dim=2)
+        predicted = decoder.iou_prediction_head(queries[:, :, 0])
+        logits = weights @ fine.transpose(-1, -2)
+    return logits.float(), predicted.float()
 
 
 class PairHeads(nn.Module):
@@ -171,15 +202,21 @@ class PairHeads(nn.Module):
 
     def forward(self, embeddings: Tensor, ids: Tensor, sampled: int = 192) -> Tensor:
         tokens = embeddings[:, :, : ids.shape[1]].flatten(2).transpose(1, 2)
-        chosen = torch.randperm(tokens.shape[1])[:sampled]
+        chosen = torch.randperm(tokens.shape[1])[:sampled].to(tokens.device)
         tokens, ids = tokens[:, chosen], ids.flatten(1, 2)[:, chosen]
-        total = torch.zeros(())
+        total = tokens.new_zeros(())
         for i, project in enumerate(self.project):
             unit = F.normalize(project(tokens), dim=-1)
             logits = self.scale[i] * (unit @ unit.transpose(1, 2)) + self.bias[i]
             same = ids[:, :, None, i] == ids[:, None, :, i]
-            total = total + F.softplus(-logits)[same].mean() + F.softplus(logits)[~same].mean()
+            total = total + mean_where(F.softplus(-logits), same)
+            total = total + mean_where(F.softplus(logits), ~same)
         return total
+
+
+def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values; 0 where none is chosen. (Indexing would make a GPU wait.)"""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def mask_losses(logits: Tensor, targets: Tensor, focal: bool) -> Tensor:
@@ -208,27 +245,27 @@ def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def batch_loss(
-    sam: Sam, heads: PairHeads, batch: Batch, padded: bool, focal: bool, pair_weight: float
+    sam: Sam, heads: PairHeads, batch: Batch, pair_weight: float
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch and, for the log, the mean best-of-3 IoU with object and part (2,).
 
-    padded: fill up SAM's square, as in use; else the images are encoded alone. As wide as the
-    square they lie at its top, as in use; smaller ones at a random place of it.
-    focal: focal loss instead of balanced cross entropy.
+    Images as wide as SAM's square lie at its top, as in use; smaller ones at a random place of it.
     """
-    h, w = (length // SMALL_PATCH_SIZE for length in batch.images.shape[2:])
-    images, row, column = batch.images, 0, 0
-    if padded:
+    images = batch.images.permute(0, 3, 1, 2).float()
+    h, w = (length // SMALL_PATCH_SIZE for length in images.shape[2:])
+    row, column = 0, 0
+    if batch.padded:
         mean = sam.pixel_mean  # padding is zero after normalising
-        images = mean.expand(len(images), 3, SMALL_IMAGE_SIZE, SMALL_IMAGE_SIZE).clone()
-        images[:, :, : h * SMALL_PATCH_SIZE, : w * SMALL_PATCH_SIZE] = batch.images
+        square = mean.expand(len(images), 3, SMALL_IMAGE_SIZE, SMALL_IMAGE_SIZE).clone()
+        square[:, :, : h * SMALL_PATCH_SIZE, : w * SMALL_PATCH_SIZE] = images
+        images = square
     elif w < SIDE:
         row, column = (int(torch.randint(0, SIDE - length + 1, ())) for length in (h, w))
     embeddings = encode_window(sam, images, row, column)
     logits, predicted = decode_points(sam, embeddings, batch.points, row, column, h)
-    targets = into_patches(batch.targets)
+    targets = batch.targets()
     asked = (targets.sum(2) >= SMALLEST_TARGET / PIXELS_PER_LOGIT**2).float()
-    losses = mask_losses(logits, targets, focal)
+    losses = mask_losses(logits, targets, batch.focal)
     best = losses[:, :, 1:].amin(dim=2)
     single = losses[:, :, 0, 0]
     iou = true_iou(logits.detach(), targets)

@@ -1,7 +1,9 @@
-"""Train the small SAM this package ships, on rendered street scenes.
+r"""Train the small SAM this package ships, on rendered street scenes.
 
     python experiments/train_small_sam.py --minutes 65 --output runs/small_sam [--resume]
     python experiments/train_small_sam.py --minutes 90 --output runs/small_sam --start FILE
+    python experiments/train_small_sam.py --minutes 10 --output runs/small_sam --device cuda \
+        --workers 14 --images-times 3 --points-times 4
     python experiments/measure_small_sam.py --run runs/small_sam
 
 Scenes are rendered while training; nothing is downloaded. The run saves its state every few minutes
@@ -17,7 +19,9 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -34,6 +38,7 @@ from small_sam_learning import (
     prepare_for_training,
 )
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sfss_ray.masks.sam import SMALL_PATCH_SIZE, build_small_sam
 from sfss_ray.models.build import file_sha256
@@ -42,11 +47,11 @@ from sfss_ray.streets.scenes import render_scene
 RENDER_SIZES = (*((128, 256),) * 5, (192, 256), (192, 256), (256, 512))  # (height, width) in px
 POOL_AT_START = 64
 POOL_CAPACITY = 2000
-EMA_DECAY = 0.99
+EMA_DECAY = 0.998
 PEAK_RATE = 1.5e-3
 CONTINUED_RATE = 1e-3
 SECONDS_BETWEEN_LINES = 20
-SECONDS_BETWEEN_SAVES = 240
+SECONDS_BETWEEN_SAVES = 120
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,9 @@ class Stage:
 
 WIDE_SIZES = ((128, 256), (128, 256), (128, 256), (128, 256), (160, 256), (192, 256), (192, 256))
 STAGES = (
-    Stage(0.30, ((128, 128),), padded=0.0, images=12, points=6, focal=False),
-    Stage(0.42, ((128, 128),), padded=0.0, images=12, points=6, focal=True),
-    Stage(0.70, WIDE_SIZES, padded=0.5, images=5, points=8, focal=True),
+    Stage(0.20, ((128, 128),), padded=0.0, images=12, points=6, focal=False),
+    Stage(0.30, ((128, 128),), padded=0.0, images=12, points=6, focal=True),
+    Stage(0.60, WIDE_SIZES, padded=0.5, images=5, points=8, focal=True),
     Stage(math.inf, (*WIDE_SIZES, (256, 256)), padded=1.0, images=4, points=10, focal=True),
 )
 
@@ -77,22 +82,26 @@ CONTINUED_STAGES = (
 
 
 class ScenePool:
-    """Rendered scenes of both domains; every draw renders one more, as rendering is not free."""
+    """Rendered scenes of both domains; every draw renders one more, as rendering is not free.
 
-    def __init__(self, seed: int, rendered: int = 0) -> None:
+    The scenes of a seed are dealt out: pool `part` of `parts` has every parts-th of them.
+    """
+
+    def __init__(self, seed: int, rendered: int = 0, part: int = 0, parts: int = 1) -> None:
         self.seed = seed
-        self.rendered = rendered
-        self.scenes: list[tuple[np.ndarray, ...]] = []
-        for _ in range(POOL_AT_START):
+        self.next = rendered + part
+        self.parts = parts
+        self.rng = np.random.default_rng([seed, rendered, part])
+        self.scenes: deque[tuple[np.ndarray, ...]] = deque(maxlen=POOL_CAPACITY)
+        for _ in range(max(1, POOL_AT_START // parts)):
             self._render_next()
 
     def _render_next(self) -> None:
-        domain = DOMAINS[self.rendered % 2]
-        index = self.rendered // 2
-        scene = render_scene(domain, self.seed, index, RENDER_SIZES[index % len(RENDER_SIZES)])
+        domain = DOMAINS[self.rng.integers(len(DOMAINS))]
+        size = RENDER_SIZES[self.rng.integers(len(RENDER_SIZES))]
+        scene = render_scene(domain, self.seed, self.next, size)
         self.scenes.append((scene.image, scene.instances, scene.parts))
-        self.scenes = self.scenes[-POOL_CAPACITY:]
-        self.rendered += 1
+        self.next += self.parts
 
     def draw(self, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
         self._render_next()
@@ -165,7 +174,9 @@ def draw_points(
 def make_batch(pool: ScenePool, stage: Stage, rng: np.random.Generator) -> Batch:
     size = stage.sizes[rng.integers(len(stage.sizes))]
     rows: list[tuple[np.ndarray, ...]] = []
+    draws = 0
     while len(rows) < stage.images:
+        draws += 1
         for scene in pool.draw(stage.images - len(rows), rng):
             image, instances, parts = cut_window(scene, size, rng)
             points = draw_points(instances, parts, stage.points, rng)
@@ -174,14 +185,31 @@ def make_batch(pool: ScenePool, stage: Stage, rng: np.random.Generator) -> Batch
                 y, x = rng.integers(0, PIXELS_PER_LOGIT, 2)
                 small = ids[y::PIXELS_PER_LOGIT, x::PIXELS_PER_LOGIT]
                 wanted = ids[points[:, 1], points[:, 0]]
-                masks = small[None] == wanted[:, None, None, :]
                 middle = SMALL_PATCH_SIZE // 2
                 tokens = ids[middle::SMALL_PATCH_SIZE, middle::SMALL_PATCH_SIZE]
-                rows.append((vary_appearance(image, rng), points, masks, tokens))
-    images, points, masks, tokens = (
-        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
-    )
-    return Batch(images.permute(0, 3, 1, 2), points.float(), masks.float(), tokens.long())
+                pixels = vary_appearance(image, rng).round().astype(np.uint8)
+                rows.append((pixels, points.astype(np.float32), wanted, small, tokens))
+    columns = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+    padded = bool(rng.random() < stage.padded)
+    return Batch(*columns, padded=padded, focal=stage.focal, rendered=draws)
+
+
+class BatchStream(IterableDataset):
+    """Batches without end, of the stage that the training is in; each worker has its own pool."""
+
+    def __init__(self, run: Run, seed: int, progress: Tensor) -> None:
+        self.seed, self.step, self.rendered = seed, run.step, run.rendered
+        self.stages, self.progress = run.stages, progress
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        pool = ScenePool(self.seed, self.rendered, part, parts)
+        rng = np.random.default_rng([self.seed, self.step, part])
+        while True:
+            yield make_batch(pool, stage_at(self.stages, float(self.progress)), rng)
 
 
 @dataclass
@@ -200,18 +228,29 @@ class Run:
     peak_rate: float = PEAK_RATE
 
 
-def start_run(seed: int, start: Path | None = None) -> Run:
-    torch.manual_seed(seed)
+def start_run(arguments: argparse.Namespace) -> Run:
+    torch.manual_seed(arguments.seed)
+    start, device = arguments.start, arguments.device
     sam, average, heads = build_small_sam(), build_small_sam().eval(), PairHeads()
     prepare_for_training(sam)
     if start is not None:
         sam.load_state_dict({k: v.float() for k, v in read_weights(start).items()})
     average.load_state_dict(sam.state_dict())
+    for module in (sam, average, heads):
+        module.to(device)
     parameters = [*sam.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.02)
     run = Run(sam, average.requires_grad_(False), heads, optimizer)
     if start is not None:
         run.stages, run.peak_rate = CONTINUED_STAGES, CONTINUED_RATE
+    run.stages = tuple(
+        replace(
+            stage,
+            images=stage.images * arguments.images_times,
+            points=stage.points * arguments.points_times,
+        )
+        for stage in run.stages
+    )
     return run
 
 
@@ -228,12 +267,15 @@ def save(run: Run, arguments: argparse.Namespace) -> None:
     folder = arguments.output
     state = {name: getattr(run, name).state_dict() for name in MODULES}
     save_atomically(state | {name: getattr(run, name) for name in NUMBERS}, folder / "state.pt")
-    half = {name: value.half() for name, value in run.average.state_dict().items()}
+    half = {name: value.half().cpu() for name, value in run.average.state_dict().items()}
     save_atomically(half, folder / "small_sam.pt")
     facts = {
         "data": "scenes rendered by sfss_ray.streets while training",
         "domains": DOMAINS,
         "seed": arguments.seed,
+        "device": device_name(run.sam.device),
+        "images_times": arguments.images_times,
+        "points_times": arguments.points_times,
         "started_from": file_sha256(arguments.start) if arguments.start else "random weights",
         "scenes": run.rendered,
         "steps": run.step,
@@ -241,6 +283,10 @@ def save(run: Run, arguments: argparse.Namespace) -> None:
         "cpu_minutes": round(run.cpu_seconds / 60, 1),
     }
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def load_state(run: Run, path: Path) -> None:
@@ -257,31 +303,29 @@ def save_atomically(content: object, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def stage_at(run: Run, progress: float) -> Stage:
-    return next(stage for stage in run.stages if progress < stage.until)
+def stage_at(stages: Sequence[Stage], progress: float) -> Stage:
+    return next(stage for stage in stages if progress < stage.until)
 
 
-def take_step(run: Run, pool: ScenePool, rng: np.random.Generator, progress: float) -> Tensor:
+def take_step(run: Run, batch: Batch, progress: float) -> Tensor:
     """One update. Returns (loss, object IoU, part IoU)."""
-    stage = stage_at(run, progress)
     rate = (
         run.peak_rate * min(1.0, (run.step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * progress))
     )
     for group in run.optimizer.param_groups:
         group["lr"] = max(rate, 1e-5)
-    batch = make_batch(pool, stage, rng)
-    pair_weight = 0.1 + 0.9 * (1 - progress)
-    padded = bool(rng.random() < stage.padded)
-    loss, iou = batch_loss(run.sam, run.heads, batch, padded, stage.focal, pair_weight)
+    loss, iou = batch_loss(run.sam, run.heads, batch, pair_weight=0.1 + 0.9 * (1 - progress))
     run.optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(run.sam.parameters(), 1.0)
     run.optimizer.step()
     run.step += 1
-    run.rendered = pool.rendered
+    run.rendered += batch.rendered
     decay = min(EMA_DECAY, run.step / (run.step + 10))
-    for mean, value in zip(run.average.parameters(), run.sam.parameters(), strict=True):
-        mean.lerp_(value.detach(), 1 - decay)
+    with torch.no_grad():
+        old, new = [*run.average.parameters()], [*run.sam.parameters()]
+        # On a GPU one kernel in all, not one per tensor.
+        torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack([loss.detach(), *iou])
 
 
@@ -290,15 +334,20 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
     budget = 60 * arguments.minutes
     began = time.monotonic() - run.seconds
     cpu_began = time.process_time() - run.cpu_seconds
-    pool = ScenePool(arguments.seed, run.rendered)
-    rng = np.random.default_rng([arguments.seed, run.step])
+    progress = torch.tensor(run.seconds / budget).share_memory_()  # workers see it change
+    stream = BatchStream(run, arguments.seed, progress)
+    workers = arguments.workers
+    loader = DataLoader(stream, None, num_workers=workers, prefetch_factor=2 if workers else None)
     seen: list[Tensor] = []
     next_line = run.seconds + SECONDS_BETWEEN_LINES
     next_save = run.seconds + SECONDS_BETWEEN_SAVES
-    while run.seconds < budget:
-        seen.append(take_step(run, pool, rng, run.seconds / budget))
+    for batch in loader:
+        seen.append(take_step(run, batch.to(run.sam.device), float(progress)))
         run.seconds = time.monotonic() - began
         run.cpu_seconds = time.process_time() - cpu_began
+        progress.fill_(run.seconds / budget)
+        if run.seconds >= budget:
+            break
         if run.seconds >= next_line:
             print(progress_line(run, torch.stack(seen).mean(0).tolist(), budget), flush=True)
             seen, next_line = [], run.seconds + SECONDS_BETWEEN_LINES
@@ -310,7 +359,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def progress_line(run: Run, means: list[float], budget: float) -> str:
-    stage = run.stages.index(stage_at(run, run.seconds / budget)) + 1
+    stage = run.stages.index(stage_at(run.stages, run.seconds / budget)) + 1
     return (
         f"step {run.step} stage {stage} loss {means[0]:.3f} IoU object {means[1]:.3f} "
         f"part {means[2]:.3f} scenes {run.rendered} minutes {run.seconds / 60:.1f} "
@@ -326,11 +375,15 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to begin from (small_sam.pt)")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0: this one")
+    parser.add_argument("--images-times", type=int, default=1, help="larger batches: for a GPU")
+    parser.add_argument("--points-times", type=int, default=1, help="more points an image")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    run = start_run(arguments.seed, arguments.start)
+    run = start_run(arguments)
     if arguments.resume:
         load_state(run, arguments.output / "state.pt")
     train(run, arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _SLOPE = 10.0  # logits per low-resolution pixel at a border
 _WITH_SPECK = 0.2  # share of the objects that have a small island elsewhere, as real masks have
 
 
-def random_sam(kind: str, seed: int = 5, gain: float = 1.6) -> Sam:
+def random_sam(kind: str, device: str = "cpu", seed: int = 5, gain: float = 1.6) -> Sam:
     """A SAM of a published size with random weights whose masks have parts and borders.
 
     torch's default weights give nearly the same mask for every point, made of single pixels. Here
@@ -36,7 +37,8 @@ def random_sam(kind: str, seed: int = 5, gain: float = 1.6) -> Sam:
     convolution makes of one are nearly alike.
     """
     torch.manual_seed(seed)
-    sam = BUILDERS[kind]()
+    with torch.device(device):  # a CPU draws the weights of a ViT-H in many seconds
+        sam = BUILDERS[kind]()
     decoder: Any = sam.mask_decoder
     generator = torch.Generator().manual_seed(seed)
     for parameter in decoder.parameters():
@@ -48,7 +50,15 @@ def random_sam(kind: str, seed: int = 5, gain: float = 1.6) -> Sam:
         weight.copy_(2 * weight.mean((2, 3), keepdim=True) + 0.03 * weight)
     for network in decoder.output_hypernetworks_mlps:
         network.layers[-1].weight.data.mul_(16)
-    return sam.eval().requires_grad_(False)
+    return sam.eval().requires_grad_(False).to(device)
+
+
+@lru_cache(maxsize=1)
+def calibrated_sam(kind: str, device: str) -> Sam:
+    """A random_sam of which PASSING of the candidates pass; the last one asked for is kept."""
+    sam = random_sam(kind, device)
+    calibrate_quality(sam)
+    return sam
 
 
 @torch.no_grad()

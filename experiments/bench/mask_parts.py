@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +19,7 @@ from mask_models import (
     DrawnMasks,
     DrawnPoints,
     NoEncoder,
-    calibrate_quality,
+    calibrated_sam,
     draw_masks,
     drawn_shared_decoder,
     low_size,
@@ -128,21 +125,33 @@ def same_masks(options: Options, case: str) -> dict[str, Any]:
     if kind == "small":
         sam, settings = load_sam(shipped_small_sam(), device=options.device), SMALL_SETTINGS
     else:
-        sam, settings = random_sam(kind), RANDOM_SETTINGS
-        calibrate_quality(sam)
-        sam.to(options.device)
+        sam, settings = calibrated_sam(kind, options.device), RANDOM_SETTINGS
     settings = {**settings, **changes, "output_mode": "coco_rle"}
     count = options.images if kind == "small" else 2  # of a large network on a CPU
     images = camvid(options, count) if source == "camvid" else cityscapes(options)
     images = images if kind == "small" else images[:count]
-    seen = [_compare(sam, image, settings, options.device) for image in images]
+    with _convolutions_in_float32():
+        seen = [_compare(sam, image, settings, options.device) for image in images]
     row = _summed(seen)
     return {"images": len(images), **row, "settings": settings, **machine(options.device)}
 
 
+@contextmanager
+def _convolutions_in_float32() -> Iterator[None]:
+    """cuDNN rounds float32 convolutions to TF32 by default: stock's upscaling, which ours has as
+    matrix products, would be compared at 10 bits.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def _compare(sam: Sam, image: np.ndarray, settings: dict[str, Any], device: str) -> dict[str, Any]:
     try:
-        with _quiet():
+        with quiet():
             stock_seconds, stock = seconds_of(
                 lambda: SamAutomaticMaskGenerator(sam, **settings).generate(image), device
             )
@@ -200,7 +209,7 @@ def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
     Time inside encoder and decoder (stock: set_image and mask_decoder; ours: encode_crop and
     decode) is taken off; it is that of stand-ins.
     """
-    sam = random_sam("vit_b")
+    sam = random_sam("vit_b", options.device)
     sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
     drawn = draw_masks(low_size(size), 32, device=options.device)
     sam.mask_decoder = DrawnDecoder(drawn, None)  # pyright: ignore[reportAttributeAccessIssue]
@@ -214,7 +223,7 @@ def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
         generator = build(sam, output_mode="coco_rle")
         times = []
         for _ in range(repeats):
-            with _quiet(), _clock_of_others(drawn, options.device) as others:
+            with quiet(), _clock_of_others(drawn, options.device) as others:
                 seconds, found[name] = seconds_of(
                     lambda g=generator: g.generate(image), options.device
                 )
@@ -266,26 +275,34 @@ def whole_image(
 
     `who` is stock, fp32 or bf16 (both ours).
     """
-    sam = random_sam(kind)
-    calibrate_quality(sam)
-    sam.to(options.device)
+    sam = calibrated_sam(kind, options.device)
     drawn = draw_masks(low_size(CITYSCAPES), 32, device=options.device)
     image = smooth_image(CITYSCAPES)
     repeats = options.stock_repeats if who == "stock" else options.repeats
-    with _quiet(), _drawn_logits(sam, drawn, who):
-        generator = _generator(sam, who, points_per_batch)
-        if options.device == "cuda":
+    gpu = options.device == "cuda"
+    with quiet(), drawn_logits(sam, drawn, who):
+        generator = generator_of(sam, who, points_per_batch)
+        if gpu:
             generator.generate(image)
             torch.cuda.reset_peak_memory_stats()
         seconds, found = median_seconds(lambda: generator.generate(image), repeats, options.device)
     row = {"seconds": seconds, "repeats": repeats, "masks": len(found)}
-    if options.device == "cuda":
+    if gpu:
         row["images_per_second"] = 1 / seconds
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        row["encoder_seconds"] = _encoder_seconds(generator.predictor, image, who, repeats)
     return {**row, "points_per_batch": points_per_batch, **machine(options.device)}
 
 
-def _generator(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> Any:
+@torch.no_grad()
+def _encoder_seconds(predictor: SamPredictor, image: np.ndarray, who: str, repeats: int) -> float:
+    """Of them, those of the image encoder with its preparation of the image, on a GPU."""
+    dtype = torch.bfloat16 if who == "bf16" else torch.float32
+    work = lambda: automatic.encode_crop(predictor, image, dtype)  # noqa: E731
+    return median_seconds(work, repeats, "cuda")[0]
+
+
+def generator_of(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> Any:
     settings = {"points_per_batch": points_per_batch, "output_mode": "coco_rle", **settings}
     if who == "stock":
         return SamAutomaticMaskGenerator(sam, **settings)
@@ -294,7 +311,7 @@ def _generator(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> An
 
 
 @contextmanager
-def _drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
+def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
     """Inside, decoders do their work and hand out drawn logits."""
     decoder, ours = sam.mask_decoder, candidates.SharedImageDecoder
     if who == "stock":
@@ -313,8 +330,8 @@ def small_image(options: Options) -> dict[str, Any]:
     images = camvid(options, 3)
     row = {}
     for who in ("stock", "fp32", "bf16"):
-        generator = _generator(sam, who, 64, **SMALL_SETTINGS)
-        with _quiet():
+        generator = generator_of(sam, who, 64, **SMALL_SETTINGS)
+        with quiet():
             generator.generate(images[0])
             times = [seconds_of(lambda: generator.generate(i), options.device)[0] for i in images]  # noqa: B023
         row[f"{who}_seconds"] = float(np.median(times))
@@ -326,7 +343,7 @@ def small_image(options: Options) -> dict[str, Any]:
 def agreement(options: Options) -> dict[str, Any]:
     """Our bf16 against our fp32 with the trained small SAM: counts, and each mask's best IoU."""
     sam = load_sam(shipped_small_sam(), device=options.device)
-    generators = [_generator(sam, who, 64, **SMALL_SETTINGS) for who in ("fp32", "bf16")]
+    generators = [generator_of(sam, who, 64, **SMALL_SETTINGS) for who in ("fp32", "bf16")]
     counts, best = np.zeros(2, dtype=int), []
     for image in camvid(options, options.images):
         exact, fast = ([r["segmentation"] for r in g.generate(image)] for g in generators)
@@ -346,53 +363,8 @@ def agreement(options: Options) -> dict[str, Any]:
     }
 
 
-# --- memory -------------------------------------------------------------------------------------
-
-
-def batch_memory(who: str) -> dict[str, Any]:
-    """Extra peak memory of one batch of 64 points at 2048x1024, ViT-B, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-    )
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def batch_memory_here(who: str) -> dict[str, Any]:
-    """The row of batch_memory, in this process: above what is held before the batch.
-
-    The encoder is left out, as its own peak would hide the batch's; a first call with one point
-    brings in what is loaded once.
-    """
-    sam = random_sam("vit_b")
-    calibrate_quality(sam)
-    sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
-    drawn = draw_masks(low_size(CITYSCAPES), 8)
-    image = smooth_image(CITYSCAPES)
-    with _quiet(), _drawn_logits(sam, drawn, who):
-        _generator(sam, who, 1, points_per_side=1).generate(image)
-        drawn.given = 0
-        generator = _generator(sam, who, 64, points_per_side=8)
-        before = _peak_kib(forget=True)
-        masks = generator.generate(image)
-        extra = _peak_kib() - before
-    return {"extra_gb": round(extra * 1024 / 1e9, 3), "masks": len(masks), **machine()}
-
-
-def _peak_kib(forget: bool = False) -> int:
-    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew."""
-    if forget:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without torch's warnings about how the stock generator uses it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from mask_memory import batch_memory, batch_memory_here
 from mask_models import OBJECTS, PASSING
 from mask_parts import (
     CAMVID,
@@ -24,8 +28,6 @@ from mask_parts import (
     SAME_CASES,
     Options,
     agreement,
-    batch_memory,
-    batch_memory_here,
     post_processing,
     same_masks,
     small_image,
@@ -48,7 +50,7 @@ SIMULATED = (
 def measurements(
     options: Options, parts: list[str], only: str
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and work of each row; `only` is a part of the names wanted."""
+    """Name and work of each row in the order of `parts`; `only` is a part of the names wanted."""
     every: list[tuple[str, str, Callable[[], Any]]] = [
         ("same", case, lambda case=case: same_masks(options, case)) for case in SAME_CASES
     ]
@@ -64,9 +66,10 @@ def measurements(
             ("memory", who, lambda who=who: batch_memory(who)) for who in ("stock", "fp32", "bf16")
         ]
     every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
-    for part, name, work in every:
-        if part in parts and only in name:
-            yield f"{part}: {name}", work
+    for wanted in parts:
+        for part, name, work in every:
+            if part == wanted and only in name:
+                yield f"{part}: {name}", work
 
 
 def _whole_images(device: str) -> Iterator[tuple[str, str, int]]:
@@ -96,6 +99,10 @@ def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
 
 
 _POST = ("stock_seconds", "ours_seconds", "times_faster", "stock_masks", "our_masks", "identical")
+_IMAGE = (
+    "seconds", "times_faster", "repeats", "masks", "images_per_second", "peak_gb",
+    "encoder_seconds",
+)  # fmt: skip
 _SMALL = ("stock_seconds", "fp32_seconds", "bf16_seconds", "times_faster", "times_faster_bf16")
 _MEMORY = ("extra_gb", "masks")
 _BF16 = (
@@ -135,7 +142,15 @@ def _image_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
         stock = rows.get(f"{name.split()[0]} stock 64", {}).get("seconds")
         times = round(stock / row["seconds"], 1) if stock else ""
         shown[name] = {**row, "times_faster": times}
-    columns = ("seconds", "times_faster", "repeats", "masks", "images_per_second", "peak_gb")
+    columns = (
+        "seconds",
+        "times_faster",
+        "repeats",
+        "masks",
+        "images_per_second",
+        "peak_gb",
+        "encoder_seconds",
+    )
     return _table("Whole image, 2048x1024, 1024 points (network, generator, batch)", shown, columns)
 
 
@@ -161,6 +176,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40, help="CamVid images to compare on")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stock-repeats", type=int, default=1, help="stock takes minutes")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="starts no row after these")
     parser.add_argument("--memory-of", choices=("stock", "fp32", "bf16"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -175,11 +191,33 @@ def main() -> None:
     )  # fmt: skip
     name = f"masks_{arguments.device}"
     command = f"python experiments/bench/masks.py --device {arguments.device}"
+    deadline, failed = time.monotonic() + arguments.seconds, 0
     for row_name, work in measurements(options, arguments.parts, arguments.only):
-        row = work() | {"command": command}
+        if time.monotonic() > deadline:
+            print(f"{row_name}: not measured, {arguments.seconds:g} s are over", flush=True)
+            continue
+        row = _row(work)
+        if row is None:
+            print(f"{row_name}: failed", flush=True)
+            failed += 1
+            continue
+        row |= {"command": command}
         print(row_name, json.dumps(row), flush=True)
         rows = keep(name, {row_name: row})
         (RESULTS / f"{name}.md").write_text(text_of(rows, arguments.device))
+    if failed:
+        sys.exit(f"{failed} rows failed")
+
+
+def _row(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """None when the work fails, of which the reason is printed: other rows may still be measured."""
+    try:
+        return work()
+    except SystemExit as no_data:
+        print(no_data)
+    except Exception:
+        traceback.print_exc(limit=-8)
+    return None
 
 
 if __name__ == "__main__":

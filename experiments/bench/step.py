@@ -44,7 +44,7 @@ WARM_UP = 3
 
 
 class Clock:
-    """CPU time of this process, or time of the GPU's queue."""
+    """CPU time of this process, or wall time until the GPU is done."""
 
     def __init__(self, device: str):
         self.device = device
@@ -196,7 +196,7 @@ def contrast_alone(
         labels = q.argmax(1)
         look = steps.Look(q, teacher, labels, q.max(1).values)
     thresholds = torch.full((CLASSES,), 0.5, device=device)
-    parts = steps._contrast(z, logits, look, thresholds, held, batch, config, 0, 1.0)
+    parts = steps.contrast(z, logits, look, thresholds, held, batch, config, 0, 1.0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
 
 
@@ -284,7 +284,7 @@ def facts(device: str, load: float) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "load": load,
-        "clock": "time of the GPU's queue" if gpu else "CPU time of the process",
+        "clock": "wall time until the GPU is done" if gpu else "CPU time of the process",
     }
 
 

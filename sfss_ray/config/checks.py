@@ -33,6 +33,12 @@ def are_numbers(pair: Any, whole: bool = False) -> bool:
     return is_pair and all(is_number(value, whole) for value in pair)
 
 
+def require_zooms(owner: object, name: str):
+    zooms = getattr(owner, name)
+    if not zooms or not all(is_number(zoom) and 0.1 <= zoom <= 4 for zoom in zooms):
+        raise ConfigError(f"{name} is {zooms!r}: allowed are zooms of .1 to 4, one or more")
+
+
 def require_one_of(owner: object, name: str, allowed: tuple[str, ...]):
     value = getattr(owner, name)
     if value not in allowed:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
-from sfss_ray.config.checks import are_numbers, require, require_one_of, require_range
+from sfss_ray.config.checks import (
+    are_numbers,
+    require,
+    require_one_of,
+    require_range,
+    require_zooms,
+)
 from sfss_ray.errors import ConfigError
 
 
@@ -43,10 +49,7 @@ class EvaluationConfig:
         require(self, "pictures", 0, 100)
         require_one_of(self, "mode", ("whole", "slide"))
         _require_windows(self)
-        if not self.scales or not all(are_numbers((s, s)) and 0.1 <= s <= 4 for s in self.scales):
-            raise ConfigError(
-                f"scales is {self.scales!r}: allowed are zooms of .1 to 4, one or more"
-            )
+        require_zooms(self, "scales")
 
 
 def _require_windows(config: EvaluationConfig) -> None:

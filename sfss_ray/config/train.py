@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sfss_ray.config.checks import are_numbers, require, require_one_of, require_range
+from sfss_ray.config.checks import (
+    are_numbers,
+    require,
+    require_one_of,
+    require_range,
+    require_zooms,
+)
 from sfss_ray.errors import ConfigError
 
 
@@ -156,6 +162,10 @@ class LossConfig:
     """A mask speaks for its pixels only if this share of them has its class already; 0 to 1."""
     prior_power: float = 0.25
     """Teacher probabilities are divided by their running class share to this power; 0 to 1."""
+    teacher_scales: tuple[float, ...] = (1.0,)
+    """Zooms at which the teacher looks for pseudo-labels: its probabilities are the mean over them."""
+    teacher_flip: bool = False
+    """The teacher also looks at the mirror image of each view."""
     region_source: Literal["masks", "pseudo_labels"] = "masks"
     """What counts as a region in the contrast: a mask, or an image's confident pixels of a class."""
 
@@ -166,6 +176,7 @@ class LossConfig:
         require_one_of(self, "region_source", ("masks", "pseudo_labels"))
         for name in ("vote_weight", "vote_min_purity", "prior_power"):
             require(self, name, 0, 1)
+        require_zooms(self, "teacher_scales")
         require(self, "contrast_weight", 0, 1000)
         require(self, "instance_share", 0, 1)
         low, high = self.ramp if are_numbers(self.ramp) else (1, 0)
@@ -199,6 +210,8 @@ class TrainConfig:
     before step 1, then fixed; adapt: estimated so, then running on (the teacher copies them)."""
     statistics_steps: int = 20
     """With target and adapt: batches that the estimate is the mean of."""
+    statistics_share: float = 1.0
+    """With target and adapt: share of the target's statistics against the source's, 0 to 1."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Autocast of the networks; losses always run in float32."""
     channels_last: bool = False
@@ -220,6 +233,7 @@ class TrainConfig:
         require(self, "ema_momentum", 0, 1)
         require_one_of(self, "batch_norm", ("adapt", "target", "frozen"))
         require(self, "statistics_steps", 0)
+        require(self, "statistics_share", 0, 1)
         require_one_of(self, "precision", ("fp32", "bf16"))
         require(self, "evaluate_every", 1)
 

@@ -5,7 +5,7 @@ generator spends its time on candidates that it throws away: it enlarges every c
 size in float32, then filters. Here a candidate pays for a step only if it passed the one before:
 predicted IoU, then low-resolution mask, then pixels of its region (stability, box, crop edge), then
 non-maximum suppression, and only then its RLE. candidates.py has the steps up to the suppression,
-decoder.py and upsample.py their arithmetic.
+decoder.py, upsample.py (CPU) and whole_images.py (GPU) their arithmetic.
 """
 
 from collections.abc import Sequence
@@ -171,14 +171,13 @@ class AutomaticMaskGenerator:
         found = found.select(~_near_crop_edge(found.boxes, box, size))
         found = found.select(_suppress(found.boxes, found.quality, self.box_nms_thresh))
         boxes = found.boxes + torch.tensor([x0, y0, x0, y0])
-        origins = [(y, x) for x, y in boxes[:, :2].tolist()]
         return _Masks(
-            rle.encode_masks([mask.unpack() for mask in found.masks], origins, size),
+            found.runs((y0, x0), size),
             found.quality,
             found.stability,
             found.points + torch.tensor([x0, y0]),
             boxes,
-            torch.tensor(box).repeat(len(origins), 1),
+            torch.tensor(box).repeat(len(boxes), 1),
         )
 
     def _without_duplicates_of_crops(self, masks: _Masks) -> _Masks:

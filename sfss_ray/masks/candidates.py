@@ -1,7 +1,8 @@
-"""From the points of one crop to the masks that pass the quality filters, pixels packed."""
+"""From the points of one crop to the masks that pass the quality filters."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from sfss_ray.masks import rle
 from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder, is_stock
 from sfss_ray.masks.upsample import RegionUpsampler
+from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole
 
 # What a CPU decodes at once, in bytes of image keys: more falls out of its caches.
 _CPU_BATCH_BYTES = 16 << 20
@@ -73,16 +76,37 @@ class PackedMask:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Masks in crop coordinates; parallel tensors and lists of length n, on the CPU."""
+class PackedMasks:
+    """The pixels of each mask's box."""
+
+    masks: list[PackedMask]
+
+    def select(self, index: Tensor) -> "PackedMasks":
+        """Those at `index`, in that order."""
+        return PackedMasks([self.masks[i] for i in index.tolist()])
+
+    def runs(
+        self, boxes: Tensor, origin: tuple[int, int], size: tuple[int, int]
+    ) -> list[rle.Counts]:
+        """Run lengths in an image of `size` that has the crop's first pixel at `origin` (y, x)."""
+        origins = [(y + origin[0], x + origin[1]) for x, y in boxes[:, :2].tolist()]
+        return rle.encode_masks([mask.unpack() for mask in self.masks], origins, size)
+
+
+Pixels = TypeVar("Pixels", PackedMasks, LaterMasks)
+
+
+@dataclass(frozen=True)
+class Candidates(Generic[Pixels]):
+    """Masks in crop coordinates; parallel tensors of length n, on the CPU."""
 
     quality: Tensor  # float32 (n,), predicted IoU
     stability: Tensor  # float32 (n,)
     points: Tensor  # float64 (n, 2), x and y in pixels
     boxes: Tensor  # int64 (n, 4), x0 y0 x1 y1 in pixels, x1 and y1 are inside the mask
-    masks: list[PackedMask]  # the pixels of each box
+    masks: Pixels
 
-    def select(self, keep: Tensor) -> "Candidates":
+    def select(self, keep: Tensor) -> "Candidates[Pixels]":
         """Those at the indices `keep`, in that order, or where a boolean `keep` is true."""
         index = torch.nonzero(keep)[:, 0] if keep.dtype == torch.bool else keep
         return Candidates(
@@ -90,8 +114,12 @@ class Candidates:
             self.stability[index],
             self.points[index],
             self.boxes[index],
-            [self.masks[i] for i in index.tolist()],
+            self.masks.select(index),
         )
+
+    def runs(self, origin: tuple[int, int], size: tuple[int, int]) -> list[rle.Counts]:
+        """Run lengths in an image of `size` that has the crop's first pixel at `origin` (y, x)."""
+        return self.masks.runs(self.boxes, origin, size)
 
 
 def encode_crop(
@@ -117,7 +145,7 @@ def encode_crop(
 
 def find_candidates(
     crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
-) -> Candidates:
+) -> Candidates[PackedMasks] | Candidates[LaterMasks]:
     """Masks that pass the thresholds, in the order of the points.
 
     Args:
@@ -126,14 +154,58 @@ def find_candidates(
         most_points: upper bound of the points decoded at once.
         thresholds: quality filters.
     """
+    find = _find_by_regions if _one_at_a_time(crop.sam) else _find_whole
+    return find(crop, points, most_points, thresholds)
+
+
+def _one_at_a_time(sam: Sam) -> bool:
+    """What is faster is told by the device alone."""
+    return sam.device.type == "cpu"
+
+
+def _find_by_regions(
+    crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
+) -> Candidates[PackedMasks]:
+    """One mask at a time, only where it can be; masks that are not stable go after each batch."""
+    batches = _decoded(crop, points, most_points, thresholds)
+    return _join([_filter_masks(crop, decoded, seen, thresholds) for decoded, seen in batches])
+
+
+def _find_whole(
+    crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
+) -> Candidates[LaterMasks]:
+    """Many masks at a time; the CPU waits for the GPU where the decoder needs it, and once more."""
+    upsampler = WholeUpsampler(crop.sam.image_encoder.img_size, crop.input_size, crop.size)
+    cut, parts = crop.sam.mask_threshold, []
+    for decoded, seen in _decoded(crop, points, most_points, thresholds):
+        measured = measure_whole(decoded.logits, upsampler, cut, thresholds.offset)
+        parts.append((decoded, seen, *measured))
+    decoded, seen, pixels, boxes = zip(*parts, strict=True)
+    pixels = torch.cat(pixels).cpu()
+    found = Candidates(
+        quality=torch.cat([d.quality.flatten()[d.kept] for d in decoded]).cpu(),
+        stability=pixels[:, 0] / pixels[:, 1],
+        points=torch.cat([_points_of(d, s) for d, s in zip(decoded, seen, strict=True)]),
+        boxes=torch.cat(boxes).cpu(),
+        masks=LaterMasks(torch.cat([d.logits for d in decoded]), upsampler, cut),
+    )
+    return _stable(found, thresholds)
+
+
+def _decoded(
+    crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
+) -> Iterator[tuple[DecodedPoints, Tensor]]:
+    """Masks of each batch with the batch's points."""
     scale = np.array([[new / old for new, old in zip(crop.input_size, crop.size, strict=True)]])
     seen = torch.as_tensor(points * scale[:, ::-1], device=crop.sam.device)
     min_quality = thresholds.quality if thresholds.quality > 0 else None
-    batches = []
     for batch in _batches(crop.sam, len(points), most_points, crop.dtype):
-        decoded = crop.decoder.decode(seen[batch], min_quality)
-        batches.append(_filter_masks(crop, decoded, torch.as_tensor(points[batch]), thresholds))
-    return _join(batches)
+        yield crop.decoder.decode(seen[batch], min_quality), torch.as_tensor(points[batch])
+
+
+def _points_of(decoded: DecodedPoints, points: Tensor) -> Tensor:
+    """The point of each mask that was kept."""
+    return points[decoded.kept.cpu() // decoded.quality.shape[1]]
 
 
 def _batches(sam: Sam, n_points: int, most_points: int, dtype: torch.dtype) -> Iterator[slice]:
@@ -147,27 +219,30 @@ def _batches(sam: Sam, n_points: int, most_points: int, dtype: torch.dtype) -> I
 
 def _filter_masks(
     crop: EncodedCrop, decoded: DecodedPoints, points: Tensor, thresholds: Thresholds
-) -> Candidates:
+) -> Candidates[PackedMasks]:
     """Measures the masks of a batch at image size, one region at a time, and filters them."""
     _, low_h, low_w = decoded.logits.shape
     upsampler = RegionUpsampler(
         (low_h, low_w), crop.sam.image_encoder.img_size, crop.input_size, crop.size
     )
     cut, offset = crop.sam.mask_threshold, thresholds.offset
-    measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.cpu().numpy()]
+    measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.numpy()]
     pixels = torch.tensor([m.pixels for m in measured], dtype=torch.int32).reshape(-1, 2)
-    kept = decoded.kept.cpu()
     found = Candidates(
-        quality=decoded.quality.flatten().cpu()[kept],
-        # 0 / 0 of an empty mask is NaN, which fails every threshold.
+        quality=decoded.quality.flatten()[decoded.kept],
         stability=pixels[:, 0] / pixels[:, 1],
-        points=points[kept // decoded.quality.shape[1]],
+        points=_points_of(decoded, points),
         boxes=torch.tensor([m.box for m in measured], dtype=torch.int64).reshape(-1, 4),
-        masks=[m.mask for m in measured],
+        masks=PackedMasks([m.mask for m in measured]),
     )
-    if thresholds.stability > 0:
-        return found.select(found.stability >= thresholds.stability)
-    return found
+    return _stable(found, thresholds)
+
+
+def _stable(found: Candidates[Pixels], thresholds: Thresholds) -> Candidates[Pixels]:
+    """0 / 0 of an empty mask is NaN, which fails every threshold."""
+    if thresholds.stability <= 0:
+        return found
+    return found.select(found.stability >= thresholds.stability)
 
 
 @dataclass(frozen=True)
@@ -208,11 +283,11 @@ def tight_box(pixels: NDArray[np.bool_]) -> Box | None:
     return (int(x[0]), int(y[0]), int(x[-1]), int(y[-1])) if len(x) else None
 
 
-def _join(batches: list[Candidates]) -> Candidates:
+def _join(batches: list[Candidates[PackedMasks]]) -> Candidates[PackedMasks]:
     return Candidates(
         torch.cat([batch.quality for batch in batches]),
         torch.cat([batch.stability for batch in batches]),
         torch.cat([batch.points for batch in batches]),
         torch.cat([batch.boxes for batch in batches]),
-        [mask for batch in batches for mask in batch.masks],
+        PackedMasks([mask for batch in batches for mask in batch.masks.masks]),
     )

@@ -155,6 +155,9 @@ class SharedImageDecoder:
         tokens, keys = self._attend(points)
         quality = self._decoder.iou_prediction_head(tokens[:, 0])[:, 1:].float()
         kept = _passing(quality, min_quality)
+        if not len(kept):
+            h, w = self._grid
+            return DecodedPoints(quality, kept, quality.new_zeros((0, 4 * h, 4 * w)))
         point, mask = kept // quality.shape[1], kept % quality.shape[1]
         rows, row_of_mask = torch.unique(point, return_inverse=True)
         mask_tokens = tokens[:, 2 : 1 + self._decoder.num_mask_tokens]

@@ -65,12 +65,30 @@ def _encode_region(
             f"{tuple(size)}; origin and shape must stay inside an image of at least one pixel"
         )
     columns = np.asarray(mask, dtype=bool).T
-    if region_h < height:
-        edges = _edges_of_separate_columns(columns)
-        column, row = np.divmod(edges, region_h + 1)
+    separate = region_h < height
+    edges = _edges_of_separate_columns(columns) if separate else _edges(columns.reshape(-1))
+    return counts_of_edges(edges, region_h, origin, size)
+
+
+def counts_of_edges(
+    edges: NDArray[np.int64], region_height: int, origin: tuple[int, int], size: tuple[int, ...]
+) -> Counts:
+    """Run lengths of a mask from the places where a region's pixels change, column by column.
+
+    Args:
+        edges: int64 places, growing, where a pixel differs from the one before; background surrounds
+            the region. In a region lower than the image a background pixel is counted after each
+            column.
+        region_height: pixels in a column of the region.
+        origin: (y, x) of the region's first pixel in the image.
+        size: (H, W) of the image.
+    """
+    (y0, x0), (height, width) = origin, size
+    if region_height < height:
+        column, row = np.divmod(edges, region_height + 1)
         edges = (x0 + column) * height + y0 + row
     else:
-        edges = _edges(columns.reshape(-1)) + x0 * height
+        edges = edges + x0 * height
     counts = np.diff(edges, prepend=0, append=height * width)
     # Runs that reach the last pixel have their end there: no empty background run follows.
     return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts

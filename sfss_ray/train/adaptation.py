@@ -101,7 +101,9 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
             samples, 0, config.statistics_steps, config.batch_size, run.rank, run.world, 0
         )
         estimate_statistics(
-            players.student.segmenter.train(), (to_device(b, run.device)["weak"] for b in first)
+            players.student.segmenter.train(),
+            (to_device(b, run.device)["weak"] for b in first),
+            config.statistics_share,
         )
         update_teacher(players.teacher, players.student, 0.0)
     loader = step_loader(
@@ -203,20 +205,31 @@ def set_batch_norm(module: nn.Module, mode: str) -> None:
 
 
 @torch.no_grad()
-def estimate_statistics(network: Segmenter, images) -> None:
-    """Replace BatchNorm statistics by their mean over batches of target images (B, 3, H, W)."""
+def estimate_statistics(network: Segmenter, images, share: float = 1.0) -> None:
+    """Replace BatchNorm statistics by their mean over batches of target images (B, 3, H, W).
+
+    With a `share` below 1 they are that share of the target's and the rest of what they were.
+    """
     layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     batches = iter(images)
     first = next(batches, None)
     if first is None or not layers:
         return
+    before = [[value.clone() for value in _statistics(layer)] for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative mean
     network(first)
     for batch in batches:
         network(batch)
-    for layer, momentum in zip(layers, momenta, strict=True):
+    for layer, momentum, old in zip(layers, momenta, before, strict=True):
         layer.momentum = momentum
+        if share < 1:
+            for value, was in zip(_statistics(layer), old, strict=True):
+                value.lerp_(was, 1 - share)
     average_buffers(network)
+
+
+def _statistics(layer: nn.modules.batchnorm._BatchNorm) -> list[Tensor]:
+    return [s for s in (layer.running_mean, layer.running_var) if s is not None]

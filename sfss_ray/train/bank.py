@@ -9,14 +9,16 @@ from torch import Tensor
 class PrototypeBank:
     """Per class the newest `size` prototypes, each with the number of the image it came from.
 
+    The vectors live on `device`; what is known of them lives on the CPU, as all bookkeeping of pairs.
+
     Entries are written in the order given and the oldest go first. Nothing is ever drawn from slots
     that were not written. `state_dict` restores it bit for bit.
     """
 
     def __init__(self, num_classes: int, size: int, dim: int, device: torch.device | str = "cpu"):
         self.vectors = torch.zeros(num_classes, size, dim, device=device)
-        self.images = torch.full((num_classes, size), -1, dtype=torch.long, device=device)
-        self.written = torch.zeros(num_classes, dtype=torch.long, device=device)
+        self.images = torch.full((num_classes, size), -1, dtype=torch.long)
+        self.written = torch.zeros(num_classes, dtype=torch.long)
 
     @property
     def size(self) -> int:
@@ -27,20 +29,25 @@ class PrototypeBank:
         """Add prototypes (R, D) of classes (R,) from image numbers (R,), in this order."""
         if not self.size:
             return
-        for label in classes.unique().tolist():
-            chosen = (classes == label).nonzero()[:, 0][-self.size :]
-            skipped = int((classes == label).sum()) - len(chosen)
-            start = int(self.written[label]) + skipped
-            slots = (start + torch.arange(len(chosen), device=chosen.device)) % self.size
-            self.vectors[label, slots] = vectors[chosen].float()
-            self.images[label, slots] = images[chosen]
-            self.written[label] += skipped + len(chosen)
+        number = torch.bincount(classes, minlength=len(self.written))
+        order = classes.argsort(stable=True)
+        label = classes[order]
+        rank = torch.arange(len(order))
+        rank = rank - (number.cumsum(0) - number)[label]  # among the new ones of its class
+        newest = rank >= number[label] - self.size
+        order, label, rank = order[newest], label[newest], rank[newest]
+        slots = (self.written[label] + rank) % self.size
+        at = self.vectors.device
+        self.vectors[label.to(at), slots.to(at)] = vectors[order.to(at)].float()
+        self.images[label, slots] = images[order]
+        self.written += number
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
         """All written entries: vectors (R, D), classes (R,), image numbers (R,)."""
-        filled = torch.arange(self.size, device=self.written.device) < self.written[:, None]
+        filled = torch.arange(self.size) < self.written[:, None]
         classes, slots = filled.nonzero(as_tuple=True)
-        return self.vectors[classes, slots], classes, self.images[classes, slots]
+        at = self.vectors.device
+        return self.vectors[classes.to(at), slots.to(at)], classes, self.images[classes, slots]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on: plain tensors."""

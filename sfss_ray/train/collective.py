@@ -20,11 +20,15 @@ def sum_over_workers(values: Tensor) -> Tensor:
     return values
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """All workers' rows (n_r, ...) one below the other, in the order of ranks. No gradient."""
+def gather_rows(rows: Tensor, through: torch.device) -> Tensor:
+    """All workers' rows (n_r, ...) one below the other, in the order of ranks. No gradient.
+
+    They come back to where they are; `through` is the device that workers talk through.
+    """
     world = world_size()
     if world == 1:
         return rows
+    home, rows = rows.device, rows.to(through)
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(world)]
     dist.all_gather(counts, count)
@@ -34,7 +38,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     padded[: len(rows)] = rows
     parts = [torch.zeros_like(padded) for _ in range(world)]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)]).to(home)
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ def run_steps(
         # Dropout draws from the global generator: a resumed run must draw what an uninterrupted would.
         torch.manual_seed((seed * 1_000_003 + step) * run.world + run.rank)
         metrics = take_step(step, to_device(batch, run.device))
-        kept.append({name: value.item() for name, value in metrics.items()})
+        kept.append(_to_numbers(metrics))
         reporting = step % report_every == 0 or step == num_steps
         if not reporting and step % LOG_EVERY:
             continue
@@ -166,6 +166,12 @@ def run_steps(
         kept = []
         if reporting:
             run.report(record, lambda step=step: state(step))
+
+
+def _to_numbers(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars on the host, in one transfer."""
+    values = torch.stack([value.double() for value in metrics.values()]).tolist()
+    return dict(zip(metrics, values, strict=True))
 
 
 def _means(records: list[dict[str, float]]) -> dict[str, float]:

@@ -3,6 +3,10 @@
 Read top to bottom: `cell_mask_ids` brings masks to the feature grid, `describe_masks` asks the teacher
 what each mask is, `PrototypePool` collects what can be contrasted with, `sample_pairs` draws.
 The indices drawn here have no gradient; the similarities of anchors to the pool do.
+
+Vectors live where the networks are; ids, classes, counts and draws live on the CPU. A GPU would run a
+thousand tiny kernels for them and be waited for at every count, while sizes known here let its work be
+queued without a stop.
 """
 
 from __future__ import annotations
@@ -49,8 +53,8 @@ class MaskTable:
     confidence: Tensor  # (K,) mean probability of label
     reliable: Tensor  # (K,) bool
     merged: Tensor  # (K,) bool: two classes in one mask, left out altogether
-    weighted_sum: Tensor  # (K, D) sum of confidence * embedding
-    prototype: Tensor  # (K, D) its direction
+    weighted_sum: Tensor  # (K, D) sum of confidence * embedding, on the networks' device
+    prototype: Tensor  # (K, D) its direction, on the networks' device
     cell_confidence: Tensor  # (M,) teacher's highest probability
     cell_label: Tensor  # (M,) teacher's argmax
 
@@ -70,7 +74,7 @@ def describe_masks(
     Args:
         cell_ids: (h, w) mask ids, 0 = none.
         probabilities: (C, h, w), the teacher's.
-        embeddings: (D, h, w), the teacher's, L2-normalised.
+        embeddings: (D, h, w), the teacher's, L2-normalised; on any device, all else on the CPU.
         thresholds: (C,) confidence a mask of a class must reach to be reliable.
 
     A mask is reliable if it has `min_cells` cells, `min_purity` of them of its own class, and its
@@ -85,7 +89,7 @@ def describe_masks(
     masks = int(owner[-1]) + 1 if len(owner) else 0
     count = torch.bincount(owner, minlength=masks)
     q = probabilities.flatten(1).T[cells].float()
-    t = embeddings.flatten(1).T[cells].float()
+    t = embeddings.flatten(1).T[cells.to(embeddings.device)].float()
     cell_confidence, cell_label = q.max(1)
 
     mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)
@@ -104,7 +108,7 @@ def describe_masks(
         & (confidence >= thresholds[label])
         & ~merged
     )
-    weighted_sum = _sum_by(owner, cell_confidence[:, None] * t, masks)
+    weighted_sum = _sum_by(owner.to(t.device), cell_confidence[:, None].to(t.device) * t, masks)
     return MaskTable(
         cells=cells,
         owner=owner,
@@ -135,7 +139,7 @@ class PrototypePool:
     `keys` are sample key + index of the mask within its sample, -1 for entries of the memory bank.
     """
 
-    vectors: Tensor  # (R, D)
+    vectors: Tensor  # (R, D), on the networks' device
     classes: Tensor  # (R,)
     images: Tensor  # (R,) image numbers
     keys: Tensor  # (R,)
@@ -152,7 +156,7 @@ class PrototypePool:
         order = order[classes[order].argsort(stable=True)]
         count = torch.bincount(classes, minlength=num_classes)
         return PrototypePool(
-            vectors[order],
+            vectors[order.to(vectors.device)],
             classes[order],
             images[order],
             keys[order],
@@ -163,7 +167,7 @@ class PrototypePool:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What was drawn for A anchors of one image."""
+    """What was drawn for A anchors of one image; all on the networks' device."""
 
     anchors: Tensor  # (A,) grid index of the student's cell
     instance_positives: Tensor  # (A, P) grid index of the teacher's cells
@@ -197,9 +201,10 @@ def sample_pairs(
     Args:
         image: this image's number, as in `pool.images`.
         sample_key: what mask indices are added to in `pool.keys`.
-        student_label: (h * w,) the student's argmax: where it disagrees, an anchor is hard.
-        student_embeddings: (h * w, D): their similarities to the pool, which say what negatives are
-            semi-hard, are kept in the pairs with their gradient, so that they are computed once.
+        student_label: (h * w,) the student's argmax, on the CPU: where it disagrees, an anchor is hard.
+        student_embeddings: (h * w, D), on the networks' device: their similarities to the pool, which
+            say what negatives are semi-hard, are kept in the pairs with their gradient, so that they
+            are computed once.
         generator: CPU generator of this image alone, so that world size changes nothing.
     """
     chosen = _draw_anchors(table, student_label, thresholds, config, generator)
@@ -210,21 +215,22 @@ def sample_pairs(
         table, pool, mask, image, sample_key, config.positives, generator
     )
     allowed = allowed_negative_classes(table, config.unlabelled_top_k)[mask]
-    similarity = student_embeddings[anchors] @ pool.vectors.T
+    device = student_embeddings.device
+    similarity = student_embeddings[anchors.to(device)] @ pool.vectors.T
     negatives, negative_valid = _draw_negatives(
         pool, allowed, similarity.detach(), config.negatives, generator
     )
     weight = table.purity * table.confidence * table.reliable
     return Pairs(
-        anchors=anchors,
-        instance_positives=table.cells[instance],
-        instance_prototype_sum=table.weighted_sum[mask],
-        own_weight=table.cell_confidence[chosen],
-        class_positives=positives,
-        class_valid=valid,
-        class_weight=weight[mask],
+        anchors=anchors.to(device),
+        instance_positives=table.cells[instance].to(device),
+        instance_prototype_sum=table.weighted_sum[mask.to(device)],
+        own_weight=table.cell_confidence[chosen].to(device),
+        class_positives=positives.to(device),
+        class_valid=valid.to(device),
+        class_weight=weight[mask].to(device),
         negatives=negatives,
-        negative_valid=negative_valid,
+        negative_valid=negative_valid.to(device),
         similarity=similarity,
     )
 
@@ -242,8 +248,8 @@ def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
     return rank >= reach[:, None]
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.rand(shape, generator=generator).to(like.device)
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator)
 
 
 def _draw_anchors(
@@ -258,7 +264,7 @@ def _draw_anchors(
     """
     # Two draws: cells that win a place within their mask must not be favoured or held back by the
     # same number when masks compete for the image's anchors.
-    noise, luck = (_uniform((len(table.cells),), generator, table.start) for _ in range(2))
+    noise, luck = (_uniform((len(table.cells),), generator) for _ in range(2))
     usable = (table.count >= 2) & ~table.merged
     label = table.label[table.owner]
     unsure = table.cell_confidence < thresholds[label]
@@ -299,7 +305,7 @@ def _draw_same_mask(
 ) -> Tensor:
     """(A, P) positions in `table.cells` of other cells of the anchor's mask, with replacement."""
     start, count = table.start[mask, None], table.count[mask, None]
-    draw = (_uniform((len(chosen), number), generator, start) * (count - 1)).long()
+    draw = (_uniform((len(chosen), number), generator) * (count - 1)).long()
     own = chosen[:, None] - start
     return start + draw + (draw >= own)
 
@@ -319,7 +325,7 @@ def _draw_same_class(
     one class lie together, sorted by image and mask, so "all but my image" and "all but my mask" are
     a range with a gap that a drawn number skips.
     """
-    draw = _uniform((len(mask), number), generator, mask)
+    draw = _uniform((len(mask), number), generator)
     if not len(pool.vectors):
         return draw.long(), torch.zeros_like(draw, dtype=torch.bool)
     label = table.label[mask]
@@ -362,7 +368,8 @@ def _draw_negatives(
     number: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """(A, N) pool entries of allowed classes: half uniform over classes, half semi-hard.
+    """(A, N) pool entries of allowed classes, where `similarity` is: half uniform over classes, half
+    semi-hard.
 
     Semi-hard = the most similar quarter of four times as many uniform draws: near, but not always the
     very nearest, which are the likeliest to be of the anchor's own class after all.
@@ -370,19 +377,20 @@ def _draw_negatives(
     uniform_part = number - number // 2
     semi_hard = number // 2
     shape = (len(allowed), uniform_part + 4 * semi_hard)
-    which_class, which_entry = (_uniform(shape, generator, allowed) for _ in range(2))
+    which_class, which_entry = (_uniform(shape, generator) for _ in range(2))
     allowed = allowed & (pool.class_count > 0)
     choices = allowed.sum(1, keepdim=True)
     valid = (choices > 0).expand(-1, number)
     if not len(pool.vectors) or not len(allowed):
-        empty = torch.zeros(len(allowed), number, dtype=torch.long, device=allowed.device)
-        return empty, torch.zeros_like(empty, dtype=torch.bool)
+        empty = torch.zeros(len(allowed), number, dtype=torch.long, device=similarity.device)
+        return empty, torch.zeros(len(allowed), number, dtype=torch.bool)
     class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
     slot = which_class.mul_(choices).long()
     start, count = (
         each[class_order].gather(1, slot) for each in (pool.class_start, pool.class_count)
     )
     index = start.add_(which_entry.mul_(count).long()).clamp_(max=len(pool.vectors) - 1)
+    index = index.to(similarity.device)
     candidates = index[:, uniform_part:]
     nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1, sorted=False).indices
     drawn = torch.cat([index[:, :uniform_part], candidates.gather(1, nearest)], 1)

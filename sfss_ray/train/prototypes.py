@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,37 +18,44 @@ KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + 
 class Prototypes:
     """Reliable masks of this step, of all workers, in the order of (rank, image, mask)."""
 
-    vectors: Tensor
+    vectors: Tensor  # on the networks' device, all else on the CPU
     classes: Tensor
     images: Tensor
     keys: Tensor
     scores: Tensor
 
 
-def gather_prototypes(tables: list[MaskTable], batch: Mapping[str, Tensor]) -> Prototypes:
-    """Reliable masks of the tables of a worker's images, together with those of the other workers."""
+def gather_prototypes(tables: list[MaskTable], images: list[int], numbers: list[int]) -> Prototypes:
+    """Reliable masks of the tables of a worker's images, together with those of the other workers.
+
+    Args:
+        tables: one for each image.
+        images: image numbers.
+        numbers: sample numbers.
+    """
     vectors, facts, scores = [], [], []
-    for table, image, number in zip(tables, batch["image"], batch["number"], strict=True):
+    for table, image, number in zip(tables, images, numbers, strict=True):
         chosen = table.reliable.nonzero()[:, 0]
-        vectors.append(table.prototype[chosen])
+        vectors.append(table.prototype[chosen.to(table.prototype.device)])
         facts.append(
             torch.stack(
                 [
                     table.label[chosen],
-                    image.to(chosen.device).expand(len(chosen)),
-                    number.to(chosen.device) * KEYS_PER_SAMPLE + chosen,
+                    torch.full_like(chosen, image),
+                    number * KEYS_PER_SAMPLE + chosen,
                 ],
                 1,
             )
         )
         scores.append((table.purity * table.confidence)[chosen])
-    gathered = gather_rows(torch.cat(facts))
+    together = torch.cat(vectors)
+    gathered = gather_rows(torch.cat(facts), together.device)
     return Prototypes(
-        gather_rows(torch.cat(vectors)),
+        gather_rows(together, together.device),
         gathered[:, 0],
         gathered[:, 1],
         gathered[:, 2],
-        gather_rows(torch.cat(scores)),
+        gather_rows(torch.cat(scores), together.device),
     )
 
 
@@ -73,7 +79,9 @@ def remember(bank: PrototypeBank, fresh: Prototypes, per_image: int) -> None:
     group = (fresh.keys // KEYS_PER_SAMPLE) * len(bank.written) + fresh.classes
     order = order[group[order].argsort(stable=True)]
     _, size = group[order].unique_consecutive(return_counts=True)
-    rank = torch.arange(len(order), device=order.device)
+    rank = torch.arange(len(order))
     rank = rank - (size.cumsum(0) - size).repeat_interleave(size)
     kept = order[rank < per_image].sort().values  # back to (rank, image, mask) order
-    bank.write(fresh.vectors[kept], fresh.classes[kept], fresh.images[kept])
+    bank.write(
+        fresh.vectors[kept.to(fresh.vectors.device)], fresh.classes[kept], fresh.images[kept]
+    )

@@ -7,7 +7,7 @@ comes next. So neither world size nor an interruption changes what is learnt fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,26 @@ def _tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
+class _Held:
+    """What was read of a data set small enough to stay in memory; of a larger one, nothing.
+
+    Kept until the end, not by last use: in a shuffled epoch a part that fits is rarely asked for again.
+    """
+
+    def __init__(self, number: int, most_bytes: int = 256 * 2**20):
+        self.most_bytes_each = most_bytes // max(number, 1)
+        self._held: dict[int, tuple[np.ndarray, ...]] = {}
+
+    def get(self, index: int, read: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """Arrays of an image, not to be written to."""
+        if index in self._held:
+            return self._held[index]
+        arrays = read()
+        if sum(array.nbytes for array in arrays) <= self.most_bytes_each:
+            self._held[index] = arrays
+        return arrays
+
+
 class TargetSamples(Dataset):
     """Unlabelled crops: weak and strong view (3, H, W) uint8 and mask ids (H, W), one geometry.
 
@@ -58,12 +78,14 @@ class TargetSamples(Dataset):
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
+        self._held = _Held(len(self.images))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
-        image = read_image(file.path, max_pixels=None)  # the masks have seen it
+        # The masks have seen it, so its size is allowed.
+        (image,) = self._held.get(index, lambda: (read_image(file.path, max_pixels=None),))
         geometry = draw_geometry(self.augment, image.shape[:2], rng)
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)
@@ -87,11 +109,13 @@ class LabelledSamples(Dataset):
 
     def __init__(self, images: Sequence[LabelledImage], augment: AugmentConfig, seed: int):
         self.images, self.augment, self.seed = list(images), augment, seed
+        self._held = _Held(len(self.images))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
-        file = self.images[image_of_sample(self.seed, number, len(self.images))]
-        image, labels = read_image(file.path), file.labels()
+        index = image_of_sample(self.seed, number, len(self.images))
+        file = self.images[index]
+        image, labels = self._held.get(index, lambda: (read_image(file.path), file.labels()))
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]} but their"

@@ -85,13 +85,36 @@ def teacher_look(
     """Pseudo-labels at full size, after the masks' vote; probabilities and embeddings on the grid."""
     logits, embeddings = teacher(weak)
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
+    grid = logits.float().softmax(1)
+    if config.teacher_scales != (1.0,) or config.teacher_flip:
+        full = mean_over_views(teacher, segmenter, weak, full, config)
+        grid = F.adaptive_avg_pool2d(full, grid.shape[-2:])
     if config.prior_power > 0:
         prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), new_step)
     if config.prior_power > 0 or config.mask_vote != "none":
         labels, confidence = relabel(full, mask_ids, prior.share(), config)
     else:
         confidence, labels = full.max(1)
-    return Look(logits.float().softmax(1), embeddings, labels, confidence)
+    return Look(grid, embeddings, labels, confidence)
+
+
+def mean_over_views(
+    teacher: nn.Module, segmenter: Segmenter, weak: Tensor, plain: Tensor, config: LossConfig
+) -> Tensor:
+    """(B, C, H, W) probabilities: the mean over zooms and mirror images; `plain` is at hand."""
+    views = []
+    for scale in config.teacher_scales:
+        for mirrored in (False, True)[: 1 + config.teacher_flip]:
+            if scale == 1 and not mirrored:
+                views.append(plain)
+                continue
+            view = weak.flip(3) if mirrored else weak
+            if scale != 1:
+                size = [max(1, round(side * scale)) for side in weak.shape[-2:]]
+                view = F.interpolate(view, size=size, mode="bilinear", align_corners=False)
+            seen = segmenter.upsample(teacher(view)[0], weak.shape[-2:]).softmax(1)
+            views.append(seen.flip(3) if mirrored else seen)
+    return torch.stack(views).mean(0)
 
 
 def ramp(step: int, num_steps: int, between: tuple[float, float]) -> float:
@@ -138,12 +161,12 @@ def adaptation_losses(
     loss = seg + 0.0 * embeddings.sum()  # every parameter has a gradient on every worker
     if config.loss.contrast_weight > 0:
         share = ramp(step, config.num_steps, config.loss.ramp)
-        contrast = _contrast(
+        pairwise = contrast(
             embeddings, logits, look, thresholds, memory, batch, config, seed, share
         )
-        parts |= contrast
+        parts |= pairwise
         beta = config.loss.instance_share
-        both = beta * contrast["loss_ins"] + (1 - beta) * contrast["loss_cls"]
+        both = beta * pairwise["loss_ins"] + (1 - beta) * pairwise["loss_cls"]
         loss = loss + config.loss.contrast_weight * share * both
     parts["loss"] = loss
     return loss, {name: value.detach() for name, value in parts.items()}
@@ -163,7 +186,7 @@ def _global_mean(total: Tensor, weight: Tensor) -> Tensor:
     return total * world_size() / everywhere
 
 
-def _contrast(
+def contrast(
     embeddings: Tensor,
     logits: Tensor,
     look: Look,
@@ -176,27 +199,27 @@ def _contrast(
 ) -> dict[str, Tensor]:
     """Intra-instance and intra-class losses (means over all workers' anchors), pair statistics."""
     height, width = embeddings.shape[-2:]
-    cells = _regions(batch["mask_ids"], look, thresholds, (height, width), config)
+    # Everything that is drawn from goes to the CPU at once: from here on no GPU is waited for.
+    cells = _regions(batch["mask_ids"], look, thresholds, (height, width), config).cpu()
+    probabilities, student_label = look.probabilities.cpu(), logits.argmax(1).flatten(1).cpu()
+    thresholds = thresholds.cpu()
+    images, numbers = batch["image"].tolist(), batch["number"].tolist()
     tables = [
-        describe_masks(
-            cells[b], look.probabilities[b], look.embeddings[b], thresholds, config.pairs
-        )
+        describe_masks(cells[b], probabilities[b], look.embeddings[b], thresholds, config.pairs)
         for b in range(len(cells))
     ]
-    fresh = gather_prototypes(tables, batch)
+    fresh = gather_prototypes(tables, images, numbers)
     sums = embeddings.new_zeros(4)
     if share > 0:
         pool = pool_with_bank(fresh, memory.bank, look.probabilities.shape[1])
-        student_label = logits.argmax(1).flatten(1)
         for b, table in enumerate(tables):
             z = embeddings[b].flatten(1).T
-            number, image = int(batch["number"][b]), int(batch["image"][b])
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + numbers[b])
             pairs = sample_pairs(
                 table,
                 pool,
-                image,
-                number * KEYS_PER_SAMPLE,
+                images[b],
+                numbers[b] * KEYS_PER_SAMPLE,
                 student_label[b],
                 thresholds,
                 z,
@@ -211,8 +234,8 @@ def _contrast(
     return {
         "loss_ins": _global_mean(sums[0], sums[1]),
         "loss_cls": _global_mean(sums[2], sums[3]),
-        "masks": embeddings.new_tensor(masks / len(tables)),
-        "reliable": embeddings.new_tensor(reliable / max(masks, 1)),
+        "masks": embeddings.new_full((), masks / len(tables)),
+        "reliable": embeddings.new_full((), reliable / max(masks, 1)),
         "anchors": sums[1].detach(),
     }
 

@@ -23,10 +23,17 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     Buffers (BatchNorm statistics) are copied: they are an average over steps already, and a second
     one would lag behind the target domain.
     """
-    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        old.lerp_(new.detach(), 1.0 - momentum)
-    for old, new in zip(teacher.buffers(), student.buffers(), strict=True):
-        old.copy_(new)
+    old = [p.detach() for p in teacher.parameters()]
+    new = [p.detach() for p in student.parameters()]
+    if len(old) != len(new):
+        raise ValueError(f"a teacher of {len(old)} tensors cannot follow a student of {len(new)}")
+    if old:
+        # On a GPU one kernel in all, not one per tensor.
+        torch._foreach_lerp_(old, new, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+    for kind in {buffer.dtype for buffer in teacher.buffers()}:
+        old = [buffer for buffer in teacher.buffers() if buffer.dtype == kind]
+        new = [buffer for buffer in student.buffers() if buffer.dtype == kind]
+        torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def warm_up_momentum(step: int, momentum: float) -> float:

@@ -137,10 +137,12 @@ def assert_same_record(stock, ours):
     return False
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["regions", "whole images"])
 @pytest.mark.parametrize("case", CASES)
-def test_byte_identical_masks_with_the_models_own_decoder(sam, case, monkeypatch):
-    """All steps but the decoder lose nothing: not a pixel differs."""
+def test_byte_identical_masks_with_the_models_own_decoder(sam, case, whole, monkeypatch):
+    """All steps but the decoder lose nothing: not a pixel differs, as a CPU and as a GPU does it."""
     monkeypatch.setattr(candidates, "is_stock", lambda sam: False)
+    monkeypatch.setattr(candidates, "_one_at_a_time", lambda sam: not whole)
     stock, ours = both(sam, drawn_image(seed=1), **CASES[case])
     assert len(stock) >= 5
     assert [a["segmentation"] for a in stock] == [b["segmentation"] for b in ours]
@@ -152,8 +154,10 @@ def test_same_masks_as_stock_on_a_drawn_image(sam, case):
     assert_same_masks([both(sam, drawn_image(), **CASES[case])])
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["regions", "whole images"])
 @pytest.mark.parametrize("shape", [(200, 130), (256, 256), (90, 300), (40, 40), (31, 17)])
-def test_same_masks_for_all_shapes(sam, shape):
+def test_same_masks_for_all_shapes(sam, shape, whole, monkeypatch):
+    monkeypatch.setattr(candidates, "_one_at_a_time", lambda sam: not whole)
     parameters = {"pred_iou_thresh": -10.0, "points_per_side": 6, "stability_score_thresh": 0.3}
     assert_same_masks([both(sam, drawn_image(*shape), **parameters)], least=3)
 
@@ -205,8 +209,10 @@ def test_trained_weights_give_the_masks_of_stock_at_full_size():
     assert_same_up_to_one([both(load_sam(shipped_small_sam()), i, **settings) for i in images])
 
 
-def test_empty_masks_pass_only_without_stability_threshold(sam):
+@pytest.mark.parametrize("whole", [False, True], ids=["regions", "whole images"])
+def test_empty_masks_pass_only_without_stability_threshold(sam, whole, monkeypatch):
     """An empty mask has stability 0 / 0; stock keeps it when nothing is filtered."""
+    monkeypatch.setattr(candidates, "_one_at_a_time", lambda sam: not whole)
     sam = small_sam()
     sam.mask_threshold = 1e9
     free = {"pred_iou_thresh": -10.0, "stability_score_thresh": 0.0, "points_per_side": 4}
@@ -218,7 +224,9 @@ def test_empty_masks_pass_only_without_stability_threshold(sam):
     assert AutomaticMaskGenerator(sam, **free).generate(drawn_image()) == []
 
 
-def test_no_mask_passes_in_crops_and_with_small_regions(sam):
+@pytest.mark.parametrize("whole", [False, True], ids=["regions", "whole images"])
+def test_no_mask_passes_in_crops_and_with_small_regions(sam, whole, monkeypatch):
+    monkeypatch.setattr(candidates, "_one_at_a_time", lambda sam: not whole)
     generator = AutomaticMaskGenerator(
         sam, 4, pred_iou_thresh=1e9, crop_n_layers=1, min_mask_region_area=10
     )

@@ -301,7 +301,9 @@ def test_19_outputs_become_16_by_name(multi, images, tmp_path):
     rows = [CITYSCAPES_19.classes.index(name) for name in SYNTHIA_16.classes]
     assert rows != list(range(16))
     with torch.no_grad():
-        assert torch.allclose(fewer(images), whole(images)[:, rows], atol=1e-4, rtol=1e-4)
+        kept = whole(images)[:, rows]
+        # Random weights give logits of hundreds, sums whose rounding goes with their size.
+        assert torch.allclose(fewer(images), kept, atol=1e-6 * kept.abs().max().item(), rtol=1e-4)
     assert fewer.card == Card.from_dict(whole.card.to_dict() | {"classes": SYNTHIA_16.classes})
     assert "has 19 outputs but 2 classes were given, and it has no class 'boat'" in refusal(
         path, classes=["road", "boat"]

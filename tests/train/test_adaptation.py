@@ -1,5 +1,6 @@
 """Whole short adaptations of a tiny dataset in this process."""
 
+import copy
 import shutil
 from dataclasses import fields
 
@@ -204,6 +205,20 @@ def test_target_statistics_are_of_weak_views_and_stay(root, source, tmp_path):
     for name, value in one.items():
         assert torch.equal(value, two[name]), name
         assert torch.equal(value, plain[name]), name
+
+
+def test_a_share_of_the_statistics_stays_the_source_s():
+    batches = [torch.rand(2, 3, 32, 32) for _ in range(2)]
+    torch.manual_seed(0)
+    start = networks.build_network("compact", 3).train()
+    half, whole = copy.deepcopy(start), copy.deepcopy(start)
+    estimate_statistics(half, batches, 0.5)
+    estimate_statistics(whole, batches)
+    for name, value in running_statistics(half.state_dict()).items():
+        if "running_" in name:
+            old, new = start.state_dict()[name], whole.state_dict()[name]
+            assert not torch.equal(old, new)
+            assert torch.allclose(value, (old + new) / 2, atol=1e-6), name
 
 
 def test_statistics_are_the_mean_over_the_batches():

@@ -1,5 +1,7 @@
 """One step on drawn batches, with a network whose class is the nearest colour."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from sfss_ray.train.step import (
     ContrastNet,
     Memory,
     adaptation_losses,
+    contrast,
     image_contrast,
     ramp,
     teacher_look,
@@ -295,3 +298,45 @@ def test_embeddings_have_length_one():
         player = Players(loss__projection=projection)
         embeddings = player.student(drawn_batch([0])["weak"])[1]
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(1, 16, 16))
+
+
+def test_a_teacher_that_looks_twice_takes_the_mean():
+    weak = drawn_batch([0, 1])["weak"]
+    pixels: dict = {"loss__mask_vote": "none", "loss__prior_power": 0.0}
+    once, mirrored = Players(**pixels), Players(**pixels, loss__teacher_flip=True)
+    zoomed = Players(**pixels, loss__teacher_scales=(1.0, 1.5))
+    plain, both = look_at(once, weak), look_at(mirrored, weak)
+    turned = look_at(once, weak.flip(3))
+    mean = (plain.confidence + turned.confidence.flip(2)) / 2
+    same = plain.labels == turned.labels.flip(2)
+    assert same.float().mean() > 0.5
+    assert torch.allclose(both.confidence[same], mean[same], atol=1e-5)
+    assert torch.equal(both.embeddings, plain.embeddings)
+    assert both.probabilities.shape == plain.probabilities.shape
+    assert torch.allclose(both.probabilities.sum(1), torch.ones(()), atol=1e-5)
+    assert not torch.equal(look_at(zoomed, weak).confidence, plain.confidence)
+
+
+def test_the_contrast_asks_nothing_of_the_networks_device():
+    """Meta tensors have no values: reading one, or mixing it with the CPU's, would stop here.
+
+    So a GPU that holds the vectors is handed all its work without being waited for.
+    """
+    players, batch = Players(pairs__bank_size=8, loss__projection="none"), drawn_batch([0, 1, 2])
+    players.step(batch)  # puts entries into the bank
+    look = look_at(players, batch["weak"])
+    logits, embeddings = players.student(batch["strong"])
+    bank = players.memory.bank
+    held = len(bank.contents()[1])
+    bank.vectors = bank.vectors.to("meta")
+    z = embeddings.detach().to("meta").requires_grad_()
+    look = replace(look, embeddings=look.embeddings.to("meta"))
+    thresholds = torch.full((len(CLASSES),), 0.5)
+    parts = contrast(
+        z, logits, look, thresholds, players.memory, batch, players.config, seed=0, share=1.0
+    )
+    (parts["loss_ins"] + parts["loss_cls"]).backward()
+    assert z.grad is not None
+    assert z.grad.shape == embeddings.shape
+    assert all(value.is_meta for value in parts.values())
+    assert 0 < held < len(bank.contents()[1])

@@ -94,8 +94,8 @@ def collect(rank: int) -> dict[str, torch.Tensor]:
     average_buffers(layer)
     mine = torch.tensor([1.0 + rank])
     return {
-        "rows": gather_rows(rows),
-        "nothing": gather_rows(torch.zeros(0, 3)),
+        "rows": gather_rows(rows, rows.device),
+        "nothing": gather_rows(torch.zeros(0, 3), rows.device),
         "sum": sum_over_workers(mine),
         "mine": mine,
         "mean": layer.running_mean,
@@ -145,7 +145,7 @@ def test_collectives(root, rank):
 def test_collectives_of_one_worker_are_the_identity():
     rows = torch.rand(3, 2)
     assert world_size() == 1
-    assert gather_rows(rows) is rows
+    assert gather_rows(rows, rows.device) is rows
     assert sum_over_workers(rows) is rows
 
 

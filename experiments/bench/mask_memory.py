@@ -1,0 +1,55 @@
+"""Memory of a batch of points on a CPU, for the mask bench; see masks.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mask_models import NoEncoder, calibrated_sam, draw_masks, low_size, smooth_image
+from mask_parts import CITYSCAPES, drawn_logits, generator_of, quiet
+from records import machine
+
+
+def batch_memory(who: str) -> dict[str, Any]:
+    """Extra peak memory of one batch of 64 points at 2048x1024, ViT-B, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def batch_memory_here(who: str) -> dict[str, Any]:
+    """The row of batch_memory, in this process: above what is held before the batch.
+
+    The encoder is left out, as its own peak would hide the batch's; a first call with one point
+    brings in what is loaded once.
+    """
+    sam = calibrated_sam("vit_b", "cpu")
+    sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
+    drawn = draw_masks(low_size(CITYSCAPES), 8)
+    image = smooth_image(CITYSCAPES)
+    with quiet(), drawn_logits(sam, drawn, who):
+        generator_of(sam, who, 1, points_per_side=1).generate(image)
+        drawn.given = 0
+        generator = generator_of(sam, who, 64, points_per_side=8)
+        before = _peak_kib(forget=True)
+        masks = generator.generate(image)
+        extra = _peak_kib() - before
+    return {"extra_gb": round(extra * 1024 / 1e9, 3), "masks": len(masks), **machine()}
+
+
+def _peak_kib(forget: bool = False) -> int:
+    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew."""
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
