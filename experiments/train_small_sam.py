@@ -323,7 +323,8 @@ def take_step(run: Run, batch: Batch, progress: float) -> Tensor:
     run.rendered += batch.rendered
     decay = min(EMA_DECAY, run.step / (run.step + 10))
     with torch.no_grad():
-        old, new = [*run.average.parameters()], [*run.sam.parameters()]
+        old: list[Tensor] = [*run.average.parameters()]
+        new: list[Tensor] = [*run.sam.parameters()]
         # On a GPU one kernel in all, not one per tensor.
         torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack([loss.detach(), *iou])
