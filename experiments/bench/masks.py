@@ -142,16 +142,7 @@ def _image_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
         stock = rows.get(f"{name.split()[0]} stock 64", {}).get("seconds")
         times = round(stock / row["seconds"], 1) if stock else ""
         shown[name] = {**row, "times_faster": times}
-    columns = (
-        "seconds",
-        "times_faster",
-        "repeats",
-        "masks",
-        "images_per_second",
-        "peak_gb",
-        "encoder_seconds",
-    )
-    return _table("Whole image, 2048x1024, 1024 points (network, generator, batch)", shown, columns)
+    return _table("Whole image, 2048x1024, 1024 points (network, generator, batch)", shown, _IMAGE)
 
 
 def _short(value: Any) -> str:
