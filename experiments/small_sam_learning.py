@@ -25,6 +25,7 @@ from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.masks.decoder import embed_points
 from sfss_ray.masks.sam import SMALL_IMAGE_SIZE, SMALL_PATCH_SIZE
 
 SIDE = SMALL_IMAGE_SIZE // SMALL_PATCH_SIZE  # tokens along a side of the padded square
@@ -185,15 +186,9 @@ def into_patches(maps: Tensor) -> Tensor:
 
 
 def point_tokens(sam: Sam, points: Tensor, place: Tensor) -> Tensor:
-    """(B, P, 2, C): what the prompt encoder makes of points (B, P, 2), given in px of a window.
-
-    The second token of each says that there is no box.
-    """
-    encoder = sam.prompt_encoder
-    pixels = points + SMALL_PATCH_SIZE * place.flip(0) + 0.5  # the middle of a pixel
-    codes = encoder.pe_layer.forward_with_coords(pixels, encoder.input_image_size)
-    codes = codes + encoder.point_embeddings[1].weight
-    return torch.stack([codes, encoder.not_a_point_embed.weight[0].expand_as(codes)], dim=2)
+    """(B, P, 2, C): what the prompt encoder makes of points (B, P, 2), given in px of a window."""
+    pixels = (points + SMALL_PATCH_SIZE * place.flip(0)).flatten(0, 1)
+    return embed_points(sam.prompt_encoder, pixels).unflatten(0, points.shape[:2])
 
 
 def decode_points(
