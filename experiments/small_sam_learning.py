@@ -7,13 +7,16 @@ Four things without which the masks hardly come to depend on the point:
   - a decoder that keeps the variance of its input at the start, with keys aligned to queries, so
     that attention peaks where the point is;
   - an auxiliary loss on encoder tokens: do these two lie on one object, on one part?
-  - half of the time on 128 px windows, four times cheaper, then 256 px;
+  - first 128 px windows, four times cheaper, then 256 px;
   - balanced cross entropy and dice first, focal loss and dice later.
+
+Nothing here reads a value of the device or draws at random, so a whole update can be a CUDA graph.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,12 +25,14 @@ from segment_anything.modeling.transformer import Attention, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.masks.decoder import embed_points
 from sfss_ray.masks.sam import SMALL_IMAGE_SIZE, SMALL_PATCH_SIZE
 
 SIDE = SMALL_IMAGE_SIZE // SMALL_PATCH_SIZE  # tokens along a side of the padded square
 PIXELS_PER_LOGIT = 2
 LOGITS_PER_TOKEN = SMALL_PATCH_SIZE // PIXELS_PER_LOGIT
 SMALLEST_TARGET = 16  # px; finer things are not asked for
+PAIRED_TOKENS = 192  # of an image, for the loss over pairs
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Batch:
         wanted: int (B, P, 2), object and part under each point.
         ids: int (B, H/2, W/2, 2), object and part of each logit.
         token_ids: int (B, H/8, W/8, 2), object and part at the middle of each patch.
+        paired: int (192,), tokens of the window whose pairs are compared.
+        place: int (2,), row and column of the padded square's token at which the windows lie.
         padded: fill up SAM's square, as in use; else the images are encoded alone.
         focal: focal loss instead of balanced cross entropy.
         rendered: scenes that were rendered for this batch.
@@ -50,14 +57,23 @@ class Batch:
     wanted: Tensor
     ids: Tensor
     token_ids: Tensor
+    paired: Tensor
+    place: Tensor
     padded: bool
     focal: bool
     rendered: int
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def having(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """The same batch with other tensors."""
+        return replace(self, **tensors)
+
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        names = ("images", "points", "wanted", "ids", "token_ids")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return self.having({name: value.to(device) for name, value in self.tensors().items()})
 
     def targets(self) -> Tensor:
         """(B, P, M, 2) of 0 or 1: object and part under each point, M logits in patch order."""
@@ -84,21 +100,31 @@ def prepare_for_training(sam: Sam) -> None:
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
 
 
-def encode_window(sam: Sam, images: Tensor, row: int, column: int) -> Tensor:
-    """Embeddings (B, 64, h, w) of images that lie at token (row, column) of the padded square.
+def cut_table(table: Tensor, place: Tensor, h: int, w: int) -> Tensor:
+    """The (h, w) tokens from `place` (2,) on of a table (N, SIDE, SIDE, C)."""
+    rows, columns = (
+        start + torch.arange(length, device=table.device)
+        for start, length in zip(place, (h, w), strict=True)
+    )
+    return table.index_select(1, rows).index_select(2, columns)
+
+
+def encode_window(sam: Sam, images: Tensor, place: Tensor) -> Tensor:
+    """Embeddings (B, 64, h, w) of images that lie at token `place` of the padded square.
 
     Position tables are cut, not stretched, so that what a window teaches holds for the square.
     """
     encoder = sam.image_encoder
     h, w = images.shape[2] // SMALL_PATCH_SIZE, images.shape[3] // SMALL_PATCH_SIZE
-    tables = {"pos_embed": encoder.pos_embed[:, row : row + h, column : column + w]}
+    tables = {"pos_embed": cut_table(encoder.pos_embed, place, h, w)}
     for index, block in enumerate(encoder.blocks):
         if block.window_size == 0:
             for axis, length in (("rel_pos_h", h), ("rel_pos_w", w)):
                 table = getattr(block.attn, axis)
                 tables[f"blocks.{index}.attn.{axis}"] = table[SIDE - length : SIDE + length - 1]
     normal = (images - sam.pixel_mean) / sam.pixel_std
-    with torch.autocast(images.device.type, torch.bfloat16):
+    # SAM's encoder makes its small tables where no device is named: on a GPU each would be a wait.
+    with images.device, torch.autocast(images.device.type, torch.bfloat16):
         embeddings = torch.func.functional_call(encoder, tables, (normal,))
     return embeddings.float()
 
@@ -159,26 +185,22 @@ def into_patches(maps: Tensor) -> Tensor:
     return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, h * w * 16, k)
 
 
-def point_tokens(sam: Sam, points: Tensor, row: int, column: int) -> Tensor:
+def point_tokens(sam: Sam, points: Tensor, place: Tensor) -> Tensor:
     """(B, P, 2, C): what the prompt encoder makes of points (B, P, 2), given in px of a window."""
-    offset = SMALL_PATCH_SIZE * torch.tensor([column, row], device=points.device)
-    flat = (points + offset).flatten(0, 1)[:, None]
-    labels = torch.ones(len(flat), 1, device=points.device)
-    sparse = sam.prompt_encoder._embed_points(flat, labels, pad=True)
-    return sparse.unflatten(0, points.shape[:2])
+    pixels = (points + SMALL_PATCH_SIZE * place.flip(0)).flatten(0, 1)
+    return embed_points(sam.prompt_encoder, pixels).unflatten(0, points.shape[:2])
 
 
 def decode_points(
-    sam: Sam, embeddings: Tensor, points: Tensor, row: int, column: int, valid_rows: int
+    sam: Sam, embeddings: Tensor, points: Tensor, place: Tensor, valid_rows: int
 ) -> tuple[Tensor, Tensor]:
     """Mask logits (B, P, 4, valid_rows*w*16) in patch order and predicted IoU (B, P, 4)."""
     b, _, h, w = embeddings.shape
     decoder, prompts = sam.mask_decoder, sam.prompt_encoder
-    sparse = point_tokens(sam, points, row, column)
+    sparse = point_tokens(sam, points, place)
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(b, points.shape[1], -1, -1), sparse], dim=2)
-    image_pe = prompts.get_dense_pe()[0, :, row : row + h, column : column + w]
-    image_pe = image_pe.flatten(1).transpose(0, 1)
+    image_pe = cut_table(prompts.get_dense_pe().permute(0, 2, 3, 1), place, h, w)[0].flatten(0, 1)
     image = embeddings.flatten(2).transpose(1, 2)[:, None] + prompts.no_mask_embed.weight
     # On a CPU bf16 pays for the encoder's wide matrices alone. Places are encoded in float32.
     with torch.autocast(embeddings.device.type, torch.bfloat16, enabled=embeddings.is_cuda):
@@ -200,10 +222,9 @@ class PairHeads(nn.Module):
         self.scale = nn.Parameter(torch.tensor([8.0, 8.0]))
         self.bias = nn.Parameter(torch.tensor([-4.0, -4.0]))
 
-    def forward(self, embeddings: Tensor, ids: Tensor, sampled: int = 192) -> Tensor:
+    def forward(self, embeddings: Tensor, ids: Tensor, paired: Tensor) -> Tensor:
         tokens = embeddings[:, :, : ids.shape[1]].flatten(2).transpose(1, 2)
-        chosen = torch.randperm(tokens.shape[1])[:sampled].to(tokens.device)
-        tokens, ids = tokens[:, chosen], ids.flatten(1, 2)[:, chosen]
+        tokens, ids = tokens.index_select(1, paired), ids.flatten(1, 2).index_select(1, paired)
         total = tokens.new_zeros(())
         for i, project in enumerate(self.project):
             unit = F.normalize(project(tokens), dim=-1)
@@ -245,24 +266,21 @@ def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def batch_loss(
-    sam: Sam, heads: PairHeads, batch: Batch, pair_weight: float
+    sam: Sam, heads: PairHeads, batch: Batch, pair_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch and, for the log, the mean best-of-3 IoU with object and part (2,).
 
-    Images as wide as SAM's square lie at its top, as in use; smaller ones at a random place of it.
+    `pair_weight` is a number on the device.
     """
     images = batch.images.permute(0, 3, 1, 2).float()
     h, w = (length // SMALL_PATCH_SIZE for length in images.shape[2:])
-    row, column = 0, 0
     if batch.padded:
         mean = sam.pixel_mean  # padding is zero after normalising
         square = mean.expand(len(images), 3, SMALL_IMAGE_SIZE, SMALL_IMAGE_SIZE).clone()
         square[:, :, : h * SMALL_PATCH_SIZE, : w * SMALL_PATCH_SIZE] = images
         images = square
-    elif w < SIDE:
-        row, column = (int(torch.randint(0, SIDE - length + 1, ())) for length in (h, w))
-    embeddings = encode_window(sam, images, row, column)
-    logits, predicted = decode_points(sam, embeddings, batch.points, row, column, h)
+    embeddings = encode_window(sam, images, batch.place)
+    logits, predicted = decode_points(sam, embeddings, batch.points, batch.place, h)
     targets = batch.targets()
     asked = (targets.sum(2) >= SMALLEST_TARGET / PIXELS_PER_LOGIT**2).float()
     losses = mask_losses(logits, targets, batch.focal)
@@ -273,5 +291,5 @@ def batch_loss(
     share = asked.sum((0, 1)).clamp(min=1)
     loss = ((best * asked).sum((0, 1)) / share).sum() + 0.2 * (single * asked[..., 0]).mean()
     loss = loss + F.mse_loss(predicted, goal)
-    loss = loss + pair_weight * heads(embeddings, batch.token_ids)
+    loss = loss + pair_weight * heads(embeddings, batch.token_ids, batch.paired)
     return loss, (iou[:, :, 1:].amax(dim=2) * asked).sum((0, 1)) / share

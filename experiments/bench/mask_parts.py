@@ -33,6 +33,7 @@ from segment_anything.modeling import Sam
 
 from sfss_ray.masks import automatic, candidates
 from sfss_ray.masks.automatic import AutomaticMaskGenerator
+from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.sam import load_sam, shipped_small_sam
 
 CITYSCAPES = (1024, 2048)
@@ -298,7 +299,8 @@ def whole_image(
 def _encoder_seconds(predictor: SamPredictor, image: np.ndarray, who: str, repeats: int) -> float:
     """Of them, those of the image encoder with its preparation of the image, on a GPU."""
     dtype = torch.bfloat16 if who == "bf16" else torch.float32
-    work = lambda: automatic.encode_crop(predictor, image, dtype)  # noqa: E731
+    resize = PillowResize()
+    work = lambda: automatic.encode_crop(predictor, image, dtype, resize)  # noqa: E731
     return median_seconds(work, repeats, "cuda")[0]
 
 

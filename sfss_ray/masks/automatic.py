@@ -26,6 +26,7 @@ from torchvision.ops import batched_nms
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks import rle
 from sfss_ray.masks.candidates import Box, Thresholds, encode_crop, find_candidates, tight_box
+from sfss_ray.masks.resize import PillowResize
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -130,6 +131,7 @@ class AutomaticMaskGenerator:
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
         self.dtype = dtype
+        self._resize = PillowResize()
 
     @torch.no_grad()
     def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
@@ -162,7 +164,7 @@ class AutomaticMaskGenerator:
         """Masks of one crop without duplicates among them."""
         x0, y0, x1, y1 = box
         size = image.shape[:2]
-        crop = encode_crop(self.predictor, image[y0:y1, x0:x1], self.dtype)
+        crop = encode_crop(self.predictor, image[y0:y1, x0:x1], self.dtype, self._resize)
         points = self.point_grids[layer] * np.array([crop.size[::-1]])
         thresholds = Thresholds(
             self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfss_ray.masks import rle
 from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.upsample import RegionUpsampler
 from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole
 
@@ -123,7 +124,7 @@ class Candidates(Generic[Pixels]):
 
 
 def encode_crop(
-    predictor: SamPredictor, cropped: NDArray[np.uint8], dtype: torch.dtype
+    predictor: SamPredictor, cropped: NDArray[np.uint8], dtype: torch.dtype, resize: PillowResize
 ) -> EncodedCrop:
     """Runs the image encoder as SamPredictor.set_image does.
 
@@ -131,16 +132,33 @@ def encode_crop(
         predictor: holds the model; left without an image.
         cropped: uint8 (h, w, 3), RGB.
         dtype: torch.float32, or torch.bfloat16 to run under autocast.
+        resize: for a GPU.
     """
     sam = predictor.model
     with torch.autocast(sam.device.type, torch.bfloat16, enabled=dtype != torch.float32):
-        predictor.set_image(cropped)
+        if sam.device.type == "cpu":
+            predictor.set_image(cropped)
+        else:
+            _set_image_there(predictor, cropped, resize)
     embedding = predictor.get_image_embedding().float()
     height, width = predictor.input_size
     predictor.reset_image()
     decoder_class = SharedImageDecoder if is_stock(sam) else ModelDecoder
     decoder = decoder_class(sam, embedding, dtype)
     return EncodedCrop(sam, decoder, cropped.shape[:2], (height, width), dtype)
+
+
+def _set_image_there(
+    predictor: SamPredictor, cropped: NDArray[np.uint8], resize: PillowResize
+) -> None:
+    """predictor.set_image without work on the CPU and without copies in between."""
+    sam, (height, width) = predictor.model, cropped.shape[:2]
+    side = sam.image_encoder.img_size
+    seen = predictor.transform.get_preprocess_shape(height, width, side)
+    resized = resize(np.ascontiguousarray(cropped), seen, sam.device)
+    # The encoder makes tables of positions on the default device, and copies them to its own.
+    with sam.device:
+        predictor.set_torch_image(resized.permute(2, 0, 1)[None].contiguous(), (height, width))
 
 
 def find_candidates(

@@ -27,7 +27,7 @@ stay in rows until the masks are there, and only masks that pass the quality thr
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -167,7 +167,7 @@ class SharedImageDecoder:
 
     def _attend(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, C) and keys (B, N, C) after the transformer."""
-        sparse, _ = _embed_prompts(self._sam, points)
+        sparse = embed_points(self._sam.prompt_encoder, points)
         output = torch.cat([self._decoder.iou_token.weight, self._decoder.mask_tokens.weight])
         tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
         queries, keys = tokens, self._keys.expand(len(sparse), -1, -1)
@@ -303,6 +303,18 @@ class _ImageUpdate:
         values = torch.bmm(v, self._out_weight)
         values[0] += self._attention.out_proj.bias
         return _by_point(values, len(token_values)).flatten(1, 2)
+
+
+def embed_points(encoder: PromptEncoder, points: Tensor) -> Tensor:
+    """The stock encoder's sparse embedding (B, 2, C) of foreground points (B, 2), one a prompt.
+
+    The second token says that there is no box. The encoder looks for it among the labels, for which
+    a GPU is waited for.
+    """
+    pair = torch.stack([points + 0.5, torch.zeros_like(points)], dim=1)  # the middle of a pixel
+    code = encoder.pe_layer.forward_with_coords(pair, encoder.input_image_size)[:, 0]
+    code = code + cast(nn.Embedding, encoder.point_embeddings[1]).weight
+    return torch.stack([code, encoder.not_a_point_embed.weight.expand_as(code)], dim=1)
 
 
 def _embed_prompts(sam: Sam, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ _TYPE_OF_ENCODER_SHAPE: dict[tuple[int, int, int], SamType] = {
     (768, 16, 12): "vit_b",
     (1024, 16, 24): "vit_l",
     (1280, 16, 32): "vit_h",
-    (128, SMALL_PATCH_SIZE, 4): "small",
+    (128, SMALL_PATCH_SIZE, 8): "small",
 }
 _HOW_TO_GET_WEIGHTS = (
     "give a SAM checkpoint (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth) "
@@ -49,7 +49,7 @@ _HOW_TO_GET_WEIGHTS = (
 
 
 def build_small_sam() -> Sam:
-    """A SAM of 1.2 million parameters with random weights, in training mode.
+    """A SAM of 2.0 million parameters with random weights, in training mode.
 
     Images: longest side 256 px. Image embedding: (64, 32, 32). Low-resolution masks: 128 x 128.
     """
@@ -59,14 +59,14 @@ def build_small_sam() -> Sam:
             img_size=SMALL_IMAGE_SIZE,
             patch_size=SMALL_PATCH_SIZE,
             embed_dim=128,
-            depth=4,
+            depth=8,
             num_heads=4,
             mlp_ratio=4,
             out_chans=SMALL_EMBED_DIM,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
             use_rel_pos=True,
             window_size=8,
-            global_attn_indexes=(1, 3),
+            global_attn_indexes=(1, 3, 5, 7),
         ),
         prompt_encoder=PromptEncoder(
             embed_dim=SMALL_EMBED_DIM,
@@ -153,7 +153,7 @@ def load_sam(
 
 
 def shipped_small_sam() -> Path:
-    """The weights of the small SAM that come with this package (float16, 2.4 MB)."""
+    """The weights of the small SAM that come with this package (float16, 4 MB)."""
     return Path(__file__).resolve().parent.parent / "streets" / "weights" / "small_sam.pt"
 
 

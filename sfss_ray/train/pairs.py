@@ -4,9 +4,10 @@ Read top to bottom: `cell_mask_ids` brings masks to the feature grid, `describe_
 what each mask is, `PrototypePool` collects what can be contrasted with, `sample_pairs` draws.
 The indices drawn here have no gradient; the similarities of anchors to the pool do.
 
-Vectors live where the networks are; ids, classes, counts and draws live on the CPU. A GPU would run a
-thousand tiny kernels for them and be waited for at every count, while sizes known here let its work be
-queued without a stop.
+Vectors live where the networks are; ids, classes, counts and most draws live on the CPU. A GPU would
+run a thousand tiny kernels for them and be waited for at every count, while sizes known here let its
+work be queued without a stop. The hundreds of negatives of each anchor are drawn where the vectors are:
+their shape is known beforehand, and they are too many for one CPU thread.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ def sample_pairs(
         student_embeddings: (h * w, D), on the networks' device: their similarities to the pool, which
             say what negatives are semi-hard, are kept in the pairs with their gradient, so that they
             are computed once.
-        generator: CPU generator of this image alone, so that world size changes nothing.
+        generator: CPU generator of this image alone, so that world size changes nothing. On a GPU
+            negatives come from the device's own generator with the same seed.
     """
     chosen = _draw_anchors(table, student_label, thresholds, config, generator)
     mask = table.owner[chosen]
@@ -248,8 +250,17 @@ def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
     return rank >= reach[:, None]
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator)
+def _uniform(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device | None = None
+) -> Tensor:
+    return torch.rand(shape, generator=generator, device=device)
+
+
+def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """The generator itself, or one of the other device with its seed."""
+    if device == generator.device:
+        return generator
+    return torch.Generator(device).manual_seed(generator.initial_seed())
 
 
 def _draw_anchors(
@@ -376,21 +387,20 @@ def _draw_negatives(
     """
     uniform_part = number - number // 2
     semi_hard = number // 2
-    shape = (len(allowed), uniform_part + 4 * semi_hard)
-    which_class, which_entry = (_uniform(shape, generator) for _ in range(2))
+    shape, device = (len(allowed), uniform_part + 4 * semi_hard), similarity.device
+    numbers = _generator_on(device, generator)
+    which_class, which_entry = (_uniform(shape, numbers, device) for _ in range(2))
     allowed = allowed & (pool.class_count > 0)
     choices = allowed.sum(1, keepdim=True)
     valid = (choices > 0).expand(-1, number)
     if not len(pool.vectors) or not len(allowed):
-        empty = torch.zeros(len(allowed), number, dtype=torch.long, device=similarity.device)
+        empty = torch.zeros(len(allowed), number, dtype=torch.long, device=device)
         return empty, torch.zeros(len(allowed), number, dtype=torch.bool)
     class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
-    slot = which_class.mul_(choices).long()
-    start, count = (
-        each[class_order].gather(1, slot) for each in (pool.class_start, pool.class_count)
-    )
+    start, count = (each[class_order].to(device) for each in (pool.class_start, pool.class_count))
+    slot = which_class.mul_(choices.to(device)).long()
+    start, count = start.gather(1, slot), count.gather(1, slot)
     index = start.add_(which_entry.mul_(count).long()).clamp_(max=len(pool.vectors) - 1)
-    index = index.to(similarity.device)
     candidates = index[:, uniform_part:]
     nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1, sorted=False).indices
     drawn = torch.cat([index[:, :uniform_part], candidates.gather(1, nearest)], 1)

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from sfss_ray.masks import candidates, rle
 from sfss_ray.masks.automatic import AutomaticMaskGenerator
-from sfss_ray.masks.candidates import encode_crop
-from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.candidates import _set_image_there, encode_crop
+from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, embed_points, is_stock
+from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.sam import load_sam, shipped_small_sam
 from sfss_ray.masks.upsample import RegionUpsampler
 
@@ -315,11 +316,30 @@ def test_encoder_is_that_of_the_predictor(sam):
     predictor.set_image(image)
     embedding, input_size = predictor.features, predictor.input_size
     with torch.no_grad():
-        crop = encode_crop(predictor, image, torch.float32)
+        crop = encode_crop(predictor, image, torch.float32, PillowResize())
         stock = ModelDecoder(sam, embedding, torch.float32).decode(torch.tensor([[9.0, 9.0]]), None)
         ours = crop.decoder.decode(torch.tensor([[9.0, 9.0]]), None)
     assert crop.input_size == input_size == (192, 256)
     torch.testing.assert_close(ours.quality, stock.quality, atol=1e-4, rtol=1e-4)
+
+
+def test_an_image_that_is_set_on_the_device_is_the_predictors(sam):
+    predictor, resize = SamPredictor(sam), PillowResize()
+    for seed in range(3):
+        image = np.random.default_rng(seed).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+        predictor.set_image(image)
+        features, input_size = predictor.get_image_embedding(), predictor.input_size
+        predictor.reset_image()
+        _set_image_there(predictor, image, resize)
+        assert predictor.input_size == input_size
+        assert torch.equal(predictor.get_image_embedding(), features)
+
+
+def test_points_are_embedded_as_by_the_prompt_encoder(sam):
+    points = 256 * torch.rand(50, 2, dtype=torch.float64)
+    labels = torch.ones((50, 1), dtype=torch.int)
+    stock, _ = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
+    assert torch.equal(embed_points(sam.prompt_encoder, points), stock)
 
 
 @pytest.mark.parametrize("shape", [((192, 256), (150, 200)), ((256, 120), (700, 328))])
@@ -350,7 +370,9 @@ def test_bfloat16_gives_nearly_the_same_logits(sam):
     image, points = drawn_image(), 190 * torch.rand(6, 2)
     with torch.no_grad():
         exact, fast = (
-            encode_crop(SamPredictor(sam), image, dtype).decoder.decode(points, None)
+            encode_crop(SamPredictor(sam), image, dtype, PillowResize()).decoder.decode(
+                points, None
+            )
             for dtype in (torch.float32, torch.bfloat16)
         )
     assert fast.logits.dtype == fast.quality.dtype == torch.float32

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from train_samples import CLASSES, colour_segmenter, drawn_batch, small_config
 
 from sfss_ray.config import TrainConfig
+from sfss_ray.train import pairs
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.losses import pair_loss
 from sfss_ray.train.mask_vote import ClassPrior
@@ -317,11 +318,18 @@ def test_a_teacher_that_looks_twice_takes_the_mean():
     assert not torch.equal(look_at(zoomed, weak).confidence, plain.confidence)
 
 
-def test_the_contrast_asks_nothing_of_the_networks_device():
+def test_the_contrast_asks_nothing_of_the_networks_device(monkeypatch):
     """Meta tensors have no values: reading one, or mixing it with the CPU's, would stop here.
 
     So a GPU that holds the vectors is handed all its work without being waited for.
     """
+    # The meta device has no generators; what is drawn has no value there anyway.
+    on = pairs._generator_on
+    monkeypatch.setattr(
+        pairs,
+        "_generator_on",
+        lambda device, own: None if device.type == "meta" else on(device, own),
+    )
     players, batch = Players(pairs__bank_size=8, loss__projection="none"), drawn_batch([0, 1, 2])
     players.step(batch)  # puts entries into the bank
     look = look_at(players, batch["weak"])
