@@ -10,7 +10,11 @@ from sfss_ray.config.checks import require, require_one_of
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Stage 1: how regions are found in an image. Names of the generator's knobs are SAM's own."""
+    """Stage 1: how regions are found in an image. Names of the generator's knobs are SAM's own.
+
+    Defaults of thresholds are SAM's too. With regions small_sam one that is left at its default is
+    the small SAM's own, measured value (small_sam.json), as its scores lie lower.
+    """
 
     regions: Literal["auto", "sam", "small_sam", "felzenszwalb"] = "auto"
     """Region source; auto: sam when a SAM checkpoint is given, else felzenszwalb (no weights)."""

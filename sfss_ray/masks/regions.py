@@ -6,6 +6,7 @@ records as the `masks` column of the store holds them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ _SAM_KNOBS = (
     "crop_n_layers",
     "min_mask_region_area",
 )
+_CUTS = (
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "stability_score_offset",
+    "box_nms_thresh",
+)
+"""Whose defaults are those of a large SAM; the small one has others that were measured."""
 _FELZENSZWALB_KNOBS = ("felzenszwalb_scale", "felzenszwalb_min_size")
 _REFERENCE_PIXELS = 480 * 360  # felzenszwalb_min_size is stated for this image size
 IMPORTED = "imported"
@@ -87,9 +95,17 @@ def make_recipe(
 
     checkpoint = shipped_small_sam() if source == "small_sam" else Path(sam_checkpoint or "")
     found = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
-    return RegionRecipe(
-        source, found, file_sha256(checkpoint), _knobs(config, _SAM_KNOBS)
-    ), checkpoint
+    knobs = _knobs(config, _SAM_KNOBS)
+    if source == "small_sam":
+        knobs |= _small_sam_cuts(knobs, checkpoint)
+    return RegionRecipe(source, found, file_sha256(checkpoint), knobs), checkpoint
+
+
+def _small_sam_cuts(knobs: dict[str, float], checkpoint: Path) -> dict[str, float]:
+    """The small SAM's own value of each threshold that was left at SAM's default."""
+    measured = json.loads(checkpoint.with_suffix(".json").read_text())["generator"]
+    defaults = MaskConfig()
+    return {name: measured[name] for name in _CUTS if knobs[name] == getattr(defaults, name)}
 
 
 def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from sfss_ray.masks.regions import (
     choose_source,
     make_recipe,
 )
-from sfss_ray.masks.sam import build_small_sam
+from sfss_ray.masks.sam import build_small_sam, shipped_small_sam
 from sfss_ray.models.build import file_sha256
 
 
@@ -147,6 +147,15 @@ def test_the_recipe_of_a_sam_run_names_type_weights_and_knobs(tmp_path: Path):
     assert "points_per_batch" not in recipe.knobs  # costs memory, changes no mask
     with pytest.raises(CheckpointError, match="vit_b"):
         make_recipe(MaskConfig(), path, "vit_b")
+
+
+def test_the_small_sam_brings_its_own_cuts_where_none_were_given():
+    measured = json.loads(shipped_small_sam().with_suffix(".json").read_text())["generator"]
+    knobs = make_recipe(MaskConfig(regions="small_sam", box_nms_thresh=0.65), None)[0].knobs
+    assert knobs["box_nms_thresh"] == 0.65
+    assert knobs["points_per_side"] == MaskConfig().points_per_side
+    for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset"):
+        assert knobs[name] == measured[name] != getattr(MaskConfig(), name)
 
 
 def test_sam_records_have_what_the_store_keeps(tmp_path: Path):
