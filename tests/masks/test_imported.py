@@ -256,7 +256,7 @@ def test_imported_masks_are_those_that_this_package_makes(shared_data, tmp_path:
     file = list_images(shared_data("camvid") / "images" / "val")[0]
     recipe, weights = make_recipe(MaskConfig(regions="small_sam", **OPEN), None)
     made = build_region_source(recipe, weights, 64, "cpu")(read_image(file.path))
-    generator = SamAutomaticMaskGenerator(load_sam(shipped_small_sam()), **OPEN)
+    generator = SamAutomaticMaskGenerator(load_sam(shipped_small_sam()), **recipe.knobs)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / file.path.name).symlink_to(file.path)
     write_json(tmp_path / "sam" / file.image_id, generator.generate(read_image(file.path)))
