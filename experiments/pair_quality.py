@@ -108,7 +108,8 @@ SHARES = (
 
 def judge(tally, looks, ids, truths, bound, config, classes) -> None:
     """Draw the pairs of a batch as a step would, and compare them with the truth."""
-    from sfss_ray.train.pairs import PrototypePool, cell_mask_ids, describe_masks, sample_pairs
+    from sfss_ray.train.mask_table import cell_mask_ids, describe_masks
+    from sfss_ray.train.pairs import PrototypePool, sample_pairs
 
     tables, cell_truths = [], []
     for (logits, embeddings), mask_ids, truth in zip(looks, ids, truths, strict=True):

@@ -1,7 +1,7 @@
 """Masks and the teacher's opinion -> anchors, positives and negatives.
 
-Read top to bottom: `cell_mask_ids` brings masks to the feature grid, `describe_masks` asks the teacher
-what each mask is, `PrototypePool` collects what can be contrasted with, `sample_pairs` draws.
+Read mask_table.py first: what the teacher says of each mask. Then from top to bottom: `PrototypePool`
+collects what can be contrasted with, `sample_pairs` draws.
 The indices drawn here have no gradient; the similarities of anchors to the pool do.
 
 Vectors live where the networks are; ids, classes, counts and most draws live on the CPU. A GPU would
@@ -16,121 +16,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sfss_ray.config import PairConfig
-
-
-def cell_mask_ids(mask_ids: Tensor, grid: tuple[int, int], share: float) -> Tensor:
-    """Mask ids per grid cell: (B, H, W) -> (B, h, w); 0 where no id has `share` of the pixels.
-
-    With share > .5 only the median pixel's id can have it, so a median and a count are exact.
-    """
-    height, width = grid
-    if mask_ids.shape[1] % height or mask_ids.shape[2] % width:
-        size = [g * max(1, round(n / g)) for g, n in zip(grid, mask_ids.shape[1:], strict=True)]
-        mask_ids = F.interpolate(mask_ids[:, None].double(), size=size, mode="nearest")[:, 0].long()
-    batch, full_height, full_width = mask_ids.shape
-    blocks = mask_ids.view(batch, height, full_height // height, width, full_width // width)
-    pixels = blocks.permute(0, 1, 3, 2, 4).flatten(3)
-    candidate = pixels.median(dim=3).values
-    enough = (pixels == candidate[..., None]).float().mean(3) >= share
-    return torch.where(enough, candidate, torch.zeros_like(candidate))
-
-
-@dataclass(frozen=True)
-class MaskTable:
-    """What the teacher says of the K masks of one image. `cells` are indices into the h * w grid,
-    sorted by mask; mask k owns `cells[start[k] : start[k] + count[k]]`.
-    """
-
-    cells: Tensor  # (M,) grid index
-    owner: Tensor  # (M,) mask index of each cell
-    start: Tensor  # (K,)
-    count: Tensor  # (K,)
-    probabilities: Tensor  # (K, C) mean of the teacher's
-    label: Tensor  # (K,) argmax of probabilities
-    purity: Tensor  # (K,) share of cells whose own argmax is label
-    confidence: Tensor  # (K,) mean probability of label
-    reliable: Tensor  # (K,) bool
-    merged: Tensor  # (K,) bool: two classes in one mask, left out altogether
-    weighted_sum: Tensor  # (K, D) sum of confidence * embedding, on the networks' device
-    prototype: Tensor  # (K, D) its direction, on the networks' device
-    cell_confidence: Tensor  # (M,) teacher's highest probability
-    cell_label: Tensor  # (M,) teacher's argmax
-
-    def __len__(self) -> int:
-        return len(self.count)
-
-
-def describe_masks(
-    cell_ids: Tensor,
-    probabilities: Tensor,
-    embeddings: Tensor,
-    thresholds: Tensor,
-    config: PairConfig,
-) -> MaskTable:
-    """Ask the teacher about the masks of one image.
-
-    Args:
-        cell_ids: (h, w) mask ids, 0 = none.
-        probabilities: (C, h, w), the teacher's.
-        embeddings: (D, h, w), the teacher's, L2-normalised; on any device, all else on the CPU.
-        thresholds: (C,) confidence a mask of a class must reach to be reliable.
-
-    A mask is reliable if it has `min_cells` cells, `min_purity` of them of its own class, and its
-    confidence reaches the class's threshold; merged if two classes each hold `merged_share` of the
-    cells at `merged_confidence`.
-    """
-    flat = cell_ids.flatten()
-    inside = flat.nonzero()[:, 0]
-    _, owner = flat[inside].unique(return_inverse=True)
-    order = owner.argsort(stable=True)
-    cells, owner = inside[order], owner[order]
-    masks = int(owner[-1]) + 1 if len(owner) else 0
-    count = torch.bincount(owner, minlength=masks)
-    q = probabilities.flatten(1).T[cells].float()
-    t = embeddings.flatten(1).T[cells.to(embeddings.device)].float()
-    cell_confidence, cell_label = q.max(1)
-
-    mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)
-    confidence, label = mean.max(1) if masks else (mean.sum(1), mean.sum(1).long())
-    # Counts as bincounts of cells: one pass over them, where sums of one-hot rows take C.
-    classes = mean.shape[1]
-    pure = torch.bincount(owner[cell_label == label[owner]], minlength=masks)
-    purity = pure.float() / count.clamp(min=1)
-    sure = cell_confidence >= config.merged_confidence
-    votes = torch.bincount((owner * classes + cell_label)[sure], minlength=masks * classes)
-    sure_share = votes.view(masks, classes).float() / count[:, None].clamp(min=1)
-    merged = (sure_share >= config.merged_share).sum(1) >= 2
-    reliable = (
-        (count >= config.min_cells)
-        & (purity >= config.min_purity)
-        & (confidence >= thresholds[label])
-        & ~merged
-    )
-    weighted_sum = _sum_by(owner.to(t.device), cell_confidence[:, None].to(t.device) * t, masks)
-    return MaskTable(
-        cells=cells,
-        owner=owner,
-        start=count.cumsum(0) - count,
-        count=count,
-        probabilities=mean,
-        label=label,
-        purity=purity,
-        confidence=confidence,
-        reliable=reliable,
-        merged=merged,
-        weighted_sum=weighted_sum,
-        prototype=F.normalize(weighted_sum, dim=1),
-        cell_confidence=cell_confidence,
-        cell_label=cell_label,
-    )
-
-
-def _sum_by(owner: Tensor, values: Tensor, groups: int) -> Tensor:
-    total = values.new_zeros((groups, *values.shape[1:]))
-    return total.index_add_(0, owner, values)
+from sfss_ray.train.mask_table import MaskTable
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.collective import gather_rows
-from sfss_ray.train.pairs import MaskTable, PrototypePool
+from sfss_ray.train.mask_table import MaskTable
+from sfss_ray.train.pairs import PrototypePool
 
 KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + its index
 

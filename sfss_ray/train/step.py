@@ -15,14 +15,9 @@ from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
 from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
+from sfss_ray.train.mask_table import cell_mask_ids, describe_masks
 from sfss_ray.train.mask_vote import ClassPrior, relabel
-from sfss_ray.train.pairs import (
-    Pairs,
-    PrototypePool,
-    cell_mask_ids,
-    describe_masks,
-    sample_pairs,
-)
+from sfss_ray.train.pairs import Pairs, PrototypePool, sample_pairs
 from sfss_ray.train.prototypes import (
     KEYS_PER_SAMPLE,
     gather_prototypes,

@@ -11,13 +11,11 @@ from torch.nn import functional as F
 from train_samples import KEY_STEP, RandomScene, pool_of, random_scene
 
 from sfss_ray.config import PairConfig
+from sfss_ray.train.mask_table import MaskTable, cell_mask_ids, describe_masks
 from sfss_ray.train.pairs import (
-    MaskTable,
     Pairs,
     PrototypePool,
     allowed_negative_classes,
-    cell_mask_ids,
-    describe_masks,
     sample_pairs,
 )
 

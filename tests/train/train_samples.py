@@ -17,7 +17,8 @@ from sfss_ray.masks.store import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import AdaptationTask, estimate_statistics
-from sfss_ray.train.pairs import MaskTable, PrototypePool, describe_masks
+from sfss_ray.train.mask_table import MaskTable, describe_masks
+from sfss_ray.train.pairs import PrototypePool
 from sfss_ray.train.run import load_state
 
 CLASSES = ("red", "green", "blue", "yellow", "grey")
