@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-
 
 @pytest.fixture
-def worth(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import region_worth
-
-    return region_worth
+def worth(experiment):
+    return experiment("region_worth")
 
 
 def test_regions_are_counted_with_their_cover_and_purity(worth):

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-
 
 @pytest.fixture
-def score_quality(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import score_quality
-
-    yield score_quality
-    for name in ("score_quality", "score_trials", "domain_pairs"):
-        sys.modules.pop(name, None)
+def score_quality(experiment):
+    return experiment("score_quality")
 
 
 def trial(number: int, miou: float, value: float, collapsed: bool = False) -> dict:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from sfss_ray.masks.sam import SMALL_IMAGE_SIZE, build_small_sam
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SIZE = (128, 256)
 POINTS = torch.tensor([[[10.0, 20.0], [200.0, 100.0], [255.0, 0.0]]])
 
 
 @pytest.fixture
-def learning(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import small_sam_learning
-
-    yield small_sam_learning
-    for name in ("small_sam_learning", "small_sam_scenes", "small_sam_graphs"):
-        sys.modules.pop(name, None)
+def learning(experiment):
+    return experiment("small_sam_learning")
 
 
 @pytest.fixture(scope="module")
