@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_rows import BASELINE, CEILING, CONTRAST_KNOBS, ROWS, STATISTICS, USER_REGIONS, Row
-from ablation_table import write_results
+from ablation_table import knobs_of, write_results
 from domain_pairs import DomainPair, camvid_day2dusk, streets
 
 from sfss_ray.cli import run_guarded
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def config(self) -> Config:
-        return override(self.pair.config, {"seed": self.seed, **self.row.knobs})
+        return override(self.pair.config, {"seed": self.seed, **knobs_of(self.row, self.pair)})
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -21,9 +21,10 @@ CONTRAST_KNOBS = (
 )
 """What means nothing where contrast_weight is 0."""
 NO_BANK = {"train.pairs.bank_size": 0}
+VOTE_WEIGHT = "train.loss.vote_weight"
 VOTE = {
     "train.loss.mask_vote": "pooled",
-    "train.loss.vote_weight": 0.5,
+    VOTE_WEIGHT: 0.5,
     "train.loss.prior_power": 0.25,
 }
 USER_REGIONS = "felzenszwalb"  # what anybody can have without SAM weights
@@ -96,12 +97,6 @@ _FULL = (
     Row("full_felzenszwalb", _FULL_NAME, "felzenszwalb", CONTRAST | VOTE),
     Row("full_small_sam", _FULL_NAME, "small_sam", CONTRAST | VOTE),
     Row("full_random", _FULL_NAME, "random", CONTRAST | VOTE),
-    # True regions join nothing, so each speaks with one voice.
-    Row(
-        "full_ground_truth",
-        _FULL_NAME,
-        "ground_truth",
-        CONTRAST | VOTE | {"train.loss.vote_weight": 1.0},
-    ),
+    Row("full_ground_truth", _FULL_NAME, "ground_truth", CONTRAST | VOTE),
 )
 ROWS = (BASELINE, STATISTICS, *_SELF_TRAINING, *_LABEL_SPACE, *_CONTRAST, *_FULL, CEILING)
