@@ -21,10 +21,9 @@ CONTRAST_KNOBS = (
 )
 """What means nothing where contrast_weight is 0."""
 NO_BANK = {"train.pairs.bank_size": 0}
-VOTE_WEIGHT = "train.loss.vote_weight"
 VOTE = {
     "train.loss.mask_vote": "pooled",
-    VOTE_WEIGHT: 0.5,
+    "train.loss.vote_weight": 0.5,
     "train.loss.prior_power": 0.25,
 }
 USER_REGIONS = "felzenszwalb"  # what anybody can have without SAM weights
@@ -53,6 +52,8 @@ _SELF_TRAINING = (
             "train.batch_norm": "adapt",
             "train.loss.label_space": "entropy",
             "train.optim.trainable": "norm",
+            # At what suits self-training on drawn streets, 1e-3, it falls to 23 there.
+            "train.optim.learning_rate": 2e-4,
             "train.augment.jitter_probability": 0.0,
             "train.augment.grey_probability": 0.0,
             "train.augment.blur_probability": 0.0,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import BASELINE, CEILING, VOTE_WEIGHT, Row
+from ablation_rows import BASELINE, CEILING, VOTE, Row
 from domain_pairs import DomainPair
 
 from sfss_ray.run_folder import write_json
@@ -30,9 +30,10 @@ def write_results(
 
 
 def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:
-    """What a row changes on a pair: regions that are trusted there vote with all their weight."""
-    votes = VOTE_WEIGHT in row.knobs and row.regions in pair.trusted
-    return row.knobs | ({VOTE_WEIGHT: 1.0} if votes else {})
+    """What a row changes on a pair; rows with the pooled vote take what suits their regions there."""
+    return row.knobs | (
+        pair.votes.get(row.regions, {}) if row.knobs.items() >= VOTE.items() else {}
+    )
 
 
 def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str, Any]:

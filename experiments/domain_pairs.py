@@ -7,7 +7,7 @@ labels that are used to report (and for the rows that are called ground truth or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,8 @@ MILD_COLOURS = {
     "blur_probability": 0.2,
 }
 """A strong view that is not so strong: a small network has enough to learn in few steps."""
+ALONE = {"train.loss.vote_weight": 1.0}
+ALONE_FOR_RARE = ALONE | {"train.loss.prior_power": 0.5}
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -69,8 +71,9 @@ class DomainPair:
     instances: Callable[[ImageFile], np.ndarray]
     """Ground-truth regions of a target image, (H, W) ids, 0 = none."""
     folder: Path
-    trusted: tuple[str, ...] = ("ground_truth",)
-    """Region sources that join so few things that their vote counts alone (vote_weight 1)."""
+    votes: Mapping[str, Mapping[str, Any]]
+    """Region source -> knobs of the pooled vote that suit it there. Regions that join few things may
+    speak alone (vote_weight 1), and for rare classes (prior_power)."""
 
     def labelled_folds(self) -> list[tuple[tuple[LabelledImage, ...], tuple[LabelledImage, ...]]]:
         """(train, score) for a model trained with target labels; no image is in both parts of one.
@@ -171,7 +174,7 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
         config,
         drawn_instances,
         folder,
-        trusted=("ground_truth", "small_sam"),  # purity .96 there: experiments/region_worth.py
+        {"ground_truth": ALONE_FOR_RARE, "small_sam": ALONE_FOR_RARE},  # see region_worth.py
     )
 
 
@@ -209,6 +212,7 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         ),
         partial(labelled_regions, labels),
         folder,
+        {"ground_truth": ALONE},
     )
 
 
