@@ -31,9 +31,8 @@ def write_results(
 
 def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:
     """What a row changes on a pair; rows with the pooled vote take what suits their regions there."""
-    return row.knobs | (
-        pair.votes.get(row.regions, {}) if row.knobs.items() >= VOTE.items() else {}
-    )
+    votes = row.knobs.items() >= VOTE.items()
+    return {**row.knobs, **(pair.votes.get(row.regions, {}) if votes else {})}
 
 
 def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str, Any]:
