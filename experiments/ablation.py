@@ -160,7 +160,7 @@ def with_target_statistics(job: Job) -> Any:
 
     network, train = source_network(job), job.config.train
     samples = TargetSamples(job.pair.images, None, train.augment, job.seed)
-    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size, 0, 1, 0)
+    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size)
     device = torch.device(job.device)
     weak = (to_device(b, device)["weak"] for b in batches)
     estimate_statistics(network.train(), weak, train.statistics_share)
