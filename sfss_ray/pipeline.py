@@ -28,6 +28,7 @@ from sfss_ray.train.prepared import (
     check_workers,
     labelled_images,
     prepare_training,
+    record_of_masks,
     run_record,
 )
 from sfss_ray.tune.scores import score_name
@@ -264,12 +265,7 @@ def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
         return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
     assert inputs.given is not None
     given = inputs.given
-    recipe = MaskStore(given.folder).recipe
-    return record | {
-        "inputs.sam_sha256": recipe.get("sam_sha256", ""),
-        "inputs.masks_source": given.source,
-        "inputs.masks": given.masks,
-    }
+    return record | record_of_masks(MaskStore(given.folder).recipe, given.masks)
 
 
 def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink) -> MaskSummary:
