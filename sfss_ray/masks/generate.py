@@ -19,8 +19,9 @@ from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config, differences
 from sfss_ray.data.folders import ImageFile, decode_image, list_images
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks.actor import MaskActor
 from sfss_ray.masks.places import local_folder
-from sfss_ray.masks.regions import RegionRecipe, SamType, build_region_source, make_recipe
+from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import (
     CODE_VERSION,
     SHARD_PREFIX,
@@ -28,49 +29,10 @@ from sfss_ray.masks.store import (
     drop_rows,
     read_recipe,
     rows_with_error,
-    shard_name,
     shards,
-    write_shard,
 )
 from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
-
-
-class MaskActor:
-    """One process of the pool: holds the network, turns a shard's images into rows."""
-
-    def __init__(self, spec: dict[str, Any]):
-        import torch
-
-        torch.set_num_threads(max(1, int(spec["threads"])))
-        self.spec = spec
-        self.recipe = RegionRecipe(**spec["recipe"])
-        checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
-        self.find_regions = build_region_source(
-            self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
-        )
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of a batch; returns a line of facts for each, which drives progress."""
-        facts: dict[str, list] = {"images": [], "masks": [], "errors": []}
-        for shard in batch["shard"]:
-            images = json.loads(str(shard))
-            rows = [self._row(image_id, path) for image_id, path in images]
-            name = shard_name(image_id for image_id, _ in images)
-            write_shard(Path(self.spec["folder"]) / name, rows, self.recipe.as_dict())
-            facts["images"].append(len(rows))
-            facts["masks"].append(sum(len(r["masks"]) for r in rows))
-            facts["errors"].append(sum(r["error"] is not None for r in rows))
-        return facts
-
-    def _row(self, image_id: str, path: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"image_id": image_id, "path": path, "error": None}
-        try:
-            image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
-            masks = self.find_regions(image)
-        except (DataError, OSError) as error:
-            return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
-        return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
 
 
 def generate_masks(
@@ -85,8 +47,8 @@ def generate_masks(
 ) -> MaskSummary:
     """Make class-agnostic masks of all images below a folder.
 
-    An image that cannot be read gets a row that says why; it is tried again by the next run once it
-    can be read. The command's exit code is 10 and their number (99: 89 or more), 0 where there is none.
+    An image that cannot be read, or whose masks cannot be made, gets a row that says why; it is tried
+    again by the next run once it can be read. The command's exit code is 10 and their number (99: 89 or more), 0 where there is none.
 
     Args:
         target_images: Folder of images; its folders are searched too.
