@@ -14,7 +14,7 @@ from sfss_ray.data.folders import read_image
 from sfss_ray.errors import ConfigError, DataError, SfssError
 from sfss_ray.masks.regions import NOTES
 from sfss_ray.masks.rle import from_coco_string
-from sfss_ray.masks.store import MaskStore, read_recipe, shards
+from sfss_ray.masks.store import MaskStore, parquet_files, read_recipe
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
 SHEET = "inspect.png"
@@ -175,7 +175,7 @@ def _unreadable_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"masks folder {str(folder)!r} {what}; give a folder of masks")
-    files = shards(folder)
+    files = parquet_files(folder)
     names = [file.name for file in files if read_recipe(file) is None]
     if names and len(names) == len(files):
         raise DataError(

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
 from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
+from sfss_ray.data.names import printable
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
@@ -31,7 +32,7 @@ _CITYSCAPES_LABEL = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|labelIds|la
 
 @dataclass(frozen=True, order=True)
 class ImageFile:
-    """An image: its id (path relative to its folder, without suffix) and where it lies."""
+    """An image: its id (path relative to its folder, without suffix, as `printable`) and its place."""
 
     image_id: str
     path: Path
@@ -76,7 +77,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _id_of(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return printable(path.relative_to(folder).with_suffix("").as_posix())
 
 
 def _by_id(paths: Iterable[Path], folder: Path, what: str) -> dict[str, Path]:

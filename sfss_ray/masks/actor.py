@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.data.folders import decode_image
+from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
@@ -44,7 +45,7 @@ class MaskActor:
         return facts
 
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"image_id": image_id, "path": path, "error": None}
+        row: dict[str, Any] = {"image_id": image_id, "path": printable(path), "error": None}
         try:
             image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
             masks = self._regions(image)

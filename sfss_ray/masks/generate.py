@@ -16,21 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
-from sfss_ray.config import ComputeConfig, Config, differences
-from sfss_ray.data.folders import ImageFile, decode_image, list_images
-from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.config import ComputeConfig, Config
+from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
-from sfss_ray.masks.store import (
-    CODE_VERSION,
-    SHARD_PREFIX,
-    MaskStore,
-    drop_rows,
-    read_recipe,
-    rows_with_error,
-    shards,
-)
+from sfss_ray.masks.resume import drop_mended, find_rows
 from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
@@ -48,7 +40,8 @@ def generate_masks(
     """Make class-agnostic masks of all images below a folder.
 
     An image that cannot be read, or whose masks cannot be made, gets a row that says why; it is tried
-    again by the next run once it can be read. The command's exit code is 10 and their number (99: 89 or more), 0 where there is none.
+    again by the next run once it can be read. The command's exit code is 10 and their number (99: 89
+    or more), 0 where there is none.
 
     Args:
         target_images: Folder of images; its folders are searched too.
@@ -64,9 +57,11 @@ def generate_masks(
         Counts, and the images that could not be read with the reason.
 
     Raises:
-        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not.
+        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not;
+            an output folder that is a file.
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
-        ResumeError: the folder holds masks made by other weights or other knobs.
+        ResumeError: the folder holds masks made by other weights or other knobs, or of other images,
+            or another run is making masks there.
         ClusterError: the cluster cannot be reached.
     """
     config = config or Config()
@@ -94,67 +89,24 @@ def mask_images(
     """Make the masks that `folder` lacks of these images; returns of how many images."""
     device = cluster.resolve_device(config.compute)
     cluster.check_address(config.compute)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = finished_ids(folder, recipe)
-    done -= _drop_mended(folder, recipe, config.masks.max_pixels)
-    missing = [image for image in images if image.image_id not in done]
-    if missing:
-        _say_start(progress, recipe, len(missing), len(images))
-        spec = {
-            "recipe": recipe.as_dict(),
-            "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
-            "points_per_batch": config.masks.points_per_batch,
-            "max_pixels": config.masks.max_pixels,
-            "device": device,
-            "folder": str(folder),
-        }
-        with cluster.connected(config.compute) as resources:
-            _run_pool(missing, spec, config, resources, progress)
+    with claimed(folder):
+        rows = find_rows(folder, recipe, images)
+        mended = drop_mended(rows, recipe, images, config.masks.max_pixels)
+        done = set(rows) - mended
+        missing = [image for image in images if image.image_id not in done]
+        if missing:
+            _say_start(progress, recipe, len(missing), len(images))
+            spec = {
+                "recipe": recipe.as_dict(),
+                "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
+                "points_per_batch": config.masks.points_per_batch,
+                "max_pixels": config.masks.max_pixels,
+                "device": device,
+                "folder": str(folder),
+            }
+            with cluster.connected(config.compute) as resources:
+                _run_pool(missing, spec, config, resources, progress)
     return len(missing)
-
-
-def finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
-    """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
-    for leftover in folder.glob(".masks-*.parquet.*"):
-        leftover.unlink(missing_ok=True)
-    for shard in shards(folder):
-        made_by = read_recipe(shard)
-        if made_by is None:
-            if shard.name.startswith(SHARD_PREFIX):  # half a shard of ours; others keep theirs
-                shard.unlink()
-            continue
-        changed = differences(_flat(made_by), _flat(recipe.as_dict()))
-        if changed:
-            raise ResumeError(
-                f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
-                " settings to go on there, or another folder"
-            )
-    return set(MaskStore(folder).ids()) if shards(folder) else set()
-
-
-def _drop_mended(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[str]:
-    """Ids of images that could not be read and can be now; their rows are dropped."""
-    mended: set[str] = set()
-    for shard in shards(folder):
-        here = {i for i, path in rows_with_error(shard).items() if _readable(path, max_pixels)}
-        if here:
-            drop_rows(shard, here, recipe.as_dict())
-        mended |= here
-    return mended
-
-
-def _readable(path: str, max_pixels: int) -> bool:
-    try:
-        decode_image(Path(path).read_bytes(), max_pixels)
-    except (DataError, OSError):
-        return False
-    return True
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What decides the masks; the release that made them does not."""
-    rest = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
-    return rest | recipe["knobs"]
 
 
 def _say_start(progress: ProgressSink, recipe: RegionRecipe, missing: int, total: int) -> None:
