@@ -11,6 +11,7 @@ import numpy as np
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
+from sfss_ray.masks.attempts import DIED, Attempts
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
 
@@ -36,21 +37,33 @@ class MaskActor:
         facts: dict[str, list] = {"images": [], "masks": [], "errors": []}
         for shard in batch["shard"]:
             images = json.loads(str(shard))
-            rows = [self._row(image_id, path) for image_id, path in images]
-            name = shard_name(image_id for image_id, _ in images)
-            write_shard(Path(self.spec["folder"]) / name, rows, self.recipe.as_dict())
+            rows = self._write(images)
             facts["images"].append(len(rows))
             facts["masks"].append(sum(len(r["masks"]) for r in rows))
             facts["errors"].append(sum(r["error"] is not None for r in rows))
         return facts
 
+    def _write(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Make and write a shard; returns its rows."""
+        place = Path(self.spec["folder"]) / shard_name(image_id for image_id, _ in images)
+        attempts, rows = Attempts(place), []
+        for image_id, path in images:
+            if attempts.begin(image_id):
+                rows.append(self._row(image_id, path))
+                attempts.end(image_id)
+            else:
+                rows.append(_failed_row(image_id, path, DIED))
+        write_shard(place, rows, self.recipe.as_dict())
+        attempts.forget()
+        return rows
+
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"image_id": image_id, "path": printable(path), "error": None}
         try:
             image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
             masks = self._regions(image)
         except Exception as error:  # whatever one image does to a source, the others go on
-            return row | {"height": 0, "width": 0, "masks": [], "error": reason_of(error)}
+            return _failed_row(image_id, path, reason_of(error))
+        row = {"image_id": image_id, "path": printable(path), "error": None}
         return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
 
     def _regions(self, image: np.ndarray) -> list[dict[str, Any]]:
@@ -63,6 +76,11 @@ class MaskActor:
             pass  # the error holds the tensors of its frames, which are free from here on
         torch.cuda.empty_cache()
         return self.find_regions(image)
+
+
+def _failed_row(image_id: str, path: str, reason: str) -> dict[str, Any]:
+    row = {"image_id": image_id, "path": printable(path), "error": reason}
+    return row | {"height": 0, "width": 0, "masks": []}
 
 
 def reason_of(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
 final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
-retried, a shard is there whole or not at all, and never twice.
+retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
+without end; attempts.py sees to it that an image which kills its process is given up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.data.folders import ImageFile, list_images
+from sfss_ray.errors import ClusterError
 from sfss_ray.masks.actor import MaskActor
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import local_folder
@@ -62,7 +64,7 @@ def generate_masks(
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
         ResumeError: the folder holds masks made by other weights or other knobs, or of other images,
             or another run is making masks there.
-        ClusterError: the cluster cannot be reached.
+        ClusterError: the cluster cannot be reached, has no GPU where one is asked for, or lost the pool.
     """
     config = config or Config()
     started = time.monotonic()
@@ -87,7 +89,7 @@ def mask_images(
     progress: ProgressSink,
 ) -> int:
     """Make the masks that `folder` lacks of these images; returns of how many images."""
-    device = cluster.resolve_device(config.compute)
+    cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     with claimed(folder):
         rows = find_rows(folder, recipe, images)
@@ -101,10 +103,10 @@ def mask_images(
                 "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
                 "points_per_batch": config.masks.points_per_batch,
                 "max_pixels": config.masks.max_pixels,
-                "device": device,
                 "folder": str(folder),
             }
             with cluster.connected(config.compute) as resources:
+                spec["device"] = cluster.resolve_device(config.compute)
                 _run_pool(missing, spec, config, resources, progress)
     return len(missing)
 
@@ -122,6 +124,7 @@ def _run_pool(
     progress: ProgressSink,
 ) -> None:
     import ray.data
+    import ray.exceptions
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import sets it to INFO
     pool = _pool_size(config.compute, resources, spec["device"])
@@ -139,9 +142,16 @@ def _run_pool(
         num_gpus=1 if spec["device"] == "cuda" else 0,
     )
     bar, errors = Progress("masks", len(images), progress), 0
-    for facts in dataset.iter_rows():
-        errors += int(facts["errors"])
-        bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+    try:
+        for facts in dataset.iter_rows():
+            errors += int(facts["errors"])
+            bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise ClusterError(
+            f"the pool of masks stopped ({reason[:200]}): put that right and run again, what is"
+            " finished is kept"
+        ) from error
 
 
 def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:

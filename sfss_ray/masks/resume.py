@@ -11,6 +11,7 @@ from sfss_ray.config import differences
 from sfss_ray.data.folders import ImageFile, evenly_spread, image_size, read_image
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks.attempts import killed_its_process
 from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.masks.store import (
@@ -34,8 +35,13 @@ class FoundRow:
     """Where its image lay."""
     size: tuple[int, int]
     """(height, width) of its image."""
-    failed: bool
-    """It holds an error in place of masks."""
+    error: str | None
+    """Why it has no masks."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it holds an error in place of masks."""
+        return self.error is not None
 
 
 def find_rows(
@@ -70,7 +76,7 @@ def drop_mended(
     mended: dict[Path, set[str]] = {}
     for image in images:
         row = rows.get(image.image_id)
-        if row is not None and row.failed and _is_readable(image.path, max_pixels):
+        if row is not None and row.failed and _is_mended(image, row, max_pixels):
             mended.setdefault(row.shard, set()).add(image.image_id)
     for shard, image_ids in mended.items():
         drop_rows(shard, image_ids, recipe.as_dict())
@@ -108,7 +114,7 @@ def _rows_of(shard: Path) -> Iterator[tuple[str, FoundRow]]:
         table = parquet.read(columns=["image_id", "path", "height", "width", "error"])
     for row in table.to_pylist():
         size = (row["height"], row["width"])
-        yield row["image_id"], FoundRow(shard, row["path"], size, row["error"] is not None)
+        yield row["image_id"], FoundRow(shard, row["path"], size, row["error"])
 
 
 def _refuse_other_images(
@@ -134,12 +140,20 @@ def _refuse_other_images(
 
 
 def _has_moved(image: ImageFile, row: FoundRow | None) -> bool:
-    return row is not None and not row.failed and row.path != printable(image.path.absolute())
+    return row is not None and not row.failed and _lies_elsewhere(image, row)
 
 
-def _is_readable(path: Path, max_pixels: int) -> bool:
+def _lies_elsewhere(image: ImageFile, row: FoundRow) -> bool:
+    return row.path != printable(image.path.absolute())
+
+
+def _is_mended(image: ImageFile, row: FoundRow, max_pixels: int) -> bool:
+    """Whether an image is worth another try. One that kills its process is not decoded here."""
     try:
-        read_image(path, max_pixels)
-    except DataError:
+        if killed_its_process(row.error):
+            newer = image.path.stat().st_mtime_ns > row.shard.stat().st_mtime_ns
+            return newer or _lies_elsewhere(image, row)
+        read_image(image.path, max_pixels)
+    except (DataError, OSError):
         return False
     return True

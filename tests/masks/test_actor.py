@@ -13,6 +13,7 @@ from PIL import Image
 
 from sfss_ray.config import MaskConfig
 from sfss_ray.masks.actor import MaskActor, reason_of
+from sfss_ray.masks.attempts import DIED, MOST_DEATHS
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.store import MaskStore
 
@@ -54,6 +55,35 @@ def test_images_too_narrow_for_the_network_are_errors_of_their_own(tmp_path: Pat
     assert set(store.errors) == {"flat", "high"}
     assert "image is 513x1 pixels, too narrow" in store.errors["flat"]
     assert store.load("good")["height"] == 40
+
+
+class Killed(BaseException):
+    """In place of a signal."""
+
+
+def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
+    """Each process begins the shard anew; what it did before it died is done again."""
+    images = put_pictures(tmp_path, a=(8, 8), deadly=(9, 8), z=(10, 8))
+    deaths = 0
+    for _ in range(MOST_DEATHS + 1):
+        actor = make_actor(tmp_path)
+        find = actor.find_regions
+
+        def kill(image: np.ndarray, find=find) -> list[dict[str, Any]]:
+            if image.shape[0] == 9:
+                raise Killed
+            return find(image)
+
+        actor.find_regions = kill
+        try:
+            work(actor, images)
+        except Killed:
+            deaths += 1
+    assert deaths == MOST_DEATHS
+    store = MaskStore(tmp_path)
+    assert store.errors == {"deadly": DIED}
+    assert store.ids() == ["a", "deadly", "z"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
 
 
 def test_tiny_images_have_fewer_crops(tmp_path: Path):

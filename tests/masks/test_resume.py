@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.attempts import DIED
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.regions import make_recipe
@@ -172,6 +174,28 @@ def test_errors_are_tried_where_the_image_is_now(images: Path, tmp_path: Path):
     again = make(moved, out)
     assert (again.made, again.errors) == (2, {})
     assert MaskStore(out).load("y")["path"] == str(moved / "y.png")
+
+
+def test_an_image_that_killed_its_process_waits_for_a_new_file(
+    images: Path, tmp_path: Path, monkeypatch
+):
+    """It is not even decoded by the command, which would die of it too."""
+    out = tmp_path / "masks"
+    (images / "c.png").write_bytes(b"")
+    make(images, out)
+    recipe = make_recipe(MaskConfig(), None)[0].as_dict()
+    shard = next(path for path in shards(out) if "c" in pq.read_table(path)["image_id"].to_pylist())
+    rows = [row | {"error": DIED} for row in pq.read_table(shard).to_pylist()]
+    put(images, "c.png")
+    write_shard(shard, rows, recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr("sfss_ray.masks.resume.read_image", None)
+        again = make(images, out)
+    assert (again.made, again.errors) == (0, {"c": DIED})
+    made = shard.stat().st_mtime_ns
+    os.utime(images / "c.png", ns=(made + 1, made + 1))
+    assert (again := make(images, out)).made == 1
+    assert again.errors == {}
 
 
 def test_names_that_are_no_utf8_have_masks_too(images: Path, tmp_path: Path):
