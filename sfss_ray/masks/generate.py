@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +127,8 @@ def _run_pool(
     import ray.data
     import ray.exceptions
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import sets it to INFO
+    # The import sets it to INFO; what stops the pool is told once, without Ray's stack traces.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     pool = _pool_size(config.compute, resources, spec["device"])
     items = list(_shard_items(images, _shard_length(len(images), pool, config)))
     pool = min(pool, len(items))
@@ -147,11 +149,17 @@ def _run_pool(
             errors += int(facts["errors"])
             bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise ClusterError(
-            f"the pool of masks stopped ({reason[:200]}): put that right and run again, what is"
+            f"the pool of masks stopped ({_cause(error)}): put that right and run again, what is"
             " finished is kept"
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    """What an actor raised: Ray sends a text of all exceptions, the first cause first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
+    return next(raised, lines[0]).strip()[:200]
 
 
 def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:
