@@ -242,7 +242,7 @@ def _check(
     else:
         given = describe_masks(open_masks(masks, images), images)
     check_workers(config.train, config.compute)
-    cluster.resolve_device(config.compute)
+    cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(
         source,
@@ -311,7 +311,7 @@ def _report(
     from sfss_ray.report.page import write_report
 
     started = time.monotonic()
-    device, source = cluster.resolve_device(config.compute), prepared.source
+    device, source = cluster.local_device(config.compute), prepared.source
     networks = {
         SOURCE_ONLY: source.load(device).network,
         ADAPTED: load_model(trained.model, device, module=source.architecture).network,
