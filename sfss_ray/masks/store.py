@@ -175,7 +175,7 @@ class MaskStore:
             (`s3://bucket/masks`, `gs://bucket/masks`, `file:///data/masks`).
 
     Raises:
-        DataError: the folder has no shard, or cannot be reached.
+        DataError: the folder has no shard, one that cannot be read, or cannot be reached.
     """
 
     def __init__(self, folder: Path | str):
