@@ -198,6 +198,9 @@ def test_a_search_picks_its_best_and_can_be_repeated(
     assert written.train.loss.temperature == best.values["train.loss.temperature"]
     assert search().best_config == best.values
 
+    if workers > 1:  # the same again, three times as long
+        return
+
     # What a driver leaves that was killed before Tune knew of the trials' last steps.
     (tmp_path / "run" / "trials" / "results.json").unlink()
     shutil.rmtree(tmp_path / "run" / "trials" / "ray")
