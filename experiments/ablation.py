@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_rows import BASELINE, CEILING, CONTRAST_KNOBS, ROWS, STATISTICS, USER_REGIONS, Row
-from ablation_table import write_results
+from ablation_table import knobs_of, write_results
 from domain_pairs import DomainPair, camvid_day2dusk, streets
 
 from sfss_ray.cli import run_guarded
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def config(self) -> Config:
-        return override(self.pair.config, {"seed": self.seed, **self.row.knobs})
+        return override(self.pair.config, {"seed": self.seed, **knobs_of(self.row, self.pair)})
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def with_target_statistics(job: Job) -> Any:
 
     network, train = source_network(job), job.config.train
     samples = TargetSamples(job.pair.images, None, train.augment, job.seed)
-    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size, 0, 1, 0)
+    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size)
     device = torch.device(job.device)
     weak = (to_device(b, device)["weak"] for b in batches)
     estimate_statistics(network.train(), weak, train.statistics_share)

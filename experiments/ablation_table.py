@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import BASELINE, CEILING, Row
+from ablation_rows import BASELINE, CEILING, VOTE, Row
 from domain_pairs import DomainPair
 
 from sfss_ray.run_folder import write_json
@@ -22,14 +22,20 @@ def write_results(
     folder: Path,
 ) -> None:
     """Write ablation_PAIR.json, .md and .png of the rows that have a result."""
-    table = [summary(row, results[row.key]) for row in rows if results[row.key]]
+    table = [summary(row, pair, results[row.key]) for row in rows if results[row.key]]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"ablation_{pair.name}.json", table)
     (folder / f"ablation_{pair.name}.md").write_text(as_markdown(pair, table))
     draw(pair, table, folder / f"ablation_{pair.name}.png")
 
 
-def summary(row: Row, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:
+    """What a row changes on a pair; rows with the pooled vote take what suits their regions there."""
+    votes = row.knobs.items() >= VOTE.items()
+    return {**row.knobs, **(pair.votes.get(row.regions, {}) if votes else {})}
+
+
+def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """A row of the JSON file: mean and standard deviation (of the sample) of the last step."""
     seeds = sorted(seeds, key=lambda result: result["seed"])
     values = [result["student_last"] for result in seeds]
@@ -40,7 +46,7 @@ def summary(row: Row, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [{name: result[name] for name in KEPT if name in result} for result in seeds],
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "knobs": row.knobs,
+        "knobs": knobs_of(row, pair),
     }
 
 

@@ -7,7 +7,7 @@ labels that are used to report (and for the rows that are called ground truth or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,15 @@ from sfss_ray.streets.default import (
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
 BASE = SELF_TRAINING | {"train.batch_norm": "target"}
 """What all rows start from."""
+MILD_COLOURS = {
+    "jitter": 0.3,
+    "hue": 0.05,
+    "grey_probability": 0.05,
+    "blur_probability": 0.2,
+}
+"""A strong view that is not so strong: a small network has enough to learn in few steps."""
+ALONE = {"train.loss.vote_weight": 1.0}
+ALONE_FOR_RARE = ALONE | {"train.loss.prior_power": 0.5}
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -62,6 +71,9 @@ class DomainPair:
     instances: Callable[[ImageFile], np.ndarray]
     """Ground-truth regions of a target image, (H, W) ids, 0 = none."""
     folder: Path
+    votes: Mapping[str, Mapping[str, Any]]
+    """Region source -> knobs of the pooled vote that suit it there. Regions that join few things may
+    speak alone (vote_weight 1), and for rare classes (prior_power)."""
 
     def labelled_folds(self) -> list[tuple[tuple[LabelledImage, ...], tuple[LabelledImage, ...]]]:
         """(train, score) for a model trained with target labels; no image is in both parts of one.
@@ -133,18 +145,23 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
         embedded_config(),
         {
             "evaluation.held_out_share": 0.0,
-            "train.num_steps": 300,
-            "train.evaluate_every": 150,
+            "train.num_steps": 500,
+            "train.evaluate_every": 250,
             "train.optim.learning_rate": 1e-3,
             "train.ema_momentum": 0.999,
             # Of the target's own statistics this source model loses four points (experiments/README).
             "train.statistics_share": 0.5,
             "train.loss.teacher_flip": True,
-            "pretrain.num_steps": 300,
+            "pretrain.num_steps": 500,
             "pretrain.optim.learning_rate": 1e-3,
             "pretrain.batch_size": 4,
             "pretrain.augment.crop_size": [128, 256],
             "pretrain.augment.scale_range": [1.0, 1.5],
+        }
+        | {
+            f"{stage}.augment.{name}": value
+            for stage in ("train", "pretrain")
+            for name, value in MILD_COLOURS.items()
         }
         | BASE,
     )
@@ -157,6 +174,7 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
         config,
         drawn_instances,
         folder,
+        {"ground_truth": ALONE_FOR_RARE, "small_sam": ALONE_FOR_RARE},  # see region_worth.py
     )
 
 
@@ -194,6 +212,7 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         ),
         partial(labelled_regions, labels),
         folder,
+        {"ground_truth": ALONE},
     )
 
 

@@ -108,7 +108,8 @@ SHARES = (
 
 def judge(tally, looks, ids, truths, bound, config, classes) -> None:
     """Draw the pairs of a batch as a step would, and compare them with the truth."""
-    from sfss_ray.train.mask_table import cell_mask_ids, describe_masks
+    from sfss_ray.train.grid import cell_mask_ids
+    from sfss_ray.train.mask_table import Origins, describe_masks
     from sfss_ray.train.pairs import PrototypePool, sample_pairs
 
     tables, cell_truths = [], []
@@ -144,7 +145,8 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
         z = looks[b][1][0].flatten(1).T
         label = looks[b][0].argmax(1).flatten()
         generator = torch.Generator().manual_seed(b)
-        pairs = sample_pairs(table, pool, b, b << 20, label, bound, z, config.pairs, generator)
+        origins = Origins.alone(table, b, b << 20)
+        pairs = sample_pairs(table, pool, origins, label, bound, z, config.pairs, generator)
         anchor = cells.flatten()[pairs.anchors][:, None]
         compare(tally, SHARES[4], anchor, cells.flatten()[pairs.instance_positives], None)
         if len(in_pool):

@@ -38,8 +38,7 @@ VOTES = ((0.5, 0.25), (1.0, 0.25), (1.0, 0.5))  # (vote_weight, prior_power)
 VIEWS = {"train.loss.teacher_scales": [0.75, 1.0, 1.5], "train.loss.teacher_flip": True}
 BATCH = 8
 LOOSER = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
-# A box_nms_thresh of .7 is SAM's default, for which the small SAM has a value of its own.
-LOOSEST = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.7, "box_nms_thresh": 0.71}
+LOOSEST = {"pred_iou_thresh": 0.4, "stability_score_thresh": 0.7, "box_nms_thresh": 0.7}
 Segmenter = Callable[[Scene], np.ndarray]  # region ids (H, W), 0 = none
 
 

@@ -23,11 +23,10 @@ class Resources:
     gpus: int
 
 
-def resolve_device(compute: ComputeConfig) -> str:
-    """'cpu' or 'cuda'; ClusterError when CUDA is asked for and this machine has none.
+def local_device(compute: ComputeConfig) -> str:
+    """'cpu' or 'cuda', for what this process computes itself.
 
-    A driver without a GPU may still ask for a GPU cluster: then an address is given and the cluster
-    itself is asked.
+    ClusterError when CUDA is asked for, and neither this machine has it nor a cluster is named that may.
     """
     if compute.device == "cpu":
         return "cpu"
@@ -40,7 +39,30 @@ def resolve_device(compute: ComputeConfig) -> str:
             "device is 'cuda' but this machine has no CUDA device that torch can use: choose device"
             " cpu or auto, or give the address of a cluster with GPUs"
         )
-    return compute.device if compute.device == "cuda" else "cpu"
+    return "cpu"
+
+
+def resolve_device(compute: ComputeConfig) -> str:
+    """'cpu' or 'cuda', for what the workers of a cluster compute; ClusterError as `local_device`.
+
+    A driver without a GPU may still ask for a GPU cluster: then an address is given and the cluster
+    itself is asked. A driver with a GPU that leaves the choice (auto) takes the CPU where the cluster
+    has no GPU to give: Ray would wait for one for ever.
+    """
+    here = local_device(compute)
+    if compute.device != "auto":
+        return compute.device
+    return here if here == "cpu" or _may_give_gpus(compute) else "cpu"
+
+
+def _may_give_gpus(compute: ComputeConfig) -> bool:
+    """Whether the cluster has a GPU; one that is started here later takes those of this machine."""
+    import ray
+
+    if ray.is_initialized() or _joins_cluster(compute):
+        with connected(compute) as resources:
+            return resources.gpus > 0
+    return True
 
 
 def _joins_cluster(compute: ComputeConfig) -> bool:

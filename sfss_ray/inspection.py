@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from sfss_ray.data.folders import read_image
 from sfss_ray.errors import ConfigError, DataError, SfssError
 from sfss_ray.masks.regions import NOTES
 from sfss_ray.masks.rle import from_coco_string
-from sfss_ray.masks.store import MaskStore, read_recipe, shards
+from sfss_ray.masks.store import MaskStore, parquet_files, read_recipe
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
 SHEET = "inspect.png"
@@ -142,16 +143,19 @@ def inspect_masks(
 
     Raises:
         DataError: no such folder, no masks in it, a shard whose index is damaged, or a contact sheet
-            that cannot be written.
+            that cannot be written, or would lie among the images.
         ConfigError: `pictures` is negative or more than 200.
     """
     if not 0 <= pictures <= MOST_PICTURES:
         raise ConfigError(f"pictures is {pictures}: allowed is 0 to {MOST_PICTURES}; choose fewer")
     unreadable = _unreadable_files(Path(folder))
     store = MaskStore(folder)
+    sheet_file = Path(output or Path(folder) / SHEET)
+    if pictures:
+        _refuse_among_images(sheet_file, store)
     seen = _look(store, progress)
     chosen = _choose(seen.drawable, pictures, (config or Config()).seed)
-    sheet, not_shown = _draw(store, chosen, Path(output or Path(folder) / SHEET))
+    sheet, not_shown = _draw(store, chosen, sheet_file)
     source = str(store.recipe.get("source", "unknown"))
     return MaskReport(
         folder=Path(folder),
@@ -175,7 +179,7 @@ def _unreadable_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"masks folder {str(folder)!r} {what}; give a folder of masks")
-    files = shards(folder)
+    files = parquet_files(folder)
     names = [file.name for file in files if read_recipe(file) is None]
     if names and len(names) == len(files):
         raise DataError(
@@ -183,6 +187,26 @@ def _unreadable_files(folder: Path) -> list[str]:
             " no whole shards; make the masks again"
         )
     return names
+
+
+def _refuse_among_images(sheet: Path, store: MaskStore) -> None:
+    """Whoever lists the images next would take the sheet for one of them."""
+    images = _folder_of_images(store)
+    if images is not None and sheet.resolve().is_relative_to(images):
+        raise DataError(
+            f"contact sheet {str(sheet)!r} lies in the folder of the images, {str(images)!r}, and would"
+            " count as one of them: give another place (output)"
+        )
+
+
+def _folder_of_images(store: MaskStore) -> Path | None:
+    """Told by the first image's path and id; None where no row can be read."""
+    for image_id in store.ids():
+        if image_id in store.errors:
+            continue
+        with contextlib.suppress(DataError, IndexError):
+            return Path(store.load(image_id)["path"]).parents[image_id.count("/")].resolve()
+    return None
 
 
 @dataclass

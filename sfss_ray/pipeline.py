@@ -28,6 +28,7 @@ from sfss_ray.train.prepared import (
     check_workers,
     labelled_images,
     prepare_training,
+    record_of_masks,
     run_record,
 )
 from sfss_ray.tune.scores import score_name
@@ -241,7 +242,7 @@ def _check(
     else:
         given = describe_masks(open_masks(masks, images), images)
     check_workers(config.train, config.compute)
-    cluster.resolve_device(config.compute)
+    cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(
         source,
@@ -264,12 +265,7 @@ def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
         return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
     assert inputs.given is not None
     given = inputs.given
-    recipe = MaskStore(given.folder).recipe
-    return record | {
-        "inputs.sam_sha256": recipe.get("sam_sha256", ""),
-        "inputs.masks_source": given.source,
-        "inputs.masks": given.masks,
-    }
+    return record | record_of_masks(MaskStore(given.folder).recipe, given.masks)
 
 
 def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink) -> MaskSummary:
@@ -315,7 +311,7 @@ def _report(
     from sfss_ray.report.page import write_report
 
     started = time.monotonic()
-    device, source = cluster.resolve_device(config.compute), prepared.source
+    device, source = cluster.local_device(config.compute), prepared.source
     networks = {
         SOURCE_ONLY: source.load(device).network,
         ADAPTED: load_model(trained.model, device, module=source.architecture).network,

@@ -131,7 +131,7 @@ def evaluate_model(
 
     from sfss_ray.evaluation.evaluate import Examination
 
-    network = source.load(cluster.resolve_device(config.compute)).network
+    network = source.load(cluster.local_device(config.compute)).network
     examination = Examination(source.classes, folder.pairs, config=config.evaluation)
     matrix = examination.matrix(network, progress)
     result = _result(matrix, source.classes, folder, config)

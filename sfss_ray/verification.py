@@ -109,7 +109,7 @@ def verify_source(
         () if labels is None else labelled_images(images, labels, source.classes, config, progress)
     )
     files = pairs or tuple(list_images(images, "images"))
-    model = source.load(cluster.resolve_device(config.compute))
+    model = source.load(cluster.local_device(config.compute))
     seen = _look(model.network, files, source.classes, config, progress)
     report = model.load_report
     return VerifyResult(

@@ -21,6 +21,7 @@ CHANGED = {
     "seed": 3,
     "masks.regions": "felzenszwalb",
     "masks.points_per_side": 8,
+    "masks.box_nms_thresh": 0.65,
     "train.loss.temperature": 0.2,
     "train.loss.ramp": [0.0, 0.5],
     "train.augment.crop_size": [64, 96],
@@ -79,6 +80,7 @@ WRONG_TYPE = {
     "train.loss.ramp": [["0", "1"], [True, True]],
     "tune.temperature_range": [["small", "large"]],
     "masks.regions": [1, None],
+    "masks.box_nms_thresh": ["0.7", True],
     "train.loss": [{"temperature": 0.1}],
 }
 
@@ -99,6 +101,12 @@ def test_flatten_and_override_are_inverse():
     changed = override(Config(), CHANGED)
     assert override(Config(), flatten(changed)) == changed
     assert override(Config(), json.loads(json.dumps(flatten(changed)))) == changed
+
+
+def test_a_threshold_may_be_left_to_the_network_again():
+    changed = override(Config(), {"masks.box_nms_thresh": 1})
+    assert changed.masks.box_nms_thresh == 1.0
+    assert override(changed, {"masks.box_nms_thresh": None}) == Config()
 
 
 def test_whole_numbers_may_stand_for_fractions():

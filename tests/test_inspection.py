@@ -174,6 +174,16 @@ def test_no_picture_is_drawn_when_none_is_wanted(folder: Path):
             look(folder, pictures=number)
 
 
+def test_no_contact_sheet_is_put_among_the_images(folder: Path, tmp_path: Path, capsys):
+    inside = folder.rename(tmp_path / "images" / "masks")
+    assert cli.main(["masks", "inspect", str(inside)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"inspect.png' lies in the folder of the images, '{tmp_path / 'images'}'" in line
+    assert len(list_images(tmp_path / "images")) == 3
+    assert look(inside, output=tmp_path / "sheet.png").sheet == tmp_path / "sheet.png"
+    assert look(inside, pictures=0).sheet is None
+
+
 def test_images_that_moved_or_changed_are_named(folder: Path, tmp_path: Path):
     (tmp_path / "images" / "drive" / "a.png").unlink()
     Image.new("RGB", (31, 20)).save(tmp_path / "images" / "drive" / "b.png")

@@ -85,32 +85,29 @@ def _pixels(file: Path) -> np.ndarray:
 
 # --- same masks ---------------------------------------------------------------------------------
 
+_CROPS = {"points_per_side": 8, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2}
 SAME_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "small SAM, CamVid": ("small", "camvid", {}),
     "small SAM, CamVid, crops and small regions": (
         "small",
         "camvid",
-        {
-            "points_per_side": 8,
-            "crop_n_layers": 1,
-            "crop_n_points_downscale_factor": 2,
-            "min_mask_region_area": 100,
-        },
+        _CROPS | {"min_mask_region_area": 100},
     ),
     "small SAM, Cityscapes": ("small", "cityscapes", {}),
     "small SAM, Cityscapes, crops and small regions": (
         "small",
         "cityscapes",
-        {
-            "points_per_side": 8,
-            "crop_n_layers": 1,
-            "crop_n_points_downscale_factor": 2,
-            "min_mask_region_area": 400,
-        },
+        _CROPS | {"min_mask_region_area": 400},
     ),
     "random ViT-B, CamVid": ("vit_b", "camvid", {}),
     "random ViT-B, Cityscapes": ("vit_b", "cityscapes", {}),
+    "random ViT-B, CamVid, crops and small regions": (
+        "vit_b",
+        "camvid",
+        _CROPS | {"min_mask_region_area": 100},
+    ),
 }
+FEW = 8  # images of a case that runs a large network over five crops of each
 # Random weights predict no meaningful IoU and draw soft borders: thresholds at which masks come out.
 RANDOM_SETTINGS = {
     "points_per_side": 8,
@@ -128,9 +125,8 @@ def same_masks(options: Options, case: str) -> dict[str, Any]:
     else:
         sam, settings = calibrated_sam(kind, options.device), RANDOM_SETTINGS
     settings = {**settings, **changes, "output_mode": "coco_rle"}
-    count = options.images if kind == "small" else 2  # of a large network on a CPU
+    count = FEW if kind == "vit_b" and changes else options.images
     images = camvid(options, count) if source == "camvid" else cityscapes(options)
-    images = images if kind == "small" else images[:count]
     with _convolutions_in_float32():
         seen = [_compare(sam, image, settings, options.device) for image in images]
     row = _summed(seen)

@@ -9,7 +9,9 @@ from sfss_ray.errors import ConfigError
 
 
 def require(owner: Any, name: str, low: float, high: float = math.inf, *, above: bool = False):
-    """Raise ConfigError unless low <= value <= high (low < value with `above`)."""
+    """Raise ConfigError unless low <= value <= high (low < value with `above`), or None where it may."""
+    if may_be_none(owner, name) and getattr(owner, name) is None:
+        return
     value = getattr(owner, name)
     whole = owner.__dataclass_fields__[name].type == "int"  # annotations are kept as text
     if is_number(value, whole) and (value > low if above else value >= low) and value <= high:
@@ -20,6 +22,11 @@ def require(owner: Any, name: str, low: float, high: float = math.inf, *, above:
     raise ConfigError(
         f"{name} is {value!r}: allowed is {kind}{bracket}{low:g}, {limit}; choose a value there"
     )
+
+
+def may_be_none(owner: Any, name: str) -> bool:
+    """Whether None is a value of this knob: "what suits the rest of the config"."""
+    return owner.__dataclass_fields__[name].type.endswith("| None")
 
 
 def is_number(value: object, whole: bool = False) -> bool:

@@ -12,8 +12,8 @@ from sfss_ray.config.checks import require, require_one_of
 class MaskConfig:
     """Stage 1: how regions are found in an image. Names of the generator's knobs are SAM's own.
 
-    Defaults of thresholds are SAM's too. With regions small_sam one that is left at its default is
-    the small SAM's own, measured value (small_sam.json), as its scores lie lower.
+    A threshold of None is the network's own: SAM's default, or with regions small_sam the value that
+    was measured for it (small_sam.json), as its scores lie lower.
     """
 
     regions: Literal["auto", "sam", "small_sam", "felzenszwalb"] = "auto"
@@ -22,14 +22,14 @@ class MaskConfig:
     """Prompts per image side, so points_per_side**2 prompts; more finds smaller things, costs time."""
     points_per_batch: int = 64
     """Upper bound of prompts decoded at once; more needs more memory."""
-    pred_iou_thresh: float = 0.88
-    """Masks whose IoU the model itself predicts below this are dropped; 0 to 1."""
-    stability_score_thresh: float = 0.95
-    """Masks that change more than this allows when the cut-off moves are dropped; 0 to 1."""
-    stability_score_offset: float = 1.0
-    """How far the cut-off is moved for the stability score, in logits."""
-    box_nms_thresh: float = 0.7
-    """Of masks whose boxes overlap by more than this IoU only the best is kept."""
+    pred_iou_thresh: float | None = None
+    """Masks whose IoU the model itself predicts below this are dropped; 0 to 1. SAM's: .88."""
+    stability_score_thresh: float | None = None
+    """Masks that change more than this allows when the cut-off moves are dropped; 0 to 1. SAM's: .95."""
+    stability_score_offset: float | None = None
+    """How far the cut-off is moved for the stability score, in logits. SAM's: 1."""
+    box_nms_thresh: float | None = None
+    """Of masks whose boxes overlap by more than this IoU only the best is kept. SAM's: .7."""
     crop_n_layers: int = 0
     """Layers of zoomed crops that are searched too; layer i has 4**i crops."""
     min_mask_region_area: int = 0

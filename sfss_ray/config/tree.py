@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sfss_ray.config.checks import require, require_one_of
+from sfss_ray.config.checks import may_be_none, require, require_one_of
 from sfss_ray.config.masks import MaskConfig
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
@@ -67,9 +67,12 @@ def _replace(node: Any, path: list[str], value: Any, full_name: str) -> Any:
     current = getattr(node, path[0])
     if len(path) > 1:
         new = _replace(current, path[1:], value, full_name)
+    elif value is None and may_be_none(node, path[0]):
+        new = None
     else:
         free = "..." in str(node.__dataclass_fields__[path[0]].type)
-        new = _coerce(current, value, full_name, free)
+        # Of the knobs that may be None all others are floats.
+        new = _coerce(0.0 if current is None else current, value, full_name, free)
     return dataclasses.replace(node, **{path[0]: new})
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
 from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
+from sfss_ray.data.names import printable
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
@@ -22,6 +24,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 MAX_PIXELS = 200_000_000
 """Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
 memory."""
+
+# Where a PNG file may hold the orientation that Pillow applies: EXIF as a chunk or a text, or XMP.
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 # Cityscapes names a label after its image by exchanging the last part of the name.
 _IMAGE_ENDING = "_leftImg8bit"
@@ -31,7 +36,7 @@ _CITYSCAPES_LABEL = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|labelIds|la
 
 @dataclass(frozen=True, order=True)
 class ImageFile:
-    """An image: its id (path relative to its folder, without suffix) and where it lies."""
+    """An image: its id (path relative to its folder, without suffix, as `printable`) and its place."""
 
     image_id: str
     path: Path
@@ -76,7 +81,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _id_of(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return printable(path.relative_to(folder).with_suffix("").as_posix())
 
 
 def _by_id(paths: Iterable[Path], folder: Path, what: str) -> dict[str, Path]:
@@ -161,16 +166,23 @@ def read_image(path: Path | str, max_pixels: int | None = MAX_PIXELS) -> np.ndar
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) from the file's header alone, EXIF rotation applied."""
+    """(height, width) from the file's header alone, turned as `decode_image` turns it."""
     try:
         with open_image(path) as image:
             width, height = image.size
-            # Pillow decodes all of a PNG to look for EXIF data: only where there are any.
-            may_turn = image.format != "PNG" or b"eXIf" in Path(path).read_bytes()
+            # Pillow decodes all of a PNG to look for an orientation: only where there may be one.
+            may_turn = image.format != "PNG" or _has_any(Path(path), _PNG_ORIENTATION)
             turned = may_turn and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            if isinstance(image, TiffImageFile):  # `size` is turned already, by newer Pillows
+                width, height = image.tag_v2[256], image.tag_v2[257]
     except Exception as error:
         raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
     return (width, height) if turned else (height, width)
+
+
+def _has_any(path: Path, words: tuple[bytes, ...]) -> bool:
+    data = path.read_bytes()
+    return any(word in data for word in words)
 
 
 def read_labels(path: Path | str) -> np.ndarray:

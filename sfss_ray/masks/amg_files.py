@@ -28,6 +28,7 @@ COLUMNS = ("id", *_SCORES, *_POINT, *_CROP)
 """Columns of metadata.csv that are read; amg.py writes area and bbox_* besides."""
 KEYS = ("segmentation", *_SCORES, "point_coords", "crop_box")
 """Keys of a JSON record that are read; amg.py writes area and bbox besides."""
+_MOST_PIXELS = 2**31  # a side in the store is an int32
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -169,6 +170,8 @@ def _record(
 ) -> dict[str, Any]:
     if (len(point), len(crop)) != (2, 4):
         raise ValueError("a point has 2 numbers and a crop box 4")
+    if not all(0 <= value < _MOST_PIXELS for value in crop):
+        raise ValueError(f"its crop box is {[*crop]}, which lies in no image")
     return {
         "counts": text,
         "area": int(counts[1::2].sum()),

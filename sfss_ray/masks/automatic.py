@@ -62,7 +62,8 @@ class AutomaticMaskGenerator:
     Drop-in for segment_anything.SamAutomaticMaskGenerator: the same parameters, and in float32 the
     same masks in the same order up to the last bits of the logits: about 1 in 100 masks differs, by
     a pixel or so, and none differs when the model's own decoder runs. Where stock stops with an
-    error because a crop has no mask, the result has none of that crop.
+    error because a crop has no mask, or no pixel at the network's size, the result has none of that
+    crop.
 
     Args:
         model: the Sam; its device is used. A Sam with changed decoder classes runs its own decoder.
@@ -146,19 +147,32 @@ class AutomaticMaskGenerator:
             point_coords ([[x, y]]), stability_score (0 to 1), crop_box (x, y, w, h).
 
         Raises:
-            DataError: not such an array.
+            DataError: not such an array, or so narrow that the network would see no pixel of it.
         """
         _check_image(image)
         size = image.shape[:2]
         boxes, layers = _crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
-        masks = _join(
-            [self._masks_of_crop(image, b, k) for b, k in zip(boxes, layers, strict=True)]
-        )
+        if not self._is_seen(boxes[0]):
+            side = self.predictor.model.image_encoder.img_size
+            raise DataError(
+                f"image is {size[1]}x{size[0]} pixels, too narrow for a network that sees its longer"
+                f" side as {side}: nothing of the shorter one is left; crop the image"
+            )
+        crops = [(b, k) for b, k in zip(boxes, layers, strict=True) if self._is_seen(b)]
+        masks = _join([self._masks_of_crop(image, *crop) for crop in crops])
         if len(boxes) > 1:
             masks = self._without_duplicates_of_crops(masks)
         if self.min_mask_region_area > 0 and masks.counts:
             masks = self._without_small_regions(masks, size)
         return self._records(masks, size)
+
+    def _is_seen(self, box: Box) -> bool:
+        """Whether a crop has a pixel at the network's size; crops of tiny images may have none."""
+        x0, y0, x1, y1 = box
+        if x1 <= x0 or y1 <= y0:
+            return False
+        side = self.predictor.model.image_encoder.img_size
+        return min(self.predictor.transform.get_preprocess_shape(y1 - y0, x1 - x0, side)) > 0
 
     def _masks_of_crop(self, image: NDArray[np.uint8], box: Box, layer: int) -> _Masks:
         """Masks of one crop without duplicates among them."""

@@ -21,6 +21,9 @@ from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whol
 _CPU_BATCH_BYTES = 16 << 20
 _CPU_MOST_POINTS = 8
 
+# Logits that a GPU holds before the unstable ones among them go: 2048 masks of a published SAM.
+_MOST_HELD_BYTES = 512 << 20
+
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
 
@@ -153,6 +156,8 @@ def _set_image_there(
 ) -> None:
     """predictor.set_image without work on the CPU and without copies in between."""
     sam, (height, width) = predictor.model, cropped.shape[:2]
+    if sam.image_format != "RGB":
+        cropped = cropped[..., ::-1]
     side = sam.image_encoder.img_size
     seen = predictor.transform.get_preprocess_shape(height, width, side)
     resized = resize(np.ascontiguousarray(cropped), seen, sam.device)
@@ -192,22 +197,67 @@ def _find_by_regions(
 def _find_whole(
     crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
 ) -> Candidates[LaterMasks]:
-    """Many masks at a time; the CPU waits for the GPU where the decoder needs it, and once more."""
+    """Many masks at a time; the CPU waits for the GPU where the decoder needs it, and once more.
+
+    Where there are very many, those that are not stable go before the last batch, at one more wait.
+    """
     upsampler = WholeUpsampler(crop.sam.image_encoder.img_size, crop.input_size, crop.size)
-    cut, parts = crop.sam.mask_threshold, []
+    cut, parts, found = crop.sam.mask_threshold, [], []
     for decoded, seen in _decoded(crop, points, most_points, thresholds):
         measured = measure_whole(decoded.logits, upsampler, cut, thresholds.offset)
-        parts.append((decoded, seen, *measured))
-    decoded, seen, pixels, boxes = zip(*parts, strict=True)
-    pixels = torch.cat(pixels).cpu()
+        parts.append(_MeasuredBatch(decoded, seen, *measured))
+        if thresholds.stability > 0 and sum(part.nbytes for part in parts) > _MOST_HELD_BYTES:
+            found.append(_as_candidates(parts, upsampler, cut, thresholds))
+    if parts or not found:
+        found.append(_as_candidates(parts, upsampler, cut, thresholds))
+    return found[0] if len(found) == 1 else _join_later(found, upsampler, cut)
+
+
+@dataclass(frozen=True)
+class _MeasuredBatch:
+    """Masks of a batch of points before they are filtered, on the model's device."""
+
+    decoded: DecodedPoints
+    points: Tensor
+    pixels: Tensor
+    boxes: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Of the logits, which are by far the most."""
+        return self.decoded.logits.nbytes
+
+
+def _as_candidates(
+    parts: list[_MeasuredBatch], upsampler: WholeUpsampler, cut: float, thresholds: Thresholds
+) -> Candidates[LaterMasks]:
+    """The stable ones; `parts` is emptied, so that their logits are not held twice."""
+    pixels = torch.cat([part.pixels for part in parts]).cpu()
+    quality = [part.decoded.quality.flatten()[part.decoded.kept] for part in parts]
+    points = torch.cat([_points_of(part.decoded, part.points) for part in parts])
+    boxes = torch.cat([part.boxes for part in parts]).cpu()
+    low = torch.cat([part.decoded.logits for part in parts])
+    parts.clear()
     found = Candidates(
-        quality=torch.cat([d.quality.flatten()[d.kept] for d in decoded]).cpu(),
+        quality=torch.cat(quality).cpu(),
         stability=pixels[:, 0] / pixels[:, 1],
-        points=torch.cat([_points_of(d, s) for d, s in zip(decoded, seen, strict=True)]),
-        boxes=torch.cat(boxes).cpu(),
-        masks=LaterMasks(torch.cat([d.logits for d in decoded]), upsampler, cut),
+        points=points,
+        boxes=boxes,
+        masks=LaterMasks(low, upsampler, cut),
     )
     return _stable(found, thresholds)
+
+
+def _join_later(
+    found: list[Candidates[LaterMasks]], upsampler: WholeUpsampler, cut: float
+) -> Candidates[LaterMasks]:
+    return Candidates(
+        torch.cat([part.quality for part in found]),
+        torch.cat([part.stability for part in found]),
+        torch.cat([part.points for part in found]),
+        torch.cat([part.boxes for part in found]),
+        LaterMasks(torch.cat([part.masks.low for part in found]), upsampler, cut),
+    )
 
 
 def _decoded(

@@ -66,17 +66,25 @@ class DecodedPoints:
 def is_stock(sam: Sam) -> bool:
     """Whether every module of decoder and prompt encoder is of a class whose algebra is known.
 
-    Subclasses are not: what they compute may differ.
+    Subclasses are not, nor modules with a method or a hook of their own: what they compute may differ.
     """
     known = all(type(module) in _STOCK_MODULES for module in sam.mask_decoder.modules())
+    parts = (*sam.mask_decoder.modules(), *sam.prompt_encoder.modules())
     return (
         known
+        and not any(_is_patched(module) for module in parts)
         and type(sam.prompt_encoder) is PromptEncoder
         and (
             type(sam.mask_decoder.transformer) is TwoWayTransformer
             and len(sam.mask_decoder.transformer.layers) > 0
         )
     )
+
+
+def _is_patched(module: nn.Module) -> bool:
+    """Whether this one module computes otherwise than its class: by hooks, or by a method of its own."""
+    methods = (name for name in vars(module) if callable(getattr(type(module), name, None)))
+    return bool(module._forward_hooks or module._forward_pre_hooks or any(methods))
 
 
 class ModelDecoder:

@@ -2,7 +2,8 @@
 
 One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
 final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
-retried, a shard is there whole or not at all, and never twice.
+retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
+without end; attempts.py sees to it that an image which kills its process is given up.
 """
 
 from __future__ import annotations
@@ -10,67 +11,23 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
-from sfss_ray.config import ComputeConfig, Config, differences
-from sfss_ray.data.folders import ImageFile, decode_image, list_images
-from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.config import ComputeConfig, Config
+from sfss_ray.data.folders import ImageFile, list_images
+from sfss_ray.errors import ClusterError
+from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import local_folder
-from sfss_ray.masks.regions import RegionRecipe, SamType, build_region_source, make_recipe
-from sfss_ray.masks.store import (
-    CODE_VERSION,
-    SHARD_PREFIX,
-    MaskStore,
-    drop_rows,
-    read_recipe,
-    rows_with_error,
-    shard_name,
-    shards,
-    write_shard,
-)
+from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
+from sfss_ray.masks.resume import drop_mended, find_rows
 from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
-
-
-class MaskActor:
-    """One process of the pool: holds the network, turns a shard's images into rows."""
-
-    def __init__(self, spec: dict[str, Any]):
-        import torch
-
-        torch.set_num_threads(max(1, int(spec["threads"])))
-        self.spec = spec
-        self.recipe = RegionRecipe(**spec["recipe"])
-        checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
-        self.find_regions = build_region_source(
-            self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
-        )
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of a batch; returns a line of facts for each, which drives progress."""
-        facts: dict[str, list] = {"images": [], "masks": [], "errors": []}
-        for shard in batch["shard"]:
-            images = json.loads(str(shard))
-            rows = [self._row(image_id, path) for image_id, path in images]
-            name = shard_name(image_id for image_id, _ in images)
-            write_shard(Path(self.spec["folder"]) / name, rows, self.recipe.as_dict())
-            facts["images"].append(len(rows))
-            facts["masks"].append(sum(len(r["masks"]) for r in rows))
-            facts["errors"].append(sum(r["error"] is not None for r in rows))
-        return facts
-
-    def _row(self, image_id: str, path: str) -> dict[str, Any]:
-        row: dict[str, Any] = {"image_id": image_id, "path": path, "error": None}
-        try:
-            image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
-            masks = self.find_regions(image)
-        except (DataError, OSError) as error:
-            return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
-        return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
 
 
 def generate_masks(
@@ -85,8 +42,9 @@ def generate_masks(
 ) -> MaskSummary:
     """Make class-agnostic masks of all images below a folder.
 
-    An image that cannot be read gets a row that says why; it is tried again by the next run once it
-    can be read. The command's exit code is 10 and their number (99: 89 or more), 0 where there is none.
+    An image that cannot be read, or whose masks cannot be made, gets a row that says why; it is tried
+    again by the next run once it can be read. The command's exit code is 10 and their number (99: 89
+    or more), 0 where there is none.
 
     Args:
         target_images: Folder of images; its folders are searched too.
@@ -102,10 +60,12 @@ def generate_masks(
         Counts, and the images that could not be read with the reason.
 
     Raises:
-        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not.
+        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not;
+            an output folder that is a file.
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
-        ResumeError: the folder holds masks made by other weights or other knobs.
-        ClusterError: the cluster cannot be reached.
+        ResumeError: the folder holds masks made by other weights or other knobs, or of other images,
+            or another run is making masks there.
+        ClusterError: the cluster cannot be reached, has no GPU where one is asked for, or lost the pool.
     """
     config = config or Config()
     started = time.monotonic()
@@ -130,69 +90,26 @@ def mask_images(
     progress: ProgressSink,
 ) -> int:
     """Make the masks that `folder` lacks of these images; returns of how many images."""
-    device = cluster.resolve_device(config.compute)
+    cluster.local_device(config.compute)
     cluster.check_address(config.compute)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = finished_ids(folder, recipe)
-    done -= _drop_mended(folder, recipe, config.masks.max_pixels)
-    missing = [image for image in images if image.image_id not in done]
-    if missing:
-        _say_start(progress, recipe, len(missing), len(images))
-        spec = {
-            "recipe": recipe.as_dict(),
-            "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
-            "points_per_batch": config.masks.points_per_batch,
-            "max_pixels": config.masks.max_pixels,
-            "device": device,
-            "folder": str(folder),
-        }
-        with cluster.connected(config.compute) as resources:
-            _run_pool(missing, spec, config, resources, progress)
+    with claimed(folder):
+        rows = find_rows(folder, recipe, images)
+        mended = drop_mended(rows, recipe, images, config.masks.max_pixels)
+        done = set(rows) - mended
+        missing = [image for image in images if image.image_id not in done]
+        if missing:
+            _say_start(progress, recipe, len(missing), len(images))
+            spec = {
+                "recipe": recipe.as_dict(),
+                "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
+                "points_per_batch": config.masks.points_per_batch,
+                "max_pixels": config.masks.max_pixels,
+                "folder": str(folder),
+            }
+            with cluster.connected(config.compute) as resources:
+                spec["device"] = cluster.resolve_device(config.compute)
+                _run_pool(missing, spec, config, resources, progress)
     return len(missing)
-
-
-def finished_ids(folder: Path, recipe: RegionRecipe) -> set[str]:
-    """Ids with a finished row; unreadable shards are removed, foreign ones refused."""
-    for leftover in folder.glob(".masks-*.parquet.*"):
-        leftover.unlink(missing_ok=True)
-    for shard in shards(folder):
-        made_by = read_recipe(shard)
-        if made_by is None:
-            if shard.name.startswith(SHARD_PREFIX):  # half a shard of ours; others keep theirs
-                shard.unlink()
-            continue
-        changed = differences(_flat(made_by), _flat(recipe.as_dict()))
-        if changed:
-            raise ResumeError(
-                f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
-                " settings to go on there, or another folder"
-            )
-    return set(MaskStore(folder).ids()) if shards(folder) else set()
-
-
-def _drop_mended(folder: Path, recipe: RegionRecipe, max_pixels: int) -> set[str]:
-    """Ids of images that could not be read and can be now; their rows are dropped."""
-    mended: set[str] = set()
-    for shard in shards(folder):
-        here = {i for i, path in rows_with_error(shard).items() if _readable(path, max_pixels)}
-        if here:
-            drop_rows(shard, here, recipe.as_dict())
-        mended |= here
-    return mended
-
-
-def _readable(path: str, max_pixels: int) -> bool:
-    try:
-        decode_image(Path(path).read_bytes(), max_pixels)
-    except (DataError, OSError):
-        return False
-    return True
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What decides the masks; the release that made them does not."""
-    rest = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
-    return rest | recipe["knobs"]
 
 
 def _say_start(progress: ProgressSink, recipe: RegionRecipe, missing: int, total: int) -> None:
@@ -208,8 +125,10 @@ def _run_pool(
     progress: ProgressSink,
 ) -> None:
     import ray.data
+    import ray.exceptions
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import sets it to INFO
+    # The import sets it to INFO; what stops the pool is told once, without Ray's stack traces.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     pool = _pool_size(config.compute, resources, spec["device"])
     items = list(_shard_items(images, _shard_length(len(images), pool, config)))
     pool = min(pool, len(items))
@@ -225,9 +144,22 @@ def _run_pool(
         num_gpus=1 if spec["device"] == "cuda" else 0,
     )
     bar, errors = Progress("masks", len(images), progress), 0
-    for facts in dataset.iter_rows():
-        errors += int(facts["errors"])
-        bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+    try:
+        for facts in dataset.iter_rows():
+            errors += int(facts["errors"])
+            bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+    except ray.exceptions.RayError as error:
+        raise ClusterError(
+            f"the pool of masks stopped ({_cause(error)}): put that right and run again, what is"
+            " finished is kept"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """What an actor raised: Ray sends a text of all exceptions, the first cause first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
+    return next(raised, lines[0]).strip()[:200]
 
 
 def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfss_ray.data.folders import ImageFile, evenly_spread, image_size
+from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary, summarise
@@ -57,4 +58,8 @@ def is_of_file(store: MaskStore, image: ImageFile) -> bool:
     if image.image_id not in store:
         return False
     row = store.load(image.image_id)
-    return row["error"] is None and Path(row["path"]).resolve() == image.path.resolve()
+    return row["error"] is None and _resolved(row["path"]) == _resolved(image.path)
+
+
+def _resolved(path: Path | str) -> str:
+    return printable(Path(path).resolve())

@@ -9,21 +9,22 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile, list_images, read_image, require_folder
+from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.amg_files import METADATA, read_masks
-from sfss_ray.masks.generate import finished_ids
+from sfss_ray.masks.lock import claimed
+from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import IMPORTED, RegionRecipe
-from sfss_ray.masks.store import MaskStore, shard_name, shards, write_shard
+from sfss_ray.masks.resume import FoundRow, find_rows
+from sfss_ray.masks.store import shard_name, write_shard
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
@@ -63,8 +64,10 @@ def import_masks(
         Counts, and the images without masks with the reason.
 
     Raises:
-        DataError: a folder is missing, `source` lies among the images, or not one image has masks.
-        ResumeError: the folder holds masks that were made, not imported.
+        DataError: a folder is missing, `source` lies among the images, not one image has masks, or the
+            output folder is a file.
+        ResumeError: the folder holds masks that were made, not imported, or of other images, or another
+            run is writing masks there.
     """
     started = time.monotonic()
     root = _checked_source(source, images)
@@ -73,12 +76,12 @@ def import_masks(
     if not any(isinstance(place, Path) for place in places.values()):
         raise DataError(_nothing_found(root, files))
     folder = Path(output_dir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     recipe = RegionRecipe(IMPORTED, "", "", {})
-    done = finished_ids(folder, recipe)
     size = (config or Config()).masks.images_per_shard
-    work = [*_shards_with_errors(folder, files), *_new_shards(folder, files, done, size)]
-    made = _write_all(work, places, recipe, progress)
+    with claimed(folder):
+        rows = find_rows(folder, recipe, files)
+        work = [*_shards_with_errors(rows, files), *_new_shards(folder, files, rows, size)]
+        made = _write_all(work, places, recipe, progress)
     return summarise(folder, files, IMPORTED, made, time.monotonic() - started)
 
 
@@ -134,7 +137,7 @@ def _nothing_found(root: Path, files: Sequence[ImageFile]) -> str:
 
 
 def _new_shards(
-    folder: Path, files: Sequence[ImageFile], done: set[str], size: int
+    folder: Path, files: Sequence[ImageFile], done: Container[str], size: int
 ) -> Iterator[_Shard]:
     missing = [file for file in files if file.image_id not in done]
     for start in range(0, len(missing), size):
@@ -142,18 +145,21 @@ def _new_shards(
         yield _Shard(folder / shard_name(f.image_id for f in part), [], [], part)
 
 
-def _shards_with_errors(folder: Path, files: Sequence[ImageFile]) -> Iterator[_Shard]:
+def _shards_with_errors(
+    rows: Mapping[str, FoundRow], files: Sequence[ImageFile]
+) -> Iterator[_Shard]:
     """Shards with images that had an error and may have masks by now."""
-    by_id = {file.image_id: file for file in files}
-    failed = set(MaskStore(folder).errors) & set(by_id) if shards(folder) else set()
-    for path in shards(folder) if failed else []:
-        with pq.ParquetFile(path) as parquet:
-            ids = parquet.read(columns=["image_id"])["image_id"].to_pylist()
-            rows = parquet.read().to_pylist() if failed.intersection(ids) else []
-        before = [row for row in rows if row["image_id"] in failed]
-        if before:
-            kept = [row for row in rows if row["image_id"] not in failed]
-            yield _Shard(path, kept, before, [by_id[row["image_id"]] for row in before])
+    failed: dict[Path, dict[str, ImageFile]] = {}
+    for file in files:
+        row = rows.get(file.image_id)
+        if row is not None and row.failed:
+            failed.setdefault(row.shard, {})[file.image_id] = file
+    for path, again in sorted(failed.items()):
+        with Shard.at(path).opened() as parquet:
+            there = parquet.read().to_pylist()
+        before = [row for row in there if row["image_id"] in again]
+        kept = [row for row in there if row["image_id"] not in again]
+        yield _Shard(path, kept, before, [again[row["image_id"]] for row in before])
 
 
 def _write_all(
@@ -184,7 +190,7 @@ def _write_all(
 
 
 def _row(file: ImageFile, place: Path | str) -> dict[str, Any]:
-    row: dict[str, Any] = {"image_id": file.image_id, "path": str(file.path), "error": None}
+    row: dict[str, Any] = {"image_id": file.image_id, "path": printable(file.path), "error": None}
     try:
         if isinstance(place, str):
             raise DataError(place)

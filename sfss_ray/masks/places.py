@@ -19,6 +19,14 @@ from sfss_ray.errors import DataError
 _URI = re.compile(r"^([a-z][a-z0-9]+):/+")
 
 
+class DamagedShardError(DataError):
+    """A file that is no whole Parquet file; one that may not be read is not meant."""
+
+
+class MovedRowError(DataError):
+    """A row is no longer where it was when its folder was listed: its shard was made anew."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """A file of masks as it was when it was listed: one that was made anew has another identity."""
@@ -37,16 +45,45 @@ class Shard:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[pq.ParquetFile]:
-        """Open for reading; what Arrow says of damaged bytes is a DataError that names the file."""
+        """Open for reading; what Arrow says is a DataError that names the file.
+
+        Raises:
+            DamagedShardError: its bytes are not those of a Parquet file.
+            MovedRowError: there is no such file any more.
+            DataError: it cannot be read, by its permissions or its disk.
+        """
         filesystem = _open(self.folder)[0]
         try:
-            with pq.ParquetFile(self.path, filesystem=filesystem) as parquet:
+            with _parquet(self.path, filesystem) as parquet:
                 yield parquet
-        except (OSError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise DataError(
-                f"masks file {self.path!r} is damaged ({reason}): remove it and make its masks again"
+        except FileNotFoundError as error:
+            raise MovedRowError(
+                f"masks file {self.path!r} is gone: make its masks again"
             ) from error
+        except OSError as error:
+            # Arrow tells of bytes that it cannot parse by an OSError too; those of a disk have a number.
+            if error.errno is None and not is_address(self.folder):
+                raise _damaged(self.path, error) from error
+            raise DataError(
+                f"masks file {self.path!r} cannot be read ({_reason(error)}): make it readable, or"
+                " remove it and make its masks again"
+            ) from error
+        except pa.ArrowException as error:
+            raise _damaged(self.path, error) from error
+
+
+def _parquet(path: str, filesystem: FileSystem) -> pq.ParquetFile:
+    return pq.ParquetFile(path, filesystem=filesystem)
+
+
+def _damaged(path: str, error: Exception) -> DamagedShardError:
+    return DamagedShardError(
+        f"masks file {path!r} is damaged ({_reason(error)}): remove it and make its masks again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def folder_address(folder: Path | str) -> str:
@@ -60,10 +97,15 @@ def folder_address(folder: Path | str) -> str:
     return scheme[1] + slashes + text[scheme.end() :]
 
 
+def is_address(folder: str) -> bool:
+    """Whether this is no path but an address as pyarrow.fs reads it."""
+    return _URI.match(folder) is not None
+
+
 def local_folder(folder: Path | str) -> Path:
     """The folder as an absolute path; DataError for an address that is no path."""
     address = folder_address(folder)
-    if _URI.match(address):
+    if is_address(address):
         raise DataError(
             f"masks are written to a folder, not to {without_secret(address)!r}: give a path on a disk"
             " that all nodes share, and copy the finished files there"
@@ -92,7 +134,7 @@ def list_shards(address: str) -> list[Shard]:
 @lru_cache(maxsize=16)
 def _open(address: str) -> tuple[FileSystem, str]:
     """The file system of an address and the folder's path there."""
-    if _URI.match(address) is None:
+    if not is_address(address):
         return LocalFileSystem(), address
     try:
         return FileSystem.from_uri(address)

@@ -30,13 +30,13 @@ _SAM_KNOBS = (
     "crop_n_layers",
     "min_mask_region_area",
 )
-_CUTS = (
-    "pred_iou_thresh",
-    "stability_score_thresh",
-    "stability_score_offset",
-    "box_nms_thresh",
-)
-"""Whose defaults are those of a large SAM; the small one has others that were measured."""
+SAM_CUTS = {
+    "pred_iou_thresh": 0.88,
+    "stability_score_thresh": 0.95,
+    "stability_score_offset": 1.0,
+    "box_nms_thresh": 0.7,
+}
+"""SAM's own thresholds, defaults of its SamAutomaticMaskGenerator."""
 _FELZENSZWALB_KNOBS = ("felzenszwalb_scale", "felzenszwalb_min_size")
 _REFERENCE_PIXELS = 480 * 360  # felzenszwalb_min_size is stated for this image size
 IMPORTED = "imported"
@@ -95,20 +95,19 @@ def make_recipe(
 
     checkpoint = shipped_small_sam() if source == "small_sam" else Path(sam_checkpoint or "")
     found = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
-    knobs = _knobs(config, _SAM_KNOBS)
-    if source == "small_sam":
-        knobs |= _small_sam_cuts(knobs, checkpoint)
+    cuts = _small_sam_cuts(checkpoint) if source == "small_sam" else SAM_CUTS
+    given = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
+    knobs = {name: given.get(name, cuts.get(name)) for name in _SAM_KNOBS}
     return RegionRecipe(source, found, file_sha256(checkpoint), knobs), checkpoint
 
 
-def _small_sam_cuts(knobs: dict[str, float], checkpoint: Path) -> dict[str, float]:
-    """The small SAM's own value of each threshold that was left at SAM's default."""
+def _small_sam_cuts(checkpoint: Path) -> dict[str, float]:
+    """The small SAM's own value of each threshold, measured when it was trained."""
     measured = json.loads(checkpoint.with_suffix(".json").read_text())["generator"]
-    defaults = MaskConfig()
-    return {name: measured[name] for name in _CUTS if knobs[name] == getattr(defaults, name)}
+    return {name: measured[name] for name in SAM_CUTS}
 
 
-def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, float]:
+def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +22,23 @@ import pyarrow.parquet as pq
 from sfss_ray.errors import DataError
 from sfss_ray.masks.cache import PaintedCache
 from sfss_ray.masks.painting import PaintedRuns, paint_order, paint_runs
-from sfss_ray.masks.places import Shard, folder_address, list_shards, without_secret
+from sfss_ray.masks.places import (
+    DamagedShardError,
+    MovedRowError,
+    Shard,
+    folder_address,
+    list_shards,
+    without_secret,
+)
 from sfss_ray.version import __version__
 
 METADATA_KEY = b"sfss_ray.masks"
 CODE_VERSION = "code_version"
 """Key of the metadata that says which release wrote a shard; it does not decide what masks are like."""
 SHARD_PREFIX = "masks-"
+_SHARD_NAME = re.compile(rf"{SHARD_PREFIX}[0-9a-f]{{16}}\.parquet")
 _ROWS_PER_GROUP = 8  # a random row is read with its group: small groups suit training
-_TO_PAINT = ["height", "width", "masks.list.element.counts", "masks.list.element.area"]
+_TO_PAINT = ["image_id", "height", "width", "masks.list.element.counts", "masks.list.element.area"]
 
 # One for all stores of a process. A 2048x1024 image with 120 masks takes 100 to 130 kB, so that
 # 2,000 to 2,600 of them fit; one that does not is read and painted again.
@@ -63,6 +73,11 @@ def shard_name(image_ids: Iterable[str]) -> str:
     return f"{SHARD_PREFIX}{digest}.parquet"
 
 
+def has_shard_name(path: Path) -> bool:
+    """Whether a file is called as `shard_name` calls shards; files of other makers are not."""
+    return _SHARD_NAME.fullmatch(path.name) is not None
+
+
 def write_shard(path: Path, rows: list[dict[str, Any]], recipe: Mapping[str, Any]) -> None:
     """Write rows of SCHEMA as one shard, whole or not at all (temporary name, then rename)."""
     made_by = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
@@ -72,13 +87,6 @@ def write_shard(path: Path, rows: list[dict[str, Any]], recipe: Mapping[str, Any
     options = {"compression": "zstd", "use_dictionary": False}
     pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
     temporary.replace(path)
-
-
-def rows_with_error(path: Path) -> dict[str, str]:
-    """image_id -> path of the image, of a shard's images that could not be read."""
-    with pq.ParquetFile(path) as parquet:
-        table = parquet.read(columns=["image_id", "path", "error"])
-    return {r["image_id"]: r["path"] for r in table.to_pylist() if r["error"] is not None}
 
 
 def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> None:
@@ -92,8 +100,11 @@ def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> Non
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:
-    """How a shard was made; None for a file that is no readable shard of masks."""
-    return recipe_of(Shard.at(path)) if path.exists() else None
+    """How a shard was made; None for a file that is no whole shard of masks.
+
+    DataError when it cannot be read, which says nothing of what it is.
+    """
+    return recipe_of(Shard.at(path)) if path.is_file() else None
 
 
 def recipe_of(shard: Shard) -> dict[str, Any] | None:
@@ -101,14 +112,59 @@ def recipe_of(shard: Shard) -> dict[str, Any] | None:
     try:
         with shard.opened() as parquet:
             metadata = parquet.schema_arrow.metadata or {}
-        return json.loads(metadata[METADATA_KEY])
-    except (DataError, KeyError, ValueError):
+    except DamagedShardError:
         return None
+    try:
+        made_by = json.loads(metadata.get(METADATA_KEY, b""))
+    except ValueError:
+        return None
+    return made_by if isinstance(made_by, dict) else None
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file that can be read is no whole Parquet file."""
+    try:
+        with Shard.at(path).opened():
+            return False
+    except DamagedShardError:
+        return True
+
+
+def parquet_files(folder: Path | str) -> list[Path]:
+    """Parquet files of a folder, whoever made them; hidden (half-written) ones do not count."""
+    return sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
 
 
 def shards(folder: Path | str) -> list[Path]:
-    """Finished shards of a folder; hidden (half-written) files do not count."""
-    return sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
+    """Finished shards of masks of a folder: files of others that lie there are left out."""
+    return [path for path in parquet_files(folder) if read_recipe(path) is not None]
+
+
+_Read = TypeVar("_Read")
+
+
+@dataclass
+class _Index:
+    """Where the row of each image lies. Of two rows of an image the one with masks counts."""
+
+    place: dict[str, tuple[Shard, int]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    masks: dict[str, int] = field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
+
+    def add(self, shard: Shard) -> None:
+        """Take in the rows of a shard."""
+        with shard.opened() as parquet:
+            table = parquet.read(columns=["image_id", "error", "masks.list.element.area"])
+        columns = (table[name].to_pylist() for name in ("image_id", "error", "masks"))
+        for row, (image_id, error, masks) in enumerate(zip(*columns, strict=True)):
+            if error is not None and image_id in self.place and image_id not in self.errors:
+                continue
+            self.place[image_id] = (shard, row)
+            self.masks[image_id] = len(masks or ())
+            self.errors.pop(image_id, None)
+            if error is not None:
+                self.errors[image_id] = error
 
 
 class MaskStore:
@@ -119,42 +175,39 @@ class MaskStore:
             (`s3://bucket/masks`, `gs://bucket/masks`, `file:///data/masks`).
 
     Raises:
-        DataError: the folder has no shard, or cannot be reached.
+        DataError: the folder has no shard, one that cannot be read, or cannot be reached.
     """
 
     def __init__(self, folder: Path | str):
         self.folder = folder_address(folder)
-        self._place: dict[str, tuple[Shard, int]] = {}
-        self.errors: dict[str, str] = {}
-        self.num_masks = 0
+        self._look()
+
+    def _look(self) -> None:
+        """Find all rows; what was known is exchanged as a whole, for other threads read on."""
+        index = _Index()
         try:
-            self.recipe = self._index_all()
+            for shard in list_shards(self.folder):
+                made_by = recipe_of(shard)
+                if made_by is not None:
+                    index.recipe = index.recipe or made_by
+                    index.add(shard)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"masks {without_secret(self.folder)!r}: {error}") from error
-
-    def _index_all(self) -> dict[str, Any]:
-        recipe = None
-        for shard in list_shards(self.folder):
-            made_by = recipe_of(shard)
-            if made_by is not None:
-                recipe = recipe or made_by
-                self._index(shard)
-        if recipe is None:
+        if index.recipe is None:
             raise DataError(
                 f"no masks in {without_secret(self.folder)!r}: make them first with `sfss-ray masks`"
             )
-        return recipe
+        self._place, self._masks = index.place, index.masks
+        self.recipe, self.errors = index.recipe, index.errors
 
-    def _index(self, shard: Shard) -> None:
-        with shard.opened() as parquet:
-            table = parquet.read(columns=["image_id", "error", "masks.list.element.area"])
-        for row, (image_id, error) in enumerate(
-            zip(table["image_id"].to_pylist(), table["error"].to_pylist(), strict=True)
-        ):
-            self._place[image_id] = (shard, row)
-            if error is not None:
-                self.errors[image_id] = error
-        self.num_masks += sum(len(masks or ()) for masks in table["masks"].to_pylist())
+    @property
+    def num_masks(self) -> int:
+        """Masks of all images."""
+        return sum(self._masks.values())
+
+    def count(self, image_ids: Iterable[str]) -> int:
+        """Masks of some images; one without a row has none."""
+        return sum(self._masks.get(image_id, 0) for image_id in image_ids)
 
     def __len__(self) -> int:
         return len(self._place)
@@ -168,7 +221,21 @@ class MaskStore:
 
     def load(self, image_id: str) -> dict[str, Any]:
         """The row of an image: image_id, path, height, width, masks (list of dicts), error."""
-        return _read_row(*self._found(image_id))
+        return self._fresh(image_id, lambda shard, row: _read_row(shard, row, image_id))
+
+    def _fresh(self, image_id: str, read: Callable[[Shard, int], _Read]) -> _Read:
+        """What `read` makes of an image's row, also when its shard was made anew in the meantime."""
+        try:
+            return read(*self._found(image_id))
+        except MovedRowError:
+            self._look()
+        try:
+            return read(*self._found(image_id))
+        except MovedRowError as error:
+            raise DataError(
+                f"masks of image {image_id!r} in {without_secret(self.folder)!r} are being made anew"
+                " while they are read: wait until that is done, and open the folder again"
+            ) from error
 
     def _found(self, image_id: str) -> tuple[Shard, int]:
         if image_id not in self._place:
@@ -205,18 +272,28 @@ class MaskStore:
         return self._painted(image_id, painting).at(rows, columns)
 
     def _painted(self, image_id: str, painting: str) -> PaintedRuns:
-        shard, row = self._found(image_id)
-        return PAINTED.get((shard, row, painting), lambda: _paint_row(shard, row, painting))
+        def paint(shard: Shard, row: int) -> PaintedRuns:
+            key = (shard, row, painting)
+            return PAINTED.get(key, lambda: _paint_row(shard, row, image_id, painting))
+
+        return self._fresh(image_id, paint)
 
 
-def _read_row(shard: Shard, row: int, columns: list[str] | None = None) -> dict[str, Any]:
+def _read_row(
+    shard: Shard, row: int, image_id: str, columns: list[str] | None = None
+) -> dict[str, Any]:
+    """The row of an image; MovedRowError when another image's lies there by now."""
+    group, offset = divmod(row, _ROWS_PER_GROUP)
     with shard.opened() as parquet:
-        group, offset = divmod(row, _ROWS_PER_GROUP)
-        return parquet.read_row_group(group, columns).slice(offset, 1).to_pylist()[0]
+        there = group < parquet.num_row_groups
+        rows = parquet.read_row_group(group, columns).slice(offset, 1).to_pylist() if there else []
+    if not rows or rows[0]["image_id"] != image_id:
+        raise MovedRowError(f"masks file {shard.path!r} was made anew: open its folder again")
+    return rows[0]
 
 
-def _paint_row(shard: Shard, row: int, painting: str) -> PaintedRuns:
-    image = _read_row(shard, row, _TO_PAINT)
+def _paint_row(shard: Shard, row: int, image_id: str, painting: str) -> PaintedRuns:
+    image = _read_row(shard, row, image_id, _TO_PAINT)
     order = paint_order([mask["area"] for mask in image["masks"]], painting)
     texts = [image["masks"][k]["counts"] for k in order]
     return paint_runs(texts, order + 1, (image["height"], image["width"]))

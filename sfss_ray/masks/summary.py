@@ -66,15 +66,12 @@ def summarise(
     if len(errors) == len(wanted):
         first, reason = next(iter(errors.items()))
         raise DataError(f"none of the {len(wanted)} images has masks; {first!r}: {reason}")
-    masks = store.num_masks
-    if len(store) > len(wanted):
-        masks = sum(len(store.load(image_id)["masks"]) for image_id in wanted)
     return MaskSummary(
         folder=folder,
         source=source,
         note=NOTES.get(source, "a source that this version does not know"),
         images=len(wanted),
-        masks=masks,
+        masks=store.count(wanted),
         made=made,
         seconds=seconds,
         errors=errors,

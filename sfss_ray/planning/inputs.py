@@ -68,7 +68,7 @@ def look_at_inputs(
 def _device(config: Config) -> tuple[str, str]:
     check_workers(config.train, config.compute)
     cluster.check_address(config.compute)
-    device = cluster.resolve_device(config.compute)
+    device = cluster.local_device(config.compute)
     return device, device
 
 

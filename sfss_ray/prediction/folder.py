@@ -134,7 +134,7 @@ def predict(
     started = time.monotonic()
     source = open_source(model, card, config.source_weights)
     files = list_images(images, "images")
-    device = cluster.resolve_device(config.compute)
+    cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     _refuse_inside(output_dir, images)
     root = claim(output_dir, _record(source, config))
@@ -143,7 +143,7 @@ def predict(
     missing = [file for file in files if not folder.is_done(file.image_id)]
     on_ray = len(missing) >= config.compute.predict_on_ray_from
     work = _over_actors if on_ray else _in_this_process
-    errors = work(source, missing, folder, device, config, progress) if missing else {}
+    errors = work(source, missing, folder, config, progress) if missing else {}
     if len(errors) == len(files):
         raise DataError(
             f"none of the {len(files)} images can be read: {next(iter(errors.values()))}"
@@ -194,11 +194,10 @@ def _in_this_process(
     source: Source,
     files: Sequence[ImageFile],
     folder: PredictionFolder,
-    device: str,
     config: Config,
     progress: ProgressSink,
 ) -> dict[str, str]:
-    network = source.load(device).network
+    network = source.load(cluster.local_device(config.compute)).network
     errors: dict[str, str] = {}
     bar = Progress("predicted", len(files), progress)
     for file in files:
@@ -214,19 +213,18 @@ def _over_actors(
     source: Source,
     files: Sequence[ImageFile],
     folder: PredictionFolder,
-    device: str,
     config: Config,
     progress: ProgressSink,
 ) -> dict[str, str]:
     spec = {
         "source": source.placed(folder.root),
         "folder": str(folder.root),
-        "device": device,
         "config": config,
     }
     errors: dict[str, str] = {}
     bar = Progress("predicted", len(files), progress)
     with cluster.connected(config.compute) as resources, carried_code(source):
+        spec["device"] = cluster.resolve_device(config.compute)
         for facts in _pool_results(files, spec, config.compute, resources):
             errors |= json.loads(str(facts["errors"]))
             bar.advance(int(facts["images"]), _unreadable(errors))

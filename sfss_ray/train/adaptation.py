@@ -24,7 +24,9 @@ from sfss_ray.train.loop import (
     parts_of,
     run_steps,
     set_learning_rate,
+    share_of,
     to_device,
+    too_few_for_batch_norm,
 )
 from sfss_ray.train.mask_vote import ClassPrior
 from sfss_ray.train.pseudo_labels import ClassThresholds
@@ -97,17 +99,22 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
     saved = run.resume_state()
     start = players.load(saved) if saved else 0
     if saved is None and config.batch_norm != "frozen":
-        first = step_loader(
-            samples, 0, config.statistics_steps, config.batch_size, run.rank, run.world, 0
-        )
+        # Every worker looks at whole batches: the variance of a batch is more than the mean of its
+        # parts' variances, so workers with a part each would start from other statistics than one.
+        whole = step_loader(samples, 0, config.statistics_steps, config.batch_size)
         estimate_statistics(
             players.student.segmenter.train(),
-            (to_device(b, run.device)["weak"] for b in first),
+            (to_device(b, run.device)["weak"] for b in whole),
             config.statistics_share,
         )
         update_teacher(players.teacher, players.student, 0.0)
     loader = step_loader(
-        samples, start, config.num_steps, config.batch_size, run.rank, run.world, loader_processes
+        samples,
+        start,
+        config.num_steps,
+        config.batch_size,
+        share_of(run, config.accumulate),
+        loader_processes,
     )
     module = distribute(players.student, run)
     if config.compile:
@@ -220,9 +227,10 @@ def estimate_statistics(network: Segmenter, images, share: float = 1.0) -> None:
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # cumulative mean
-    network(first)
-    for batch in batches:
-        network(batch)
+    with too_few_for_batch_norm():
+        network(first)
+        for batch in batches:
+            network(batch)
     for layer, momentum, old in zip(layers, momenta, before, strict=True):
         layer.momentum = momentum
         if share < 1:

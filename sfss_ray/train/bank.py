@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfss_ray.train.devices import send
+
 
 class PrototypeBank:
     """Per class the newest `size` prototypes, each with the number of the image it came from.
@@ -38,7 +40,7 @@ class PrototypeBank:
         order, label, rank = order[newest], label[newest], rank[newest]
         slots = (self.written[label] + rank) % self.size
         at = self.vectors.device
-        self.vectors[label.to(at), slots.to(at)] = vectors[order.to(at)].float()
+        self.vectors[send(label, at), send(slots, at)] = vectors[send(order, at)].float()
         self.images[label, slots] = images[order]
         self.written += number
 
@@ -47,7 +49,11 @@ class PrototypeBank:
         filled = torch.arange(self.size) < self.written[:, None]
         classes, slots = filled.nonzero(as_tuple=True)
         at = self.vectors.device
-        return self.vectors[classes.to(at), slots.to(at)], classes, self.images[classes, slots]
+        return (
+            self.vectors[send(classes, at), send(slots, at)],
+            classes,
+            self.images[classes, slots],
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on: plain tensors."""

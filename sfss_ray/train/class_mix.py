@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from sfss_ray.train.grid import cell_means
 
 _STREAM = 7_919  # keeps these draws apart from those of the pairs of the same sample
 
@@ -27,12 +28,17 @@ class Look:
 
 
 def mix_classes(
-    batch: Mapping[str, Tensor], look: Look, probability: float, seed: int
+    batch: Mapping[str, Tensor],
+    look: Look,
+    probability: float,
+    seed: int,
+    align_corners: bool = False,
 ) -> tuple[dict[str, Tensor], Look]:
     """Batch and look with pasted classes: strong view, mask ids, labels, and the teacher's grid.
 
-    Pasted masks get ids of their own. A grid cell is pasted where most of its pixels are. A crop
-    without a neighbour stays as it is.
+    Pasted masks get ids of their own: those above the batch's `own_ids`, which is added. A grid cell
+    is pasted where most of its pixels are (`align_corners`: see grid.py). A crop without a neighbour
+    stays as it is.
     """
     if probability <= 0:
         return dict(batch), look
@@ -40,15 +46,16 @@ def mix_classes(
     neighbour = torch.arange(len(pasted), device=pasted.device) ^ 1
     neighbour = torch.where(neighbour < len(pasted), neighbour, neighbour ^ 1)
     height, width = look.probabilities.shape[-2:]
-    share = F.adaptive_avg_pool2d(pasted[:, None].float(), (height, width))
-    cells = share > 0.5
+    cells = cell_means(pasted[:, None].float(), (height, width), align_corners) > 0.5
 
     def paste(values: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, values[neighbour], values)
 
     ids = batch["mask_ids"]
-    foreign = torch.where(ids > 0, ids + ids.max() + 1, ids)[neighbour]
+    own_ids = ids.max()
+    foreign = torch.where(ids > 0, ids + own_ids, ids)[neighbour]
     mixed = dict(batch) | {
+        "own_ids": own_ids,
         "strong": paste(batch["strong"], pasted[:, None]),
         "mask_ids": torch.where(pasted, foreign, ids),
     }

@@ -20,6 +20,16 @@ def sum_over_workers(values: Tensor) -> Tensor:
     return values
 
 
+def mean_over_workers(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The mean of each value; `device` is what workers talk through."""
+    if world_size() == 1:
+        return values
+    total = sum_over_workers(
+        torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    )
+    return dict(zip(values, (total / world_size()).tolist(), strict=True))
+
+
 def gather_rows(rows: Tensor, through: torch.device) -> Tensor:
     """All workers' rows (n_r, ...) one below the other, in the order of ranks. No gradient.
 

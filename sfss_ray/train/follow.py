@@ -12,8 +12,8 @@ from sfss_ray.progress import ProgressSink
 
 
 @contextlib.contextmanager
-def following(folders: Callable[[], list[Path]], progress: ProgressSink) -> Iterator[None]:
-    """Print new lines of the folders' progress files while the block runs.
+def following(folders: Callable[[], dict[str, Path]], progress: ProgressSink) -> Iterator[None]:
+    """Print new lines of the folders' progress files while the block runs, with the folders' names.
 
     `folders` is asked again at each look, because trials start one after the other.
     """
@@ -28,22 +28,22 @@ def following(folders: Callable[[], list[Path]], progress: ProgressSink) -> Iter
 
 
 def _follow(
-    folders: Callable[[], list[Path]], progress: ProgressSink, stop: threading.Event
+    folders: Callable[[], dict[str, Path]], progress: ProgressSink, stop: threading.Event
 ) -> None:
     from sfss_ray.train.run import read_progress
 
-    seen = {folder: len(read_progress(folder)) for folder in folders()}
+    seen = {name: len(read_progress(folder)) for name, folder in folders().items()}
     ending = False
     while not ending:
         ending = stop.wait(1.0)  # one more look after the end
-        for folder in folders():
+        for name, folder in folders().items():
             records = read_progress(folder)
-            for record in records[seen.get(folder, 0) :]:
-                progress(_progress_line(folder, record))
-            seen[folder] = len(records)
+            for record in records[seen.get(name, 0) :]:
+                progress(_progress_line(name, record))
+            seen[name] = len(records)
 
 
-def _progress_line(folder: Path, record: dict[str, Any]) -> str:
+def _progress_line(name: str, record: dict[str, Any]) -> str:
     shown = ("loss", "val_miou", "mask_information")
-    values = ", ".join(f"{name} {record[name]:.3f}" for name in shown if name in record)
-    return f"{folder.name}: step {record['step']}/{record['num_steps']}, {values}"
+    values = ", ".join(f"{value} {record[value]:.3f}" for value in shown if value in record)
+    return f"{name}: step {record['step']}/{record['num_steps']}, {values}"

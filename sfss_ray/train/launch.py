@@ -10,6 +10,7 @@ from typing import Any
 
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.labelled import load_labelled
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
@@ -20,6 +21,7 @@ from sfss_ray.train.prepared import (
     hash_of_ids,
     labelled_images,
     prepare_training,
+    record_of_masks,
     run_record,
 )
 from sfss_ray.train.trainer import carried_code, fit
@@ -77,6 +79,8 @@ def train_student(
     prepared = prepare_training(source, target_images, masks, val_images, val_labels, config)
     images = list(prepared.training + prepared.held_out)
     record = {"kind": "train"} | run_record(config, source, images, prepared.labelled)
+    store = MaskStore(prepared.masks)
+    record |= record_of_masks(store.recipe, store.num_masks)
     return run_training(prepared, claim(output_dir, record), config, progress)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfss_ray.config import OptimConfig
 from sfss_ray.errors import TrainingError
+from sfss_ray.train.collective import mean_over_workers
 from sfss_ray.train.run import Run
+from sfss_ray.train.samples import Share
 
 LOG_EVERY = 10
 
@@ -66,6 +68,29 @@ def distribute(module: nn.Module, run: Run) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
+def share_of(run: Run, parts: int) -> Share:
+    """What a worker sees of each batch that is worked through in `parts`."""
+    return Share(run.rank, run.world, parts)
+
+
+@contextlib.contextmanager
+def too_few_for_batch_norm() -> Iterator[None]:
+    """Says what to do where a layer has one value a channel and no statistics can be made of it.
+
+    That is so for networks that normalise a pooled vector (DeepLabV3) and crops that come alone.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "this network normalises a pooled vector, of which a single crop has but one: give every"
+            " worker two crops or more at a time (raise batch_size, lower num_workers or accumulate),"
+            " or choose batch_norm frozen"
+        ) from error
+
+
 def autocast(run: Run, precision: str) -> torch.autocast:
     """bfloat16 autocast for networks when asked for, on the run's kind of device."""
     return torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -98,7 +123,7 @@ def learn(
     logged: list[dict[str, Tensor]] = []
     total = 0.0
     for number, part in enumerate(parts):
-        with _bringing_together(module, number == len(parts) - 1):
+        with _bringing_together(module, number == len(parts) - 1), too_few_for_batch_norm():
             loss, metrics = loss_of(number, part)
             (loss / len(parts)).backward()
         total += loss.item() / len(parts)
@@ -158,7 +183,8 @@ def run_steps(
         reporting = step % report_every == 0 or step == num_steps
         if not reporting and step % LOG_EVERY:
             continue
-        record: dict[str, Any] = {"step": step, "num_steps": num_steps, **_means(kept)}
+        seen = mean_over_workers(_means(kept), run.device)
+        record: dict[str, Any] = {"step": step, "num_steps": num_steps, **seen}
         if reporting and run.rank == 0:
             record |= observe()
         if run.rank == 0:

@@ -1,6 +1,5 @@
-"""Masks on the feature grid, and what the teacher says of each.
+"""What the teacher says of each mask on the feature grid.
 
-`cell_mask_ids` brings masks to the grid, `describe_masks` asks the teacher what each of them is.
 Nothing here is drawn at random; sample_pairs (pairs.py) draws from the tables made here.
 """
 
@@ -13,23 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfss_ray.config import PairConfig
-
-
-def cell_mask_ids(mask_ids: Tensor, grid: tuple[int, int], share: float) -> Tensor:
-    """Mask ids per grid cell: (B, H, W) -> (B, h, w); 0 where no id has `share` of the pixels.
-
-    With share > .5 only the median pixel's id can have it, so a median and a count are exact.
-    """
-    height, width = grid
-    if mask_ids.shape[1] % height or mask_ids.shape[2] % width:
-        size = [g * max(1, round(n / g)) for g, n in zip(grid, mask_ids.shape[1:], strict=True)]
-        mask_ids = F.interpolate(mask_ids[:, None].double(), size=size, mode="nearest")[:, 0].long()
-    batch, full_height, full_width = mask_ids.shape
-    blocks = mask_ids.view(batch, height, full_height // height, width, full_width // width)
-    pixels = blocks.permute(0, 1, 3, 2, 4).flatten(3)
-    candidate = pixels.median(dim=3).values
-    enough = (pixels == candidate[..., None]).float().mean(3) >= share
-    return torch.where(enough, candidate, torch.zeros_like(candidate))
+from sfss_ray.train.devices import send
 
 
 @dataclass(frozen=True)
@@ -38,6 +21,7 @@ class MaskTable:
     sorted by mask; mask k owns `cells[start[k] : start[k] + count[k]]`.
     """
 
+    ids: Tensor  # (K,) mask ids, rising
     cells: Tensor  # (M,) grid index
     owner: Tensor  # (M,) mask index of each cell
     start: Tensor  # (K,)
@@ -55,6 +39,22 @@ class MaskTable:
 
     def __len__(self) -> int:
         return len(self.count)
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the masks of a table are from: class-mix pastes masks of a neighbour into an image."""
+
+    images: Tensor  # (K,) number of the image that a mask is of
+    keys: Tensor  # (K,) of the mask itself: a copy has that of what it is a copy of
+    at_home: Tensor  # (K,) bool: no copy
+
+    @staticmethod
+    def alone(table: MaskTable, image: int, first_key: int) -> Origins:
+        """Of an image that nothing was pasted into; keys are counted up."""
+        count = torch.arange(len(table))
+        everywhere = torch.ones_like(count, dtype=torch.bool)
+        return Origins(torch.full_like(count, image), first_key + count, everywhere)
 
 
 def describe_masks(
@@ -78,13 +78,13 @@ def describe_masks(
     """
     flat = cell_ids.flatten()
     inside = flat.nonzero()[:, 0]
-    _, owner = flat[inside].unique(return_inverse=True)
+    ids, owner = flat[inside].unique(return_inverse=True)
     order = owner.argsort(stable=True)
     cells, owner = inside[order], owner[order]
     masks = int(owner[-1]) + 1 if len(owner) else 0
     count = torch.bincount(owner, minlength=masks)
     q = probabilities.flatten(1).T[cells].float()
-    t = embeddings.flatten(1).T[cells.to(embeddings.device)].float()
+    t = embeddings.flatten(1).T[send(cells, embeddings.device)].float()
     cell_confidence, cell_label = q.max(1)
 
     mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)
@@ -103,8 +103,11 @@ def describe_masks(
         & (confidence >= thresholds[label])
         & ~merged
     )
-    weighted_sum = _sum_by(owner.to(t.device), cell_confidence[:, None].to(t.device) * t, masks)
+    weighted_sum = _sum_by(
+        send(owner, t.device), send(cell_confidence[:, None], t.device) * t, masks
+    )
     return MaskTable(
+        ids=ids,
         cells=cells,
         owner=owner,
         start=count.cumsum(0) - count,

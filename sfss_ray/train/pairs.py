@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from sfss_ray.config import PairConfig
-from sfss_ray.train.mask_table import MaskTable
+from sfss_ray.train.devices import send
+from sfss_ray.train.mask_table import MaskTable, Origins
 
 
 @dataclass(frozen=True)
 class PrototypePool:
     """Prototypes of reliable masks that can be contrasted with, sorted by (class, image).
 
-    `keys` are sample key + index of the mask within its sample, -1 for entries of the memory bank.
+    `keys` tell masks apart, as those of `Origins` do; -1 for entries of the memory bank.
     """
 
     vectors: Tensor  # (R, D), on the networks' device
@@ -45,7 +46,7 @@ class PrototypePool:
         order = order[classes[order].argsort(stable=True)]
         count = torch.bincount(classes, minlength=num_classes)
         return PrototypePool(
-            vectors[order.to(vectors.device)],
+            vectors[send(order, vectors.device)],
             classes[order],
             images[order],
             keys[order],
@@ -77,8 +78,7 @@ class Pairs:
 def sample_pairs(
     table: MaskTable,
     pool: PrototypePool,
-    image: int,
-    sample_key: int,
+    origins: Origins,
     student_label: Tensor,
     thresholds: Tensor,
     student_embeddings: Tensor,
@@ -88,8 +88,7 @@ def sample_pairs(
     """Draw anchors of one image with their positives and negatives.
 
     Args:
-        image: this image's number, as in `pool.images`.
-        sample_key: what mask indices are added to in `pool.keys`.
+        origins: images and keys of the table's masks, as in the pool.
         student_label: (h * w,) the student's argmax, on the CPU: where it disagrees, an anchor is hard.
         student_embeddings: (h * w, D), on the networks' device: their similarities to the pool, which
             say what negatives are semi-hard, are kept in the pairs with their gradient, so that they
@@ -101,26 +100,24 @@ def sample_pairs(
     mask = table.owner[chosen]
     anchors = table.cells[chosen]
     instance = _draw_same_mask(table, chosen, mask, config.positives, generator)
-    positives, valid = _draw_same_class(
-        table, pool, mask, image, sample_key, config.positives, generator
-    )
+    positives, valid = _draw_same_class(table, pool, mask, origins, config.positives, generator)
     allowed = allowed_negative_classes(table, config.unlabelled_top_k)[mask]
     device = student_embeddings.device
-    similarity = student_embeddings[anchors.to(device)] @ pool.vectors.T
+    similarity = student_embeddings[send(anchors, device)] @ pool.vectors.T
     negatives, negative_valid = _draw_negatives(
         pool, allowed, similarity.detach(), config.negatives, generator
     )
     weight = table.purity * table.confidence * table.reliable
     return Pairs(
-        anchors=anchors.to(device),
-        instance_positives=table.cells[instance].to(device),
-        instance_prototype_sum=table.weighted_sum[mask.to(device)],
-        own_weight=table.cell_confidence[chosen].to(device),
-        class_positives=positives.to(device),
-        class_valid=valid.to(device),
-        class_weight=weight[mask].to(device),
+        anchors=send(anchors, device),
+        instance_positives=send(table.cells[instance], device),
+        instance_prototype_sum=table.weighted_sum[send(mask, device)],
+        own_weight=send(table.cell_confidence[chosen], device),
+        class_positives=send(positives, device),
+        class_valid=send(valid, device),
+        class_weight=send(weight[mask], device),
         negatives=negatives,
-        negative_valid=negative_valid.to(device),
+        negative_valid=send(negative_valid, device),
         similarity=similarity,
     )
 
@@ -213,8 +210,7 @@ def _draw_same_class(
     table: MaskTable,
     pool: PrototypePool,
     mask: Tensor,
-    image: int,
-    sample_key: int,
+    origins: Origins,
     number: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -228,17 +224,18 @@ def _draw_same_class(
     if not len(pool.vectors):
         return draw.long(), torch.zeros_like(draw, dtype=torch.bool)
     label = table.label[mask]
-    same_image = pool.images == image
-    own_image = torch.zeros_like(pool.class_count).index_add_(0, pool.classes, same_image.long())
-    before = torch.zeros_like(own_image).index_add_(0, pool.classes, (pool.images < image).long())
-    mine = _own_entry(table, pool, sample_key)[mask]  # position in the pool, -1: not there
-
     start, count = pool.class_start[label], pool.class_count[label]
-    gap_from, gap = start + before[label], own_image[label]
+    images, of_image = origins.images.unique(return_inverse=True)
+    of_image = of_image[mask]
+    own_image = _count_by_class(pool, pool.images == images[:, None])[of_image, label]
+    before = _count_by_class(pool, pool.images < images[:, None])[of_image, label]
+    mine = _own_entries(pool, origins.keys)[mask]  # position in the pool, -1: not there
+
+    gap_from, gap = start + before, own_image
     others = count - gap
     far = start[:, None] + (draw * others[:, None]).long()
     far = far + gap[:, None] * (far >= gap_from[:, None])
-    in_pool = (mine >= 0).long()
+    in_pool = ((mine >= start) & (mine < start + count)).long()
     near = start[:, None] + (draw * (count - in_pool)[:, None]).long()
     near = near + in_pool[:, None] * (near >= mine[:, None])
 
@@ -251,13 +248,17 @@ def _draw_same_class(
     return index, valid
 
 
-def _own_entry(table: MaskTable, pool: PrototypePool, sample_key: int) -> Tensor:
-    """(K,) where each mask of this sample stands in the pool; -1 for those that do not."""
-    position = torch.full((len(table),), -1, dtype=torch.long, device=pool.keys.device)
-    index = pool.keys - sample_key
-    own = ((index >= 0) & (index < len(table))).nonzero()[:, 0]
-    position[index[own]] = own
-    return position
+def _count_by_class(pool: PrototypePool, chosen: Tensor) -> Tensor:
+    """(I, C) chosen entries of each class, of chosen (I, R)."""
+    count = pool.class_count.new_zeros((len(chosen), len(pool.class_count)))
+    return count.index_add_(1, pool.classes, chosen.long())
+
+
+def _own_entries(pool: PrototypePool, keys: Tensor) -> Tensor:
+    """(K,) where the mask of each key stands in the pool; -1 for those that do not."""
+    ordered, position = pool.keys.sort()
+    at = torch.searchsorted(ordered, keys).clamp(max=len(ordered) - 1)
+    return torch.where(ordered[at] == keys, position[at], -1)
 
 
 def _draw_negatives(
@@ -285,8 +286,10 @@ def _draw_negatives(
         empty = torch.zeros(len(allowed), number, dtype=torch.long, device=device)
         return empty, torch.zeros(len(allowed), number, dtype=torch.bool)
     class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
-    start, count = (each[class_order].to(device) for each in (pool.class_start, pool.class_count))
-    slot = which_class.mul_(choices.to(device)).long()
+    start, count = (
+        send(each[class_order], device) for each in (pool.class_start, pool.class_count)
+    )
+    slot = which_class.mul_(send(choices, device)).long()
     start, count = start.gather(1, slot), count.gather(1, slot)
     index = start.add_(which_entry.mul_(count).long()).clamp_(max=len(pool.vectors) - 1)
     candidates = index[:, uniform_part:]

@@ -148,6 +148,16 @@ def run_record(
     }
 
 
+def record_of_masks(recipe: dict[str, Any], masks: int) -> dict[str, Any]:
+    """What decides the masks that are there: how they were made, and how many there are."""
+    return {
+        "inputs.sam_sha256": recipe.get("sam_sha256", ""),
+        "inputs.masks_source": recipe.get("source", "unknown"),
+        "inputs.masks_knobs": recipe.get("knobs", {}),
+        "inputs.masks": masks,
+    }
+
+
 def hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
     """SHA-256 of the sorted image ids."""
     return hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()

@@ -25,6 +25,7 @@ from sfss_ray.train.loop import (
     parts_of,
     run_steps,
     set_learning_rate,
+    share_of,
 )
 from sfss_ray.train.losses import segmentation_loss
 from sfss_ray.train.run import Run
@@ -65,8 +66,7 @@ def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> Non
         start,
         config.num_steps,
         config.batch_size,
-        run.rank,
-        run.world,
+        share_of(run, config.accumulate),
         task.config.compute.loader_processes,
     )
     module = distribute(network, run)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.collective import gather_rows
-from sfss_ray.train.mask_table import MaskTable
+from sfss_ray.train.devices import send
+from sfss_ray.train.mask_table import MaskTable, Origins
 from sfss_ray.train.pairs import PrototypePool
 
-KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + its index
+KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + its id
 
 
 @dataclass(frozen=True)
@@ -26,27 +27,43 @@ class Prototypes:
     scores: Tensor
 
 
-def gather_prototypes(tables: list[MaskTable], images: list[int], numbers: list[int]) -> Prototypes:
-    """Reliable masks of the tables of a worker's images, together with those of the other workers.
+def origins_of(
+    tables: list[MaskTable], images: list[int], numbers: list[int], own_ids: int | None
+) -> list[Origins]:
+    """Where the masks of a worker's images are from.
 
     Args:
         tables: one for each image.
         images: image numbers.
         numbers: sample numbers.
+        own_ids: ids above are those of the neighbour (2i of 2i + 1), this much higher; None: no such.
+    """
+    origins = []
+    for b, table in enumerate(tables):
+        ids = table.ids
+        at_home = torch.ones_like(ids, dtype=torch.bool) if own_ids is None else ids <= own_ids
+        other = min(b ^ 1, len(tables) - 1)
+        theirs = ids if own_ids is None else ids - own_ids
+        keys = torch.where(
+            at_home,
+            numbers[b] * KEYS_PER_SAMPLE + ids,
+            numbers[other] * KEYS_PER_SAMPLE + theirs,
+        )
+        origins.append(Origins(torch.where(at_home, images[b], images[other]), keys, at_home))
+    return origins
+
+
+def gather_prototypes(tables: list[MaskTable], origins: list[Origins]) -> Prototypes:
+    """Reliable masks of a worker's images, together with those of the other workers.
+
+    A pasted copy is left out: what it is a copy of is there already, as its neighbour's.
     """
     vectors, facts, scores = [], [], []
-    for table, image, number in zip(tables, images, numbers, strict=True):
-        chosen = table.reliable.nonzero()[:, 0]
-        vectors.append(table.prototype[chosen.to(table.prototype.device)])
+    for table, origin in zip(tables, origins, strict=True):
+        chosen = (table.reliable & origin.at_home).nonzero()[:, 0]
+        vectors.append(table.prototype[send(chosen, table.prototype.device)])
         facts.append(
-            torch.stack(
-                [
-                    table.label[chosen],
-                    torch.full_like(chosen, image),
-                    number * KEYS_PER_SAMPLE + chosen,
-                ],
-                1,
-            )
+            torch.stack([table.label[chosen], origin.images[chosen], origin.keys[chosen]], 1)
         )
         scores.append((table.purity * table.confidence)[chosen])
     together = torch.cat(vectors)
@@ -84,5 +101,5 @@ def remember(bank: PrototypeBank, fresh: Prototypes, per_image: int) -> None:
     rank = rank - (size.cumsum(0) - size).repeat_interleave(size)
     kept = order[rank < per_image].sort().values  # back to (rank, image, mask) order
     bank.write(
-        fresh.vectors[kept.to(fresh.vectors.device)], fresh.classes[kept], fresh.images[kept]
+        fresh.vectors[send(kept, fresh.vectors.device)], fresh.classes[kept], fresh.images[kept]
     )

@@ -8,6 +8,7 @@ comes next. So neither world size nor an interruption changes what is learnt fro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,40 @@ class LabelledSamples(Dataset):
         return {"image": _tensor(crop), "labels": torch.from_numpy(cut.astype(np.int64))}
 
 
-class _StepBatches(Sampler[list[int]]):
-    """Sample numbers of this worker's part of each step after `start`."""
+@dataclass(frozen=True)
+class Share:
+    """What one of several workers sees of each batch.
 
-    def __init__(self, start: int, num_steps: int, batch_size: int, rank: int, world: int):
+    A batch that is worked through in `parts` is cut into these first, and each part into the workers'
+    shares: so a part holds the same samples whatever the number of workers.
+    """
+
+    rank: int = 0
+    world: int = 1
+    parts: int = 1
+
+    def of_step(self, step: int, batch_size: int) -> list[int]:
+        """Sample numbers of this worker in step `step` (from 0 on), part by part."""
+        part = batch_size // self.parts
+        mine = part // self.world
+        starts = (step * batch_size + k * part + self.rank * mine for k in range(self.parts))
+        return [number for start in starts for number in range(start, start + mine)]
+
+
+WHOLE = Share()
+"""Of a worker that is alone."""
+
+
+class _StepBatches(Sampler[list[int]]):
+    """Sample numbers of this worker's share of each step after `start`."""
+
+    def __init__(self, start: int, num_steps: int, batch_size: int, share: Share):
         self.steps = range(start, num_steps)
-        self.batch_size, self.local, self.rank = batch_size, batch_size // world, rank
+        self.batch_size, self.share = batch_size, share
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            first = step * self.batch_size + self.rank * self.local
-            yield list(range(first, first + self.local))
+            yield self.share.of_step(step, self.batch_size)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -148,14 +172,13 @@ def step_loader(
     start: int,
     num_steps: int,
     batch_size: int,
-    rank: int,
-    world: int,
-    processes: int,
+    share: Share = WHOLE,
+    processes: int = 0,
 ) -> DataLoader:
     """Batches of this worker for steps start + 1 to num_steps, in order."""
     return DataLoader(
         samples,
-        batch_sampler=_StepBatches(start, num_steps, batch_size, rank, world),
+        batch_sampler=_StepBatches(start, num_steps, batch_size, share),
         num_workers=processes,
         persistent_workers=processes > 0,
     )

@@ -14,13 +14,14 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
+from sfss_ray.train.grid import cell_mask_ids, cell_means
 from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
-from sfss_ray.train.mask_table import cell_mask_ids, describe_masks
+from sfss_ray.train.mask_table import describe_masks
 from sfss_ray.train.mask_vote import ClassPrior, relabel
 from sfss_ray.train.pairs import Pairs, PrototypePool, sample_pairs
 from sfss_ray.train.prototypes import (
-    KEYS_PER_SAMPLE,
     gather_prototypes,
+    origins_of,
     pool_with_bank,
     remember,
 )
@@ -83,7 +84,8 @@ def teacher_look(
     grid = logits.float().softmax(1)
     if config.teacher_scales != (1.0,) or config.teacher_flip:
         full = mean_over_views(teacher, segmenter, weak, full, config)
-        grid = F.adaptive_avg_pool2d(full, grid.shape[-2:])
+        height, width = grid.shape[-2:]
+        grid = cell_means(full, (height, width), segmenter.align_corners)
     if config.prior_power > 0:
         prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), new_step)
     if config.prior_power > 0 or config.mask_vote != "none":
@@ -147,7 +149,7 @@ def adaptation_losses(
     thresholds = memory.thresholds.thresholds(
         config.loss.class_quantile, config.loss.confidence_cap
     )
-    batch, look = mix_classes(batch, look, config.augment.class_mix, seed)
+    batch, look = mix_classes(batch, look, config.augment.class_mix, seed, segmenter.align_corners)
     logits, embeddings = student(batch["strong"])
     weights = pixel_weights(look.labels, look.confidence, thresholds, config.loss)
     full = segmenter.upsample(logits, batch["strong"].shape[-2:])
@@ -157,7 +159,16 @@ def adaptation_losses(
     if config.loss.contrast_weight > 0:
         share = ramp(step, config.num_steps, config.loss.ramp)
         pairwise = contrast(
-            embeddings, logits, look, thresholds, memory, batch, config, seed, share
+            embeddings,
+            logits,
+            look,
+            thresholds,
+            memory,
+            batch,
+            config,
+            seed,
+            share,
+            segmenter.align_corners,
         )
         parts |= pairwise
         beta = config.loss.instance_share
@@ -191,11 +202,13 @@ def contrast(
     config: TrainConfig,
     seed: int,
     share: float,
+    align_corners: bool = False,
 ) -> dict[str, Tensor]:
     """Intra-instance and intra-class losses (means over all workers' anchors), pair statistics."""
+    ids = _regions(batch["mask_ids"], look, thresholds, config)
     height, width = embeddings.shape[-2:]
     # Everything that is drawn from goes to the CPU at once: from here on no GPU is waited for.
-    cells = _regions(batch["mask_ids"], look, thresholds, (height, width), config).cpu()
+    cells = cell_mask_ids(ids, (height, width), config.pairs.cell_share, align_corners).cpu()
     probabilities, student_label = look.probabilities.cpu(), logits.argmax(1).flatten(1).cpu()
     thresholds = thresholds.cpu()
     images, numbers = batch["image"].tolist(), batch["number"].tolist()
@@ -203,7 +216,10 @@ def contrast(
         describe_masks(cells[b], probabilities[b], look.embeddings[b], thresholds, config.pairs)
         for b in range(len(cells))
     ]
-    fresh = gather_prototypes(tables, images, numbers)
+    pasted = config.augment.class_mix > 0 and config.loss.region_source == "masks"
+    own_ids = int(batch["own_ids"]) if pasted else None
+    origins = origins_of(tables, images, numbers, own_ids)
+    fresh = gather_prototypes(tables, origins)
     sums = embeddings.new_zeros(4)
     if share > 0:
         pool = pool_with_bank(fresh, memory.bank, look.probabilities.shape[1])
@@ -213,8 +229,7 @@ def contrast(
             pairs = sample_pairs(
                 table,
                 pool,
-                images[b],
-                numbers[b] * KEYS_PER_SAMPLE,
+                origins[b],
                 student_label[b],
                 thresholds,
                 z,
@@ -239,14 +254,13 @@ def _regions(
     mask_ids: Tensor,
     look: Look,
     thresholds: Tensor,
-    grid: tuple[int, int],
     config: TrainConfig,
 ) -> Tensor:
-    """(B, h, w) region ids, 0 = none: the masks, or each image's sure pixels of one pseudo-label."""
+    """(B, H, W) region ids, 0 = none: the masks, or each image's sure pixels of one pseudo-label."""
     if config.loss.region_source == "pseudo_labels":
         sure = look.confidence >= thresholds[look.labels]
-        mask_ids = torch.where(sure, look.labels + 1, torch.zeros_like(look.labels))
-    return cell_mask_ids(mask_ids, grid, config.pairs.cell_share)
+        return torch.where(sure, look.labels + 1, torch.zeros_like(look.labels))
+    return mask_ids
 
 
 def image_contrast(

@@ -29,7 +29,10 @@ def fit(
     Checkpoints lie in `folder`/train. The same folder goes on from its newest checkpoint.
     """
     device = cluster.resolve_device(config.compute)
-    with cluster.connected(config.compute), following(lambda: [folder / "train"], progress):
+    with (
+        cluster.connected(config.compute),
+        following(lambda: {"train": folder / "train"}, progress),
+    ):
         import ray.train
         import ray.train.torch
 

@@ -94,14 +94,18 @@ def run_search(
     require_held_out(score, len(prepared.held_out))
     prepared = prepared.placed(folder)
     folder = folder / "trials"
-    plan = _Plan(prepared, folder, config, score)
+    # Decided once: on a node with GPUs a trial that reserved none would choose anew.
+    device = cluster.resolve_device(config.compute)
+    plan = _Plan(prepared, folder, override(config, {"compute.device": device}), score)
     results = folder / "results.json"
-    if not results.exists():
-        device = cluster.resolve_device(config.compute)
+    if results.exists():
+        trials = [_from_json(item) for item in json.loads(results.read_text())]
+    else:
         with cluster.connected(config.compute) as resources, carried_code(prepared.source):
-            trials = _run_trials(plan, resources, device, progress)
-        write_json(results, [_as_json(trial) for trial in trials])
-    trials = [_from_json(item) for item in json.loads(results.read_text())]
+            trials = _run_trials(plan, resources, progress)
+        # Where none finished the cause may pass: the next run starts the trials again.
+        if any(trial.status == "finished" for trial in trials):
+            write_json(results, [_as_json(trial) for trial in trials])
     best = best_trial(trials)
     best_config = folder.parent / BEST_CONFIG_FILE
     write_json(best_config, trials[best].values)
@@ -152,9 +156,7 @@ def best_trial(trials: list[Trial]) -> int:
     return max(sound, key=lambda i: trials[i].score)
 
 
-def _run_trials(
-    plan: _Plan, resources: cluster.Resources, device: str, progress: ProgressSink
-) -> list[Trial]:
+def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSink) -> list[Trial]:
     import ray.tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -166,19 +168,29 @@ def _run_trials(
         CONTRAST_WEIGHT: ray.tune.loguniform(*tune.contrast_weight_range),
         EMA_GAP: ray.tune.loguniform(*tune.ema_gap_range),
     }
-    limit = plan.config.compute.concurrent_trials or _concurrency(plan.config, resources, device)
-    tuner = _tuner(plan, device, space, OptunaSearch, limit)
-    with following(lambda: sorted(plan.folder.glob("trial-*")), progress):
+    limit = plan.config.compute.concurrent_trials or _concurrency(plan.config, resources)
+    tuner = _tuner(plan, space, OptunaSearch, limit)
+    with following(lambda: _progress_folders(plan), progress):
         grid = tuner.fit()
     return _collect(plan, grid)
 
 
-def _tuner(plan: _Plan, device: str, space: dict[str, Any], searcher: Any, limit: int):
+def _progress_folders(plan: _Plan) -> dict[str, Path]:
+    """Where trials log their steps, by their names."""
+    return {f.name: _log_folder(f, plan.config) for f in sorted(plan.folder.glob("trial-*"))}
+
+
+def _log_folder(trial: Path, config: Config) -> Path:
+    """Ray Train's workers log in a folder below the trial's."""
+    return trial / "train" if config.compute.num_workers > 1 else trial
+
+
+def _tuner(plan: _Plan, space: dict[str, Any], searcher: Any, limit: int):
     import ray.tune
 
     storage, name = plan.folder / "ray", "search"
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(_trial, plan=plan), _trial_resources(plan.config, device)
+        ray.tune.with_parameters(_trial, plan=plan), _trial_resources(plan.config)
     )
     path = str(storage / name)
     if ray.tune.Tuner.can_restore(path):
@@ -198,8 +210,18 @@ def _tuner(plan: _Plan, device: str, space: dict[str, Any], searcher: Any, limit
             search_alg=search,
             scheduler=_scheduler(plan.config),
         ),
-        run_config=ray.tune.RunConfig(name=name, storage_path=str(storage), verbose=0),
+        run_config=ray.tune.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.tune.FailureConfig(max_failures=_restarts(plan.config)),
+            verbose=0,
+        ),
     )
+
+
+def _restarts(config: Config) -> int:
+    """How often Tune starts a trial again that died; Ray Train counts for itself."""
+    return 0 if config.compute.num_workers > 1 else config.compute.max_failures
 
 
 def _start(config: Config) -> dict[str, float]:
@@ -221,10 +243,11 @@ def looks(config: Config) -> int:
     return math.ceil(config.train.num_steps / config.train.evaluate_every)
 
 
-def grace_looks(config: Config) -> int:
-    """Reports before ASHA may stop a trial: the first look after the contrast's full ramp."""
+def grace_steps(config: Config) -> int:
+    """Step from which ASHA may stop a trial: the first look after the contrast's full ramp."""
+    every = config.train.evaluate_every
     ramp_end = config.train.loss.ramp[1] * config.train.num_steps
-    return min(looks(config), math.floor(ramp_end / config.train.evaluate_every) + 1)
+    return min(config.train.num_steps, (math.floor(ramp_end / every) + 1) * every)
 
 
 def _scheduler(config: Config):
@@ -235,21 +258,23 @@ def _scheduler(config: Config):
     if not config.tune.early_stopping or config.compute.num_workers > 1:
         return ray.tune.schedulers.FIFOScheduler()
     return ray.tune.schedulers.ASHAScheduler(
-        time_attr="training_iteration",
-        max_t=looks(config) + 1,  # at max_t a trial is stopped, before it could save its student
-        grace_period=grace_looks(config),
+        time_attr="step",  # Tune's own count of reports begins again where a trial is resumed
+        max_t=config.train.num_steps
+        + 1,  # at max_t a trial is stopped, before its student is saved
+        grace_period=grace_steps(config),
         reduction_factor=config.tune.reduction_factor,
     )
 
 
-def _trial_resources(config: Config, device: str) -> dict[str, float]:
-    if config.compute.num_workers > 1:
+def _trial_resources(config: Config) -> dict[str, float]:
+    compute = config.compute
+    if compute.num_workers > 1:
         return {"CPU": 0.01}
-    return {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1.0} if device == "cuda" else {})
+    return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.device == "cuda" else {})
 
 
-def _concurrency(config: Config, resources: cluster.Resources, device: str) -> int:
-    workers = config.compute.num_workers
+def _concurrency(config: Config, resources: cluster.Resources) -> int:
+    workers, device = config.compute.num_workers, config.compute.device
     by_cpu = resources.cpus / (config.compute.cpus_per_worker * workers + 0.01 * (workers > 1))
     by_gpu = resources.gpus / workers if device == "cuda" else math.inf
     fitting = int(min(by_cpu, by_gpu))
@@ -281,23 +306,56 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
 
     torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
 
-    prepared = plan.prepared
-    device = cluster.resolve_device(config.compute)
-    run = LocalRun(folder, device, ray.tune.report)
-    adapt_student(prepared.task(config), run, plan.watch(config))
-    save_student(load_state(folder), prepared, config, folder / "student.pt")
+    prepared, failure = plan.prepared, folder / "failure.txt"
+    if failure.exists():  # of the same knobs, so that starting again would end as it did
+        raise TrainingError(failure.read_text())
+    reports: list[dict[str, Any]] = []
+
+    def report(metrics: dict[str, Any]) -> None:
+        reports.append(metrics)
+        if metrics["step"] == config.train.num_steps:  # after a report Tune may stop the trial
+            save_student(load_state(folder), prepared, config, folder / "student.pt")
+        ray.tune.report(metrics)
+
+    try:
+        run = LocalRun(folder, config.compute.device, report)
+        adapt_student(prepared.task(config), run, plan.watch(config))
+    except TrainingError as error:
+        failure.write_text(str(error))
+        raise
+    if not reports:
+        report(_the_end(folder))
 
 
 def _train_distributed(plan: _Plan, config: Config, folder: Path) -> None:
+    import ray.tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from sfss_ray.train.adaptation import adapt_student
 
+    reports: list[dict[str, Any]] = []
+
+    class Report(TuneReportCallback):
+        def after_report(self, run_context, metrics, checkpoint):
+            reports.extend(metrics)
+            super().after_report(run_context, metrics, checkpoint)
+
     prepared, watch = plan.prepared, plan.watch(config)
-    state = fit(
-        adapt_student, prepared.task(config), watch, folder, config, _silent, [TuneReportCallback()]
-    )
+    state = fit(adapt_student, prepared.task(config), watch, folder, config, _silent, [Report()])
     save_student(state, prepared, config, folder / "student.pt")
+    if not reports:
+        ray.tune.report(_the_end(_log_folder(folder, config)))
+
+
+def _the_end(log: Path) -> dict[str, Any]:
+    """What a trial that had no step to take tells Tune: its last look.
+
+    A trial saves its state before it reports. Killed in between, it goes on from its last step and
+    takes no further one; Tune would judge it by what it knew before, or by nothing.
+    """
+    from sfss_ray.train.run import read_progress
+
+    return read_progress(log)[-1]
 
 
 def _silent(text: str) -> None:

@@ -1,6 +1,8 @@
 """Stage 1 on a real cluster: real Parquet, damaged files, repeated calls."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,7 +10,9 @@ import pytest
 from PIL import Image
 
 from sfss_ray.config import override
-from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.errors import ClusterError, DataError, ResumeError
+from sfss_ray.masks import generate
+from sfss_ray.masks.actor import MaskActor
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.store import MaskStore, shards
 
@@ -166,3 +170,39 @@ def test_a_source_that_finds_nothing_says_what_to_change(streets, tiny_config, t
     )
     assert summary.masks == 0
     assert "lower masks.pred_iou_thresh" in lines[-1]
+
+
+def test_an_image_that_kills_its_process_costs_that_image(
+    streets, tiny_config, tmp_path, monkeypatch
+):
+    """As the kernel does when memory runs out: no error is raised anywhere."""
+
+    class Deadly(MaskActor):
+        def _row(self, image_id: str, path: str):
+            if image_id == "deadly":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._row(image_id, path)
+
+    folder = tmp_path / "images"
+    shutil.copytree(streets / "target" / "images", folder)
+    shutil.copy(sorted(folder.iterdir())[0], folder / "deadly.png")
+    monkeypatch.setattr(generate, "MaskActor", Deadly)
+    summary = generate_masks(folder, tmp_path / "masks", config=tiny_config, progress=str)
+    assert (summary.made, list(summary.errors)) == (13, ["deadly"])
+    assert "its process died 3 times" in summary.errors["deadly"]
+    assert generate_masks(folder, tmp_path / "masks", config=tiny_config, progress=str).made == 0
+
+
+def test_a_pool_that_stops_is_one_line(streets, tiny_config, tmp_path, monkeypatch):
+    class Broken(MaskActor):
+        def __call__(self, batch):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generate, "MaskActor", Broken)
+    with pytest.raises(
+        ClusterError, match=r"stopped \(.*No space left on device.*run again"
+    ) as told:
+        generate_masks(
+            streets / "target" / "images", tmp_path / "masks", config=tiny_config, progress=str
+        )
+    assert "\n" not in str(told.value)

@@ -1,6 +1,7 @@
 """Stages 2 and 3 and the whole job on a real cluster."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def flat(state):
 
 
 def test_two_workers_learn_what_one_does(source_model, streets, masks, tiny_config, tmp_path):
-    base = override(tiny_config, {"train.batch_norm": "frozen", "evaluation.held_out_share": 0.2})
+    base = override(tiny_config, {"evaluation.held_out_share": 0.2})
     students = []
     for workers in (1, 2):
         config = override(base, {"compute.num_workers": workers})
@@ -61,6 +62,15 @@ def test_a_finished_run_is_kept_and_another_refused(
     other = override(tiny_config, {"train.loss.temperature": 0.5})
     with pytest.raises(ResumeError, match=r"train.loss.temperature: 0.1 -> 0.5"):
         train_student(source_model, target, masks, tmp_path, config=other, progress=str)
+    others = tmp_path.parent / "other_masks"
+    generate_masks(
+        target,
+        others,
+        config=override(tiny_config, {"masks.felzenszwalb_scale": 400.0}),
+        progress=str,
+    )
+    with pytest.raises(ResumeError, match=r"inputs.masks"):
+        train_student(source_model, target, others, tmp_path, config=tiny_config, progress=str)
 
 
 def test_pretraining_makes_a_model_file(streets, tiny_config, tmp_path):
@@ -157,6 +167,7 @@ def test_a_search_picks_its_best_and_can_be_repeated(
     config = override(tiny_config, {"tune.num_trials": 2, "compute.num_workers": workers})
     val = streets / "val"
     labels = {"val_images": val / "images", "val_labels": val / "labels"} if labelled else {}
+    lines: list[str] = []
 
     def search():
         return sfss_ray.tune_hyperparameters(
@@ -164,11 +175,12 @@ def test_a_search_picks_its_best_and_can_be_repeated(
             streets / "target" / "images",
             tmp_path / "run",
             config=config,
-            progress=str,
+            progress=lines.append,
             **labels,
         )
 
     result = search()
+    assert sum(line.startswith("trial-") and ": step " in line for line in lines) >= 2
     trials = result.search.trials
     assert len(trials) == 2
     expected = "val_miou" if labelled else "balanced_mask_information"
@@ -185,3 +197,16 @@ def test_a_search_picks_its_best_and_can_be_repeated(
     written = load_config(tmp_path / "run" / "best_config.json", config)
     assert written.train.loss.temperature == best.values["train.loss.temperature"]
     assert search().best_config == best.values
+
+    if workers > 1:  # the same again, three times as long
+        return
+
+    # What a driver leaves that was killed before Tune knew of the trials' last steps.
+    (tmp_path / "run" / "trials" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "trials" / "ray")
+    again = {trial.folder: trial for trial in search().search.trials}
+    for trial in trials:
+        if trial.status == "finished":
+            assert again[trial.folder].status == "finished"
+            assert again[trial.folder].metrics["step"] == config.train.num_steps
+            assert again[trial.folder].score == trial.score

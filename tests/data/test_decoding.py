@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from image_files import encode, label_map, noise, put, turned
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.data.folders import (
@@ -95,6 +96,41 @@ def test_cmyk_is_read_as_rgb():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_and_the_size_agrees(orientation, tmp_path: Path):
     path = put(tmp_path / "a.png", turned(noise(6, 9), orientation))
+    pixels = read_image(path)
+    assert image_size(path) == pixels.shape[:2] == ((6, 9) if orientation < 5 else (9, 6))
+
+
+def _xmp(orientation: int) -> str:
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="{orientation}"/></x:xmpmeta>'
+
+
+def _oriented(place: str, orientation: int) -> bytes:
+    """Noise (6, 9) whose orientation stands in one of the places that Pillow looks at."""
+    picture, exif = Image.fromarray(noise(6, 9)), Image.Exif()
+    exif[0x0112] = orientation
+    text, kind = PngInfo(), place.split(" ")[0]
+    if place == "PNG text":
+        data = exif.tobytes().hex()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(data) // 2:8}\n{data}")
+    elif place == "PNG packed text":
+        data = exif.tobytes().hex()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(data) // 2:8}\n{data}", zip=True)
+    elif place in ("PNG XMP", "PNG packed XMP"):
+        text.add_itxt("XML:com.adobe.xmp", _xmp(orientation), zip="packed" in place)
+    if place.startswith("PNG"):
+        return encode(picture, pnginfo=text)
+    if place.endswith("XMP"):
+        return encode(picture, kind, xmp=_xmp(orientation).encode())
+    return encode(picture, kind, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    "place",
+    ["PNG text", "PNG packed text", "PNG XMP", "PNG packed XMP", "JPEG XMP", "WEBP XMP", "TIFF"],
+)
+def test_the_size_agrees_wherever_the_orientation_stands(place, orientation, tmp_path: Path):
+    path = put(tmp_path / "a.img", _oriented(place, orientation))
     pixels = read_image(path)
     assert image_size(path) == pixels.shape[:2] == ((6, 9) if orientation < 5 else (9, 6))
 

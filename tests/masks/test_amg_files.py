@@ -78,6 +78,10 @@ BAD_FOLDERS = {
     "column": (lambda s: table(s, lambda t: t.replace("predicted_iou", "iou")), "no column 'pred"),
     "empty table": (lambda s: table(s, lambda t: ""), "no column 'id'"),
     "words": (lambda s: table(s, lambda t: t.replace("0.9", "good")), "id '0' holds no number"),
+    "crop too large": (
+        lambda s: table(s, lambda t: t.replace(",0,0,40,24", ",0,0,1e12,24")),
+        "the line of id '0' .*crop box is",
+    ),
     "short line": (lambda s: table(s, lambda t: t[:-12] + "\n"), "id '1' holds no number"),
     "bytes": (lambda s: (s / "frame2" / "metadata.csv").write_bytes(b"\xff\xfe\x00"), "be read"),
     "no PNG": (lambda s: (s / "frame2" / "1.png").unlink(), "holds 1 PNG .* lists 2 .* '1'"),
@@ -110,6 +114,14 @@ BAD_JSON = {
     ),
     "point": (lambda s: first_json(s, lambda r: [r[0] | {"point_coords": []}]), "is no record"),
     "crop": (lambda s: first_json(s, lambda r: [r[0] | {"crop_box": [1, 2]}]), "a crop box 4"),
+    "crop too large": (
+        lambda s: first_json(s, lambda r: [r[0] | {"crop_box": [0, 0, 1e12, 24]}]),
+        "mask 0 is no record .*crop box is .*1000000000000",
+    ),
+    "no crop": (
+        lambda s: first_json(s, lambda r: [r[0] | {"crop_box": [0, 0, float("nan"), 24]}]),
+        "mask 0 is no record .*crop box is",
+    ),
     "polygon": (
         lambda s: first_json(s, lambda r: [r[0] | {"segmentation": [[1, 2, 3]]}]),
         "mask 0 is no record",

@@ -275,6 +275,33 @@ def test_changed_decoder_classes_run_themselves():
     assert_same_masks([both(sam, drawn_image(), pred_iou_thresh=0.1)])
 
 
+def _patched_forward(sam: Sam) -> None:
+    stock = sam.mask_decoder.predict_masks
+    sam.mask_decoder.predict_masks = lambda **inputs: (-stock(**inputs)[0], stock(**inputs)[1])
+
+
+def _hook(sam: Sam) -> None:
+    sam.mask_decoder.register_forward_hook(lambda module, inputs, found: (-found[0], found[1]))
+
+
+def _deep_hook(sam: Sam) -> None:
+    layer = sam.mask_decoder.transformer.layers[0].mlp
+    layer.register_forward_pre_hook(lambda module, inputs: (0.9 * inputs[0],))
+
+
+def _hook_of_prompts(sam: Sam) -> None:
+    sam.prompt_encoder.register_forward_hook(lambda module, inputs, found: found)
+
+
+@pytest.mark.parametrize("patch", [_patched_forward, _hook, _deep_hook, _hook_of_prompts])
+def test_patched_modules_run_themselves(patch):
+    sam = small_sam()
+    patch(sam)
+    assert not is_stock(sam)
+    if patch is not _hook_of_prompts:
+        assert_same_masks([both(sam, drawn_image(), pred_iou_thresh=0.1, points_per_side=5)])
+
+
 def test_changed_layers_are_not_stock():
     sam = small_sam()
     layer = sam.mask_decoder.transformer.layers[1]
@@ -297,6 +324,27 @@ def test_decoder_equals_the_models_own_for_other_depths(depth):
     torch.testing.assert_close(ours.kept, stock.kept)
     error = (ours.logits - stock.logits).abs().max() / stock.logits.std()
     assert error < 1e-4
+
+
+@pytest.mark.parametrize("case", ["quality filter", "crops", "no quality filter"])
+@pytest.mark.parametrize("limit", [0, 3 * 128 * 128 * 4 * 20])
+def test_logits_are_dropped_early_where_they_are_many(sam, case, limit, monkeypatch):
+    """Masks are those of holding all to the end; what is held stays near the limit."""
+    monkeypatch.setattr(candidates, "_one_at_a_time", lambda sam: False)
+    parameters = {**LOOSE, "points_per_batch": 5, "output_mode": "coco_rle", **CASES[case]}
+    generator = AutomaticMaskGenerator(sam, **parameters)
+    whole = generator.generate(drawn_image())
+    joined, join = [], candidates._as_candidates
+    monkeypatch.setattr(candidates, "_MOST_HELD_BYTES", limit)
+    monkeypatch.setattr(
+        candidates,
+        "_as_candidates",
+        lambda parts, *rest: joined.append(sum(p.nbytes for p in parts)) or join(parts, *rest),
+    )
+    assert generator.generate(drawn_image()) == whole
+    assert len(whole) >= 5
+    assert len(joined) >= 2
+    assert max(joined) <= limit + 5 * 3 * 128 * 128 * 4
 
 
 def test_only_masks_above_the_quality_are_decoded(sam):
@@ -333,6 +381,16 @@ def test_an_image_that_is_set_on_the_device_is_the_predictors(sam):
         _set_image_there(predictor, image, resize)
         assert predictor.input_size == input_size
         assert torch.equal(predictor.get_image_embedding(), features)
+
+
+def test_a_model_of_bgr_images_gets_them_on_the_device_too(sam, monkeypatch):
+    monkeypatch.setattr(sam, "image_format", "BGR")
+    predictor, image = SamPredictor(sam), drawn_image()
+    predictor.set_image(image)
+    features = predictor.get_image_embedding()
+    predictor.reset_image()
+    _set_image_there(predictor, image, PillowResize())
+    assert torch.equal(predictor.get_image_embedding(), features)
 
 
 def test_points_are_embedded_as_by_the_prompt_encoder(sam):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco
+from segment_anything import SamAutomaticMaskGenerator
 
 from sfss_ray.config import MaskConfig
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.masks.regions import (
     NOTES,
+    SAM_CUTS,
     RegionRecipe,
     build_region_source,
     choose_source,
@@ -155,7 +158,20 @@ def test_the_small_sam_brings_its_own_cuts_where_none_were_given():
     assert knobs["box_nms_thresh"] == 0.65
     assert knobs["points_per_side"] == MaskConfig().points_per_side
     for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset"):
-        assert knobs[name] == measured[name] != getattr(MaskConfig(), name)
+        assert knobs[name] == measured[name] != SAM_CUTS[name]
+    asked = make_recipe(MaskConfig(regions="small_sam", **SAM_CUTS), None)[0].knobs
+    assert {name: asked[name] for name in SAM_CUTS} == SAM_CUTS
+
+
+def test_thresholds_that_were_not_given_are_sams_own(tmp_path: Path):
+    path = tmp_path / "sam.pt"
+    torch.save(build_small_sam().state_dict(), path)
+    knobs = make_recipe(MaskConfig(box_nms_thresh=0.65), path)[0].knobs
+    assert knobs["box_nms_thresh"] == 0.65
+    stock = inspect.signature(SamAutomaticMaskGenerator).parameters
+    for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset"):
+        assert knobs[name] == stock[name].default
+    assert SAM_CUTS["box_nms_thresh"] == stock["box_nms_thresh"].default
 
 
 def test_sam_records_have_what_the_store_keeps(tmp_path: Path):

@@ -23,6 +23,7 @@ from sfss_ray.masks.store import (
     METADATA_KEY,
     SCHEMA,
     MaskStore,
+    drop_rows,
     read_recipe,
     shard_name,
     shards,
@@ -220,6 +221,32 @@ def test_a_store_opened_before_its_shard_was_made_anew_leaves_nothing_stale(tmp_
             assert np.array_equal(new.id_map(image_row["image_id"], painting=painting), expected)
             crop = new.id_crop(image_row["image_id"], np.arange(9), np.arange(30)[::-2], painting)
             assert np.array_equal(crop, expected[:9, ::-2])
+
+
+def test_an_open_store_follows_rows_that_move(rows, tmp_path: Path):
+    """A row that went from the front of its shard moves all others there."""
+    path = write(tmp_path, rows[:11])
+    store = MaskStore(tmp_path)
+    drop_rows(path, {"drive/00"}, RECIPE)
+    for painting in ("fine", "coarse"):
+        assert np.array_equal(store.id_map("drive/01", None, painting), painted(rows[1], painting))
+    assert [store.load(r["image_id"]) for r in rows[1:11]] == rows[1:11]
+    with pytest.raises(DataError, match="no masks of image 'drive/00'"):
+        store.load("drive/00")
+    store = MaskStore(tmp_path)
+    write_shard(path, rows[10:11], RECIPE)
+    write(tmp_path, rows[1:3])
+    assert store.load("drive/10") == rows[10], "it was in the last row group"
+    assert store.load("drive/02") == rows[2], "in another shard by now"
+
+
+def test_rows_that_move_again_and_again_are_an_error(rows, tmp_path: Path, monkeypatch):
+    path = write(tmp_path, rows[:2])
+    store = MaskStore(tmp_path)
+    write_shard(path, rows[1:2], RECIPE)
+    monkeypatch.setattr(store, "_look", lambda: None)
+    with pytest.raises(DataError, match=r"'drive/00' .* are being made anew while they are read"):
+        store.load("drive/00")
 
 
 def test_maps_are_right_however_little_is_held(store, rows, monkeypatch):

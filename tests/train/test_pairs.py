@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from train_samples import KEY_STEP, RandomScene, pool_of, random_scene
 
 from sfss_ray.config import PairConfig
-from sfss_ray.train.mask_table import MaskTable, cell_mask_ids, describe_masks
+from sfss_ray.train.grid import cell_mask_ids
+from sfss_ray.train.mask_table import MaskTable, Origins, describe_masks
 from sfss_ray.train.pairs import (
     Pairs,
     PrototypePool,
@@ -199,8 +200,7 @@ def finish_draw(scene, table, pool, config, seed, image=1) -> Draw:
     pairs = sample_pairs(
         table,
         pool,
-        image,
-        image * KEY_STEP,
+        Origins.alone(table, image, image * KEY_STEP),
         scene.student_label,
         scene.thresholds,
         scene.student(),

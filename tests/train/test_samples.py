@@ -23,7 +23,13 @@ from sfss_ray.config import AugmentConfig
 from sfss_ray.data.augment import Geometry, draw_geometry, strong_view
 from sfss_ray.data.folders import LabelledImage, list_images
 from sfss_ray.errors import DataError
-from sfss_ray.train.samples import LabelledSamples, TargetSamples, image_of_sample, step_loader
+from sfss_ray.train.samples import (
+    LabelledSamples,
+    Share,
+    TargetSamples,
+    image_of_sample,
+    step_loader,
+)
 
 HEIGHT, WIDTH = 90, 130
 CROP = AugmentConfig(crop_size=(48, 64), scale_range=(0.75, 1.5))
@@ -262,16 +268,25 @@ def numbers(loader) -> list[list[int]]:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_all_ranks_together_see_what_one_sees(root, world):
     samples = target_samples(root)
-    ranks = [numbers(step_loader(samples, 1, 4, 4, rank, world, 0)) for rank in range(world)]
+    ranks = [numbers(step_loader(samples, 1, 4, 4, Share(rank, world))) for rank in range(world)]
     union = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
     assert union == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_part_holds_the_same_samples_whatever_the_number_of_workers(world):
+    shares = [Share(rank, world, parts=2).of_step(1, 8) for rank in range(world)]
+    half = [len(share) // 2 for share in shares]
+    first = {n for share, h in zip(shares, half, strict=True) for n in share[:h]}
+    assert first == {8, 9, 10, 11}
+    assert {n for share in shares for n in share} == set(range(8, 16))
+
+
 def test_a_finished_run_has_no_batches_left(root):
-    assert numbers(step_loader(target_samples(root), 4, 4, 2, 0, 1, 0)) == []
+    assert numbers(step_loader(target_samples(root), 4, 4, 2)) == []
 
 
 def test_loader_processes_change_nothing(root):
     samples = target_samples(root)
-    here, there = (list(step_loader(samples, 0, 2, 2, 0, 1, n)) for n in (0, 1))
+    here, there = (list(step_loader(samples, 0, 2, 2, processes=n)) for n in (0, 1))
     assert all(equal(a, b) for a, b in zip(here, there, strict=True))

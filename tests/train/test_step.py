@@ -214,9 +214,11 @@ def test_a_mask_is_no_positive_of_itself_until_the_bank_remembers_it():
     assert parts["loss_cls"] > 0
 
 
-def test_own_masks_are_told_apart_in_every_image_of_a_batch():
-    # Two images of one number range: were keys mixed up, a mask could be its own positive.
-    players = Players()
+@pytest.mark.parametrize("class_mix", [0.0, 1.0])
+def test_own_masks_are_told_apart_in_every_image_of_a_batch(class_mix):
+    # Two images of one number range: were keys mixed up, a mask could be its own positive. With
+    # class-mix its copy in the other image could.
+    players = Players(augment__class_mix=class_mix)
     one = quadrants()
     other = quadrants()
     other["mask_ids"] = other["mask_ids"] * (other["mask_ids"] < 3)  # classes 0 and 1

@@ -1,0 +1,91 @@
+"""What a process of the pool does: it holds the network and turns images into shards. No Ray here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfss_ray.data.folders import decode_image
+from sfss_ray.data.names import printable
+from sfss_ray.errors import DataError
+from sfss_ray.masks.attempts import DIED, Attempts
+from sfss_ray.masks.regions import RegionRecipe, build_region_source
+from sfss_ray.masks.store import shard_name, write_shard
+
+_REASON_LENGTH = 300
+
+
+class MaskActor:
+    """One process of the pool: holds the network, turns a shard's images into rows."""
+
+    def __init__(self, spec: dict[str, Any]):
+        import torch
+
+        torch.set_num_threads(max(1, int(spec["threads"])))
+        self.spec = spec
+        self.recipe = RegionRecipe(**spec["recipe"])
+        checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
+        self.find_regions = build_region_source(
+            self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
+        )
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Make the shards of a batch; returns a line of facts for each, which drives progress."""
+        facts: dict[str, list] = {"images": [], "masks": [], "errors": []}
+        for shard in batch["shard"]:
+            images = json.loads(str(shard))
+            rows = self._write(images)
+            facts["images"].append(len(rows))
+            facts["masks"].append(sum(len(r["masks"]) for r in rows))
+            facts["errors"].append(sum(r["error"] is not None for r in rows))
+        return facts
+
+    def _write(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Make and write a shard; returns its rows."""
+        place = Path(self.spec["folder"]) / shard_name(image_id for image_id, _ in images)
+        attempts, rows = Attempts(place), []
+        for image_id, path in images:
+            if attempts.begin(image_id):
+                rows.append(self._row(image_id, path))
+                attempts.end(image_id)
+            else:
+                rows.append(_failed_row(image_id, path, DIED))
+        write_shard(place, rows, self.recipe.as_dict())
+        attempts.forget()
+        return rows
+
+    def _row(self, image_id: str, path: str) -> dict[str, Any]:
+        try:
+            image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
+            masks = self._regions(image)
+        except Exception as error:  # whatever one image does to a source, the others go on
+            return _failed_row(image_id, path, reason_of(error))
+        row = {"image_id": image_id, "path": printable(path), "error": None}
+        return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
+
+    def _regions(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """Masks of an image; where the GPU's memory is full, once more after a clean-up."""
+        import torch
+
+        try:
+            return self.find_regions(image)
+        except torch.OutOfMemoryError:
+            pass  # the error holds the tensors of its frames, which are free from here on
+        torch.cuda.empty_cache()
+        return self.find_regions(image)
+
+
+def _failed_row(image_id: str, path: str, reason: str) -> dict[str, Any]:
+    row = {"image_id": image_id, "path": printable(path), "error": reason}
+    return row | {"height": 0, "width": 0, "masks": []}
+
+
+def reason_of(error: Exception) -> str:
+    """One line for the error column: what a user is told, or an error's type and text."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DataError | OSError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text[:_REASON_LENGTH]

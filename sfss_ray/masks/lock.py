@@ -1,0 +1,66 @@
+"""One writer per folder of masks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfss_ray.errors import DataError, ResumeError
+
+LOCK_FILE = ".masks.lock"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make the folder where it is missing; no other run writes masks there inside the block.
+
+    The kernel gives the lock back with the process, however that ends. Where a file system has no
+    locks, or the folder may only be read, there is none.
+
+    Raises:
+        DataError: the folder cannot be made.
+        ResumeError: another run is at work there.
+    """
+    _make(folder)
+    try:
+        handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a folder that may only be read is complete, or refuses the first shard
+        yield
+        return
+    try:
+        if not _lock(handle):
+            raise ResumeError(
+                f"another run is making masks in {str(folder)!r}: wait for its end, or give another"
+                " folder"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "is a file" if folder.is_file() else f"cannot be made ({error.strerror or error})"
+        raise DataError(
+            f"output folder {str(folder)!r} {what}: give a folder that you may write"
+        ) from error
+
+
+def _lock(handle: int) -> bool:
+    """Whether nobody else has the lock."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network disk without locks
+        return True
+    return True

@@ -1,0 +1,127 @@
+"""One process of the pool without a cluster: whatever an image does, the others get their masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfss_ray.config import MaskConfig
+from sfss_ray.masks.actor import MaskActor, reason_of
+from sfss_ray.masks.attempts import DIED, MOST_DEATHS
+from sfss_ray.masks.regions import make_recipe
+from sfss_ray.masks.store import MaskStore
+
+
+def make_actor(folder: Path, **knobs: Any) -> MaskActor:
+    config = MaskConfig(**knobs)
+    recipe, checkpoint = make_recipe(config, None)
+    spec = {
+        "recipe": recipe.as_dict(),
+        "checkpoint": str(checkpoint) if checkpoint else "",
+        "points_per_batch": config.points_per_batch,
+        "max_pixels": config.max_pixels,
+        "device": "cpu",
+        "folder": str(folder),
+        "threads": 1,
+    }
+    return MaskActor(spec)
+
+
+def put_pictures(folder: Path, **sizes: tuple[int, int]) -> list[tuple[str, str]]:
+    """Noise of (height, width) by id; returns id and path of each."""
+    rng, images = np.random.default_rng(0), []
+    for image_id, size in sizes.items():
+        path = folder / f"{image_id}.png"
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+        images.append((image_id, str(path)))
+    return images
+
+
+def work(actor: MaskActor, images: list[tuple[str, str]]) -> MaskStore:
+    actor({"shard": [json.dumps(images)]})
+    return MaskStore(actor.spec["folder"])
+
+
+def test_images_too_narrow_for_the_network_are_errors_of_their_own(tmp_path: Path):
+    actor = make_actor(tmp_path, regions="small_sam", points_per_side=2)
+    images = put_pictures(tmp_path, good=(40, 60), flat=(1, 513), high=(600, 1))
+    store = work(actor, images)
+    assert set(store.errors) == {"flat", "high"}
+    assert "image is 513x1 pixels, too narrow" in store.errors["flat"]
+    assert store.load("good")["height"] == 40
+
+
+class Killed(BaseException):
+    """In place of a signal."""
+
+
+def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
+    """Each process begins the shard anew; what it did before it died is done again."""
+    images = put_pictures(tmp_path, a=(8, 8), deadly=(9, 8), z=(10, 8))
+    deaths = 0
+    for _ in range(MOST_DEATHS + 1):
+        actor = make_actor(tmp_path)
+        find = actor.find_regions
+
+        def kill(image: np.ndarray, find=find) -> list[dict[str, Any]]:
+            if image.shape[0] == 9:
+                raise Killed
+            return find(image)
+
+        actor.find_regions = kill
+        try:
+            work(actor, images)
+        except Killed:
+            deaths += 1
+    assert deaths == MOST_DEATHS
+    store = MaskStore(tmp_path)
+    assert store.errors == {"deadly": DIED}
+    assert store.ids() == ["a", "deadly", "z"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_tiny_images_have_fewer_crops(tmp_path: Path):
+    actor = make_actor(tmp_path, regions="small_sam", points_per_side=2, crop_n_layers=1)
+    images = put_pictures(tmp_path, dot=(1, 1), wide=(2, 300))
+    assert work(actor, images).errors == {}
+
+
+@pytest.mark.parametrize("error", [ValueError("of\na source"), MemoryError(), RuntimeError("CUDA")])
+def test_any_error_of_a_source_costs_one_image(error, tmp_path: Path):
+    actor = make_actor(tmp_path)
+    find = actor.find_regions
+
+    def sometimes(image: np.ndarray) -> list[dict[str, Any]]:
+        if image.shape[0] == 9:
+            raise error
+        return find(image)
+
+    actor.find_regions = sometimes
+    store = work(actor, put_pictures(tmp_path, a=(8, 8), b=(9, 8), c=(10, 8)))
+    assert store.errors == {"b": reason_of(error)}
+    assert "\n" not in store.errors["b"]
+    assert store.errors["b"].startswith(type(error).__name__)
+
+
+@pytest.mark.parametrize(("failures", "errors"), [(1, 0), (2, 1)])
+def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors, tmp_path: Path):
+    actor = make_actor(tmp_path)
+    find, left = actor.find_regions, [failures]
+
+    def full(image: np.ndarray) -> list[dict[str, Any]]:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return find(image)
+
+    actor.find_regions = full
+    store = work(actor, put_pictures(tmp_path, a=(8, 8)))
+    assert len(store.errors) == errors
+    if errors:
+        assert "OutOfMemoryError: CUDA out of memory" in store.errors["a"]

@@ -1,0 +1,282 @@
+"""Going on in a folder of masks: what counts, what is left alone, and who may write. No cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow.parquet as pq
+import pytest
+from amg_samples import MASKS, put_images, put_masks, take, write_json
+from PIL import Image
+
+from sfss_ray import cli
+from sfss_ray.cluster import Resources
+from sfss_ray.config import MaskConfig
+from sfss_ray.data.folders import list_images
+from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks import generate
+from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.attempts import DIED
+from sfss_ray.masks.generate import generate_masks
+from sfss_ray.masks.lock import claimed
+from sfss_ray.masks.regions import make_recipe
+from sfss_ray.masks.resume import find_rows
+from sfss_ray.masks.store import MaskStore, shards, write_shard
+from sfss_ray.masks.summary import MaskSummary
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Stage 1 without a cluster: one actor, here."""
+
+    def run(images, spec, config, resources, progress):
+        actor = MaskActor(spec | {"threads": 1})
+        for item in generate._shard_items(images, 2):
+            actor({"shard": [item["shard"]]})
+
+    monkeypatch.setattr(generate, "_run_pool", run)
+    monkeypatch.setattr(
+        generate.cluster, "connected", lambda compute: contextlib.nullcontext(Resources(1, 0))
+    )
+
+
+def put(folder: Path, *names: str, size: tuple[int, int] = (24, 40), seed: int = 0) -> Path:
+    """Noise of (height, width)."""
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def make(images: Path, out: Path) -> MaskSummary:
+    return generate_masks(images, out, progress=str)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return put(tmp_path / "images", "a.png", "b.png", "c.png")
+
+
+def rows_in(out: Path) -> list[str]:
+    return sorted(i for f in shards(out) for i in pq.read_table(f)["image_id"].to_pylist())
+
+
+def other_makers_files(folder: Path) -> list[Path]:
+    """A user's own table under a name like ours, another, one that is no Parquet, and a folder."""
+    folder.mkdir(exist_ok=True)
+    names = ("masks-train.parquet", "other.parquet", f"masks-{'0' * 16}.parquet")
+    for name in names:
+        pandas.DataFrame({"image_id": ["a"], "x": [1]}).to_parquet(folder / name)
+    (folder / "junk.parquet").write_bytes(b"no table")
+    (folder / "masks-half.parquet").write_bytes(b"PAR1")
+    (folder / "folder.parquet").mkdir()
+    return sorted(p for p in folder.iterdir() if p.name.endswith(".parquet"))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the masks", "beside them"])
+def test_files_of_others_are_left_alone_and_hinder_nothing(before, images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    if not before:
+        make(images, out)
+    foreign = other_makers_files(out)
+    assert make(images, out).made == (3 if before else 0)
+    assert make(images, out).made == 0
+    (images / "d.png").write_bytes(b"")
+    assert make(images, out).errors.keys() == {"d"}
+    assert make(images, out).made == 0
+    assert all(path.exists() for path in foreign)
+    assert rows_in(out) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the masks", "beside them"])
+def test_files_of_others_do_not_hinder_an_import(before, tmp_path: Path):
+    put_images(tmp_path / "images", *MASKS)
+    source = put_masks(tmp_path / "sam", write_json, "frame1", "frame2")
+    out = tmp_path / "masks"
+    if not before:
+        take(source, tmp_path / "images", out)
+    foreign = other_makers_files(out)
+    take(source, tmp_path / "images", out)
+    put_masks(source, write_json, "frame3")
+    again = take(source, tmp_path / "images", out)
+    assert (again.made, set(again.errors)) == (1, {"frame0", "frame4"})
+    assert all(path.exists() for path in foreign)
+
+
+def test_half_a_shard_of_ours_is_made_again(images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    make(images, out)
+    first = shards(out)[0]
+    lost = len(pq.read_table(first))
+    for data in (first.read_bytes()[:300], b"", b"PAR1" + b"\xff" * 40 + b"\x10\0\0\0PAR1"):
+        first.write_bytes(data)
+        assert make(images, out).made == lost
+        assert rows_in(out) == ["a", "b", "c"]
+
+
+def test_a_shard_that_cannot_be_read_is_kept_and_named(images: Path, tmp_path: Path, monkeypatch):
+    out = tmp_path / "masks"
+    make(images, out)
+    first = shards(out)[0]
+
+    def refused(path, filesystem):
+        if path == str(first):
+            raise PermissionError(13, "Permission denied")
+        return pq.ParquetFile(path, filesystem=filesystem)
+
+    monkeypatch.setattr("sfss_ray.masks.places._parquet", refused)
+    for work in (lambda: make(images, out), lambda: MaskStore(out)):
+        with pytest.raises(
+            DataError, match=r"cannot be read \(.*Permission denied\): make it read"
+        ):
+            work()
+    assert first.exists()
+
+
+def test_masks_of_other_images_with_the_same_names_are_refused(images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    make(images, out)
+    other = put(tmp_path / "other", "a.png", "b.png", "c.png", "d.png", size=(30, 20))
+    with pytest.raises(ResumeError, match=r"masks of other images: .*'a'.*40x24.*20x30.*another"):
+        make(other, out)
+    take_source = put_masks(tmp_path / "sam", write_json, "frame1")
+    frames = put_images(tmp_path / "frames", "frame1")
+    take(take_source, frames, tmp_path / "imported")
+    with pytest.raises(ResumeError, match="masks of other images"):
+        take(take_source, put(tmp_path / "new", "frame1.png", size=(9, 9)), tmp_path / "imported")
+
+
+def test_a_data_set_that_was_moved_goes_on(images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    make(images, out)
+    moved = images.rename(tmp_path / "elsewhere")
+    put(moved, "d.png", size=(9, 9))
+    assert make(moved, out).made == 1
+    (moved / "a.png").write_bytes(b"damaged since")
+    assert make(moved, out).made == 0
+
+
+def test_errors_are_tried_where_the_image_is_now(images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    (images / "x.jpg").write_bytes(b"")
+    (images / "y.png").write_bytes(b"")
+    assert set(make(images, out).errors) == {"x", "y"}
+    (images / "x.jpg").unlink()
+    moved = put(images, "x.png").rename(tmp_path / "elsewhere")
+    put(moved, "y.png")
+    again = make(moved, out)
+    assert (again.made, again.errors) == (2, {})
+    assert MaskStore(out).load("y")["path"] == str(moved / "y.png")
+
+
+def test_an_image_that_killed_its_process_waits_for_a_new_file(
+    images: Path, tmp_path: Path, monkeypatch
+):
+    """It is not even decoded by the command, which would die of it too."""
+    out = tmp_path / "masks"
+    (images / "c.png").write_bytes(b"")
+    make(images, out)
+    recipe = make_recipe(MaskConfig(), None)[0].as_dict()
+    shard = next(path for path in shards(out) if "c" in pq.read_table(path)["image_id"].to_pylist())
+    rows = [row | {"error": DIED} for row in pq.read_table(shard).to_pylist()]
+    put(images, "c.png")
+    write_shard(shard, rows, recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr("sfss_ray.masks.resume.read_image", None)
+        again = make(images, out)
+    assert (again.made, again.errors) == (0, {"c": DIED})
+    made = shard.stat().st_mtime_ns
+    os.utime(images / "c.png", ns=(made + 1, made + 1))
+    assert (again := make(images, out)).made == 1
+    assert again.errors == {}
+
+
+def test_names_that_are_no_utf8_have_masks_too(images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    try:
+        (images / "a.png").rename(images / "caf\udce9.png")
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 alone")
+    for made in (3, 0):
+        summary = make(images, out)
+        assert (summary.made, summary.errors) == (made, {})
+    assert rows_in(out) == ["b", "c", r"caf\xe9"]
+    assert MaskStore(out).load(r"caf\xe9")["path"] == str(images / r"caf\xe9.png")
+    assert MaskStore(out).id_map(r"caf\xe9").shape == (24, 40)
+
+
+def test_a_second_run_on_the_folder_is_refused_in_one_line(images: Path, tmp_path: Path, capsys):
+    out = tmp_path / "masks"
+    source = put_masks(tmp_path / "sam", write_json, "frame1")
+    frames = put_images(tmp_path / "frames", "frame1")
+    (out := out.absolute()).mkdir()
+    leftover = out / f".masks-{'0' * 16}.parquet.77"
+    leftover.touch()
+    with claimed(out):
+        for words in (["masks", "--target-images", images, "--output-dir", out],
+                      ["masks", "import", source, frames, out]):  # fmt: skip
+            assert cli.main([str(word) for word in words]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "another run is making masks in" in line
+        assert leftover.exists(), "it may be the other run's"
+    assert make(images, out).made == 3
+    assert not leftover.exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sfss_ray.masks.lock import claimed
+with claimed(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_the_lock_goes_with_a_process_that_was_killed(tmp_path: Path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(ResumeError, match="another run"), claimed(tmp_path):
+            pass
+        holder.kill()
+    with claimed(tmp_path):
+        pass
+
+
+def test_an_output_folder_that_is_a_file_is_one_line(images: Path, tmp_path: Path, capsys):
+    (tmp_path / "out").touch()
+    source = put_masks(tmp_path / "sam", write_json, "frame1")
+    put_images(images, "frame1")
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        for words in (["masks", "--target-images", images, "--output-dir", out],
+                      ["masks", "import", source, images, out]):  # fmt: skip
+            assert cli.main([str(word) for word in words]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"output folder {str(out)!r}" in line
+            assert "give a folder that you may write" in line
+
+
+def test_of_two_rows_the_one_with_masks_counts(images: Path, tmp_path: Path):
+    out = tmp_path / "masks"
+    make(images, out)
+    good = shards(out)
+    recipe = make_recipe(MaskConfig(), None)[0]
+    whole = MaskStore(out)
+    bad = [whole.load("a") | {"masks": [], "error": "unreadable", "height": 0, "width": 0}]
+    for name in ("masks-0.parquet", "masks-z.parquet"):  # before and after the good one
+        write_shard(out / name, bad, recipe.as_dict())
+        copied = out / f"copy-{name}"
+        copied.write_bytes(good[0].read_bytes())
+        store = MaskStore(out)
+        assert store.errors == {}
+        assert store.num_masks == whole.num_masks
+        assert store.load("a")["masks"]
+        assert not find_rows(out, recipe, list_images(images))["a"].failed
