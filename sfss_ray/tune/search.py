@@ -31,6 +31,7 @@ TEMPERATURE = "train.loss.temperature"
 CONTRAST_WEIGHT = "train.loss.contrast_weight"
 EMA_MOMENTUM = "train.ema_momentum"
 EMA_GAP = "ema_gap"  # searched as 1 - momentum, which is what spans orders of magnitude
+_MOST_RESTARTS = 10
 BEST_CONFIG_FILE = "best_config.json"
 
 
@@ -221,7 +222,11 @@ def _tuner(plan: _Plan, space: dict[str, Any], searcher: Any, limit: int):
 
 def _restarts(config: Config) -> int:
     """How often Tune starts a trial again that died; Ray Train counts for itself."""
-    return 0 if config.compute.num_workers > 1 else config.compute.max_failures
+    if config.compute.num_workers > 1:
+        return 0
+    # "Without end" (-1) has one here: a trial whose loss is NaN fails again each time.
+    limit = config.compute.max_failures
+    return limit if limit >= 0 else _MOST_RESTARTS
 
 
 def _start(config: Config) -> dict[str, float]:
@@ -259,8 +264,8 @@ def _scheduler(config: Config):
         return ray.tune.schedulers.FIFOScheduler()
     return ray.tune.schedulers.ASHAScheduler(
         time_attr="step",  # Tune's own count of reports begins again where a trial is resumed
-        max_t=config.train.num_steps
-        + 1,  # at max_t a trial is stopped, before its student is saved
+        # ASHA stops every trial at max_t, the best one too: no report gets that far.
+        max_t=config.train.num_steps + 1,
         grace_period=grace_steps(config),
         reduction_factor=config.tune.reduction_factor,
     )

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sfss_ray.config import TuneConfig
+from sfss_ray.config import Config, TuneConfig, override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError, TrainingError
@@ -26,7 +26,7 @@ from sfss_ray.tune.scores import (
     require_held_out,
     score_name,
 )
-from sfss_ray.tune.search import Trial, best_trial
+from sfss_ray.tune.search import Trial, _restarts, best_trial
 
 CLASSES = class_set_of(["red", "green", "blue"])
 
@@ -148,3 +148,12 @@ def test_every_score_can_be_asked_for():
         assert score_name(TuneConfig(score=score), labelled=False) == score
     with pytest.raises(ConfigError, match="allowed"):
         TuneConfig(score="accuracy")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers", "allowed"), [(2, 1, 2), (0, 1, 0), (-1, 1, 10), (2, 2, 0)]
+)
+def test_a_trial_is_never_started_again_without_end(asked, workers, allowed):
+    """A trial whose loss is NaN fails again each time; trials of several restart inside Ray Train."""
+    compute = {"compute.max_failures": asked, "compute.num_workers": workers}
+    assert _restarts(override(Config(), compute)) == allowed
