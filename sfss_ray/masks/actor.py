@@ -22,15 +22,21 @@ class MaskActor:
     """One process of the pool: holds the network, turns a shard's images into rows."""
 
     def __init__(self, spec: dict[str, Any]):
-        import torch
-
-        torch.set_num_threads(max(1, int(spec["threads"])))
         self.spec = spec
         self.recipe = RegionRecipe(**spec["recipe"])
+        if self._is_network:
+            import torch
+
+            torch.set_num_threads(max(1, int(spec["threads"])))
         checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
         self.find_regions = build_region_source(
             self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
         )
+
+    @property
+    def _is_network(self) -> bool:
+        """What is none goes without torch, which takes seconds to start."""
+        return bool(self.recipe.sam_sha256)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make the shards of a batch; returns a line of facts for each, which drives progress."""
@@ -68,6 +74,8 @@ class MaskActor:
 
     def _regions(self, image: np.ndarray) -> list[dict[str, Any]]:
         """Masks of an image; where the GPU's memory is full, once more after a clean-up."""
+        if not self._is_network:
+            return self.find_regions(image)
         import torch
 
         try:

@@ -79,10 +79,26 @@ def start(*words: object) -> subprocess.Popen:
     )
 
 
+# They look for a dead head node for the 60 s of Ray's gcs_rpc_server_reconnect_timeout_s, then end.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def is_agent(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().startswith(AGENTS)
+    except OSError:
+        return False
+
+
 def stop(process: subprocess.Popen, number: signal.Signals) -> str:
-    """Send a signal to the command alone; returns its output once its whole tree is gone."""
+    """Send a signal to the command alone; returns its output once its whole tree is gone.
+
+    After SIGKILL nobody is left to end the cluster: all ends by itself, Ray's agents a minute later.
+    """
     tree = descendants(process.pid)
     assert tree, "the command has started no cluster yet"
+    if number == signal.SIGKILL:
+        tree = {pid for pid in tree if not is_agent(pid)}
     process.send_signal(number)
     output = process.communicate(timeout=PATIENCE_S)[0]
     wait_for(lambda: not running(tree), f"{len(tree)} processes to end")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,7 @@ def test_any_error_of_a_source_costs_one_image(error, tmp_path: Path):
 
 @pytest.mark.parametrize(("failures", "errors"), [(1, 0), (2, 1)])
 def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors, tmp_path: Path):
-    actor = make_actor(tmp_path)
+    actor = make_actor(tmp_path, regions="small_sam", points_per_side=2)
     find, left = actor.find_regions, [failures]
 
     def full(image: np.ndarray) -> list[dict[str, Any]]:
@@ -125,3 +127,18 @@ def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors
     assert len(store.errors) == errors
     if errors:
         assert "OutOfMemoryError: CUDA out of memory" in store.errors["a"]
+
+
+def test_a_source_without_a_network_starts_without_torch(tmp_path: Path):
+    """In a process of its own, as an actor is."""
+    images = put_pictures(tmp_path, a=(40, 40))
+    actor = make_actor(tmp_path)
+    code = (
+        "import json, sys; from sfss_ray.masks.actor import MaskActor;"
+        f" MaskActor(json.loads(sys.argv[1]))({{'shard': [{json.dumps(images)!r}]}});"
+        " print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, json.dumps(actor.spec)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+    assert len(MaskStore(tmp_path)) == 1
