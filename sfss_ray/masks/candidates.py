@@ -27,6 +27,9 @@ _CPU_MOST_POINTS = 8
 _MOST_HELD_BYTES = 512 << 20
 
 
+_SETTLED_AT_ONCE = 16  # masks whose low-resolution logits are held
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Quality filters; a threshold of 0 or less filters nothing.
@@ -273,7 +276,7 @@ def _filter_masks(
     crop: EncodedCrop, decoded: DecodedPoints, points: Tensor, thresholds: Thresholds
 ) -> Candidates[PackedMasks]:
     """Measures the masks of a batch at image size, one region at a time, and filters them."""
-    cut, upsampler = crop.sam.mask_threshold, _upsampler(crop)
+    cut, upsampler = crop.sam.mask_threshold, _upsampler(crop, decoded.logits)
     measured = [
         measure_mask(low, upsampler, cut, thresholds.offset) for low in decoded.logits.numpy()
     ]
@@ -289,8 +292,9 @@ def _filter_masks(
     return _stable(found, thresholds)
 
 
-def _upsampler(crop: EncodedCrop) -> RegionUpsampler:
-    height, width = (4 * side for side in crop.embedding.shape[-2:])
+def _upsampler(crop: EncodedCrop, logits: Tensor) -> RegionUpsampler:
+    """For low-resolution logits (n, h, w)."""
+    height, width = logits.shape[1:]
     return RegionUpsampler(
         (height, width), crop.sam.image_encoder.img_size, crop.input_size, crop.size
     )
@@ -332,11 +336,14 @@ def settle_doubtful(crop: EncodedCrop, found: Found, offset: float) -> Found:
     doubtful = [k for k, mask in enumerate(packed.masks) if mask.doubtful]
     if not doubtful:
         return found
-    decoder = StockOrderDecoder(crop.sam, crop.embedding)
-    points = _seen_by_the_model(crop, found.points[doubtful].numpy())
-    lows = decoder.logits(points, found.outputs[doubtful])
+    decoder, cut = StockOrderDecoder(crop.sam, crop.embedding), crop.sam.mask_threshold
     masks, boxes = list(packed.masks), found.boxes.clone()
-    for k, low in zip(doubtful, lows, strict=True):
-        settled = measure_mask(low.numpy(), _upsampler(crop), crop.sam.mask_threshold, offset)
-        masks[k], boxes[k] = settled.mask, torch.tensor(settled.box)
+    for start in range(0, len(doubtful), _SETTLED_AT_ONCE):
+        part = doubtful[start : start + _SETTLED_AT_ONCE]
+        points = _seen_by_the_model(crop, found.points[part].numpy())
+        lows = decoder.logits(points, found.outputs[part])
+        upsampler = _upsampler(crop, lows)
+        for k, low in zip(part, lows.numpy(), strict=True):
+            settled = measure_mask(low, upsampler, cut, offset)
+            masks[k], boxes[k] = settled.mask, torch.tensor(settled.box)
     return replace(found, boxes=boxes, masks=PackedMasks(masks))
