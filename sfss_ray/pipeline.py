@@ -25,7 +25,7 @@ from sfss_ray.run_folder import claim
 from sfss_ray.train.launch import TrainResult, run_training
 from sfss_ray.train.prepared import (
     Prepared,
-    check_workers,
+    check_stage,
     labelled_images,
     prepare_training,
     record_of_masks,
@@ -241,7 +241,7 @@ def _check(
         )
     else:
         given = describe_masks(open_masks(masks, images), images)
-    check_workers(config.train, config.compute)
+    check_stage(config.train, config.compute)
     cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(

@@ -237,7 +237,6 @@ class TrainConfig:
         require(self, "statistics_share", 0, 1)
         require_one_of(self, "precision", ("fp32", "bf16"))
         require(self, "evaluate_every", 1)
-        _require_an_end_of_warm_up(self.optim, self.num_steps)
 
 
 @dataclass(frozen=True)
@@ -266,14 +265,3 @@ class PretrainConfig:
         require(self, "accumulate", 1)
         require(self, "checkpoint_every", 1)
         require_one_of(self, "precision", ("fp32", "bf16"))
-        _require_an_end_of_warm_up(self.optim, self.num_steps)
-
-
-def _require_an_end_of_warm_up(optim: OptimConfig, num_steps: int) -> None:
-    """A run that ends while its rate still rises has learnt next to nothing."""
-    if optim.warmup_steps >= max(num_steps, 1):
-        raise ConfigError(
-            f"warmup_steps is {optim.warmup_steps}: allowed is fewer than num_steps ({num_steps}), else"
-            " the learning rate rises to the last step; lower warmup_steps (0: warmup_share decides) or"
-            " take more steps"
-        )

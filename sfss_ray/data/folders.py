@@ -73,11 +73,19 @@ def require_folder(folder: Path | str, what: str) -> Path:
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Image files below a folder. Symbolic links to folders are not followed: they may loop."""
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_refuse_folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(root) / name
+
+
+def _refuse_folder(error: OSError) -> None:
+    """Images of a folder that cannot be listed would be left out without a word."""
+    raise DataError(
+        f"folder {error.filename!r} cannot be listed ({error.strerror or error}): give it to this user"
+        " to read, or take it away"
+    ) from error
 
 
 def _id_of(path: Path, folder: Path) -> str:

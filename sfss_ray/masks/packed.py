@@ -79,7 +79,11 @@ _EMPTY_BOX = (0, 0, 0, 0)
 
 
 def measure_mask(
-    low: NDArray[np.float32], upsampler: RegionUpsampler, cut: float, offset: float
+    low: NDArray[np.float32],
+    upsampler: RegionUpsampler,
+    cut: float,
+    offset: float,
+    look_for_doubts: bool = False,
 ) -> MeasuredMask:
     """Enlarges one mask where it can be.
 
@@ -88,6 +92,7 @@ def measure_mask(
         upsampler: for the image or crop.
         cut: logits above are the mask.
         offset: pixels are counted above cut + offset and above cut - offset.
+        look_for_doubts: tell whether rounding decides a pixel.
     """
     region = upsampler.region(low, above=cut - abs(offset))
     if region is None:
@@ -99,7 +104,8 @@ def measure_mask(
         higher += int(np.count_nonzero(logits > cut + offset))
         lower += int(np.count_nonzero(logits > cut - offset))
         np.greater(logits, cut, out=mask[part])
-        nearest = min(nearest, _nearest(logits, cut))
+        if look_for_doubts:
+            nearest = min(nearest, _nearest(logits, cut))
     box = tight_box(mask)
     if box is None:
         return MeasuredMask((higher, lower), _EMPTY_BOX, _EMPTY_MASK)

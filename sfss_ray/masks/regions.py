@@ -62,6 +62,11 @@ class RegionRecipe:
         """For the metadata of shards."""
         return asdict(self)
 
+    @property
+    def is_network(self) -> bool:
+        """Whether regions come from a network; what is none needs neither torch nor a GPU."""
+        return bool(self.sam_sha256)
+
 
 def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
     """Resolve `regions = auto`; ConfigError when source and checkpoint contradict each other."""

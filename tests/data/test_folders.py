@@ -253,3 +253,20 @@ def test_cityscapes_labels_are_no_images(tmp_path: Path, ending):
     with pytest.raises(DataError, match=rf"a_{ending}.png' is a label map.*leftImg8bit"):
         list_images(tmp_path)
     assert len(list_images(tmp_path / "leftImg8bit")) == 1
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch):
+    """The superuser may list all: a folder that refuses stands in."""
+    for city in ("aachen", "bonn"):
+        (tmp_path / city).mkdir()
+        (tmp_path / city / "a.png").touch()
+    scan = os.scandir
+
+    def refusing(path="."):
+        if Path(path).name == "bonn":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"folder '.*bonn' cannot be listed \(Permission denied\)"):
+        list_images(tmp_path)

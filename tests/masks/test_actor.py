@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sfss_ray.config import MaskConfig
+from sfss_ray.data.folders import list_images
 from sfss_ray.masks.actor import MaskActor, reason_of
 from sfss_ray.masks.attempts import DIED, MOST_DEATHS
 from sfss_ray.masks.regions import make_recipe
@@ -142,3 +143,33 @@ def test_a_source_without_a_network_starts_without_torch(tmp_path: Path):
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
     assert len(MaskStore(tmp_path)) == 1
+
+
+def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    colour.convert("L").save(tmp_path / "grey.png")
+    colour.convert("P").save(tmp_path / "palette.png")
+    colour.convert("RGBA").save(tmp_path / "alpha.png")
+    colour.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    colour.save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(rng.integers(0, 2**16, (30, 40), dtype=np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    for city in ("aachen", "bonn"):
+        (tmp_path / city).mkdir()
+        colour.save(tmp_path / city / "frame 1 é.png")
+    images = list_images(tmp_path)
+    store = work(make_actor(tmp_path / "masks"), [(i.image_id, str(i.path)) for i in images])
+    assert set(store.errors) == {"gone", "itself"}
+    sound = {"grey", "palette", "alpha", "cmyk", "turned", "deep"}
+    assert set(store.ids) - set(store.errors) == sound | {
+        "aachen/frame 1 é",
+        "bonn/frame 1 é",
+    }
+    for image_id in set(store.ids) - set(store.errors):
+        size = (40, 30) if image_id == "turned" else (30, 40)
+        assert store.id_map(image_id).shape == size
+        assert store.id_map(image_id).max() > 0

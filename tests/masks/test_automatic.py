@@ -1,5 +1,6 @@
 """The generator against segment_anything's own, on a small Sam with random weights."""
 
+import inspect
 import json
 import math
 import os
@@ -154,9 +155,15 @@ def test_byte_identical_masks_with_the_models_own_decoder(sam, case, whole, monk
 
 @pytest.mark.parametrize("case", CASES)
 def test_doubtful_masks_are_those_of_stock(sam, case, monkeypatch):
-    """Were rounding to decide every pixel, each mask would be stock's, byte for byte."""
+    """Were rounding to decide every pixel, each mask would be stock's, byte for byte.
+
+    Where a library orders sums otherwise (stock_order.py) they are stock's as nearly as without.
+    """
     monkeypatch.setattr(packed, "_ROUNDING", math.inf)
     stock, ours = both(sam, drawn_image(seed=1), **CASES[case])
+    if not torch.backends.mkl.is_available():
+        assert_same_masks([(stock, ours)])
+        return
     assert len(stock) >= 5
     assert [a["segmentation"] for a in stock] == [b["segmentation"] for b in ours]
     assert [a["bbox"] for a in stock] == [b["bbox"] for b in ours]
@@ -199,7 +206,7 @@ def test_a_mask_is_doubtful_where_a_logit_touches_the_cut(above, doubtful, cut):
     low[2:6, 2:6] = cut + 6
     low[3, 3] = cut + above
     upsampler = RegionUpsampler((8, 8), 8, (8, 8), (8, 8))
-    found = packed.measure_mask(low, upsampler, cut, 1.0)
+    found = packed.measure_mask(low, upsampler, cut, 1.0, look_for_doubts=True)
     assert found.mask.doubtful is doubtful
     assert found.pixels == (15, 16)
     assert found.box == (2, 2, 5, 5)
@@ -299,6 +306,15 @@ def test_no_mask_passes_in_crops_and_with_small_regions(sam, whole, monkeypatch)
         sam, 4, pred_iou_thresh=1e9, crop_n_layers=1, min_mask_region_area=10
     )
     assert generator.generate(drawn_image()) == []
+
+
+def test_parameters_are_those_of_the_stock_generator():
+    stock, ours = (
+        inspect.signature(made).parameters
+        for made in (SamAutomaticMaskGenerator, AutomaticMaskGenerator)
+    )
+    assert list(ours) == [*stock, "dtype"]
+    assert all(ours[name].default == stock[name].default for name in stock)
 
 
 def test_output_modes_hold_the_same_masks(sam):
