@@ -162,14 +162,15 @@ def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path
         (tmp_path / city).mkdir()
         colour.save(tmp_path / city / "frame 1 é.png")
     images = list_images(tmp_path)
+    (tmp_path / "masks").mkdir()
     store = work(make_actor(tmp_path / "masks"), [(i.image_id, str(i.path)) for i in images])
     assert set(store.errors) == {"gone", "itself"}
     sound = {"grey", "palette", "alpha", "cmyk", "turned", "deep"}
-    assert set(store.ids) - set(store.errors) == sound | {
+    assert set(store.ids()) - set(store.errors) == sound | {
         "aachen/frame 1 é",
         "bonn/frame 1 é",
     }
-    for image_id in set(store.ids) - set(store.errors):
+    for image_id in set(store.ids()) - set(store.errors):
         size = (40, 30) if image_id == "turned" else (30, 40)
         assert store.id_map(image_id).shape == size
         assert store.id_map(image_id).max() > 0
