@@ -26,6 +26,7 @@ from domain_pairs import DomainPair, camvid_day2dusk, streets
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
 from sfss_ray.errors import ConfigError
+from sfss_ray.masks.sam import shipped_small_sam
 from sfss_ray.run_folder import write_json
 
 SOURCE_STEPS = 3000
@@ -60,6 +61,8 @@ class Job:
             "images": len(self.pair.images),
             "seed": self.seed,
         }
+        if self.row.regions == "small_sam":
+            facts["small_sam"] = file_sha256(shipped_small_sam())
         return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
 
     def depends_on(self, knob: str) -> bool:
@@ -130,12 +133,12 @@ def scores(job: Job, networks: dict[str, Any], curve: list[dict[str, Any]]) -> d
     """mIoU of student and teacher at the last step, of the student at its best one, per class."""
     exam = examination(job)
     student = exam.score(networks["student"])
-    teacher = exam.score(networks["teacher"]) if "teacher" in networks else student
+    teacher = exam.score(networks["teacher"]).miou if "teacher" in networks else None
     seen = [point["val_miou"] for point in curve if "val_miou" in point]
     return {
         "student_last": student.miou,
         "student_best": max([*seen, student.miou]),
-        "teacher_last": teacher.miou,
+        "teacher_last": teacher,
         "per_class": student.as_dict()["per_class"],
         "steps": job.config.train.num_steps if curve else 0,
         "curve": [
@@ -213,6 +216,7 @@ def ceiling(job: Job) -> dict[str, Any]:
     from sfss_ray.train.run import LocalRun, load_state
 
     total = ConfusionMatrix(len(job.pair.classes))
+    forget_other_runs(job)
     for number, (train, val) in enumerate(job.pair.labelled_folds()):
         folder = job.folder / f"fold{number}"
         task = PretrainingTask(train, job.pair.classes, job.config, start=job.pair.source_model)
@@ -226,7 +230,7 @@ def ceiling(job: Job) -> dict[str, Any]:
     return {
         "student_last": miou,
         "student_best": miou,
-        "teacher_last": miou,
+        "teacher_last": None,
         "per_class": per_class,
         "steps": job.config.pretrain.num_steps,
         "curve": [],
@@ -283,18 +287,29 @@ def run(arguments: argparse.Namespace) -> None:
         pair.masks(regions)
     device = arguments.device
     jobs = [Job(pair, row, seed, device) for seed in range(arguments.seeds) for row in rows]
-    results: dict[str, list[dict[str, Any]]] = {row.key: [] for row in rows}
+    results = results_there(pair, device)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         waiting = {pool.submit(run_job, job): job for job in jobs}
         for number, future in enumerate(as_completed(waiting), start=1):
             job, result = waiting[future], future.result()
-            results[job.row.key].append(result)
+            results[job.row.key][job.seed] = result
             what = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"
             score = f"student {result['student_last']:.1f}"
             print(f"{number}/{len(jobs)} {what}: {score}", flush=True)
-            write_results(pair, rows, results, arguments.results)
+            write_results(pair, ROWS, results, arguments.results)
     print((arguments.results / f"ablation_{pair.name}.md").read_text())
+
+
+def results_there(pair: DomainPair, device: str) -> dict[str, dict[int, dict[str, Any]]]:
+    """Row -> seed -> result of all that is finished: a run of few rows does not shorten the table."""
+    found: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in ROWS}
+    for row in ROWS:
+        for folder in (pair.folder / "runs" / row.key).glob("seed*"):
+            job = Job(pair, row, int(folder.name.removeprefix("seed")), device)
+            if result := finished(job):
+                found[row.key][job.seed] = result
+    return found
 
 
 def add_pair_options(parser: argparse.ArgumentParser) -> None:

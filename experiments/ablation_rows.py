@@ -42,6 +42,7 @@ class Row:
 BASELINE = Row("source_only", "source-only")
 STATISTICS = Row("batch_norm", "BatchNorm statistics only")
 CEILING = Row("ceiling", "trained with target labels (ceiling)")
+WITHOUT_TEACHER = (BASELINE, STATISTICS, CEILING)
 
 _SELF_TRAINING = (
     Row(
@@ -62,6 +63,9 @@ _SELF_TRAINING = (
     Row("self_training", "self-training (A1)"),
 )
 _LABEL_SPACE = (
+    # What the pooled vote's rows have besides masks.
+    Row("prior", "A1 + prior correction .25", "", {"train.loss.prior_power": 0.25}),
+    Row("strong_prior", "A1 + prior correction .5", "", {"train.loss.prior_power": 0.5}),
     Row(
         "majority_vote",
         "A1 + majority vote in masks",

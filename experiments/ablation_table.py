@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import BASELINE, CEILING, VOTE, Row
+from ablation_rows import BASELINE, CEILING, VOTE, WITHOUT_TEACHER, Row
 from domain_pairs import DomainPair
 
+from sfss_ray.models.build import file_sha256
 from sfss_ray.run_folder import write_json
 
 KEPT = ("seed", "student_last", "student_best", "teacher_last", "per_class", "steps", "curve")
@@ -18,11 +19,13 @@ KEPT = ("seed", "student_last", "student_best", "teacher_last", "per_class", "st
 def write_results(
     pair: DomainPair,
     rows: Sequence[Row],
-    results: dict[str, list[dict[str, Any]]],
+    results: Mapping[str, Mapping[int, dict[str, Any]]],
     folder: Path,
 ) -> None:
-    """Write ablation_PAIR.json, .md and .png of the rows that have a result."""
-    table = [summary(row, pair, results[row.key]) for row in rows if results[row.key]]
+    """Write ablation_PAIR.json, .md and .png of the rows that have a result (row -> seed -> result)."""
+    table = [
+        summary(row, pair, list(results[row.key].values())) for row in rows if results[row.key]
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"ablation_{pair.name}.json", table)
     (folder / f"ablation_{pair.name}.md").write_text(as_markdown(pair, table))
@@ -39,6 +42,8 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
     """A row of the JSON file: mean and standard deviation (of the sample) of the last step."""
     seeds = sorted(seeds, key=lambda result: result["seed"])
     values = [result["student_last"] for result in seeds]
+    if row in WITHOUT_TEACHER:
+        seeds = [result | {"teacher_last": None} for result in seeds]
     return {
         "row": row.name,
         "key": row.key,
@@ -59,6 +64,9 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]]) -> str:
         "",
         "mIoU in percent of the student at its last step, mean and standard deviation over seeds.",
         "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
+        "Best step: the higher of two looks, half-way and at the end.",
+        f"`python experiments/ablation.py --pair {pair.name}`; source model"
+        f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",
         "",
         "| method | regions | seeds | last step | gain | gap closed | best step | teacher, last |",
         "|---|---|---|---|---|---|---|---|",
@@ -69,13 +77,12 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]]) -> str:
         closed = ""
         if base is not None and top is not None and top > base:
             closed = f"{100 * (entry['mean'] - base) / (top - base):.0f} %"
-        best, teacher = (
-            statistics.fmean(result[name] for result in seeds)
-            for name in ("student_best", "teacher_last")
-        )
+        best = statistics.fmean(result["student_best"] for result in seeds)
+        of_teacher = [s["teacher_last"] for s in seeds if s["teacher_last"] is not None]
+        teacher = f"{statistics.fmean(of_teacher):.1f}" if of_teacher else ""
         lines.append(
             f"| {entry['row']} | {entry['regions']} | {len(seeds)} | {entry['mean']:.1f} ±"
-            f" {entry['std']:.1f} | {gain} | {closed} | {best:.1f} | {teacher:.1f} |"
+            f" {entry['std']:.1f} | {gain} | {closed} | {best:.1f} | {teacher} |"
         )
     return "\n".join([*lines, "", *_per_class(pair, table), ""])
 

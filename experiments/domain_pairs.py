@@ -31,7 +31,7 @@ from sfss_ray.masks.regions import (
     make_recipe,
     region_records,
 )
-from sfss_ray.masks.store import write_shard
+from sfss_ray.masks.store import read_recipe, write_shard
 from sfss_ray.streets.default import (
     SOURCE_MODEL,
     TARGET_SEED,
@@ -96,12 +96,14 @@ class DomainPair:
         return tuple(pair_labels(labelled / "images", labelled / "labels"))
 
     def masks(self, regions: str) -> Path:
-        """Folder of masks of all target images by a region source; made when it is not there."""
+        """Folder of masks of all target images by a region source; made when they are not there, or
+        were found otherwise."""
         folder = self.folder / "masks" / f"{regions}-{len(self.images)}"
         shard = folder / "masks-0.parquet"
-        if not shard.exists():
+        find, recipe = self._finder(regions)
+        there = read_recipe(shard) or {}
+        if any(there.get(name) != value for name, value in recipe.items()):
             folder.mkdir(parents=True, exist_ok=True)
-            find, recipe = self._finder(regions)
             write_shard(shard, [_row(file, find) for file in self.images], recipe)
         return folder
 

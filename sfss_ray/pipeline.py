@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
 from sfss_ray.errors import DataError
 from sfss_ray.evidence import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
 from sfss_ray.masks.generate import generate_masks, mask_images
@@ -25,13 +25,13 @@ from sfss_ray.run_folder import claim
 from sfss_ray.train.launch import TrainResult, run_training
 from sfss_ray.train.prepared import (
     Prepared,
-    check_workers,
+    check_stage,
     labelled_images,
     prepare_training,
     record_of_masks,
     run_record,
 )
-from sfss_ray.tune.scores import score_name
+from sfss_ray.tune.scores import require_held_out, score_name
 from sfss_ray.tune.search import SearchResult, run_search
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def tune_hyperparameters(
         (val_images, val_labels),
         config,
     )
-    score_name(config.tune, bool(inputs.labelled))
+    _check_score(inputs, config)
     folder = claim(output_dir, _record("tune", inputs, config))
     with cluster.connected(config.compute):
         summary = _masks(inputs, folder, config, progress)
@@ -241,7 +241,7 @@ def _check(
         )
     else:
         given = describe_masks(open_masks(masks, images), images)
-    check_workers(config.train, config.compute)
+    check_stage(config.train, config.compute)
     cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(
@@ -257,6 +257,13 @@ def _check(
         weights,
         given,
     )
+
+
+def _check_score(inputs: _Inputs, config: Config) -> None:
+    """ConfigError when trials could not be compared; the search looks again once masks are there."""
+    share, most = config.evaluation.held_out_share, config.evaluation.held_out_max
+    _, held_out = split_held_out(inputs.images, share, most)
+    require_held_out(score_name(config.tune, bool(inputs.labelled)), len(held_out))
 
 
 def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:

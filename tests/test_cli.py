@@ -259,6 +259,13 @@ def test_verbs_with_paths_alone_refuse_bad_input_in_one_line(words, reason, data
     assert not (tmp_path / "out").exists()
 
 
+def test_a_search_without_images_to_score_on_stops_before_masks(data, tmp_path, capsys):
+    options = TARGET | {"output-dir": "@", "evaluation.held-out-share": "0"}
+    code = cli.main(["tune", *words_of(options, data, tmp_path / "out")])
+    assert "no target images are held out" in one_error(code, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 @no_cuda
 def test_cuda_is_refused_where_there_is_none(data, tmp_path, capsys):
     words = words_of(TARGET | {"output-dir": "@"}, data, tmp_path / "out")

@@ -48,6 +48,7 @@ OUT_OF_RANGE = {
     "train.optim.learning_rate": [0.0, float("nan"), float("inf")],
     "train.optim.optimizer": ["adam"],
     "train.optim.warmup_share": [1.5],
+    "train.optim.warmup_steps": [-1],
     "train.augment.crop_size": [[31, 64], [64, 0]],
     "train.augment.scale_range": [[0.0, 1.0], [2.0, 1.0], [float("nan"), 1.0]],
     "train.augment.hue": [0.6],

@@ -65,4 +65,5 @@ def test_presets_of_the_method_say_nothing_of_optimiser_and_schedule():
         assert config.train.optim == Config().train.optim
         assert config.train.num_steps == Config().train.num_steps
     assert override(Config(), find_preset("paper_like")).train.loss.mask_vote == "none"
-    assert override(Config(), find_preset("recommended")).train.loss.mask_vote == "pooled"
+    assert override(Config(), find_preset("recommended")) == Config()
+    assert Config().train.loss.mask_vote == "pooled"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfss_ray.masks.decoder import DecodedPoints, SharedImageDecoder
+from sfss_ray.masks.stock_order import StockOrderDecoder
 
 BUILDERS = {"vit_b": build_sam_vit_b, "vit_h": build_sam_vit_h}
 OBJECTS = 120
@@ -185,6 +186,23 @@ def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
             shown, _ = drawn.next(len(points))
             logits = drawn.objects[shown.flatten()[decoded.kept]]
             return DecodedPoints(decoded.quality, decoded.kept, logits)
+
+    return Decoder
+
+
+def drawn_stock_order(drawn: DrawnMasks, seen: tuple[int, int]) -> type[StockOrderDecoder]:
+    """Our second look at doubtful masks at its full work, with their drawn logits again.
+
+    `seen` is the part of the model input that is not padding, (h, w) in its pixels.
+    """
+    side = math.isqrt(len(drawn.of_point))
+    scale = torch.tensor([side / seen[1], side / seen[0]])
+
+    class Decoder(StockOrderDecoder):
+        def logits(self, points: Tensor, outputs: Tensor) -> Tensor:
+            super().logits(points, outputs)
+            column, row = (points * scale.to(points)).long().unbind(1)
+            return drawn.objects[drawn.of_point[row * side + column, outputs]]
 
     return Decoder
 

@@ -22,6 +22,7 @@ from mask_models import (
     calibrated_sam,
     draw_masks,
     drawn_shared_decoder,
+    drawn_stock_order,
     low_size,
     random_sam,
     smooth_image,
@@ -311,15 +312,18 @@ def generator_of(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> 
 @contextmanager
 def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
     """Inside, decoders do their work and hand out drawn logits."""
-    decoder, ours = sam.mask_decoder, candidates.SharedImageDecoder
     if who == "stock":
-        sam.mask_decoder = DrawnDecoder(drawn, decoder)  # pyright: ignore
-    else:
-        candidates.SharedImageDecoder = drawn_shared_decoder(drawn)
-    try:
+        with patch.object(sam, "mask_decoder", DrawnDecoder(drawn, sam.mask_decoder)):
+            yield
+        return
+    height, width = low_size(CITYSCAPES)
+    with (
+        patch.object(candidates, "SharedImageDecoder", drawn_shared_decoder(drawn)),
+        patch.object(
+            candidates, "StockOrderDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
+        ),
+    ):
         yield
-    finally:
-        sam.mask_decoder, candidates.SharedImageDecoder = decoder, ours
 
 
 def small_image(options: Options) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -105,9 +104,9 @@ class Watch(threading.Thread):
 def through_pool(images: Path, config: Config, actors: int) -> dict[str, float]:
     """generate_masks with so many actors of one thread each."""
     config = override(config, {"compute.mask_actors": actors})
-    # The door gives an actor its share of the machine's cores as threads: here that is one.
-    cores = SimpleNamespace(cpu_count=lambda: actors)
-    with tempfile.TemporaryDirectory() as folder, patch.object(generate, "os", cores):
+    # The door gives an actor its share of the cluster's CPUs as threads: here that is one.
+    one_thread = patch.object(generate, "_threads", lambda resources, pool: 1)
+    with tempfile.TemporaryDirectory() as folder, one_thread:
         out = Path(folder) / "masks"
         watch = Watch(out)
         start = time.perf_counter()

@@ -12,6 +12,7 @@ from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.attempts import DIED, Attempts
+from sfss_ray.masks.lock import is_claimed_by
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
 
@@ -22,11 +23,12 @@ class MaskActor:
     """One process of the pool: holds the network, turns a shard's images into rows."""
 
     def __init__(self, spec: dict[str, Any]):
-        import torch
-
-        torch.set_num_threads(max(1, int(spec["threads"])))
         self.spec = spec
         self.recipe = RegionRecipe(**spec["recipe"])
+        if self.recipe.is_network:  # torch takes seconds to start
+            import torch
+
+            torch.set_num_threads(max(1, int(spec["threads"])))
         checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
         self.find_regions = build_region_source(
             self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
@@ -53,9 +55,13 @@ class MaskActor:
                 attempts.end(image_id)
             else:
                 rows.append(_failed_row(image_id, path, DIED))
-        write_shard(place, rows, self.recipe.as_dict())
+        write_shard(place, rows, self.recipe.as_dict(), self._is_wanted)
         attempts.forget()
         return rows
+
+    def _is_wanted(self) -> bool:
+        """Whether the folder is still this run's; an actor outlives a driver that was killed."""
+        return is_claimed_by(Path(self.spec["folder"]), self.spec.get("claim", ""))
 
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
         try:
@@ -68,6 +74,8 @@ class MaskActor:
 
     def _regions(self, image: np.ndarray) -> list[dict[str, Any]]:
         """Masks of an image; where the GPU's memory is full, once more after a clean-up."""
+        if not self.recipe.is_network:
+            return self.find_regions(image)
         import torch
 
         try:

@@ -4,8 +4,10 @@ AutomaticMaskGenerator takes the place of segment_anything.SamAutomaticMaskGener
 generator spends its time on candidates that it throws away: it enlarges every candidate to image
 size in float32, then filters. Here a candidate pays for a step only if it passed the one before:
 predicted IoU, then low-resolution mask, then pixels of its region (stability, box, crop edge), then
-non-maximum suppression, and only then its RLE. candidates.py has the steps up to the suppression,
-decoder.py, upsample.py (CPU) and whole_images.py (GPU) their arithmetic.
+non-maximum suppression, and only then its RLE. Masks that stay and have a pixel where rounding
+decides are decoded once more in the order of stock's sums (stock_order.py). candidates.py has the
+steps up to the suppression, decoder.py, upsample.py, packed.py (CPU) and whole_images.py (GPU) their
+arithmetic.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,8 @@ from torchvision.ops import batched_nms
 
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks import rle
-from sfss_ray.masks.candidates import Box, Thresholds, encode_crop, find_candidates, tight_box
+from sfss_ray.masks.candidates import Thresholds, encode_crop, find_candidates, settle_doubtful
+from sfss_ray.masks.packed import Box, tight_box
 from sfss_ray.masks.resize import PillowResize
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -60,10 +63,10 @@ class AutomaticMaskGenerator:
     """Generates masks for a whole image from a grid of point prompts.
 
     Drop-in for segment_anything.SamAutomaticMaskGenerator: the same parameters, and in float32 the
-    same masks in the same order up to the last bits of the logits: about 1 in 100 masks differs, by
-    a pixel or so, and none differs when the model's own decoder runs. Where stock stops with an
-    error because a crop has no mask, or no pixel at the network's size, the result has none of that
-    crop.
+    same masks in the same order: on a CPU byte for byte, but for rare pixels of logits that differ
+    in more than their last bits; on a GPU about 1 in 100 differs by a pixel or so. Where stock stops
+    with an error because a crop has no mask, or no pixel at the network's size, the result has none
+    of that crop.
 
     Args:
         model: the Sam; its device is used. A Sam with changed decoder classes runs its own decoder.
@@ -186,6 +189,7 @@ class AutomaticMaskGenerator:
         found = find_candidates(crop, points, self.points_per_batch, thresholds)
         found = found.select(~_near_crop_edge(found.boxes, box, size))
         found = found.select(_suppress(found.boxes, found.quality, self.box_nms_thresh))
+        found = settle_doubtful(crop, found, self.stability_score_offset)
         boxes = found.boxes + torch.tensor([x0, y0, x0, y0])
         return _Masks(
             found.runs((y0, x0), size),

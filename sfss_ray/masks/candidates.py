@@ -1,7 +1,7 @@
 """From the points of one crop to the masks that pass the quality filters."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from sfss_ray.masks import rle
 from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.packed import PackedMasks, measure_mask
 from sfss_ray.masks.resize import PillowResize
+from sfss_ray.masks.stock_order import StockOrderDecoder
 from sfss_ray.masks.upsample import RegionUpsampler
 from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole
 
@@ -24,7 +26,8 @@ _CPU_MOST_POINTS = 8
 # Logits that a GPU holds before the unstable ones among them go: 2048 masks of a published SAM.
 _MOST_HELD_BYTES = 512 << 20
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
+
+_SETTLED_AT_ONCE = 16  # masks whose low-resolution logits are held
 
 
 @dataclass(frozen=True)
@@ -48,53 +51,25 @@ class EncodedCrop:
 
     Attributes:
         sam: the model.
-        decoder: the mask decoder with this crop's embedding.
+        embedding: float32 (1, C, h, w), the image encoder's output.
+        decoder: the mask decoder with this embedding.
         size: (h, w) of the crop in pixels.
         input_size: (h, w) of the crop as the model sees it, without padding.
         dtype: of the image side of the decoder.
     """
 
     sam: Sam
+    embedding: Tensor
     decoder: ModelDecoder | SharedImageDecoder
     size: tuple[int, int]
     input_size: tuple[int, int]
     dtype: torch.dtype
 
-
-@dataclass(frozen=True)
-class PackedMask:
-    """Pixels of a box as bits, a 32nd of the logits' memory; shape is (w, h)."""
-
-    bits: NDArray[np.uint8]
-    shape: tuple[int, int]
-
-    @classmethod
-    def pack(cls, pixels: NDArray[np.bool_]) -> "PackedMask":
-        """From boolean (w, h), the transposed box."""
-        return cls(np.packbits(pixels), pixels.shape)
-
-    def unpack(self) -> NDArray[np.bool_]:
-        """Boolean (h, w), a column-major view."""
-        n = self.shape[0] * self.shape[1]
-        return np.unpackbits(self.bits, count=n).view(bool).reshape(self.shape).T
-
-
-@dataclass(frozen=True)
-class PackedMasks:
-    """The pixels of each mask's box."""
-
-    masks: list[PackedMask]
-
-    def select(self, index: Tensor) -> "PackedMasks":
-        """Those at `index`, in that order."""
-        return PackedMasks([self.masks[i] for i in index.tolist()])
-
-    def runs(
-        self, boxes: Tensor, origin: tuple[int, int], size: tuple[int, int]
-    ) -> list[rle.Counts]:
-        """Run lengths in an image of `size` that has the crop's first pixel at `origin` (y, x)."""
-        origins = [(y + origin[0], x + origin[1]) for x, y in boxes[:, :2].tolist()]
-        return rle.encode_masks([mask.unpack() for mask in self.masks], origins, size)
+    @property
+    def may_be_settled(self) -> bool:
+        """Whether masks differ from stock's by the order of float32 sums, and by nothing else."""
+        ours = isinstance(self.decoder, SharedImageDecoder)
+        return ours and self.dtype == torch.float32 and self.sam.device.type == "cpu"
 
 
 Pixels = TypeVar("Pixels", PackedMasks, LaterMasks)
@@ -107,6 +82,7 @@ class Candidates(Generic[Pixels]):
     quality: Tensor  # float32 (n,), predicted IoU
     stability: Tensor  # float32 (n,)
     points: Tensor  # float64 (n, 2), x and y in pixels
+    outputs: Tensor  # int64 (n,), which of its point's masks
     boxes: Tensor  # int64 (n, 4), x0 y0 x1 y1 in pixels, x1 and y1 are inside the mask
     masks: Pixels
 
@@ -117,6 +93,7 @@ class Candidates(Generic[Pixels]):
             self.quality[index],
             self.stability[index],
             self.points[index],
+            self.outputs[index],
             self.boxes[index],
             self.masks.select(index),
         )
@@ -124,6 +101,9 @@ class Candidates(Generic[Pixels]):
     def runs(self, origin: tuple[int, int], size: tuple[int, int]) -> list[rle.Counts]:
         """Run lengths in an image of `size` that has the crop's first pixel at `origin` (y, x)."""
         return self.masks.runs(self.boxes, origin, size)
+
+
+Found = Candidates[PackedMasks] | Candidates[LaterMasks]
 
 
 def encode_crop(
@@ -148,7 +128,7 @@ def encode_crop(
     predictor.reset_image()
     decoder_class = SharedImageDecoder if is_stock(sam) else ModelDecoder
     decoder = decoder_class(sam, embedding, dtype)
-    return EncodedCrop(sam, decoder, cropped.shape[:2], (height, width), dtype)
+    return EncodedCrop(sam, embedding, decoder, cropped.shape[:2], (height, width), dtype)
 
 
 def _set_image_there(
@@ -168,7 +148,7 @@ def _set_image_there(
 
 def find_candidates(
     crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
-) -> Candidates[PackedMasks] | Candidates[LaterMasks]:
+) -> Found:
     """Masks that pass the thresholds, in the order of the points.
 
     Args:
@@ -235,6 +215,7 @@ def _as_candidates(
     pixels = torch.cat([part.pixels for part in parts]).cpu()
     quality = [part.decoded.quality.flatten()[part.decoded.kept] for part in parts]
     points = torch.cat([_points_of(part.decoded, part.points) for part in parts])
+    outputs = torch.cat([_outputs_of(part.decoded) for part in parts])
     boxes = torch.cat([part.boxes for part in parts]).cpu()
     low = torch.cat([part.decoded.logits for part in parts])
     parts.clear()
@@ -242,6 +223,7 @@ def _as_candidates(
         quality=torch.cat(quality).cpu(),
         stability=pixels[:, 0] / pixels[:, 1],
         points=points,
+        outputs=outputs,
         boxes=boxes,
         masks=LaterMasks(low, upsampler, cut),
     )
@@ -255,6 +237,7 @@ def _join_later(
         torch.cat([part.quality for part in found]),
         torch.cat([part.stability for part in found]),
         torch.cat([part.points for part in found]),
+        torch.cat([part.outputs for part in found]),
         torch.cat([part.boxes for part in found]),
         LaterMasks(torch.cat([part.masks.low for part in found]), upsampler, cut),
     )
@@ -264,16 +247,26 @@ def _decoded(
     crop: EncodedCrop, points: NDArray[np.float64], most_points: int, thresholds: Thresholds
 ) -> Iterator[tuple[DecodedPoints, Tensor]]:
     """Masks of each batch with the batch's points."""
-    scale = np.array([[new / old for new, old in zip(crop.input_size, crop.size, strict=True)]])
-    seen = torch.as_tensor(points * scale[:, ::-1], device=crop.sam.device)
+    seen = _seen_by_the_model(crop, points)
     min_quality = thresholds.quality if thresholds.quality > 0 else None
     for batch in _batches(crop.sam, len(points), most_points, crop.dtype):
         yield crop.decoder.decode(seen[batch], min_quality), torch.as_tensor(points[batch])
 
 
+def _seen_by_the_model(crop: EncodedCrop, points: NDArray[np.float64]) -> Tensor:
+    """Points (n, 2) in pixels of the crop to those of the model input, on its device."""
+    scale = np.array([[new / old for new, old in zip(crop.input_size, crop.size, strict=True)]])
+    return torch.as_tensor(points * scale[:, ::-1], device=crop.sam.device)
+
+
 def _points_of(decoded: DecodedPoints, points: Tensor) -> Tensor:
     """The point of each mask that was kept."""
     return points[decoded.kept.cpu() // decoded.quality.shape[1]]
+
+
+def _outputs_of(decoded: DecodedPoints) -> Tensor:
+    """Which of its point's masks each one is that was kept."""
+    return decoded.kept.cpu() % decoded.quality.shape[1]
 
 
 def _batches(sam: Sam, n_points: int, most_points: int, dtype: torch.dtype) -> Iterator[slice]:
@@ -289,21 +282,29 @@ def _filter_masks(
     crop: EncodedCrop, decoded: DecodedPoints, points: Tensor, thresholds: Thresholds
 ) -> Candidates[PackedMasks]:
     """Measures the masks of a batch at image size, one region at a time, and filters them."""
-    _, low_h, low_w = decoded.logits.shape
-    upsampler = RegionUpsampler(
-        (low_h, low_w), crop.sam.image_encoder.img_size, crop.input_size, crop.size
-    )
-    cut, offset = crop.sam.mask_threshold, thresholds.offset
-    measured = [_measure(low, upsampler, cut, offset) for low in decoded.logits.numpy()]
+    cut, upsampler = crop.sam.mask_threshold, _upsampler(crop, decoded.logits)
+    measured = [
+        measure_mask(low, upsampler, cut, thresholds.offset, crop.may_be_settled)
+        for low in decoded.logits.numpy()
+    ]
     pixels = torch.tensor([m.pixels for m in measured], dtype=torch.int32).reshape(-1, 2)
     found = Candidates(
         quality=decoded.quality.flatten()[decoded.kept],
         stability=pixels[:, 0] / pixels[:, 1],
         points=_points_of(decoded, points),
+        outputs=_outputs_of(decoded),
         boxes=torch.tensor([m.box for m in measured], dtype=torch.int64).reshape(-1, 4),
         masks=PackedMasks([m.mask for m in measured]),
     )
     return _stable(found, thresholds)
+
+
+def _upsampler(crop: EncodedCrop, logits: Tensor) -> RegionUpsampler:
+    """For low-resolution logits (n, h, w)."""
+    height, width = logits.shape[1:]
+    return RegionUpsampler(
+        (height, width), crop.sam.image_encoder.img_size, crop.input_size, crop.size
+    )
 
 
 def _stable(found: Candidates[Pixels], thresholds: Thresholds) -> Candidates[Pixels]:
@@ -313,49 +314,43 @@ def _stable(found: Candidates[Pixels], thresholds: Thresholds) -> Candidates[Pix
     return found.select(found.stability >= thresholds.stability)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    pixels: tuple[int, int]  # above the higher and above the lower cut
-    box: Box
-    mask: PackedMask
-
-
-_EMPTY_MASK = PackedMask.pack(np.zeros((1, 1), dtype=bool))
-_EMPTY_BOX = (0, 0, 0, 0)
-
-
-def _measure(
-    low: NDArray[np.float32], upsampler: RegionUpsampler, cut: float, offset: float
-) -> _Measured:
-    region = upsampler.region(low, above=cut - abs(offset))
-    if region is None:
-        return _Measured((0, 0), _EMPTY_BOX, _EMPTY_MASK)
-    mask = np.empty(region.shape, dtype=bool)
-    higher = lower = 0
-    for part, logits in region.strips():
-        higher += int(np.count_nonzero(logits > cut + offset))
-        lower += int(np.count_nonzero(logits > cut - offset))
-        np.greater(logits, cut, out=mask[part])
-    box = tight_box(mask)
-    if box is None:
-        return _Measured((higher, lower), _EMPTY_BOX, _EMPTY_MASK)
-    x0, y0, x1, y1 = box
-    packed = PackedMask.pack(mask[x0 : x1 + 1, y0 : y1 + 1])
-    x, y = region.columns.start, region.rows.start
-    return _Measured((higher, lower), (x0 + x, y0 + y, x1 + x, y1 + y), packed)
-
-
-def tight_box(pixels: NDArray[np.bool_]) -> Box | None:
-    """x0, y0, x1, y1 of the first and last pixels of a mask (w, h), None for an empty one."""
-    x, y = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    return (int(x[0]), int(y[0]), int(x[-1]), int(y[-1])) if len(x) else None
-
-
 def _join(batches: list[Candidates[PackedMasks]]) -> Candidates[PackedMasks]:
     return Candidates(
         torch.cat([batch.quality for batch in batches]),
         torch.cat([batch.stability for batch in batches]),
         torch.cat([batch.points for batch in batches]),
+        torch.cat([batch.outputs for batch in batches]),
         torch.cat([batch.boxes for batch in batches]),
         PackedMasks([mask for batch in batches for mask in batch.masks.masks]),
     )
+
+
+def settle_doubtful(crop: EncodedCrop, found: Found, offset: float) -> Found:
+    """The same masks, with the pixels that stock has where rounding decides.
+
+    SharedImageDecoder adds the same numbers in another order. What differs are the last bits of a
+    logit, which matter where it is that near to the cut; such masks are decoded once more. On a
+    GPU, in bfloat16 and when the model's own decoder ran nothing is done.
+
+    Args:
+        crop: the encoded crop.
+        found: masks that will stay.
+        offset: of the stability, in logits.
+    """
+    packed = found.masks
+    if not isinstance(packed, PackedMasks) or not crop.may_be_settled:
+        return found
+    doubtful = [k for k, mask in enumerate(packed.masks) if mask.doubtful]
+    if not doubtful:
+        return found
+    decoder, cut = StockOrderDecoder(crop.sam, crop.embedding), crop.sam.mask_threshold
+    masks, boxes = list(packed.masks), found.boxes.clone()
+    for start in range(0, len(doubtful), _SETTLED_AT_ONCE):
+        part = doubtful[start : start + _SETTLED_AT_ONCE]
+        points = _seen_by_the_model(crop, found.points[part].numpy())
+        lows = decoder.logits(points, found.outputs[part])
+        upsampler = _upsampler(crop, lows)
+        for k, low in zip(part, lows.numpy(), strict=True):
+            settled = measure_mask(low, upsampler, cut, offset)
+            masks[k], boxes[k] = settled.mask, torch.tensor(settled.box)
+    return replace(found, boxes=boxes, masks=PackedMasks(masks))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -92,7 +91,7 @@ def mask_images(
     """Make the masks that `folder` lacks of these images; returns of how many images."""
     cluster.local_device(config.compute)
     cluster.check_address(config.compute)
-    with claimed(folder):
+    with claimed(folder) as claim:
         rows = find_rows(folder, recipe, images)
         mended = drop_mended(rows, recipe, images, config.masks.max_pixels)
         done = set(rows) - mended
@@ -105,9 +104,11 @@ def mask_images(
                 "points_per_batch": config.masks.points_per_batch,
                 "max_pixels": config.masks.max_pixels,
                 "folder": str(folder),
+                "claim": claim,
             }
             with cluster.connected(config.compute) as resources:
-                spec["device"] = cluster.resolve_device(config.compute)
+                device = cluster.resolve_device(config.compute)
+                spec["device"] = device if recipe.is_network else "cpu"
                 _run_pool(missing, spec, config, resources, progress)
     return len(missing)
 
@@ -134,7 +135,7 @@ def _run_pool(
     pool = min(pool, len(items))
     # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
     cpus = 0.9 * resources.cpus / pool
-    spec = spec | {"threads": max(1, (os.cpu_count() or 1) // pool)}
+    spec = spec | {"threads": _threads(resources, pool)}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         MaskActor,
         fn_constructor_args=(spec,),
@@ -160,6 +161,11 @@ def _cause(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
     return next(raised, lines[0]).strip()[:200]
+
+
+def _threads(resources: cluster.Resources, pool: int) -> int:
+    """Compute threads of an actor: its share of the cluster's CPUs."""
+    return max(1, int(resources.cpus / pool))
 
 
 def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +15,12 @@ LOCK_FILE = ".masks.lock"
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[str]:
     """Make the folder where it is missing; no other run writes masks there inside the block.
 
     The kernel gives the lock back with the process, however that ends. Where a file system has no
-    locks, or the folder may only be read, there is none.
+    locks, or the folder may only be read, there is none. Yields the claim's name, by which processes
+    of the run tell that the folder is theirs still (`is_claimed_by`); empty where there is no lock.
 
     Raises:
         DataError: the folder cannot be made.
@@ -28,7 +30,7 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError:  # a folder that may only be read is complete, or refuses the first shard
-        yield
+        yield ""
         return
     try:
         if not _lock(handle):
@@ -36,9 +38,20 @@ def claimed(folder: Path) -> Iterator[None]:
                 f"another run is making masks in {str(folder)!r}: wait for its end, or give another"
                 " folder"
             )
-        yield
+        claim = uuid.uuid4().hex
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, claim.encode(), 0)
+        yield claim
     finally:
         os.close(handle)
+
+
+def is_claimed_by(folder: Path, claim: str) -> bool:
+    """Whether no later run has claimed the folder; also where that cannot be told."""
+    try:
+        return (folder / LOCK_FILE).read_text() in ("", claim) or not claim
+    except OSError:
+        return True
 
 
 def _make(folder: Path) -> None:

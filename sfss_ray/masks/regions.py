@@ -57,10 +57,19 @@ class RegionRecipe:
     sam_type: str
     sam_sha256: str
     knobs: dict[str, float]
+    precision: str = "fp32"
 
     def as_dict(self) -> dict[str, Any]:
-        """For the metadata of shards."""
-        return asdict(self)
+        """For the metadata of shards; float32 goes without saying, as before there was a choice."""
+        plain = asdict(self)
+        if self.precision == "fp32":
+            del plain["precision"]
+        return plain
+
+    @property
+    def is_network(self) -> bool:
+        """Whether regions come from a network; what is none needs neither torch nor a GPU."""
+        return bool(self.sam_type)
 
 
 def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
@@ -98,7 +107,8 @@ def make_recipe(
     cuts = _small_sam_cuts(checkpoint) if source == "small_sam" else SAM_CUTS
     given = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
     knobs = {name: given.get(name, cuts.get(name)) for name in _SAM_KNOBS}
-    return RegionRecipe(source, found, file_sha256(checkpoint), knobs), checkpoint
+    sha256 = file_sha256(checkpoint)
+    return RegionRecipe(source, found, sha256, knobs, config.precision), checkpoint
 
 
 def _small_sam_cuts(checkpoint: Path) -> dict[str, float]:
@@ -117,6 +127,8 @@ def build_region_source(
     """Load what the recipe needs onto `device`."""
     if recipe.source == "felzenszwalb":
         return _felzenszwalb(**recipe.knobs)
+    import torch
+
     from sfss_ray.masks.automatic import AutomaticMaskGenerator
     from sfss_ray.masks.sam import load_sam
 
@@ -125,6 +137,7 @@ def build_region_source(
         load_sam(checkpoint, device=device),
         points_per_batch=points_per_batch,
         output_mode="coco_rle",
+        dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
         **recipe.knobs,  # pyright: ignore[reportArgumentType]
     )
     return lambda image: [_record(mask) for mask in generator.generate(image)]

@@ -106,7 +106,7 @@ def _refuse_other_recipe(folder: Path, made_by: dict[str, Any], recipe: RegionRe
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     """What decides the masks; the release that made them does not."""
     rest = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
-    return rest | recipe.get("knobs", {})
+    return {"precision": "fp32"} | rest | recipe.get("knobs", {})
 
 
 def _rows_of(shard: Path) -> Iterator[tuple[str, FoundRow]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -78,15 +79,26 @@ def has_shard_name(path: Path) -> bool:
     return _SHARD_NAME.fullmatch(path.name) is not None
 
 
-def write_shard(path: Path, rows: list[dict[str, Any]], recipe: Mapping[str, Any]) -> None:
-    """Write rows of SCHEMA as one shard, whole or not at all (temporary name, then rename)."""
+def write_shard(
+    path: Path,
+    rows: list[dict[str, Any]],
+    recipe: Mapping[str, Any],
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write rows of SCHEMA as one shard, whole or not at all (temporary name, then rename).
+
+    `is_wanted` is asked last: where it is not, nothing is left.
+    """
     made_by = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: made_by}))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
     # No string comes twice: without dictionaries the file is smaller and faster to read.
     options = {"compression": "zstd", "use_dictionary": False}
     pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
-    temporary.replace(path)
+    if is_wanted():
+        temporary.replace(path)
+    else:
+        temporary.unlink(missing_ok=True)
 
 
 def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> None:

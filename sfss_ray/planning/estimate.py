@@ -116,9 +116,9 @@ def _measure(
     return stages, lines
 
 
-def _pool(inputs: Inputs, asked: int) -> int:
+def _pool(device: str, asked: int) -> int:
     """Processes of a pool here: one per GPU, or one per CPU."""
-    if inputs.device == "cuda":
+    if device == "cuda":
         import torch
 
         return asked or torch.cuda.device_count()
@@ -129,12 +129,11 @@ def _masks(inputs: Inputs, config: Config, masks: list[dict]) -> Stage:
     from sfss_ray.planning.measure import measure_masks, threads
 
     assert inputs.recipe is not None
-    pool = _pool(inputs, config.compute.mask_actors)
+    device = inputs.device if inputs.recipe.is_network else "cpu"
+    pool = _pool(device, config.compute.mask_actors)
     image = read_image(inputs.images[0].path)
     with threads((os.cpu_count() or 1) // pool):
-        measured, found = measure_masks(
-            inputs.recipe, inputs.region_weights, image, config, inputs.device
-        )
+        measured, found = measure_masks(inputs.recipe, inputs.region_weights, image, config, device)
     masks.extend(found)
     left = len(inputs.images) - inputs.masks_there
     return Stage(
@@ -181,7 +180,7 @@ def _trials_at_once(inputs: Inputs, config: Config) -> int:
     if compute.concurrent_trials:
         return compute.concurrent_trials
     if inputs.device == "cuda":
-        return _pool(inputs, 0) // compute.num_workers
+        return _pool(inputs.device, 0) // compute.num_workers
     return int((os.cpu_count() or 1) / (compute.cpus_per_worker * compute.num_workers))
 
 

@@ -15,7 +15,7 @@ from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore, shards
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.train.prepared import check_workers, labelled_images
+from sfss_ray.train.prepared import check_stage, labelled_images
 
 
 @dataclass
@@ -66,7 +66,7 @@ def look_at_inputs(
 
 
 def _device(config: Config) -> tuple[str, str]:
-    check_workers(config.train, config.compute)
+    check_stage(config.train, config.compute)
     cluster.check_address(config.compute)
     device = cluster.local_device(config.compute)
     return device, device

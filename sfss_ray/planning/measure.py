@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 import threading
@@ -107,7 +108,7 @@ def measure_masks(
     by_parts = recipe.sam_type not in ("", "small") and device == "cpu"
     few = {"points_per_side": _FEW_POINTS_PER_SIDE, "crop_n_layers": 0} if by_parts else {}
     knobs = recipe.knobs | few
-    asked = RegionRecipe(recipe.source, recipe.sam_type, recipe.sam_sha256, knobs)
+    asked = dataclasses.replace(recipe, knobs=knobs)
     with _Peak(device) as peak, _EncoderClock() as encoder:
         find = build_region_source(asked, checkpoint, config.masks.points_per_batch, device)
         if device == "cuda":

@@ -17,7 +17,7 @@ from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim, write_json
 from sfss_ray.train.prepared import (
     Prepared,
-    check_workers,
+    check_stage,
     hash_of_ids,
     labelled_images,
     prepare_training,
@@ -175,7 +175,7 @@ def pretrain_source(
     # A named encoding is that of the training labels; those of others are recognised.
     auto = dataclasses.replace(config, labels_format="auto", labels_classes="")
     labelled = labelled_images(val_images, val_labels, class_set, auto, progress)
-    check_workers(config.pretrain, config.compute)
+    check_stage(config.pretrain, config.compute)
     network = build_network(config.pretrain.network, len(class_set))
     record = flatten(config.pretrain, "pretrain.") | {
         "seed": config.seed,

@@ -71,7 +71,7 @@ def prepare_training(
 ) -> Prepared:
     """Check everything that can be checked before a cluster starts."""
     labelled = labelled_images(val_images, val_labels, source.classes, config)
-    check_workers(config.train, config.compute)
+    check_stage(config.train, config.compute)
     images = list_images(target_images)
     store = open_masks(masks, images)
     usable = [image for image in images if image.image_id not in store.errors]
@@ -109,8 +109,13 @@ def labelled_images(
     return folder.pairs
 
 
-def check_workers(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> None:
-    """ConfigError when the batch cannot be shared out evenly, or crops have no neighbour to mix."""
+def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> None:
+    """What several knobs say together, which only a whole config can be asked for.
+
+    ConfigError when the batch cannot be shared out evenly, crops have no neighbour to mix, or the
+    learning rate rises to the last step.
+    """
+    _check_warm_up(stage)
     workers, parts, class_mix = compute.num_workers, stage.accumulate, stage.augment.class_mix
     if stage.batch_size % workers:
         raise ConfigError(
@@ -128,6 +133,17 @@ def check_workers(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -
             f"batch_size is {stage.batch_size}, {share} at a time on each of {workers} workers, and"
             f" augment.class_mix is {class_mix}: neighbours in the batch are mixed, so choose a multiple"
             f" of {2 * workers * parts}, or class_mix 0"
+        )
+
+
+def _check_warm_up(stage: TrainConfig | PretrainConfig) -> None:
+    """A run that ends while its rate still rises has learnt next to nothing."""
+    optim, steps = stage.optim, stage.num_steps
+    if optim.warmup_steps >= steps or (not optim.warmup_steps and optim.warmup_share >= 1):
+        raise ConfigError(
+            f"warmup_steps is {optim.warmup_steps} and warmup_share {optim.warmup_share:g} of num_steps"
+            f" {steps}: the learning rate would rise to the last step; lower warmup_steps (0:"
+            " warmup_share decides), or take more steps"
         )
 
 

@@ -79,10 +79,28 @@ def start(*words: object) -> subprocess.Popen:
     )
 
 
+# They look for a dead head node for the 60 s of Ray's gcs_rpc_server_reconnect_timeout_s, then end.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+WORKER = "ray::RayTrainWorker"
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself, empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def stop(process: subprocess.Popen, number: signal.Signals) -> str:
-    """Send a signal to the command alone; returns its output once its whole tree is gone."""
+    """Send a signal to the command alone; returns its output once its whole tree is gone.
+
+    After SIGKILL nobody is left to end the cluster: all ends by itself, Ray's agents a minute later.
+    """
     tree = descendants(process.pid)
     assert tree, "the command has started no cluster yet"
+    if number == signal.SIGKILL:
+        tree = {pid for pid in tree if not name_of(pid).startswith(AGENTS)}
     process.send_signal(number)
     output = process.communicate(timeout=PATIENCE_S)[0]
     wait_for(lambda: not running(tree), f"{len(tree)} processes to end")
@@ -110,32 +128,111 @@ def test_masks_go_on_where_they_were(streets, tmp_path, number):
     assert {f.name: f.stat().st_mtime_ns for f in shards(out) if f.name in done} == done
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_training_goes_on_from_its_last_checkpoint(
-    source_model, streets, tiny_config, tmp_path, number
-):
-    from sfss_ray.config import flatten
+def tensors(state: dict, prefix: str = "") -> dict:
+    """Dotted name -> value of everything in a saved state."""
+    flat = {}
+    for name, value in state.items():
+        inside = isinstance(value, dict)
+        flat |= tensors(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return flat
 
-    config = tmp_path / "config.json"
-    knobs = flatten(tiny_config) | {"train.num_steps": 60, "train.evaluate_every": 5}
-    config.write_text(json.dumps(knobs | {"compute.address": "local"}))
-    out = tmp_path / "run"
+
+@pytest.fixture(scope="module")
+def adaptation(source_model, streets, tiny_config, tmp_path_factory):
+    """A config file of 40 steps with a checkpoint every 5, and its last state when nothing stops it."""
+    import torch
+
+    from sfss_ray.config import flatten, load_config
+    from sfss_ray.masks.actor import MaskActor
+    from sfss_ray.masks.regions import make_recipe
+    from sfss_ray.models.source import open_source
+    from sfss_ray.train.adaptation import adapt_student
+    from sfss_ray.train.prepared import prepare_training
+    from sfss_ray.train.run import LocalRun, load_state
+
+    folder = tmp_path_factory.mktemp("whole")
+    config_file, images = folder / "config.json", streets / "target" / "images"
+    knobs = flatten(tiny_config) | {"train.num_steps": 40, "train.evaluate_every": 5}
+    config_file.write_text(json.dumps(knobs | {"compute.address": "local"}))
+    config = load_config(config_file)
+    recipe, _ = make_recipe(config.masks, None)
+    spec = {"recipe": recipe.as_dict(), "checkpoint": "", "points_per_batch": 1, "threads": 1}
+    spec |= {"max_pixels": config.masks.max_pixels, "folder": str(folder / "masks")}
+    (folder / "masks").mkdir()
+    shard = [(file.stem, str(file)) for file in sorted(images.iterdir())]
+    MaskActor(spec | {"device": "cpu"})({"shard": [json.dumps(shard)]})
+    prepared = prepare_training(
+        open_source(source_model), images, folder / "masks", None, None, config
+    )
+    torch.set_num_threads(1)  # as many as a worker with half a CPU has
+    adapt_student(prepared.task(config), LocalRun(folder / "run"))
+    return config_file, tensors(load_state(folder / "run"))
+
+
+def assert_uninterrupted(out: Path, whole: dict) -> None:
+    """Weights of student and teacher, optimiser, thresholds, prior and bank: to the last bit."""
+    import torch
+
+    from sfss_ray.train.run import load_state
+
+    (out / "student.pt").stat()
+    last = max((out / "train").glob("checkpoint_*/state.pt"))
+    state = tensors(load_state(last.parent))
+    assert state.keys() == whole.keys()
+    assert state["step"] == 40
+    for name, value in whole.items():
+        same = torch.equal(state[name], value) if torch.is_tensor(value) else state[name] == value
+        assert same, name
+
+
+def start_adaptation(source_model, streets, config_file, out: Path):
     words = ["adapt", "--source-model", source_model, "--target-images"]
-    words += [streets / "target" / "images", "--output-dir", out, "--config-file", config]
-    process = start(*words)
-    log = out / "train"
+    words += [streets / "target" / "images", "--output-dir", out, "--config-file", config_file]
+    return start(*words)
+
+
+def wait_for_two_checkpoints(process: subprocess.Popen, log: Path) -> None:
     wait_for(lambda: len(list(log.glob("checkpoint_*"))) >= 2, "two checkpoints", process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_training_ends_as_one_that_was_not(
+    source_model, streets, adaptation, tmp_path, number
+):
+    config_file, whole = adaptation
+    out = tmp_path / "run"
+    process = start_adaptation(source_model, streets, config_file, out)
+    log = out / "train"
+    wait_for_two_checkpoints(process, log)
     output = stop(process, number)
     assert "Traceback" not in output
     assert not (out / "student.pt").exists()
     lines = len((log / "progress.jsonl").read_text().splitlines())
-    again = start(*words)
+    again = start_adaptation(source_model, streets, config_file, out)
     output = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, output
-    assert (out / "student.pt").exists()
-    assert read_progress(log)[-1]["step"] == 60
     later = (log / "progress.jsonl").read_text().splitlines()[lines:]
     assert json.loads(later[0])["step"] > 5, "it began anew"
+    assert_uninterrupted(out, whole)
+
+
+def test_a_killed_worker_is_started_again_and_ends_as_one_that_lived(
+    source_model, streets, adaptation, tmp_path
+):
+    config_file, whole = adaptation
+    out = tmp_path / "run"
+    process = start_adaptation(source_model, streets, config_file, out)
+    log = out / "train"
+    wait_for_two_checkpoints(process, log)
+    workers = [pid for pid in descendants(process.pid) if name_of(pid).startswith(WORKER)]
+    assert len(workers) == 1
+    os.kill(workers[0], signal.SIGKILL)
+    output = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 0, output
+    steps = [json.loads(line)["step"] for line in (log / "progress.jsonl").read_text().splitlines()]
+    assert steps[-1] == 40
+    assert steps.count(5) == 1, "it began anew"
+    assert_uninterrupted(out, whole)
 
 
 def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(tmp_path):

@@ -253,3 +253,33 @@ def test_cityscapes_labels_are_no_images(tmp_path: Path, ending):
     with pytest.raises(DataError, match=rf"a_{ending}.png' is a label map.*leftImg8bit"):
         list_images(tmp_path)
     assert len(list_images(tmp_path / "leftImg8bit")) == 1
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch):
+    """The superuser may list all: a folder that refuses stands in."""
+    for city in ("aachen", "bonn"):
+        (tmp_path / city).mkdir()
+        (tmp_path / city / "a.png").touch()
+    scan = os.scandir
+
+    def refusing(path="."):
+        if Path(path).name == "bonn":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"folder '.*bonn' cannot be listed \(Permission denied\)"):
+        list_images(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_names_are_listed_in_order(tmp_path: Path):
+    for city in range(10):
+        (tmp_path / f"city {city}").mkdir()
+        for frame in range(10_000):
+            (tmp_path / f"city {city}" / f"{frame:05d}.png").touch()
+    images = list_images(tmp_path)
+    assert len(images) == 100_000
+    assert [i.image_id for i in images] == sorted(i.image_id for i in images)
+    assert images[12_345].image_id == "city 1/02345"
+    assert images[12_345].path == tmp_path / "city 1" / "02345.png"

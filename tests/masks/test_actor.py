@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from sfss_ray.config import MaskConfig
+from sfss_ray.data.folders import list_images
 from sfss_ray.masks.actor import MaskActor, reason_of
 from sfss_ray.masks.attempts import DIED, MOST_DEATHS
 from sfss_ray.masks.regions import make_recipe
@@ -111,7 +114,7 @@ def test_any_error_of_a_source_costs_one_image(error, tmp_path: Path):
 
 @pytest.mark.parametrize(("failures", "errors"), [(1, 0), (2, 1)])
 def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors, tmp_path: Path):
-    actor = make_actor(tmp_path)
+    actor = make_actor(tmp_path, regions="small_sam", points_per_side=2)
     find, left = actor.find_regions, [failures]
 
     def full(image: np.ndarray) -> list[dict[str, Any]]:
@@ -125,3 +128,49 @@ def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors
     assert len(store.errors) == errors
     if errors:
         assert "OutOfMemoryError: CUDA out of memory" in store.errors["a"]
+
+
+def test_a_source_without_a_network_starts_without_torch(tmp_path: Path):
+    """In a process of its own, as an actor is."""
+    images = put_pictures(tmp_path, a=(40, 40))
+    actor = make_actor(tmp_path)
+    code = (
+        "import json, sys; from sfss_ray.masks.actor import MaskActor;"
+        f" MaskActor(json.loads(sys.argv[1]))({{'shard': [{json.dumps(images)!r}]}});"
+        " print('torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, json.dumps(actor.spec)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+    assert len(MaskStore(tmp_path)) == 1
+
+
+def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    colour = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    colour.convert("L").save(tmp_path / "grey.png")
+    colour.convert("P").save(tmp_path / "palette.png")
+    colour.convert("RGBA").save(tmp_path / "alpha.png")
+    colour.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    colour.save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(rng.integers(0, 2**16, (30, 40), dtype=np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "itself.png").symlink_to(tmp_path / "itself.png")
+    for city in ("aachen", "bonn"):
+        (tmp_path / city).mkdir()
+        colour.save(tmp_path / city / "frame 1 é.png")
+    images = list_images(tmp_path)
+    (tmp_path / "masks").mkdir()
+    store = work(make_actor(tmp_path / "masks"), [(i.image_id, str(i.path)) for i in images])
+    assert set(store.errors) == {"gone", "itself"}
+    sound = {"grey", "palette", "alpha", "cmyk", "turned", "deep"}
+    assert set(store.ids()) - set(store.errors) == sound | {
+        "aachen/frame 1 é",
+        "bonn/frame 1 é",
+    }
+    for image_id in set(store.ids()) - set(store.errors):
+        size = (40, 30) if image_id == "turned" else (30, 40)
+        assert store.id_map(image_id).shape == size
+        assert store.id_map(image_id).max() > 0

@@ -1,5 +1,6 @@
 """The generator against segment_anything's own, on a small Sam with random weights."""
 
+import inspect
 import json
 import math
 import os
@@ -22,12 +23,13 @@ from segment_anything.modeling import (
 )
 from torch.nn import functional as F
 
-from sfss_ray.masks import candidates, rle
+from sfss_ray.masks import candidates, packed, rle
 from sfss_ray.masks.automatic import AutomaticMaskGenerator
 from sfss_ray.masks.candidates import _set_image_there, encode_crop
 from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, embed_points, is_stock
 from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.sam import load_sam, shipped_small_sam
+from sfss_ray.masks.stock_order import StockOrderDecoder
 from sfss_ray.masks.upsample import RegionUpsampler
 
 REPOSITORY = Path(__file__).parents[2]
@@ -113,7 +115,8 @@ def assert_same_masks(pairs, least=5):
     """Same count and order; nearly all RLEs byte for byte, the others by a pixel or a thousandth.
 
     Only the decoder's roundoff can make one differ; of random weights' ragged masks it flips a
-    pixel in 1 to 4 of a hundred. It is as far from stock as stock is from itself in float64.
+    pixel in 1 to 4 of a hundred, unless they are settled. It is as far from stock as stock is from
+    itself in float64.
     """
     stock, ours = ([record for pair in pairs for record in pair[k]] for k in (0, 1))
     assert [len(a) for a, _ in pairs] == [len(b) for _, b in pairs]
@@ -148,6 +151,77 @@ def test_byte_identical_masks_with_the_models_own_decoder(sam, case, whole, monk
     assert len(stock) >= 5
     assert [a["segmentation"] for a in stock] == [b["segmentation"] for b in ours]
     assert all(assert_same_record(a, b) for a, b in zip(stock, ours, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_doubtful_masks_are_those_of_stock(sam, case, monkeypatch):
+    """Were rounding to decide every pixel, each mask would be stock's, byte for byte.
+
+    Where a library orders sums otherwise (stock_order.py) they are stock's as nearly as without.
+    """
+    monkeypatch.setattr(packed, "_ROUNDING", math.inf)
+    stock, ours = both(sam, drawn_image(seed=1), **CASES[case])
+    if not torch.backends.mkl.is_available():
+        assert_same_masks([(stock, ours)])
+        return
+    assert len(stock) >= 5
+    assert [a["segmentation"] for a in stock] == [b["segmentation"] for b in ours]
+    assert [a["bbox"] for a in stock] == [b["bbox"] for b in ours]
+
+
+def test_only_doubtful_masks_are_decoded_again(sam, monkeypatch):
+    parameters = {**LOOSE, "pred_iou_thresh": 1.0, "output_mode": "coco_rle"}
+    every, again = AutomaticMaskGenerator(sam, **parameters).generate(drawn_image()), []
+    decode = candidates.StockOrderDecoder.logits
+    monkeypatch.setattr(
+        candidates.StockOrderDecoder,
+        "logits",
+        lambda self, points, outputs: again.append(len(points)) or decode(self, points, outputs),
+    )
+    numbers = []
+    for rounding in (-1.0, 1e-6, math.inf):
+        monkeypatch.setattr(packed, "_ROUNDING", rounding)
+        AutomaticMaskGenerator(sam, **parameters).generate(drawn_image())
+        numbers.append(sum(again))
+        again.clear()
+    assert numbers[0] == 0
+    assert numbers[1] < len(every)
+    assert numbers[2] == len(every)
+
+
+@pytest.mark.parametrize("parameters", [{"dtype": torch.bfloat16}, {}], ids=["bf16", "own decoder"])
+def test_nothing_is_settled_where_stocks_sums_are_not_at_hand(sam, parameters, monkeypatch):
+    monkeypatch.setattr(packed, "_ROUNDING", math.inf)
+    monkeypatch.setattr(candidates, "StockOrderDecoder", None)
+    if not parameters:
+        monkeypatch.setattr(candidates, "is_stock", lambda sam: False)
+    found = AutomaticMaskGenerator(sam, **LOOSE, pred_iou_thresh=1.0, **parameters)
+    assert len(found.generate(drawn_image())) >= 5
+
+
+@pytest.mark.parametrize(("above", "doubtful"), [(2e-6, True), (2e-4, False), (-2e-6, True)])
+@pytest.mark.parametrize("cut", [0.0, 0.5])
+def test_a_mask_is_doubtful_where_a_logit_touches_the_cut(above, doubtful, cut):
+    low = np.full((8, 8), cut - 4, np.float32)
+    low[2:6, 2:6] = cut + 6
+    low[3, 3] = cut + above
+    upsampler = RegionUpsampler((8, 8), 8, (8, 8), (8, 8))
+    found = packed.measure_mask(low, upsampler, cut, 1.0, look_for_doubts=True)
+    assert found.mask.doubtful is doubtful
+    assert found.pixels == (15, 16)
+    assert found.box == (2, 2, 5, 5)
+    assert found.mask.unpack().sum() == 15 + (above > 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_masks_in_the_order_of_stock_are_those_asked_for(sam, count):
+    embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(count, 2)
+    outputs = torch.arange(count) % 3
+    with torch.no_grad():
+        ours = StockOrderDecoder(sam, embedding).logits(points, outputs)
+        stock = ModelDecoder(sam, embedding, torch.float32).decode(points, None).logits
+    stock = stock.unflatten(0, (count, 3))[torch.arange(count), outputs]
+    assert (ours - stock).abs().max() <= 3e-6 * stock.abs().max()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -232,6 +306,15 @@ def test_no_mask_passes_in_crops_and_with_small_regions(sam, whole, monkeypatch)
         sam, 4, pred_iou_thresh=1e9, crop_n_layers=1, min_mask_region_area=10
     )
     assert generator.generate(drawn_image()) == []
+
+
+def test_parameters_are_those_of_the_stock_generator():
+    stock, ours = (
+        inspect.signature(made).parameters
+        for made in (SamAutomaticMaskGenerator, AutomaticMaskGenerator)
+    )
+    assert list(ours) == [*stock, "dtype"]
+    assert all(ours[name].default == stock[name].default for name in stock)
 
 
 def test_output_modes_hold_the_same_masks(sam):

@@ -188,3 +188,18 @@ def test_sam_records_have_what_the_store_keeps(tmp_path: Path):
         assert set(record) == keys
         assert isinstance(record["counts"], str)
         assert record["area"] == mask.sum()
+
+
+def test_bf16_is_of_the_recipe_and_fp32_goes_without_saying(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    found, recipes = {}, {}
+    for precision in ("fp32", "bf16"):
+        cuts = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 4}
+        config = MaskConfig(regions="small_sam", precision=precision, **cuts)
+        recipe, checkpoint = make_recipe(config, None)
+        recipes[precision] = recipe.as_dict()
+        assert RegionRecipe(**recipes[precision]) == recipe
+        found[precision] = build_region_source(recipe, checkpoint, 64, "cpu")(image)
+    assert recipes["bf16"] == recipes["fp32"] | {"precision": "bf16"}
+    assert "precision" not in recipes["fp32"]
+    assert found["fp32"] != found["bf16"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -280,3 +281,34 @@ def test_of_two_rows_the_one_with_masks_counts(images: Path, tmp_path: Path):
         assert store.num_masks == whole.num_masks
         assert store.load("a")["masks"]
         assert not find_rows(out, recipe, list_images(images))["a"].failed
+
+
+def test_an_actor_of_a_killed_run_leaves_nothing_in_a_folder_that_is_another_runs(
+    images: Path, tmp_path: Path
+):
+    """Its driver's lock is gone while it still works: the next run has grouped images anew."""
+    out = tmp_path / "masks"
+    recipe, _ = make_recipe(MaskConfig(), None)
+    spec = {"recipe": recipe.as_dict(), "checkpoint": "", "points_per_batch": 1, "threads": 1}
+    spec |= {"max_pixels": 10**6, "folder": str(out), "device": "cpu"}
+    shard = {"shard": [json.dumps([(i.image_id, str(i.path)) for i in list_images(images)][:1])]}
+    with claimed(out) as former:
+        orphan = MaskActor(spec | {"claim": former})
+    with claimed(out) as present:
+        orphan(shard)
+        assert shards(out) == []
+        assert not list(out.glob(".*.parquet.*"))
+        MaskActor(spec | {"claim": present})(shard)
+        assert len(shards(out)) == 1
+
+
+def test_masks_by_other_weights_are_refused_by_name(images: Path, tmp_path: Path):
+    config = MaskConfig(regions="small_sam")
+    recipe, _ = make_recipe(config, None)
+    out = tmp_path / "masks"
+    out.mkdir()
+    row = {"image_id": "a", "path": "a", "height": 24, "width": 40, "masks": [], "error": None}
+    other = recipe.as_dict() | {"sam_sha256": "0" * 64}
+    write_shard(out / f"masks-{'0' * 16}.parquet", [row], other)
+    with pytest.raises(ResumeError, match=f"sam_sha256: {'0' * 64} -> {recipe.sam_sha256}"):
+        find_rows(out, recipe, list_images(images))

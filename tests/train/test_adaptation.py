@@ -1,8 +1,11 @@
 """Whole short adaptations of a tiny dataset in this process."""
 
 import copy
+import dataclasses
 import shutil
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,18 +15,25 @@ from train_samples import (
     KEEPS_ALL,
     adaptation_task,
     assert_states_close,
+    flat_state,
     sharp_source,
     small_config,
+    tile_labels,
     write_dataset,
+    write_image,
 )
 
 from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.errors import TrainingError
+from sfss_ray.data.folders import list_images
+from sfss_ray.errors import DataError, TrainingError
 from sfss_ray.models import networks
 from sfss_ray.models.build import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.source import open_source
+from sfss_ray.train import adaptation, step
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student, estimate_statistics
+from sfss_ray.train.prepared import prepare_training
 from sfss_ray.train.run import LocalRun, load_state, read_progress
 
 
@@ -158,16 +168,30 @@ def test_a_source_model_with_nan_is_refused_in_one_line(root, tmp_path, capfd, r
     assert not (tmp_path / "run" / "state.pt").exists()
 
 
-def test_a_later_nan_keeps_the_last_checkpoint(root, source, tmp_path):
-    config = small_config(num_steps=4, evaluate_every=2, optim__optimizer="sgd")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_loss_that_is_not_finite_keeps_the_good_checkpoint(
+    root, source, tmp_path, monkeypatch, bad
+):
+    """The named checkpoint is sound: what goes on from it ends as a run that was never spoilt."""
+    config = small_config(num_steps=4, evaluate_every=2)
+    adapt(root, source, config, tmp_path / "whole")
+    sound = adaptation.adaptation_losses
 
-    def poison(network, teacher):
-        torch.nn.init.constant_(network.classifier.bias, torch.nan)
-        return {}
+    def spoilt(*arguments, **named):
+        loss, metrics = sound(*arguments, **named)
+        step = arguments[6]
+        return (loss * bad if step == 3 else loss), metrics
 
-    with pytest.raises(TrainingError, match=r"at step 3 .*the checkpoint of step 2 is kept"):
-        adapt(root, source, config, tmp_path, poison)
-    assert load_state(tmp_path)["step"] == 2
+    monkeypatch.setattr(adaptation, "adaptation_losses", spoilt)
+    message = r"^the loss is (nan|inf) and .* at step 3 \(the checkpoint of step 2 is kept\)"
+    with pytest.raises(TrainingError, match=message):
+        adapt(root, source, config, tmp_path / "spoilt")
+    state = load_state(tmp_path / "spoilt")
+    assert state["step"] == 2
+    assert all(v.isfinite().all() for v in flat_state(state).values())
+    monkeypatch.undo()
+    adapt(root, source, config, tmp_path / "spoilt")
+    assert_states_close(tmp_path / "whole", tmp_path / "spoilt", tolerance=1e-6)
 
 
 def running_statistics(weights: dict, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -260,14 +284,44 @@ def test_the_task_holds_nothing_of_labels_or_source_data():
     assert names == ["source_model", "images", "masks", "config", "architecture"]
 
 
-def test_labels_are_not_needed_on_disk(root, source, tmp_path):
-    unlabelled = write_dataset(tmp_path / "data")
-    for file in (unlabelled / "labels").iterdir():
-        file.unlink()
+@pytest.mark.parametrize("spoil", ["removed", "of other classes"])
+def test_labels_that_were_given_change_nothing_but_the_report(root, source, tmp_path, spoil):
+    """Labels of the very images that are learnt from, spoilt once the inputs are checked."""
     config = small_config(num_steps=2)
-    adapt(unlabelled, source, config, tmp_path / "without")
-    adapt(root, source, config, tmp_path / "with")
-    assert_states_close(tmp_path / "without", tmp_path / "with")
+    adapt(root, source, config, tmp_path / "sound")
+    data = write_dataset(tmp_path / "data")
+    images, labels = data / "images", data / "labels"
+    prepared = prepare_training(open_source(source), images, data / "masks", images, labels, config)
+    examination = prepared.examination(config)
+    network = load_model(source).network
+    before = examination.score(network).miou
+    for file in labels.iterdir():
+        if spoil == "removed":
+            file.unlink()
+        else:
+            write_image(file, (tile_labels(int(file.stem)) + 1) % len(CLASSES))
+    task = dataclasses.replace(prepared.task(config), images=tuple(list_images(images)))
+    adapt_student(task, LocalRun(tmp_path / "spoilt"))
+    assert_states_close(tmp_path / "sound", tmp_path / "spoilt")
+    if spoil == "removed":
+        with pytest.raises((DataError, OSError)):
+            examination.score(network)
+    else:
+        assert examination.score(network).miou != before
+
+
+def test_training_opens_images_and_the_model_alone(root, source, tmp_path):
+    """Python tells of every file that is opened (PEP 578); shards are read by pyarrow."""
+    opened, listening = [], [True]
+
+    def hook(event, arguments):
+        if listening and event == "open" and str(arguments[0]).startswith(str(root)):
+            opened.append(Path(arguments[0]).relative_to(root).parts[0])
+
+    sys.addaudithook(hook)  # it cannot be taken away again
+    adapt(root, source, small_config(num_steps=2), tmp_path)
+    listening.clear()
+    assert set(opened) == {"images", "source.pt"}
 
 
 def test_a_batch_in_parts_teaches_what_the_whole_does(root, source, tmp_path):
@@ -289,6 +343,59 @@ def test_golden_loss_curve(root, source, tmp_path):
     adapt(root, source, small_config(evaluate_every=1), tmp_path)
     losses = [r["loss"] for r in read_progress(tmp_path)]
     assert losses == pytest.approx(GOLDEN, rel=1e-3)
+
+
+RECOMMENDED = {
+    "batch_norm": "target",
+    "loss__mask_vote": "pooled",
+    "loss__prior_power": 0.25,
+    "loss__projection": "mlp",
+    "loss__contrast_weight": 0.03,
+}
+GOLDEN_RECOMMENDED = [2.067443, 0.63272, 0.713826, 1.430834, 2.808497, 1.3345]
+
+
+def test_golden_loss_curve_of_the_recommended_method(root, source, tmp_path):
+    adapt(root, source, small_config(evaluate_every=1, **RECOMMENDED), tmp_path)
+    losses = [r["loss"] for r in read_progress(tmp_path)]
+    assert losses == pytest.approx(GOLDEN_RECOMMENDED, rel=1e-3)
+
+
+def test_the_order_of_channels_in_memory_changes_nothing(root, source, tmp_path):
+    for name, last in (("first", False), ("last", True)):
+        config = small_config(num_steps=2, optim__optimizer="sgd", channels_last=last)
+        adapt(root, source, config, tmp_path / name)
+    assert_states_close(tmp_path / "first", tmp_path / "last", tolerance=1e-4)
+
+
+def test_bf16_learns_about_what_fp32_does_and_its_losses_are_float32(
+    root, source, tmp_path, monkeypatch
+):
+    seen = []
+    forward = step.ContrastNet.forward
+
+    def watched(self, images):
+        with_dtype = self.segmenter.classifier.register_forward_hook(
+            lambda module, inputs, out: seen.append(("inside", out.dtype))
+        )
+        found = forward(self, images)
+        with_dtype.remove()
+        seen.extend(("handed over", part.dtype) for part in found)
+        return found
+
+    monkeypatch.setattr(step.ContrastNet, "forward", watched)
+    curves = {}
+    for precision in ("fp32", "bf16"):
+        seen.clear()
+        config = small_config(num_steps=3, evaluate_every=1, precision=precision, **KEEPS_ALL)
+        adapt(root, source, config, tmp_path / precision)
+        inside = torch.bfloat16 if precision == "bf16" else torch.float32
+        assert set(seen) == {("inside", inside), ("handed over", torch.float32)}
+        curves[precision] = [r["loss"] for r in read_progress(tmp_path / precision)]
+        state = flat_state(load_state(tmp_path / precision)["student"])
+        assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
+    assert curves["bf16"] != curves["fp32"]
+    assert curves["bf16"] == pytest.approx(curves["fp32"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from sfss_ray.config import AugmentConfig, ComputeConfig, Config, TrainConfig, o
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
-from sfss_ray.train.prepared import check_workers
+from sfss_ray.train.prepared import check_stage
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,27 @@ def test_every_worker_has_crops_and_a_neighbour_to_mix(batch, workers, parts, cl
     compute, augment = ComputeConfig(num_workers=workers), AugmentConfig(class_mix=class_mix)
     stage = TrainConfig(batch_size=batch, accumulate=parts, augment=augment)
     if fine:
-        check_workers(stage, compute)
+        check_stage(stage, compute)
         return
     with pytest.raises(ConfigError, match=rf"batch_size is {batch}.* multiple"):
-        check_workers(stage, compute)
+        check_stage(stage, compute)
+
+
+@pytest.mark.parametrize("stage", ["train", "pretrain"])
+def test_a_warm_up_to_the_last_step_is_refused(stage):
+    """Whatever the order in which its knobs are set."""
+
+    def check(**knobs):
+        config = override(
+            Config(), {f"{stage}.{k.replace('__', '.')}": v for k, v in knobs.items()}
+        )
+        check_stage(getattr(config, stage), ComputeConfig())
+
+    check(num_steps=1501, optim__warmup_steps=1500)
+    check(optim__warmup_steps=5000, num_steps=40000)
+    for knobs in ({"num_steps": 1500, "optim__warmup_steps": 1500}, {"optim__warmup_share": 1.0}):
+        with pytest.raises(ConfigError, match="rise to the last step; lower warmup_steps"):
+            check(**knobs)
 
 
 def test_a_run_that_would_mix_single_crops_is_refused(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import traceback
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from train_samples import (
     write_dataset,
 )
 
+from sfss_ray.errors import TrainingError
+from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import adapt_student
 from sfss_ray.train.collective import average_buffers, gather_rows, sum_over_workers, world_size
 from sfss_ray.train.run import LocalRun, append_progress, load_state, read_progress
@@ -77,12 +80,28 @@ def work(rank: int, root: Path) -> None:
         torch.save(collect(rank), root / f"collected{rank}.pt")
         for name in SCENARIOS:
             adapt_student(task_of(root, name), RankRun(root / name))
+        spoil_one_rank(root, rank)
         (root / f"finished{rank}").touch()
     except Exception:
         (root / f"error{rank}").write_text(traceback.format_exc())
         raise
     finally:
         dist.destroy_process_group()
+
+
+def spoil_one_rank(root: Path, rank: int) -> None:
+    """The loss of rank 1 alone is NaN in the second step; what each rank says of it is kept."""
+    sound = adaptation.adaptation_losses
+
+    def spoilt(*arguments, **named):
+        loss, metrics = sound(*arguments, **named)
+        return (loss * torch.nan if (rank, arguments[6]) == (1, 2) else loss), metrics
+
+    with patch.object(adaptation, "adaptation_losses", spoilt):
+        try:
+            adapt_student(task_of(root, "frozen"), RankRun(root / "spoilt"))
+        except TrainingError as error:
+            (root / f"spoilt{rank}").write_text(str(error))
 
 
 def collect(rank: int) -> dict[str, torch.Tensor]:
@@ -127,6 +146,12 @@ def root(tmp_path_factory):
 
 def test_both_ranks_finish(root):
     assert all((root / f"finished{rank}").exists() for rank in range(WORLD))
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_a_nan_on_one_rank_stops_both_in_the_same_step(root, rank):
+    assert "at step 2 (the checkpoint of step 1 is kept)" in (root / f"spoilt{rank}").read_text()
+    assert load_state(root / "spoilt" / f"rank{rank}")["step"] == 1
 
 
 @pytest.mark.parametrize("rank", range(WORLD))
