@@ -38,12 +38,20 @@ def claimed(folder: Path) -> Iterator[str]:
                 f"another run is making masks in {str(folder)!r}: wait for its end, or give another"
                 " folder"
             )
-        claim = uuid.uuid4().hex
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, claim.encode(), 0)
-        yield claim
+        yield _name_claim(handle)
     finally:
         os.close(handle)
+
+
+def _name_claim(handle: int) -> str:
+    """Put a new name in place of the last claim's; empty where it cannot be written."""
+    claim = uuid.uuid4().hex
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, claim.encode())
+    except OSError:  # a full disk is told of by the first shard
+        return ""
+    return claim
 
 
 def is_claimed_by(folder: Path, claim: str) -> bool:
