@@ -127,12 +127,13 @@ def test_a_shard_that_cannot_be_read_is_kept_and_named(images: Path, tmp_path: P
     make(images, out)
     first = shards(out)[0]
 
-    def refused(path, filesystem):
+    def refused(path, **options):
         if path == str(first):
             raise PermissionError(13, "Permission denied")
-        return pq.ParquetFile(path, filesystem=filesystem)
+        return parquet_file(path, **options)
 
-    monkeypatch.setattr("sfss_ray.masks.places._parquet", refused)
+    parquet_file = pq.ParquetFile
+    monkeypatch.setattr("sfss_ray.masks.places.pq.ParquetFile", refused)
     for work in (lambda: make(images, out), lambda: MaskStore(out)):
         with pytest.raises(
             DataError, match=r"cannot be read \(.*Permission denied\): make it read"
