@@ -109,12 +109,13 @@ SAME_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 FEW = 8  # images of a case that runs a large network over five crops of each
-# Random weights predict no meaningful IoU and draw soft borders: thresholds at which masks come out.
+# Random weights predict no meaningful IoU, draw soft borders, and show nearly the same under all points:
+# thresholds at which many masks come out, alike or not. Few points, as the encoder is what takes time.
 RANDOM_SETTINGS = {
-    "points_per_side": 8,
+    "points_per_side": 4,
     "pred_iou_thresh": 0.88,
-    "stability_score_thresh": 0.6,
-    "box_nms_thresh": 0.9,
+    "stability_score_thresh": 0.2,
+    "box_nms_thresh": 1.0,
 }
 
 
