@@ -3,7 +3,8 @@
 One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
 final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
 retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
-without end; attempts.py sees to it that an image which kills its process is given up.
+without end; attempts.py sees to it that an image which kills its process is given up, and a network
+that does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.errors import ClusterError
 from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.attempts import forget_starts
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
@@ -135,7 +137,7 @@ def _run_pool(
     pool = min(pool, len(items))
     # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
     cpus = 0.9 * resources.cpus / pool
-    spec = spec | {"threads": _threads(resources, pool)}
+    spec = spec | {"threads": _threads(resources, pool), "pool": pool}
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         MaskActor,
         fn_constructor_args=(spec,),
@@ -144,6 +146,8 @@ def _run_pool(
         num_cpus=min(1.0, cpus),
         num_gpus=1 if spec["device"] == "cuda" else 0,
     )
+    folder = Path(spec["folder"])
+    forget_starts(folder)
     bar, errors = Progress("masks", len(images), progress), 0
     try:
         for facts in dataset.iter_rows():
@@ -154,6 +158,8 @@ def _run_pool(
             f"the pool of masks stopped ({_cause(error)}): put that right and run again, what is"
             " finished is kept"
         ) from error
+    finally:
+        forget_starts(folder)
 
 
 def _cause(error: Exception) -> str:
