@@ -11,10 +11,11 @@ import numpy as np
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
-from sfss_ray.masks.attempts import DIED, Attempts, started
+from sfss_ray.masks.attempts import DIED, Attempts
 from sfss_ray.masks.lock import is_claimed_by
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
+from sfss_ray.pool import started
 
 _REASON_LENGTH = 300
 
