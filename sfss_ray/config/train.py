@@ -161,8 +161,7 @@ class LossConfig:
     vote_min_purity: float = 0.0
     """A mask speaks for its pixels only if this share of them has its class already; 0 to 1."""
     prior_power: float = 0.25
-    """Teacher probabilities are divided by their running class share to this power, inside masks
-    that vote (everywhere where mask_vote is none); 0 to 1."""
+    """Teacher probabilities are divided by their running class share to this power; 0 to 1."""
     teacher_scales: tuple[float, ...] = (1.0,)
     """Zooms at which the teacher looks for pseudo-labels: its probabilities are the mean over them."""
     teacher_flip: bool = False

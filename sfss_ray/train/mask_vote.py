@@ -8,9 +8,7 @@ pools do (Genest and Zidek 1986):
 
 so a mask that joins two things cannot overrule pixels that are sure, and the mean of logarithms asks for
 a class that no part of the mask rules out. The prior is the teacher's running class share: dividing by
-a power of it keeps common classes from swallowing masks of rare ones. Pixels in no mask keep what the
-teacher says: without the evidence of a mask the same correction costs more than it brings
-(experiments/README.md, rows "prior correction").
+a power of it keeps common classes from swallowing masks of rare ones.
 """
 
 from __future__ import annotations
@@ -51,14 +49,12 @@ def relabel(
 
     Args:
         probabilities: (B, C, H, W), the teacher's.
-        mask_ids: (B, H, W), 0 = no mask: where masks vote such pixels keep the teacher's label.
-        prior: (C,) class shares. Where masks vote it is taken off inside masks that speak, else
-            everywhere.
+        mask_ids: (B, H, W), 0 = no mask: such pixels keep their own label.
+        prior: (C,) class shares.
     """
     batch, classes = probabilities.shape[:2]
     q = probabilities.permute(0, 2, 3, 1).reshape(-1, classes)
-    plain = q.clamp(min=_FLOOR).log()
-    scores = plain - config.prior_power * prior.clamp(min=_FLOOR).log()
+    scores = q.clamp(min=_FLOOR).log() - config.prior_power * prior.clamp(min=_FLOOR).log()
     confidence, labels = scores.softmax(1).max(1)
     if config.mask_vote != "none":
         masks = _Masks.of(mask_ids)
@@ -72,10 +68,9 @@ def relabel(
         agree = (labels == evidence.argmax(1)[masks.owner]).to(q.dtype)[:, None]
         pure = masks.mean(agree)[:, 0] >= config.vote_min_purity
         speaks = masks.inside & pure[masks.owner]
-        own_confidence, own = plain.softmax(1).max(1)
         voted_confidence, voted = pooled.max(1)
-        labels = torch.where(speaks, voted, own)
-        confidence = torch.where(speaks, voted_confidence, own_confidence)
+        labels = torch.where(speaks, voted, labels)
+        confidence = torch.where(speaks, voted_confidence, confidence)
     shape = (batch, *probabilities.shape[2:])
     return labels.view(shape), confidence.view(shape)
 
