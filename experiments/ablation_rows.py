@@ -119,7 +119,7 @@ _PARTS_OF_THE_VOTE = tuple(
         regions,
         _alone(power),
     )
-    for power in (0.0, 0.5, 1.0)
+    for power in (0.0, 0.5)
     for regions in ("small_sam", "ground_truth")
 )
 TABLES = {
