@@ -5,7 +5,8 @@
 
 All rows start from the same source model and see the same images; they differ in the knobs below alone.
 Students are scored at their LAST step with labels that nothing else sees. A run that was done is not
-done again, one that was interrupted goes on. Writes ablation_PAIR.json, .md and .png.
+done again, one that was interrupted goes on. Writes ablation_PAIR.json, .md and .png; `--table remedies`
+runs what was tried to make masks count more, and writes remedies_PAIR.*.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ import argparse
 import multiprocessing
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import BASELINE, CEILING, CONTRAST_KNOBS, ROWS, STATISTICS, USER_REGIONS, Row
+from ablation_rows import (
+    BASELINE,
+    CEILING,
+    CONTRAST_KNOBS,
+    STATISTICS,
+    TABLES,
+    USER_REGIONS,
+    Row,
+)
 from ablation_table import knobs_of, write_results
 from domain_pairs import DomainPair, camvid_day2dusk, streets
 
@@ -281,13 +291,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.steps:
         steps = {"train.num_steps": arguments.steps, "pretrain.num_steps": arguments.steps}
         pair = replace(pair, config=override(pair.config, steps))
-    rows = [row for row in ROWS if not arguments.rows or row.key in arguments.rows]
+    of_table = TABLES[arguments.table]
+    rows = [row for row in of_table if not arguments.rows or row.key in arguments.rows]
     for regions in {row.regions for row in rows if row.regions}:
         print(f"masks: {regions}", flush=True)
         pair.masks(regions)
     device = arguments.device
     jobs = [Job(pair, row, seed, device) for seed in range(arguments.seeds) for row in rows]
-    results = results_there(pair, device)
+    results = results_there(pair, device, of_table)
+    stem = arguments.results / f"{arguments.table}_{pair.name}"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         waiting = {pool.submit(run_job, job): job for job in jobs}
@@ -297,14 +309,16 @@ def run(arguments: argparse.Namespace) -> None:
             what = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"
             score = f"student {result['student_last']:.1f}"
             print(f"{number}/{len(jobs)} {what}: {score}", flush=True)
-            write_results(pair, ROWS, results, arguments.results)
-    print((arguments.results / f"ablation_{pair.name}.md").read_text())
+            write_results(pair, of_table, results, stem)
+    print(stem.with_suffix(".md").read_text())
 
 
-def results_there(pair: DomainPair, device: str) -> dict[str, dict[int, dict[str, Any]]]:
+def results_there(
+    pair: DomainPair, device: str, rows: Sequence[Row]
+) -> dict[str, dict[int, dict[str, Any]]]:
     """Row -> seed -> result of all that is finished: a run of few rows does not shorten the table."""
-    found: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in ROWS}
-    for row in ROWS:
+    found: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in rows}
+    for row in rows:
         for folder in (pair.folder / "runs" / row.key).glob("seed*"):
             job = Job(pair, row, int(folder.name.removeprefix("seed")), device)
             if result := finished(job):
@@ -332,7 +346,9 @@ if __name__ == "__main__":
     add_pair_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--steps", type=int, help="for a try-out: steps of every run")
-    parser.add_argument("--rows", nargs="*", choices=[row.key for row in ROWS], help="default: all")
+    parser.add_argument("--table", choices=list(TABLES), default="ablation")
+    keys = list(dict.fromkeys(row.key for rows in TABLES.values() for row in rows))
+    parser.add_argument("--rows", nargs="*", choices=keys, help="of the table; default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

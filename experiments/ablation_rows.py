@@ -105,3 +105,25 @@ _FULL = (
     Row("full_ground_truth", _FULL_NAME, "ground_truth", CONTRAST | VOTE),
 )
 ROWS = (BASELINE, STATISTICS, *_SELF_TRAINING, *_LABEL_SPACE, *_CONTRAST, *_FULL, CEILING)
+
+
+def _alone(power: float) -> dict[str, Any]:
+    """A pooled vote in which pixels have no say of their own, whatever suits the regions."""
+    return VOTE | {"train.loss.vote_weight": 1.0, "train.loss.prior_power": power}
+
+
+_PARTS_OF_THE_VOTE = tuple(
+    Row(
+        f"vote_prior_{power}_{regions}",
+        f"A1 + vote of weight 1, prior {power}",
+        regions,
+        _alone(power),
+    )
+    for power in (0.0, 0.5)
+    for regions in ("small_sam", "ground_truth")
+)
+TABLES = {
+    "ablation": ROWS,
+    # What was tried to find out why masks count: the vote's parts, one by one, without the contrast.
+    "remedies": (BASELINE, _SELF_TRAINING[1], *_LABEL_SPACE[:2], *_PARTS_OF_THE_VOTE, CEILING),
+}

@@ -20,16 +20,16 @@ def write_results(
     pair: DomainPair,
     rows: Sequence[Row],
     results: Mapping[str, Mapping[int, dict[str, Any]]],
-    folder: Path,
+    stem: Path,
 ) -> None:
-    """Write ablation_PAIR.json, .md and .png of the rows that have a result (row -> seed -> result)."""
+    """Write STEM.json, .md and .png of the rows that have a result (row -> seed -> result)."""
     table = [
         summary(row, pair, list(results[row.key].values())) for row in rows if results[row.key]
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"ablation_{pair.name}.json", table)
-    (folder / f"ablation_{pair.name}.md").write_text(as_markdown(pair, table))
-    draw(pair, table, folder / f"ablation_{pair.name}.png")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_json(stem.with_suffix(".json"), table)
+    stem.with_suffix(".md").write_text(as_markdown(pair, table, stem.name.split("_")[0]))
+    draw(pair, table, stem.with_suffix(".png"))
 
 
 def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
     }
 
 
-def as_markdown(pair: DomainPair, table: list[dict[str, Any]]) -> str:
+def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str:
     """mIoU table, gap closed, and IoU per class; source-only first."""
     mean = {entry["key"]: entry["mean"] for entry in table}
     base, top = mean.get(BASELINE.key), mean.get(CEILING.key)
@@ -65,7 +65,7 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]]) -> str:
         "mIoU in percent of the student at its last step, mean and standard deviation over seeds.",
         "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
         "Best step: the higher of two looks, half-way and at the end.",
-        f"`python experiments/ablation.py --pair {pair.name}`; source model"
+        f"`python experiments/ablation.py --table {name} --pair {pair.name}`; source model"
         f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",
         "",
         "| method | regions | seeds | last step | gain | gap closed | best step | teacher, last |",
@@ -80,9 +80,10 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]]) -> str:
         best = statistics.fmean(result["student_best"] for result in seeds)
         of_teacher = [s["teacher_last"] for s in seeds if s["teacher_last"] is not None]
         teacher = f"{statistics.fmean(of_teacher):.1f}" if of_teacher else ""
+        last = f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if len(seeds) > 1 else "")
         lines.append(
-            f"| {entry['row']} | {entry['regions']} | {len(seeds)} | {entry['mean']:.1f} ±"
-            f" {entry['std']:.1f} | {gain} | {closed} | {best:.1f} | {teacher} |"
+            f"| {entry['row']} | {entry['regions']} | {len(seeds)} | {last} | {gain} | {closed}"
+            f" | {best:.1f} | {teacher} |"
         )
     return "\n".join([*lines, "", *_per_class(pair, table), ""])
 

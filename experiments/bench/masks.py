@@ -111,7 +111,7 @@ _BF16 = (
 )  # fmt: skip
 _SAME = (
     "images", "stock_failed", "stock_masks", "our_masks", "same_count", "same_order",
-    "identical_percent", "iou_below_999", "worst_iou", "times_faster",
+    "identical_percent", "iou_below_999", "worst_iou",
 )  # fmt: skip
 
 

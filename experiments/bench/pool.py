@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from records import RESULTS, keep, machine, markdown
 
+from sfss_ray import pool as ray_pool
 from sfss_ray.config import Config, override
 from sfss_ray.data.folders import read_image
 from sfss_ray.masks import generate
@@ -105,7 +106,7 @@ def through_pool(images: Path, config: Config, actors: int) -> dict[str, float]:
     """generate_masks with so many actors of one thread each."""
     config = override(config, {"compute.mask_actors": actors})
     # The door gives an actor its share of the cluster's CPUs as threads: here that is one.
-    one_thread = patch.object(generate, "_threads", lambda resources, pool: 1)
+    one_thread = patch.object(ray_pool, "threads_of_actor", lambda resources, size: 1)
     with tempfile.TemporaryDirectory() as folder, one_thread:
         out = Path(folder) / "masks"
         watch = Watch(out)

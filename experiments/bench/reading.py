@@ -3,21 +3,24 @@
     OMP_NUM_THREADS=1 python experiments/bench/reading.py [--data DIR]
 
 2048x1024 images with 120 masks; a crop is 640x640 after a random zoom and mirror, as training draws
-it. Cold is an image's first crop in a process (its row is read, parsed and painted), warm any later
-one. Beside pycocotools' decode and the JSON that segment_anything's amg.py writes. Masks are drawn
-objects; with --data also Felzenszwalb's regions of Cityscapes images, whose borders are more
-ragged than SAM's. Writes results/reading_cpu.md and .json.
+it. From RLE strings in memory, from the file where nothing of the image is held, and where its
+painted runs are. Beside pycocotools' decode and the JSON that segment_anything's amg.py writes.
+Masks are drawn objects; with --data also Felzenszwalb's regions of Cityscapes images, whose borders
+are more ragged than SAM's. Writes results/reading_cpu.md and .json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -30,15 +33,16 @@ from torch.nn import functional as F
 from sfss_ray.config import AugmentConfig, MaskConfig
 from sfss_ray.data.augment import Geometry, draw_geometry
 from sfss_ray.data.folders import read_image
-from sfss_ray.masks.painting import paint_order, paint_runs
+from sfss_ray.masks import store as masks_store
+from sfss_ray.masks.cache import PaintedCache
+from sfss_ray.masks.painting import PaintedRuns, paint_image, paint_order
 from sfss_ray.masks.regions import build_region_source, make_recipe
-from sfss_ray.masks.rle import encode_masks, from_coco_strings, to_coco_strings
+from sfss_ray.masks.rle import encode_masks, to_coco_strings
 from sfss_ray.masks.store import PAINTED, MaskStore, write_shard
 
 SIZE = (1024, 2048)
 MASKS = 120
-IMAGES = 8  # in the file: a whole row group
-COLD_ROUNDS = 5  # times that all images are read with nothing held
+IMAGES = 8  # in the file
 CROP = AugmentConfig(crop_size=(640, 640))
 
 
@@ -116,28 +120,48 @@ def our_crop(store: MaskStore, geometry: Geometry, image_id: str = "0") -> np.nd
     return store.id_crop(image_id, *geometry.nearest_pixels(SIZE))
 
 
-def cold_crops(store: MaskStore, shapes: list[Geometry]) -> list[float]:
-    """Seconds of the first crop of each image, with nothing held of any."""
-    seconds = []
-    for _ in range(COLD_ROUNDS):
-        PAINTED.clear()
-        for image_id, geometry in zip(store.ids(), shapes, strict=False):
-            seconds.append(seconds_of(lambda i=image_id, g=geometry: our_crop(store, g, i))[0])
+class FullCache(PaintedCache):
+    """Has no room for an image more."""
+
+    def __init__(self) -> None:
+        super().__init__(most_bytes=0)
+
+    def _takes_in(self) -> bool:
+        return False
+
+
+def crops_from_file(folder: str, shapes: list[Geometry], full: bool) -> list[float]:
+    """Seconds of a crop of each image, of which nothing is held.
+
+    `full`: nor will it be, so that no more of it is painted than is needed.
+    """
+    store, seconds = MaskStore(folder), []
+    for start in range(0, len(shapes), IMAGES):
+        with patch.object(masks_store, "PAINTED", FullCache() if full else PaintedCache(2**28)):
+            for image_id, geometry in zip(store.ids(), shapes[start:], strict=False):
+                seconds.append(seconds_of(lambda i=image_id, g=geometry: our_crop(store, g, i))[0])
     return seconds
 
 
-def parts_of_painting(images: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Milliseconds of parsing and painting an image, and kB of what is held of it; medians."""
-    orders = [paint_order([record["area"] for record in records], "fine") for records in images]
-    texts = [[one[k]["counts"] for k in order] for one, order in zip(images, orders, strict=True)]
-    texts *= COLD_ROUNDS
-    parsed = [seconds_of(lambda t=t: from_coco_strings(t))[0] for t in texts]
-    painted = [seconds_of(lambda t=t: paint_runs(t, range(1, len(t) + 1), SIZE)) for t in texts]
-    return {
-        "cold_parse_ms": 1000 * median(parsed),
-        "cold_paint_ms": 1000 * (median(seconds for seconds, _ in painted) - median(parsed)),
-        "held_kb_per_image": median(runs.nbytes for _, runs in painted) / 1000,
-    }
+@dataclass(frozen=True)
+class CocoMasks:
+    """The masks of an image in their canonical form, of which nothing else is known."""
+
+    texts: list[str]
+    areas: np.ndarray
+    boxes: np.ndarray
+
+    @classmethod
+    def of(cls, records: list[dict[str, Any]]) -> CocoMasks:
+        texts, areas, boxes = ([r[key] for r in records] for key in ("counts", "area", "bbox"))
+        return cls(texts, np.array(areas), np.array(boxes))
+
+    def painted(self, columns: range | None = None) -> PaintedRuns:
+        return paint_image(self.texts, self.areas, self.boxes, SIZE, "fine", columns)
+
+    def crop(self, geometry: Geometry) -> np.ndarray:
+        rows, columns = geometry.nearest_pixels(SIZE)
+        return self.painted(range(columns.min(), columns.max() + 1)).at(rows, columns)
 
 
 def coco_crop(records: list[dict[str, Any]], geometry: Geometry) -> np.ndarray:
@@ -151,42 +175,44 @@ def coco_crop(records: list[dict[str, Any]], geometry: Geometry) -> np.ndarray:
 
 
 def measure(images: list[list[dict[str, Any]]], crops: int, coco_crops: int) -> dict[str, Any]:
-    """Times on the first image, file size on all."""
+    """Times on all images, of pycocotools on the first; file size on all."""
     rng = np.random.default_rng(1)
     shapes = [draw_geometry(CROP, SIZE, rng) for _ in range(crops)]
+    canonical = [CocoMasks.of(records) for records in images]
     with tempfile.TemporaryDirectory() as folder:
         bank = write_bank(Path(folder), images)
         store = MaskStore(folder)
         # Maps are not kept while the clock runs: training, too, writes each where the last one was.
-        ours = [seconds_of(lambda s=s: our_crop(store, s))[0] for s in shapes]
+        warm = [seconds_of(lambda s=s: our_crop(store, s))[0] for s in shapes]
         maps = [our_crop(store, s) for s in shapes[:coco_crops]]
-        cold = median(cold_crops(store, shapes))
+        in_part, whole = (crops_from_file(folder, shapes, full) for full in (True, False))
+    turns = zip(itertools.cycle(canonical), shapes, strict=False)
+    from_rle = [seconds_of(lambda m=m, s=s: m.crop(s))[0] for m, s in turns]
+    from_strings = [canonical[0].crop(s) for s in shapes[:coco_crops]]
     theirs = [seconds_of(lambda s=s: coco_crop(images[0], s)) for s in shapes[:coco_crops]]
-    warm, coco_time = median(ours), median(seconds for seconds, _ in theirs)
-    json_bytes = sum(amg_json(records) for records in images)
-    return {
-        "images": len(images),
-        "masks": len(images[0]),
-        "crops": crops,
-        "warm_ms": 1000 * warm,
-        "warm_ms_90th_percentile": 1000 * float(np.quantile(ours, 0.9)),
-        "cold_ms": 1000 * cold,
-        **parts_of_painting(images),
+    true_maps = [one for _, one in theirs]
+    coco_time = median(seconds for seconds, _ in theirs)
+    row: dict[str, Any] = {"images": len(images), "masks": len(images[0]), "crops": crops}
+    times = {"from_rle": from_rle, "from_file": in_part, "from_file_to_hold": whole, "held": warm}
+    for name, seconds in times.items():
+        row[f"{name}_ms"] = 1000 * median(seconds)
+        row[f"{name}_times_faster"] = round(coco_time / median(seconds))
+    equal = [maps, from_strings]
+    return row | {
         "pycocotools_ms": 1000 * coco_time,
-        "warm_times_faster": round(coco_time / warm),
-        "cold_times_faster": round(coco_time / cold),
-        "equal_maps": sum(map(np.array_equal, maps, [one for _, one in theirs])),
-        "compared_maps": len(theirs),
+        "equal_maps": sum(sum(map(np.array_equal, ours, true_maps)) for ours in equal),
+        "compared_maps": len(equal) * len(true_maps),
+        "held_kb_per_image": median(masks.painted().nbytes for masks in canonical) / 1000,
         "bank_kb_per_image": bank / 1000 / len(images),
-        "json_kb_per_image": json_bytes / 1000 / len(images),
-        "json_is_times_larger": round(json_bytes / bank, 2),
+        "json_kb_per_image": sum(map(amg_json, images)) / 1000 / len(images),
+        "json_is_times_larger": round(sum(map(amg_json, images)) / bank, 2),
         **machine(),
     }
 
 
 COLUMNS = (
-    "images", "masks", "warm_ms", "warm_ms_90th_percentile", "warm_times_faster", "cold_ms",
-    "cold_times_faster", "cold_parse_ms", "cold_paint_ms", "pycocotools_ms", "equal_maps",
+    "images", "masks", "pycocotools_ms", "from_rle_ms", "from_rle_times_faster", "from_file_ms",
+    "from_file_times_faster", "from_file_to_hold_ms", "held_ms", "held_times_faster", "equal_maps",
     "compared_maps", "held_kb_per_image", "bank_kb_per_image", "json_kb_per_image",
     "json_is_times_larger", "load",
 )  # fmt: skip
@@ -198,11 +224,12 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
         "# Reading masks: id map of a random zoomed, mirrored 640x640 crop, 2048x1024 image",
         "",
         "Processor time of one thread, medians. pycocotools: each mask decoded whole, the window of",
-        "it painted. Cold: an image's first crop in a process, as in the first epoch; what is left",
-        "of it beside parsing and painting is reading Parquet (the file is in the system's cache, all",
-        "images are one row group) and a warm crop. Warm: any later one, as long as the image is",
-        f"held: a process holds up to {PAINTED.most_bytes // 2**20} MB. JSON: as amg.py writes it.",
-        "Load: processes that wanted the cores meanwhile.",
+        "it painted. From RLE: COCO strings, boxes and areas in memory, nothing else known. From file:",
+        "read from Parquet besides (the file is in the system's cache), as of an image that a process",
+        "has no room to hold. From file to hold: the whole image is painted, as the first crop of an",
+        "image does. Held: any later crop of it; a process holds up to"
+        f" {PAINTED.most_bytes // 2**20} MB. JSON: as amg.py",
+        "writes it. Load: processes that wanted the cores meanwhile.",
         "",
     ]
     body = [[name, *(_short(row[c]) for c in COLUMNS)] for name, row in rows.items()]

@@ -72,18 +72,29 @@ def require_folder(folder: Path | str, what: str) -> Path:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Image files below a folder with their ids. Symbolic links to folders are not followed: they may
-    loop.
+    """Image files below a folder with their ids. Links to folders are followed, but not to one that
+    they lie in: that is a loop.
 
     Names are put together as text: with a path object for each step 100,000 names take four seconds.
     """
     top = len(os.path.join(folder, ""))
-    for root, folders, names in os.walk(folder, onerror=_refuse_folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for root, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and not _leads_back(folder, root, f)
+        )
         below = printable(os.path.join(root, "")[top:]).replace(os.sep, "/")
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield below + printable(name.rpartition(".")[0]), Path(os.path.join(root, name))
+
+
+def _leads_back(top: Path, root: str, name: str) -> bool:
+    """Whether a folder below `top` is a link to one of the folders on the way to it."""
+    path = Path(root, name)
+    if not path.is_symlink():
+        return False
+    way = [parent for parent in path.parents if parent == top or top in parent.parents]
+    return path.resolve() in {parent.resolve() for parent in way}
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -13,8 +13,9 @@ from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.attempts import DIED, Attempts
 from sfss_ray.masks.lock import is_claimed_by
-from sfss_ray.masks.regions import RegionRecipe, build_region_source
+from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
+from sfss_ray.pool import started
 
 _REASON_LENGTH = 300
 
@@ -29,9 +30,13 @@ class MaskActor:
             import torch
 
             torch.set_num_threads(max(1, int(spec["threads"])))
-        checkpoint = Path(spec["checkpoint"]) if spec["checkpoint"] else None
-        self.find_regions = build_region_source(
-            self.recipe, checkpoint, spec["points_per_batch"], spec["device"]
+        with started(Path(spec["folder"]), spec["pool"]):
+            self.find_regions = self._source()
+
+    def _source(self) -> RegionSource:
+        checkpoint = Path(self.spec["checkpoint"]) if self.spec["checkpoint"] else None
+        return build_region_source(
+            self.recipe, checkpoint, self.spec["points_per_batch"], self.spec["device"]
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

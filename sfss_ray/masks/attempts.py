@@ -7,8 +7,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-MOST_DEATHS = 3
-"""Of processes at one image; a node or an actor that is lost by chance costs one."""
+from sfss_ray.pool import MOST_DEATHS
+
 _DIED = "its process died"
 DIED = (
     f"{_DIED} {MOST_DEATHS} times: out of memory, or a fault in a decoder; shrink or replace"

@@ -311,7 +311,8 @@ def _stable(found: Candidates[Pixels], thresholds: Thresholds) -> Candidates[Pix
     """0 / 0 of an empty mask is NaN, which fails every threshold."""
     if thresholds.stability <= 0:
         return found
-    return found.select(found.stability >= thresholds.stability)
+    stable = found.stability >= thresholds.stability
+    return found if stable.all() else found.select(stable)
 
 
 def _join(batches: list[Candidates[PackedMasks]]) -> Candidates[PackedMasks]:

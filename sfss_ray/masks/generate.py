@@ -1,31 +1,30 @@
-"""Stage 1, the door: images -> Parquet shards of masks, over a pool of actors on Ray Data.
+"""Stage 1: images -> Parquet shards of masks, over a pool of actors on Ray Data.
 
 One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
 final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
 retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
-without end; attempts.py sees to it that an image which kills its process is given up.
+without end; attempts.py sees to it that an image which kills its process is given up, and a network
+that does.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
-from sfss_ray.config import ComputeConfig, Config
+from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile, list_images
-from sfss_ray.errors import ClusterError
 from sfss_ray.masks.actor import MaskActor
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_mended, find_rows
 from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
+from sfss_ray.pool import Pool, pool_size
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
 
@@ -125,53 +124,14 @@ def _run_pool(
     resources: cluster.Resources,
     progress: ProgressSink,
 ) -> None:
-    import ray.data
-    import ray.exceptions
-
-    # The import sets it to INFO; what stops the pool is told once, without Ray's stack traces.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    pool = _pool_size(config.compute, resources, spec["device"])
-    items = list(_shard_items(images, _shard_length(len(images), pool, config)))
-    pool = min(pool, len(items))
-    # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
-    cpus = 0.9 * resources.cpus / pool
-    spec = spec | {"threads": _threads(resources, pool)}
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        MaskActor,
-        fn_constructor_args=(spec,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=pool),
-        num_cpus=min(1.0, cpus),
-        num_gpus=1 if spec["device"] == "cuda" else 0,
-    )
+    on_gpu = spec["device"] == "cuda"
+    size = pool_size(config.compute.mask_actors, resources, on_gpu)
+    items = list(_shard_items(images, _shard_length(len(images), size, config)))
+    pool = Pool("masks", Path(spec["folder"]), MaskActor, size, on_gpu, resources)
     bar, errors = Progress("masks", len(images), progress), 0
-    try:
-        for facts in dataset.iter_rows():
-            errors += int(facts["errors"])
-            bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
-    except ray.exceptions.RayError as error:
-        raise ClusterError(
-            f"the pool of masks stopped ({_cause(error)}): put that right and run again, what is"
-            " finished is kept"
-        ) from error
-
-
-def _cause(error: Exception) -> str:
-    """What an actor raised: Ray sends a text of all exceptions, the first cause first."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
-    return next(raised, lines[0]).strip()[:200]
-
-
-def _threads(resources: cluster.Resources, pool: int) -> int:
-    """Compute threads of an actor: its share of the cluster's CPUs."""
-    return max(1, int(resources.cpus / pool))
-
-
-def _pool_size(compute: ComputeConfig, resources: cluster.Resources, device: str) -> int:
-    if compute.mask_actors:
-        return compute.mask_actors
-    return max(1, resources.gpus if device == "cuda" else int(resources.cpus))
+    for facts in pool.results(items, spec):
+        errors += int(facts["errors"])
+        bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
 
 
 def _shard_length(images: int, pool: int, config: Config) -> int:

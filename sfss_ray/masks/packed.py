@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -125,5 +126,6 @@ def _nearest(logits: NDArray[np.float32], cut: float) -> float:
 
 def tight_box(pixels: NDArray[np.bool_]) -> Box | None:
     """x0, y0, x1, y1 of the first and last pixels of a mask (w, h), None for an empty one."""
-    x, y = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    return (int(x[0]), int(y[0]), int(x[-1]), int(y[-1])) if len(x) else None
+    # OpenCV's rectangle of an array has the first axis as its height.
+    y, x, height, width = cv2.boundingRect(np.ascontiguousarray(pixels).view(np.uint8))
+    return (x, y, x + width - 1, y + height - 1) if width else None

@@ -21,7 +21,8 @@ from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks.rle import Counts, from_coco_strings
 
 _PAINTINGS = ("fine", "coarse")
-_BITS = 64  # masks in one set
+_BITS = 63  # masks in one set
+_BIT_OF_EXPONENT = np.arange(1023 + _BITS).clip(1022) - 1022  # of float64; a table beats arithmetic
 
 Window = tuple[int, int, int, int]
 Indices = NDArray[np.integer]
@@ -73,7 +74,8 @@ def paint_id_map(
     seen = [int(k) for k in order if _bbox_meets(rles[int(k)]["bbox"], window)]
     if not seen or size is None:
         return np.zeros(window[2:], dtype=np.int32)
-    painted = paint_runs([rles[k]["counts"] for k in seen], np.asarray(seen) + 1, size)
+    texts, (_, left, _, width) = [rles[k]["counts"] for k in seen], window
+    painted = paint_runs(texts, np.asarray(seen) + 1, size, range(left, left + width))
     return painted.window(window)
 
 
@@ -119,16 +121,18 @@ def _bbox_meets(bbox: Sequence[float], window: Window) -> bool:
 
 @dataclass(frozen=True)
 class PaintedRuns:
-    """The id map of an image as runs that begin anew in each column.
+    """The id map of an image, or of some of its columns, as runs that begin anew in each column.
 
     Attributes:
-        size: (H, W) in pixels.
-        offsets: int32 (W + 1,), where each column's runs begin in the two arrays below.
+        size: (H, W) of the image in pixels.
+        columns: of the image, n of them, that are painted.
+        offsets: int32 (n + 1,), where each column's runs begin in the two arrays below.
         rows: (runs,) first row of each run, uint8, uint16 or int32, the smallest that holds H.
         ids: (runs,) id of each run, 0 where there is no mask; uint8, uint16 or int32.
     """
 
     size: tuple[int, int]
+    columns: range
     offsets: NDArray[np.int32]
     rows: Indices
     ids: Indices
@@ -155,11 +159,12 @@ class PaintedRuns:
             columns: (w,) image columns in any order.
 
         Raises:
-            ConfigError: a row or column outside the image, or rows out of order.
+            ConfigError: a row or column that is not painted, or rows out of order.
         """
         self._check(rows, columns)
         if not len(rows) or not len(columns):
             return np.zeros((len(rows), len(columns)), dtype=np.int32)
+        columns = columns - self.columns.start
         number = np.diff(self.offsets)[columns]
         run = _ranges(self.offsets[columns], number)
         rows_above = np.searchsorted(rows, np.arange(self.size[0]))
@@ -170,14 +175,15 @@ class PaintedRuns:
         return cv2.transpose(ids).astype(np.int32)  # numpy's takes longer than all the rest
 
     def _check(self, rows: Indices, columns: Indices) -> None:
-        for name, places, length in (
-            ("rows", rows, self.size[0]),
-            ("columns", columns, self.size[1]),
+        for name, places, painted in (
+            ("rows", rows, range(self.size[0])),
+            ("columns", columns, self.columns),
         ):
-            if len(places) and not 0 <= places.min() <= places.max() < length:
+            if len(places) and not painted.start <= places.min() <= places.max() < painted.stop:
                 raise ConfigError(
                     f"{name} {places.min()} to {places.max()} of an image of size (H, W) = "
-                    f"{self.size}; allowed are 0 to {length - 1}: is it the image of these masks?"
+                    f"{self.size}; painted are {painted.start} to {painted.stop - 1}: is it the image"
+                    " of these masks?"
                 )
         if (np.diff(rows) < 0).any():
             raise ConfigError(
@@ -186,22 +192,59 @@ class PaintedRuns:
             )
 
 
-def paint_runs(
-    texts: Sequence[str], ids: Sequence[int] | Indices, size: tuple[int, int]
+def paint_image(
+    texts: Sequence[str],
+    areas: NDArray[np.int64],
+    boxes: NDArray[np.int32],
+    size: tuple[int, int],
+    painting: str,
+    columns: range | None = None,
 ) -> PaintedRuns:
-    """Paint whole masks over each other.
+    """Paint the masks of an image; mask k has id k + 1.
+
+    Args:
+        texts: COCO strings.
+        areas: (masks,) pixels.
+        boxes: (masks, 4) of x, y, w, h as SAM gives them, or COCO. Masks beside `columns` are not
+            parsed.
+        size: (H, W) of the image in pixels.
+        painting: see paint_order.
+        columns: to paint at least those of these that the image has; default all.
+
+    Raises:
+        DataError: a string that is not COCO RLE of an image of that size.
+    """
+    order = paint_order(areas, painting)
+    if columns is not None:
+        columns = range(max(0, columns.start), min(size[1], columns.stop))
+        # A box of SAM's is one pixel less wide than its mask.
+        left, right = boxes[order, 0], boxes[order, 0] + boxes[order, 2]
+        order = order[(left < columns.stop) & (right >= columns.start)]
+    return paint_runs([texts[int(k)] for k in order], order + 1, size, columns)
+
+
+def paint_runs(
+    texts: Sequence[str],
+    ids: Sequence[int] | Indices,
+    size: tuple[int, int],
+    columns: range | None = None,
+) -> PaintedRuns:
+    """Paint masks over each other.
 
     Args:
         texts: COCO strings, the first at the bottom, the last on top.
         ids: (masks,) what to paint of each mask, from 1.
         size: (H, W) of the image in pixels.
+        columns: of the image, to paint these alone; default all.
 
     Raises:
         DataError: a string that is not COCO RLE of an image of that size.
     """
     number = len(texts)
     bits = number.bit_length()
-    edges = _sorted_edges(*from_coco_strings(texts), size, bits)
+    columns = range(size[1]) if columns is None else columns
+    kind = _smallest_of_both((number + 1) * size[0] * size[1])
+    edges = _sorted_edges(*from_coco_strings(texts, kind), size, bits, columns)
     rank = (edges & ((1 << bits) - 1)).astype(np.min_scalar_type(number))
     top = _top_after_each(rank, number)
     # Many edges lie below another mask. Of those at one pixel only the last tells what is on top.
@@ -214,6 +257,7 @@ def paint_runs(
     row, id_of_top = row[kept], np.append(0, np.asarray(ids, dtype=np.int64))
     return PaintedRuns(
         size,
+        columns,
         np.append(np.flatnonzero(row == 0), len(row)).astype(np.int32),
         row.astype(_smallest_type(size[0])),
         id_of_top.astype(_smallest_type(int(id_of_top.max())))[top[kept]],
@@ -232,37 +276,55 @@ def _changes(values: Indices) -> NDArray[np.bool_]:
 
 
 def _sorted_edges(
-    counts: Counts, starts: Indices, size: tuple[int, int], bits: int
-) -> NDArray[np.unsignedinteger]:
+    counts: Counts, starts: Indices, size: tuple[int, int], bits: int, columns: range
+) -> NDArray[np.signedinteger]:
     """Where masks begin or end, in order: the position, and in the low `bits` the rank from 0.
 
-    The first pixel of each column is there too, with the rank after the last: an edge of no mask.
-    Both are in one number because sorting plain numbers is several times as fast as sorting
-    indices.
+    Positions count from the first of `columns`; a mask that is open there begins there. The first
+    pixel of each column is there too, with the rank after the last: an edge of no mask. Both are in
+    one number because sorting plain numbers is several times as fast as sorting indices.
     """
-    height, width = size
-    number, lengths = len(starts) - 1, np.diff(starts)
-    _check_sums(counts, starts, size)
-    kind = np.min_scalar_type(((height * width) << bits) + number)
-    edges = np.empty(len(counts) + width, dtype=kind)
-    # One sum over all masks, less the masks before. It may wrap around: what is left of it fits.
-    np.cumsum(counts << bits, dtype=kind, out=edges[: len(counts)])
-    masks_before = np.arange(number) * (height * width << bits) - np.arange(number)
-    edges[: len(counts)] -= np.repeat(masks_before.astype(kind), lengths)
-    edges[len(counts) :] = (np.arange(width) * height << bits) + number
+    height, number = size[0], len(starts) - 1
+    ends, begin = _ends_of_runs(counts, starts, size), columns.start * height
+    # Each mask's positions begin where the last mask's end: they grow over all masks.
+    before = np.arange(number) * (height * size[1]) + begin
+    first = np.maximum(np.searchsorted(ends, before), starts[:-1])
+    last = np.searchsorted(ends, before + len(columns) * height)
+    parts = [ends[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+    seen = np.maximum(last - first, 0)
+    kind = _smallest_of_both((len(columns) * height << bits) + number)
+    inside = np.concatenate([*parts, ends[:0]])
+    inside -= np.repeat(before.astype(ends.dtype), seen)
+    inside = inside.astype(kind) << kind(bits)
+    inside |= np.repeat(np.arange(number, dtype=kind), seen)
+    open_at_first = np.flatnonzero((first - starts[:-1]) % 2).astype(kind)
+    first_pixels = (np.arange(len(columns), dtype=kind) * kind(height) << kind(bits)) + kind(number)
+    edges = np.concatenate([open_at_first, inside, first_pixels])
     edges.sort()
-    return edges[: np.searchsorted(edges, kind.type(height * width << bits))]
+    return edges
 
 
-def _check_sums(counts: Counts, starts: Indices, size: tuple[int, int]) -> None:
-    pixels, some = size[0] * size[1], (np.diff(starts) > 0).all()
-    # Where a mask has no counts reduceat would give it those of the next one.
-    sums = np.add.reduceat(counts, starts[:-1]) if some and len(counts) else np.zeros(0)
-    if not some or (sums != pixels).any() or counts.min(initial=0) < 0:
+def _smallest_of_both(greatest: int) -> type[np.signedinteger]:
+    """The shorter the numbers, the more of them fit into a processor's caches."""
+    return np.int32 if greatest <= np.iinfo(np.int32).max else np.int64
+
+
+def _ends_of_runs(counts: Counts, starts: Indices, size: tuple[int, int]) -> Counts:
+    """Pixels up to the end of each run, of all masks one after the other.
+
+    Raises:
+        DataError: the runs of a mask are not those of an image of this size.
+    """
+    pixels, number = size[0] * size[1], len(starts) - 1
+    ends = np.cumsum(counts, dtype=counts.dtype)
+    some = (np.diff(starts) > 0).all()
+    right = some and (ends[starts[1:] - 1] == pixels * np.arange(1, number + 1)).all()
+    if not right or not 0 <= counts.min(initial=0) <= counts.max(initial=0) <= pixels:
         raise DataError(
             f"a mask's runs do not sum to the {pixels} pixels of an image of size {size}; "
             "height, width and counts must be of the same mask; check the rows"
         )
+    return ends
 
 
 def _top_after_each(rank: Indices, number: int) -> Indices:
@@ -270,25 +332,27 @@ def _top_after_each(rank: Indices, number: int) -> Indices:
 
     An edge opens its mask or, the next time, closes it: that is a running exclusive or of bits.
     """
-    top = np.zeros(len(rank), dtype=rank.dtype)
+    place = rank.astype(np.intp)  # `take` is twice as fast by it
+    highest_set = np.zeros(len(rank), dtype=np.int64)
+    least_of_it = np.zeros(len(rank), dtype=rank.dtype)
     for least in range(0, number, _BITS):
-        edge = np.flatnonzero((rank >= least) & (rank < min(least + _BITS, number)))
-        if len(edge):
-            bit = np.uint64(1) << (rank[edge] - least).astype(np.uint64)
-            highest = _highest_bit(np.bitwise_xor.accumulate(bit))
-            highest = np.where(highest > 0, highest + least, 0).astype(top.dtype)
-            later = top[edge[0] :]
-            np.maximum(later, np.repeat(highest, np.diff(edge, append=len(rank))), out=later)
-    return top
+        masks = min(_BITS, number - least)
+        bits = np.zeros(number + 1, dtype=np.int64)  # ranks of other sets change nothing
+        bits[least : least + masks] = np.left_shift(1, np.arange(masks))
+        is_open = np.bitwise_xor.accumulate(bits.take(place))
+        some = is_open > 0
+        np.copyto(highest_set, is_open, where=some)
+        np.copyto(least_of_it, rank.dtype.type(least), where=some)
+    return _highest_bit(highest_set, rank.dtype) + least_of_it
 
 
-def _highest_bit(sets: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _highest_bit(sets: NDArray[np.int64], kind: np.dtype) -> Indices:
     """1 + place of the highest bit, 0 where none is set: the exponent of the number as a float64.
 
     The bit below the highest one is cleared, so that rounding cannot reach the next power of two.
     """
-    exponent = (sets & ~(sets >> np.uint64(1))).astype(np.float64).view(np.int64) >> 52
-    return np.maximum(exponent - 1022, 0)
+    exponent = (sets & ~(sets >> 1)).astype(np.float64).view(np.int64) >> 52
+    return _BIT_OF_EXPONENT.astype(kind).take(exponent)
 
 
 def _ranges(begin: NDArray[np.integer], number: NDArray[np.integer]) -> Indices:

@@ -21,8 +21,9 @@ _MORE = 32
 _FIRST_CHARACTER = 48
 _MOST_GROUPS = 7  # 35 bits with sign: more than any difference of two counts below 2**32
 _SIGN = 16  # the highest bit of a number's last group
+_SIGNED = (np.arange(_MORE, dtype=np.int64) ^ _SIGN) - _SIGN
 
-Counts = NDArray[np.int64]
+Counts = NDArray[np.signedinteger]
 
 
 def encode_masks(
@@ -177,47 +178,62 @@ def from_coco_string(text: str) -> Counts:
     return from_coco_strings([text])[0]
 
 
-def from_coco_strings(texts: Sequence[str]) -> tuple[Counts, NDArray[np.int64]]:
+def from_coco_strings(
+    texts: Sequence[str], kind: type[np.signedinteger] = np.int64
+) -> tuple[Counts, NDArray[np.int64]]:
     """Counts of many masks in one pass.
 
+    Args:
+        texts: a string for each mask.
+        kind: of the counts. int32 is faster and right for images of fewer than 2**31 pixels; what does
+            not fit wraps around.
+
     Returns:
-        All counts one after the other (int64), and where each mask's begin (int64, one entry more
-        than masks: the last is the number of counts).
+        All counts one after the other, and where each mask's begin (int64, one entry more than masks:
+        the last is the number of counts).
 
     Raises:
         DataError: as from_coco_string.
     """
     if not texts:
-        return np.zeros(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        return np.zeros(0, dtype=kind), np.zeros(1, dtype=np.int64)
     group = np.frombuffer("".join(texts).encode("utf-8"), dtype=np.uint8) - _FIRST_CHARACTER
-    number_ends = np.flatnonzero(group < _MORE)
-    lengths = np.diff(number_ends, prepend=-1)
+    more = group >= _MORE
+    # Few characters are not the last of their number: to list them is cheaper than to list the others.
+    unfinished = np.flatnonzero(more)
+    number = unfinished - np.arange(len(unfinished))  # that each belongs to
     text_ends = np.cumsum([len(text) for text in texts])
-    starts = np.append(0, np.searchsorted(number_ends, text_ends))
     # Characters below the first one wrap around to large groups.
-    allowed = int(group.max(initial=0)) < 2 * _MORE and int(lengths.max(initial=0)) <= _MOST_GROUPS
-    text_ends = text_ends[text_ends > 0] - 1
-    if not allowed or (group[text_ends] >= _MORE).any():
+    allowed = int(group.max(initial=0)) < 2 * _MORE
+    allowed &= not (number[_MOST_GROUPS - 1 :] == number[: 1 - _MOST_GROUPS]).any()
+    if not allowed or more[text_ends[text_ends > 0] - 1].any():
         raise DataError(
             f"not a COCO RLE string (one of {len(texts)}, the first begins {texts[0][:40]!r}); "
             "allowed are whole numbers of characters '0' to 'o' as pycocotools writes them; "
             "check that the column holds 'counts' of compressed RLE"
         )
-    return _undo_differences(_numbers(group, number_ends, lengths), starts), starts
+    starts = np.append(0, text_ends - np.searchsorted(unfinished, text_ends))
+    values = _SIGNED.astype(kind).take(group.take(np.flatnonzero(~more)).astype(np.intp))
+    _take_in(values, number, group[unfinished])
+    return _undo_differences(values, starts), starts
 
 
-def _numbers(group: NDArray[np.uint8], ends: Counts, lengths: Counts) -> Counts:
-    """Signed numbers from their 5-bit groups, two's complement.
+def _take_in(values: Counts, number: Counts, group: NDArray[np.uint8]) -> None:
+    """Give `values`, that have their last 5 bits so far, the groups that come before these.
 
-    Most numbers are one group; those that have more take them in from the last to the first.
+    Args:
+        values: a signed number of its last group alone.
+        number: (n,) growing, the place in `values` that each group belongs to.
+        group: (n,) groups, least significant first.
     """
-    values = (group[ends].astype(np.int64) ^ _SIGN) - _SIGN
-    number = np.flatnonzero(lengths > 1)
-    for place in range(1, _MOST_GROUPS):
-        number = number[lengths[number] > place]
-        more = group[ends[number] - place] & (_MORE - 1)
-        values[number] = (values[number] << _GROUP_BITS) | more
-    return values
+    if not len(number):
+        return
+    first = np.flatnonzero(np.append(True, number[1:] != number[:-1]))
+    groups = np.diff(first, append=len(number))
+    place = np.arange(len(number)) - np.repeat(first, groups)
+    bits = (group & (_MORE - 1)).astype(np.int64) << (_GROUP_BITS * place)
+    longer = number[first]
+    values[longer] = (values[longer] << (_GROUP_BITS * groups)) + np.add.reduceat(bits, first)
 
 
 def _undo_differences(values: Counts, starts: NDArray[np.int64]) -> Counts:
@@ -227,16 +243,19 @@ def _undo_differences(values: Counts, starts: NDArray[np.int64]) -> Counts:
     alone. Each second value is summed over all masks at once; what the sums had reached before a
     mask's place 1 or 2 is taken off all of its counts.
     """
-    sums = np.append([0, 0], values)  # the sum at value i is at i + 2
-    for chain in (sums[0::2], sums[1::2]):
-        np.cumsum(chain, out=chain)
+    kind = values.dtype
+    sums = np.concatenate([np.zeros(2, kind), values])  # the sum at value i is at i + 2
     lengths, firsts = np.diff(starts), starts[:-1]
+    for chain in (sums[0::2], sums[1::2]):
+        np.cumsum(chain, dtype=kind, out=chain)
     before_odd, before_even = sums[firsts + 1], sums[np.minimum(firsts + 2, len(sums) - 1)]
     counts = sums[2:]
     for parity in (0, 1):
-        before = np.where(firsts % 2 == parity, before_even, before_odd)
-        counts[parity::2] -= np.repeat(before, lengths)[parity::2]
-    counts[firsts[lengths > 0]] = values[firsts[lengths > 0]]
+        even = firsts % 2 == parity  # masks whose even places lie in this chain
+        in_chain = (lengths + even) // 2
+        counts[parity::2] -= np.repeat(np.where(even, before_even, before_odd), in_chain)
+    some = firsts[lengths > 0]
+    counts[some] = values[some]
     return counts
 
 

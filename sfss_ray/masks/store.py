@@ -13,6 +13,7 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sfss_ray.errors import DataError
 from sfss_ray.masks.cache import PaintedCache
-from sfss_ray.masks.painting import PaintedRuns, paint_order, paint_runs
+from sfss_ray.masks.painting import PaintedRuns, paint_image
 from sfss_ray.masks.places import (
     DamagedShardError,
     MovedRowError,
@@ -38,8 +39,9 @@ CODE_VERSION = "code_version"
 """Key of the metadata that says which release wrote a shard; it does not decide what masks are like."""
 SHARD_PREFIX = "masks-"
 _SHARD_NAME = re.compile(rf"{SHARD_PREFIX}[0-9a-f]{{16}}\.parquet")
-_ROWS_PER_GROUP = 8  # a random row is read with its group: small groups suit training
-_TO_PAINT = ["image_id", "height", "width", "masks.list.element.counts", "masks.list.element.area"]
+_ROWS_PER_GROUP = 2  # a random row is read with its group: small groups suit training
+_TO_PAINT = ["image_id", "height", "width"]
+_TO_PAINT += [f"masks.list.element.{name}" for name in ("counts", "area", "bbox")]
 
 # One for all stores of a process. A 2048x1024 image with 120 masks takes 100 to 130 kB, so that
 # 2,000 to 2,600 of them fit; one that does not is read and painted again.
@@ -93,7 +95,8 @@ def write_shard(
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: made_by}))
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
     # No string comes twice: without dictionaries the file is smaller and faster to read.
-    options = {"compression": "zstd", "use_dictionary": False}
+    # The least and greatest value of a column help to find an image, and nothing else.
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["image_id"]}
     pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
     if is_wanted():
         temporary.replace(path)
@@ -268,7 +271,8 @@ class MaskStore:
         Mask k of the row has id k + 1 in every window. `fine` paints the smallest on top, `coarse`
         the largest.
         """
-        return self._painted(image_id, painting).window(window)
+        columns = None if window is None else range(window[1], window[1] + window[3])
+        return self._painted(image_id, painting, columns).window(window)
 
     def id_crop(
         self,
@@ -281,31 +285,54 @@ class MaskStore:
 
         `rows` (h,) must grow, `columns` (w,) may come in any order; see PaintedRuns.at.
         """
-        return self._painted(image_id, painting).at(rows, columns)
+        needed = range(int(columns.min()), int(columns.max()) + 1) if len(columns) else range(0)
+        return self._painted(image_id, painting, needed).at(rows, columns)
 
-    def _painted(self, image_id: str, painting: str) -> PaintedRuns:
+    def _painted(self, image_id: str, painting: str, columns: range | None) -> PaintedRuns:
+        """The image, or where no more images are held at least its `columns`."""
+
         def paint(shard: Shard, row: int) -> PaintedRuns:
-            key = (shard, row, painting)
-            return PAINTED.get(key, lambda: _paint_row(shard, row, image_id, painting))
+            paint_columns = partial(_paint_row, shard, row, image_id, painting)
+            return PAINTED.get(
+                (shard, row, painting),
+                lambda: paint_columns(None),
+                None if columns is None else lambda: paint_columns(columns),
+            )
 
         return self._fresh(image_id, paint)
 
 
-def _read_row(
-    shard: Shard, row: int, image_id: str, columns: list[str] | None = None
-) -> dict[str, Any]:
+def _read_row(shard: Shard, row: int, image_id: str) -> dict[str, Any]:
     """The row of an image; MovedRowError when another image's lies there by now."""
-    group, offset = divmod(row, _ROWS_PER_GROUP)
+    return _row_table(shard, row, image_id).to_pylist()[0]
+
+
+def _row_table(shard: Shard, row: int, image_id: str, columns: list[str] | None = None) -> pa.Table:
+    """As `_read_row`, of some columns, as a table of one row."""
     with shard.opened() as parquet:
+        group = 0
+        while group < parquet.num_row_groups and row >= (
+            rows := parquet.metadata.row_group(group).num_rows
+        ):
+            group, row = group + 1, row - rows
         there = group < parquet.num_row_groups
-        rows = parquet.read_row_group(group, columns).slice(offset, 1).to_pylist() if there else []
-    if not rows or rows[0]["image_id"] != image_id:
+        table = parquet.read_row_group(group, columns).slice(row, 1) if there else None
+    if table is None or table["image_id"][0].as_py() != image_id:
         raise MovedRowError(f"masks file {shard.path!r} was made anew: open its folder again")
-    return rows[0]
+    return table
 
 
-def _paint_row(shard: Shard, row: int, image_id: str, painting: str) -> PaintedRuns:
-    image = _read_row(shard, row, image_id, _TO_PAINT)
-    order = paint_order([mask["area"] for mask in image["masks"]], painting)
-    texts = [image["masks"][k]["counts"] for k in order]
-    return paint_runs(texts, order + 1, (image["height"], image["width"]))
+def _paint_row(
+    shard: Shard, row: int, image_id: str, painting: str, columns: range | None
+) -> PaintedRuns:
+    """Paint an image, or those of `columns` that it has."""
+    table = _row_table(shard, row, image_id, _TO_PAINT)
+    masks = table["masks"].chunk(0).flatten()
+    return paint_image(
+        masks.field("counts").to_pylist(),
+        masks.field("area").to_numpy(),
+        masks.field("bbox").flatten().to_numpy().reshape(-1, 4),
+        (table["height"][0].as_py(), table["width"][0].as_py()),
+        painting,
+        columns,
+    )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -84,9 +85,9 @@ class RegionUpsampler:
         Returns:
             The part, or None when no pixel can be greater than `above`.
         """
-        high = low > above
-        y = self._rows.outputs_of(np.flatnonzero(high.any(axis=1)))
-        x = self._columns.outputs_of(np.flatnonzero(high.any(axis=0)))
+        left, top, width, height = cv2.boundingRect((low > above).view(np.uint8))
+        y = self._rows.outputs_of(top, top + height)
+        x = self._columns.outputs_of(left, left + width)
         if y is None or x is None:
             return None
         taps = self._columns.inputs_of(x.start, x.stop)
@@ -105,14 +106,16 @@ class _Band:
         self._weights = weights
         self._first = used.argmax(axis=1)
         self._last = used.shape[1] - 1 - used[:, ::-1].argmax(axis=1)
+        # Outputs in growing order: the first with a tap at input k or later, and the one behind the
+        # last that begins before k.
+        inputs = np.arange(used.shape[1] + 1)
+        self._begin = np.searchsorted(self._last, inputs, side="left").tolist()
+        self._end = np.searchsorted(self._first, inputs - 1, side="right").tolist()
 
-    def outputs_of(self, inputs: NDArray[np.int64]) -> slice | None:
-        """Outputs that touch the interval from the first to the last of the growing `inputs`."""
-        if len(inputs) == 0:
-            return None
-        start = int(np.searchsorted(self._last, inputs[0], side="left"))
-        stop = int(np.searchsorted(self._first, inputs[-1], side="right"))
-        return slice(start, stop) if start < stop else None
+    def outputs_of(self, start: int, stop: int) -> slice | None:
+        """Outputs that touch the inputs from start to stop; None where there are none."""
+        begin, end = self._begin[start], self._end[stop]
+        return slice(begin, end) if begin < end and start < stop else None
 
     def inputs_of(self, start: int, stop: int) -> slice:
         """Inputs that the outputs from start to stop touch."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
+from sfss_ray.pool import Pool, pool_size, started
 from sfss_ray.prediction.outputs import (
     LABEL_IDS,
     PredictionFolder,
@@ -71,7 +70,8 @@ class PredictionActor:
         torch.set_num_threads(max(1, int(spec["threads"])))
         self.config: Config = spec["config"]
         source: Source = spec["source"]
-        self.network = source.load(spec["device"]).network
+        with started(Path(spec["folder"]), spec["pool"]):
+            self.network = source.load(spec["device"]).network
         classes = class_set_of(source.classes.classes, source.classes.name)
         self.folder = PredictionFolder(Path(spec["folder"]), classes)
 
@@ -241,24 +241,11 @@ def _pool_results(
     compute: ComputeConfig,
     resources: cluster.Resources,
 ) -> Iterator[dict[str, Any]]:
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the import sets it to INFO
     on_gpu = spec["device"] == "cuda"
-    pool = compute.predict_actors or max(1, resources.gpus if on_gpu else int(resources.cpus))
-    items = list(_items(files, max(1, min(IMAGES_PER_ITEM, len(files) // (4 * pool)))))
-    pool = min(pool, len(items))
-    spec = spec | {"threads": max(1, (os.cpu_count() or 1) // pool)}
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        PredictionActor,
-        fn_constructor_args=(spec,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=pool),
-        # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
-        num_cpus=min(1.0, 0.9 * resources.cpus / pool),
-        num_gpus=1 if on_gpu else 0,
-    )
-    yield from dataset.iter_rows()
+    size = pool_size(compute.predict_actors, resources, on_gpu)
+    items = list(_items(files, max(1, min(IMAGES_PER_ITEM, len(files) // (4 * size)))))
+    pool = Pool("predictions", Path(spec["folder"]), PredictionActor, size, on_gpu, resources)
+    yield from pool.results(items, spec)
 
 
 def _items(files: Sequence[ImageFile], length: int) -> Iterator[dict[str, str]]:

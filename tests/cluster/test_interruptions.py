@@ -156,7 +156,13 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     config_file.write_text(json.dumps(knobs | {"compute.address": "local"}))
     config = load_config(config_file)
     recipe, _ = make_recipe(config.masks, None)
-    spec = {"recipe": recipe.as_dict(), "checkpoint": "", "points_per_batch": 1, "threads": 1}
+    spec = {
+        "recipe": recipe.as_dict(),
+        "checkpoint": "",
+        "points_per_batch": 1,
+        "threads": 1,
+        "pool": 1,
+    }
     spec |= {"max_pixels": config.masks.max_pixels, "folder": str(folder / "masks")}
     (folder / "masks").mkdir()
     shard = [(file.stem, str(file)) for file in sorted(images.iterdir())]

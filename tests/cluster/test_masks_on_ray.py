@@ -193,6 +193,22 @@ def test_an_image_that_kills_its_process_costs_that_image(
     assert generate_masks(folder, tmp_path / "masks", config=tiny_config, progress=str).made == 0
 
 
+def test_a_network_that_kills_its_process_stops_the_pool(
+    streets, tiny_config, tmp_path, monkeypatch
+):
+    """Ray would start it again without end."""
+
+    class TooLarge(MaskActor):
+        def _source(self):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(generate, "MaskActor", TooLarge)
+    images, out = streets / "target" / "images", tmp_path / "masks"
+    with pytest.raises(ClusterError, match=r"stopped \(.*3 processes died .*run again"):
+        generate_masks(images, out, config=tiny_config, progress=str)
+    assert not list(out.glob(".start*"))
+
+
 def test_a_pool_that_stops_is_one_line(streets, tiny_config, tmp_path, monkeypatch):
     class Broken(MaskActor):
         def __call__(self, batch):

@@ -60,6 +60,22 @@ def test_a_loop_of_links_ends(tmp_path: Path):
     assert ids_in(tmp_path) == ["a", "deep/b"]
 
 
+def test_folders_that_link_to_each_other_end(tmp_path: Path):
+    put_all(tmp_path / "images", "a.png", "one/b.png", "two/c.png")
+    (tmp_path / "images" / "one" / "to").symlink_to(tmp_path / "images" / "two")
+    (tmp_path / "images" / "two" / "to").symlink_to(tmp_path / "images" / "one")
+    assert ids_in(tmp_path / "images") == ["a", "one/b", "one/to/c", "two/c", "two/to/b"]
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path: Path):
+    """Data sets are often put together of links to where they lie."""
+    put_all(tmp_path / "disk", "deep/a.png", "b.png")
+    put_all(tmp_path / "images", "c.png")
+    (tmp_path / "images" / "drive").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "images" / "gone").symlink_to(tmp_path / "nowhere", target_is_directory=True)
+    assert ids_in(tmp_path / "images") == ["c", "drive/b", "drive/deep/a"]
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path: Path):
     put_all(tmp_path / "there", "a.png")
     (tmp_path / "here").symlink_to(tmp_path / "there", target_is_directory=True)

@@ -13,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sfss_ray import pool as pool_module
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import list_images
+from sfss_ray.masks import actor as actor_module
 from sfss_ray.masks.actor import MaskActor, reason_of
-from sfss_ray.masks.attempts import DIED, MOST_DEATHS
+from sfss_ray.masks.attempts import DIED
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.store import MaskStore
+from sfss_ray.pool import MOST_DEATHS
 
 
 def make_actor(folder: Path, **knobs: Any) -> MaskActor:
@@ -28,6 +31,7 @@ def make_actor(folder: Path, **knobs: Any) -> MaskActor:
         "recipe": recipe.as_dict(),
         "checkpoint": str(checkpoint) if checkpoint else "",
         "points_per_batch": config.points_per_batch,
+        "pool": 2,
         "max_pixels": config.max_pixels,
         "device": "cpu",
         "folder": str(folder),
@@ -86,6 +90,24 @@ def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
     store = MaskStore(tmp_path)
     assert store.errors == {"deadly": DIED}
     assert store.ids() == ["a", "deadly", "z"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatch):
+    def kill(*arguments: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(pool_module, "_remove", lambda file: None)  # as where its process is gone
+    with monkeypatch.context() as deadly:
+        deadly.setattr(actor_module, "build_region_source", kill)
+        for _ in range(MOST_DEATHS + 1):  # two at a time
+            with pytest.raises(Killed):
+                make_actor(tmp_path)
+    with pytest.raises(RuntimeError, match=r"3 processes died .*compute.mask_actors"):
+        make_actor(tmp_path)
+    monkeypatch.undo()
+    pool_module.forget_starts(tmp_path)
+    make_actor(tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 

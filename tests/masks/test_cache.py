@@ -13,7 +13,7 @@ from sfss_ray.masks.painting import PaintedRuns
 def image(kilobytes: int) -> PaintedRuns:
     """Arrays of exactly so many kB; no picture."""
     rows = np.zeros(kilobytes * 1000 - 4, np.uint8)
-    return PaintedRuns((1, 0), np.zeros(1, np.int32), rows, rows[:0])
+    return PaintedRuns((1, 0), range(0), np.zeros(1, np.int32), rows, rows[:0])
 
 
 class Maker:
@@ -61,6 +61,20 @@ def test_an_image_larger_than_the_bound_is_not_held_and_drops_none():
         cache.get("large", large)
     assert (small.made, large.made) == (1, 2)
     assert cache.held_bytes == 5000
+
+
+def test_parts_are_made_where_there_is_no_room_but_not_always():
+    """Images read in turn do not drop each other, and those no longer in use go in the end."""
+    cache, old, new, part = PaintedCache(10_000), Maker(2), Maker(2), Maker(1)
+    for key in range(5):
+        assert cache.get(("old", key), old, part).nbytes == 2000
+    assert (len(cache), part.made) == (5, 0)
+    for _ in range(3):
+        for key in range(20):
+            cache.get(("new", key), new, part)
+    assert part.made > 2 * new.made >= 10
+    assert all(key[0] == "new" for key in cache._images)
+    assert cache.held_bytes <= 10_000
 
 
 def test_what_fails_is_tried_again():

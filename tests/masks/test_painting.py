@@ -113,6 +113,10 @@ def test_any_rows_and_columns_are_those_of_the_whole_map(data):
     assert got.flags.c_contiguous
     whole = painted(masks, range(len(masks)))
     np.testing.assert_array_equal(got, whole[rows][:, columns])
+    if len(columns):
+        needed = range(columns.min(), columns.max() + 1)
+        some = paint_runs(texts, np.arange(len(masks)) + 1, shape, needed)
+        np.testing.assert_array_equal(some.at(rows, columns), whole[rows][:, columns])
 
 
 def test_ids_need_not_be_ranks():
@@ -210,6 +214,14 @@ def test_errors_name_the_value():
         paint_runs([good["counts"], ""], [1, 2], (20, 20))
     with pytest.raises(ValueError, match="do not sum to the 400 pixels"):
         paint_runs([rle.to_coco_string([5, -2, 397])], [1], (20, 20))
+
+
+def test_columns_that_were_not_painted_are_refused():
+    runs = paint_runs([rle.to_coco_string([60])], [1], (5, 12), range(3, 7))
+    assert not runs.at(np.arange(5), np.arange(3, 7)).any()
+    for columns in ([2, 4], [6, 7]):
+        with pytest.raises(ValueError, match=rf"columns {columns[0]} to {columns[1]} .*3 to 6"):
+            runs.at(np.arange(5), np.array(columns))
 
 
 def test_pixels_outside_the_image_are_refused():

@@ -37,7 +37,7 @@ def in_this_process(monkeypatch):
     """Stage 1 without a cluster: one actor, here."""
 
     def run(images, spec, config, resources, progress):
-        actor = MaskActor(spec | {"threads": 1})
+        actor = MaskActor(spec | {"threads": 1, "pool": 1})
         for item in generate._shard_items(images, 2):
             actor({"shard": [item["shard"]]})
 
@@ -127,12 +127,13 @@ def test_a_shard_that_cannot_be_read_is_kept_and_named(images: Path, tmp_path: P
     make(images, out)
     first = shards(out)[0]
 
-    def refused(path, filesystem):
+    def refused(path, **options):
         if path == str(first):
             raise PermissionError(13, "Permission denied")
-        return pq.ParquetFile(path, filesystem=filesystem)
+        return parquet_file(path, **options)
 
-    monkeypatch.setattr("sfss_ray.masks.places._parquet", refused)
+    parquet_file = pq.ParquetFile
+    monkeypatch.setattr("sfss_ray.masks.places.pq.ParquetFile", refused)
     for work in (lambda: make(images, out), lambda: MaskStore(out)):
         with pytest.raises(
             DataError, match=r"cannot be read \(.*Permission denied\): make it read"
@@ -289,7 +290,13 @@ def test_an_actor_of_a_killed_run_leaves_nothing_in_a_folder_that_is_another_run
     """Its driver's lock is gone while it still works: the next run has grouped images anew."""
     out = tmp_path / "masks"
     recipe, _ = make_recipe(MaskConfig(), None)
-    spec = {"recipe": recipe.as_dict(), "checkpoint": "", "points_per_batch": 1, "threads": 1}
+    spec = {
+        "recipe": recipe.as_dict(),
+        "checkpoint": "",
+        "points_per_batch": 1,
+        "threads": 1,
+        "pool": 1,
+    }
     spec |= {"max_pixels": 10**6, "folder": str(out), "device": "cpu"}
     shard = {"shard": [json.dumps([(i.image_id, str(i.path)) for i in list_images(images)][:1])]}
     with claimed(out) as former:

@@ -263,6 +263,36 @@ def test_maps_are_right_however_little_is_held(store, rows, monkeypatch):
         assert abs(len(cache) - images) <= 1
 
 
+@pytest.mark.parametrize("painting", ["fine", "coarse"])
+def test_crops_are_right_where_no_image_more_is_held(store, rows, monkeypatch, painting):
+    """Only the columns that a crop needs are painted then."""
+    cache = PaintedCache(1000)
+    monkeypatch.setattr(store_module, "PAINTED", cache)
+    rng, zoomed = np.random.default_rng(4), AugmentConfig(crop_size=(32, 32), scale_range=(3, 5))
+    for image_row in rows[:18] * 2:
+        expected = painted(image_row, painting)
+        geometry = draw_geometry(zoomed, SIZE, rng)
+        crop = store.id_crop(image_row["image_id"], *geometry.nearest_pixels(SIZE), painting)
+        assert np.array_equal(crop, geometry.apply_to_ids(expected, SIZE))
+        window = store.id_map(image_row["image_id"], (2, 11, 9, 6), painting)
+        assert np.array_equal(window, expected[2:11, 11:17])
+    assert 1 <= len(cache) <= 3
+    none = np.arange(0)
+    assert store.id_crop("drive/00", np.arange(5), none, painting).shape == (5, 0)
+    with pytest.raises(ConfigError, match="columns 28 to 32"):
+        store.id_crop("drive/03", np.arange(5), np.arange(28, 33), painting)
+
+
+def test_shards_with_other_row_groups_are_read(rows, tmp_path: Path):
+    """Those of former releases had eight rows each, those of other writers any number."""
+    path = write(tmp_path, rows[:11])
+    table = pq.read_table(path)
+    for size in (1, 3, 8, 100):
+        pq.write_table(table, path, row_group_size=size)
+        store = MaskStore(tmp_path)
+        assert [store.load(r["image_id"]) for r in rows[:11]] == rows[:11]
+
+
 def test_painted_images_are_held_and_not_read_again(rows, tmp_path: Path):
     path = write(tmp_path, rows[:2])
     store = MaskStore(tmp_path)

@@ -43,6 +43,9 @@ SCENARIOS = {
         "loss__prior_power": 0.5,
         "augment__class_mix": 0.7,
     },
+    "paper_like": FROZEN | {"num_steps": 2, "loss__thresholds": "paper_like"},
+    "entropy": FROZEN
+    | {"num_steps": 2, "loss__label_space": "entropy", "optim__learning_rate": 0.1},
     "mlp": FROZEN | {"num_steps": 1, "loss__projection": "mlp"},
     "target": FROZEN | {"batch_norm": "target", "num_steps": 1},
     "accumulated": FROZEN | {"num_steps": 2, "accumulate": 2, "loss__mask_vote": "pooled"},
@@ -175,7 +178,7 @@ def test_collectives_of_one_worker_are_the_identity():
 
 @pytest.mark.parametrize(
     "name",
-    ["frozen", "voted", "mlp", "target", "accumulated", "some_without_masks", "all_without_masks"],
+    [name for name in SCENARIOS if name != "adapt"],  # each worker has statistics of its own there
 )
 def test_two_workers_learn_what_one_does(root, name):
     adapt_student(task_of(root, name), LocalRun(root / name / "one"))

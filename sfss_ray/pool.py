@@ -1,0 +1,132 @@
+"""The door to Ray Data: items of work over a pool of actors, each of which holds a network."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfss_ray.cluster import Resources
+from sfss_ray.errors import ClusterError
+
+MOST_DEATHS = 3
+"""Of processes at one thing before it is given up; one that is lost by chance costs one."""
+
+
+def pool_size(wanted: int, resources: Resources, on_gpu: bool) -> int:
+    """Actors: as many as are wanted (0: one for each GPU, or for each CPU where none is used)."""
+    return wanted or max(1, resources.gpus if on_gpu else int(resources.cpus))
+
+
+def threads_of_actor(resources: Resources, pool: int) -> int:
+    """Compute threads of an actor: its share of the cluster's CPUs."""
+    return max(1, int(resources.cpus / pool))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A stage's pool.
+
+    Attributes:
+        what: of the stage, for errors ("masks").
+        folder: where the stage writes.
+        actor: class whose instances are made of a dict `spec` in processes of their own. It loads its
+            network inside `started`.
+        size: most actors; never more than items.
+        on_gpu: each actor has a GPU.
+        resources: of the cluster.
+    """
+
+    what: str
+    folder: Path
+    actor: type
+    size: int
+    on_gpu: bool
+    resources: Resources
+
+    def results(
+        self, items: Sequence[dict[str, str]], spec: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """What actors return of each item, as they are done. `spec` gets `threads` and `pool`.
+
+        Ray Data starts what was lost again, without end.
+
+        Raises:
+            ClusterError: an actor raised an error, or the cluster was lost.
+        """
+        import ray.data
+        import ray.exceptions
+
+        # The import sets it to INFO; what stops the pool is told once, without Ray's stack traces.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        size = min(self.size, len(items))
+        threads = threads_of_actor(self.resources, size)
+        dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map_batches(
+            self.actor,
+            fn_constructor_args=(spec | {"threads": threads, "pool": size},),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=size),
+            # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
+            num_cpus=min(1.0, 0.9 * self.resources.cpus / size),
+            num_gpus=1 if self.on_gpu else 0,
+        )
+        forget_starts(self.folder)
+        try:
+            yield from dataset.iter_rows()
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"the pool of {self.what} stopped ({_cause(error)}): put that right and run again, what"
+                " is finished is kept"
+            ) from error
+        finally:
+            forget_starts(self.folder)
+
+
+def _cause(error: Exception) -> str:
+    """What an actor raised: Ray sends a text of all exceptions, the first cause first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
+    return next(raised, lines[0]).strip()[:200]
+
+
+_STARTS = ".start-"
+
+
+@contextlib.contextmanager
+def started(folder: Path, pool: int) -> Iterator[None]:
+    """While a process loads its network; a file stays in `folder` where it dies of that.
+
+    Ray starts an actor again without end whose process dies, but not one that raises.
+
+    Raises:
+        RuntimeError: so many processes died that it is no chance; of `pool` that start at the same
+            time each has a file, too.
+    """
+    if len(list(folder.glob(f"{_STARTS}*"))) >= pool - 1 + MOST_DEATHS:
+        raise RuntimeError(
+            f"{MOST_DEATHS} processes died while they loaded the network: out of memory, or a fault in"
+            " a driver; fewer of them at a time (compute.mask_actors, compute.predict_actors) need less"
+        )
+    file = folder / f"{_STARTS}{uuid.uuid4().hex}"
+    with contextlib.suppress(OSError):  # a full disk is told of by what is written next
+        file.touch()
+    try:
+        yield
+    finally:  # also where it raises: that is told by the error
+        _remove(file)
+
+
+def forget_starts(folder: Path) -> None:
+    """Remove what processes left that died, of this run or one before."""
+    for file in folder.glob(f"{_STARTS}*"):
+        _remove(file)
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):  # never made, or a folder that may only be read
+        file.unlink()
