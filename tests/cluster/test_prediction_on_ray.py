@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sfss_ray.config import override
-from sfss_ray.prediction.folder import predict
+from sfss_ray.errors import ClusterError
+from sfss_ray.prediction import folder as prediction
+from sfss_ray.prediction.folder import PredictionActor, predict
 from sfss_ray.streets.default import SOURCE_MODEL
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
@@ -40,3 +42,18 @@ def test_actors_write_what_one_process_writes(streets, tiny_config, tmp_path: Pa
         (tmp_path / "ray" / name).unlink()
     assert predict(SOURCE_MODEL, images, tmp_path / "ray", config=on_ray, progress=str).made == 5
     assert files_below(tmp_path / "ray") == ours
+
+
+def test_a_pool_that_stops_is_one_line(streets, tiny_config, tmp_path: Path, monkeypatch):
+    class Broken(PredictionActor):
+        def __call__(self, batch):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prediction, "PredictionActor", Broken)
+    on_ray = override(tiny_config, {"compute.predict_on_ray_from": 2})
+    images = streets / "target" / "images"
+    with pytest.raises(
+        ClusterError, match=r"predictions stopped \(.*No space left on device.*run again"
+    ) as told:
+        predict(SOURCE_MODEL, images, tmp_path / "out", config=on_ray, progress=str)
+    assert "\n" not in str(told.value)
