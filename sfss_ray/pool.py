@@ -16,6 +16,7 @@ from sfss_ray.errors import ClusterError
 
 MOST_DEATHS = 3
 """Of processes at one thing before it is given up; one that is lost by chance costs one."""
+_STARTS = ".start-"  # files of processes that load their network, or died of it
 
 
 def pool_size(wanted: int, resources: Resources, on_gpu: bool) -> int:
@@ -92,9 +93,6 @@ def _cause(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
     return next(raised, lines[0]).strip()[:200]
-
-
-_STARTS = ".start-"
 
 
 @contextlib.contextmanager

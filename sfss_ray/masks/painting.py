@@ -243,7 +243,7 @@ def paint_runs(
     number = len(texts)
     bits = number.bit_length()
     columns = range(size[1]) if columns is None else columns
-    kind = _smallest_of_both((number + 1) * size[0] * size[1])
+    kind = _short_integers((number + 1) * size[0] * size[1])
     edges = _sorted_edges(*from_coco_strings(texts, kind), size, bits, columns)
     rank = (edges & ((1 << bits) - 1)).astype(np.min_scalar_type(number))
     top = _top_after_each(rank, number)
@@ -292,7 +292,7 @@ def _sorted_edges(
     last = np.searchsorted(ends, before + len(columns) * height)
     parts = [ends[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
     seen = np.maximum(last - first, 0)
-    kind = _smallest_of_both((len(columns) * height << bits) + number)
+    kind = _short_integers((len(columns) * height << bits) + number)
     inside = np.concatenate([*parts, ends[:0]])
     inside -= np.repeat(before.astype(ends.dtype), seen)
     inside = inside.astype(kind) << kind(bits)
@@ -304,7 +304,7 @@ def _sorted_edges(
     return edges
 
 
-def _smallest_of_both(greatest: int) -> type[np.signedinteger]:
+def _short_integers(greatest: int) -> type[np.signedinteger]:
     """The shorter the numbers, the more of them fit into a processor's caches."""
     return np.int32 if greatest <= np.iinfo(np.int32).max else np.int64
 
