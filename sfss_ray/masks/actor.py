@@ -10,14 +10,14 @@ import numpy as np
 
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
+from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
-from sfss_ray.masks.attempts import DIED, Attempts
 from sfss_ray.masks.lock import is_claimed_by
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
-from sfss_ray.pool import started
 
 _REASON_LENGTH = 300
+_DIED = f"{DIED} (it is tried again once its file is newer than its masks)"
 
 
 class MaskActor:
@@ -52,15 +52,15 @@ class MaskActor:
 
     def _write(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
         """Make and write a shard; returns its rows."""
-        place = Path(self.spec["folder"]) / shard_name(image_id for image_id, _ in images)
-        attempts, rows = Attempts(place), []
+        folder, ids = Path(self.spec["folder"]), [image_id for image_id, _ in images]
+        attempts, rows = Attempts(folder, ids), []
         for image_id, path in images:
             if attempts.begin(image_id):
                 rows.append(self._row(image_id, path))
                 attempts.end(image_id)
             else:
-                rows.append(_failed_row(image_id, path, DIED))
-        write_shard(place, rows, self.recipe.as_dict(), self._is_wanted)
+                rows.append(_failed_row(image_id, path, _DIED))
+        write_shard(folder / shard_name(ids), rows, self.recipe.as_dict(), self._is_wanted)
         attempts.forget()
         return rows
 

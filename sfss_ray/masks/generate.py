@@ -3,7 +3,7 @@
 One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
 final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
 retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
-without end; attempts.py sees to it that an image which kills its process is given up, and a network
+without end; deaths.py sees to it that an image which kills its process is given up, and a network
 that does.
 """
 

@@ -20,10 +20,10 @@ from sfss_ray import cli
 from sfss_ray.cluster import Resources
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import list_images
+from sfss_ray.deaths import DIED
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor
-from sfss_ray.masks.attempts import DIED
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.regions import make_recipe
