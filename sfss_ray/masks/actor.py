@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
 from sfss_ray.deaths import DIED, Attempts, started
@@ -20,8 +21,41 @@ _REASON_LENGTH = 300
 _DIED = f"{DIED} (it is tried again once its file is newer than its masks)"
 
 
+def actor_spec(
+    recipe: RegionRecipe,
+    checkpoint: Path | str | None,
+    folder: Path,
+    masks: MaskConfig,
+    device: str = "cpu",
+    claim: str = "",
+) -> dict[str, Any]:
+    """What a MaskActor is made of, but for `threads` and `pool`, which the pool adds.
+
+    Args:
+        recipe: of the masks.
+        checkpoint: SAM weights, where the recipe has some.
+        folder: of the shards.
+        masks: for knobs that change no mask.
+        device: of the network.
+        claim: the run that the folder belongs to.
+    """
+    return {
+        "recipe": recipe.as_dict(),
+        "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
+        "folder": str(folder),
+        "points_per_batch": masks.points_per_batch,
+        "max_pixels": masks.max_pixels,
+        "device": device,
+        "claim": claim,
+    }
+
+
 class MaskActor:
-    """One process of the pool: holds the network, turns a shard's images into rows."""
+    """One process of the pool: holds the network, turns a shard's images into rows.
+
+    Args:
+        spec: of actor_spec, with `threads` of this process and `pool`, the number of actors.
+    """
 
     def __init__(self, spec: dict[str, Any]):
         self.spec = spec
@@ -66,7 +100,7 @@ class MaskActor:
 
     def _is_wanted(self) -> bool:
         """Whether the folder is still this run's; an actor outlives a driver that was killed."""
-        return is_claimed_by(Path(self.spec["folder"]), self.spec.get("claim", ""))
+        return is_claimed_by(Path(self.spec["folder"]), self.spec["claim"])
 
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
         try:

@@ -18,7 +18,7 @@ from typing import Any
 from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile, list_images
-from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
@@ -97,17 +97,9 @@ def mask_images(
         missing = [image for image in images if image.image_id not in done]
         if missing:
             _say_start(progress, recipe, len(missing), len(images))
-            spec = {
-                "recipe": recipe.as_dict(),
-                "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
-                "points_per_batch": config.masks.points_per_batch,
-                "max_pixels": config.masks.max_pixels,
-                "folder": str(folder),
-                "claim": claim,
-            }
             with cluster.connected(config.compute) as resources:
-                device = cluster.resolve_device(config.compute)
-                spec["device"] = device if recipe.is_network else "cpu"
+                device = cluster.resolve_device(config.compute) if recipe.is_network else "cpu"
+                spec = actor_spec(recipe, checkpoint, folder, config.masks, device, claim)
                 _run_pool(missing, spec, config, resources, progress)
     return len(missing)
 

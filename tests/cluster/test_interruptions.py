@@ -143,7 +143,7 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     import torch
 
     from sfss_ray.config import flatten, load_config
-    from sfss_ray.masks.actor import MaskActor
+    from sfss_ray.masks.actor import MaskActor, actor_spec
     from sfss_ray.masks.regions import make_recipe
     from sfss_ray.models.source import open_source
     from sfss_ray.train.adaptation import adapt_student
@@ -155,18 +155,11 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     knobs = flatten(tiny_config) | {"train.num_steps": 40, "train.evaluate_every": 5}
     config_file.write_text(json.dumps(knobs | {"compute.address": "local"}))
     config = load_config(config_file)
-    recipe, _ = make_recipe(config.masks, None)
-    spec = {
-        "recipe": recipe.as_dict(),
-        "checkpoint": "",
-        "points_per_batch": 1,
-        "threads": 1,
-        "pool": 1,
-    }
-    spec |= {"max_pixels": config.masks.max_pixels, "folder": str(folder / "masks")}
+    recipe, checkpoint = make_recipe(config.masks, None)
+    spec = actor_spec(recipe, checkpoint, folder / "masks", config.masks)
     (folder / "masks").mkdir()
     shard = [(file.stem, str(file)) for file in sorted(images.iterdir())]
-    MaskActor(spec | {"device": "cpu"})({"shard": [json.dumps(shard)]})
+    MaskActor(spec | {"threads": 1, "pool": 1})({"shard": [json.dumps(shard)]})
     prepared = prepare_training(
         open_source(source_model), images, folder / "masks", None, None, config
     )

@@ -18,7 +18,7 @@ from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import list_images
 from sfss_ray.deaths import MOST_DEATHS, killed_its_process
 from sfss_ray.masks import actor as actor_module
-from sfss_ray.masks.actor import MaskActor, reason_of
+from sfss_ray.masks.actor import MaskActor, actor_spec, reason_of
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.store import MaskStore
 
@@ -26,17 +26,7 @@ from sfss_ray.masks.store import MaskStore
 def make_actor(folder: Path, **knobs: Any) -> MaskActor:
     config = MaskConfig(**knobs)
     recipe, checkpoint = make_recipe(config, None)
-    spec = {
-        "recipe": recipe.as_dict(),
-        "checkpoint": str(checkpoint) if checkpoint else "",
-        "points_per_batch": config.points_per_batch,
-        "pool": 2,
-        "max_pixels": config.max_pixels,
-        "device": "cpu",
-        "folder": str(folder),
-        "threads": 1,
-    }
-    return MaskActor(spec)
+    return MaskActor(actor_spec(recipe, checkpoint, folder, config) | {"threads": 1, "pool": 2})
 
 
 def put_pictures(folder: Path, **sizes: tuple[int, int]) -> list[tuple[str, str]]:

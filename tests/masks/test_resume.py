@@ -23,7 +23,7 @@ from sfss_ray.data.folders import list_images
 from sfss_ray.deaths import DIED
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks import generate
-from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.regions import make_recipe
@@ -289,15 +289,8 @@ def test_an_actor_of_a_killed_run_leaves_nothing_in_a_folder_that_is_another_run
 ):
     """Its driver's lock is gone while it still works: the next run has grouped images anew."""
     out = tmp_path / "masks"
-    recipe, _ = make_recipe(MaskConfig(), None)
-    spec = {
-        "recipe": recipe.as_dict(),
-        "checkpoint": "",
-        "points_per_batch": 1,
-        "threads": 1,
-        "pool": 1,
-    }
-    spec |= {"max_pixels": 10**6, "folder": str(out), "device": "cpu"}
+    recipe, checkpoint = make_recipe(MaskConfig(), None)
+    spec = actor_spec(recipe, checkpoint, out, MaskConfig()) | {"threads": 1, "pool": 1}
     shard = {"shard": [json.dumps([(i.image_id, str(i.path)) for i in list_images(images)][:1])]}
     with claimed(out) as former:
         orphan = MaskActor(spec | {"claim": former})
