@@ -19,7 +19,7 @@ from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
-from sfss_ray.masks.lock import claimed
+from sfss_ray.masks.lock import claimed, refuse_former
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_mended, find_rows
@@ -122,6 +122,7 @@ def _run_pool(
     pool = Pool("masks", Path(spec["folder"]), MaskActor, size, on_gpu, resources)
     bar, errors = Progress("masks", len(images), progress), 0
     for facts in pool.results(items, spec):
+        refuse_former(pool.folder, spec["claim"])
         errors += int(facts["errors"])
         bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
 

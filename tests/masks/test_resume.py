@@ -36,12 +36,14 @@ from sfss_ray.masks.summary import MaskSummary
 def in_this_process(monkeypatch):
     """Stage 1 without a cluster: one actor, here."""
 
-    def run(images, spec, config, resources, progress):
-        actor = MaskActor(spec | {"threads": 1, "pool": 1})
-        for item in generate._shard_items(images, 2):
-            actor({"shard": [item["shard"]]})
+    def results(pool, items, spec):
+        actor = pool.actor(spec | {"threads": 1, "pool": 1})
+        for item in items:
+            facts = actor({"shard": [item["shard"]]})
+            yield {name: values[0] for name, values in facts.items()}
 
-    monkeypatch.setattr(generate, "_run_pool", run)
+    monkeypatch.setattr(generate.Pool, "results", results)
+    monkeypatch.setattr(generate, "_shard_length", lambda images, pool, config: 2)
     monkeypatch.setattr(
         generate.cluster, "connected", lambda compute: contextlib.nullcontext(Resources(1, 0))
     )
@@ -230,6 +232,23 @@ def test_a_second_run_on_the_folder_is_refused_in_one_line(images: Path, tmp_pat
         assert leftover.exists(), "it may be the other run's"
     assert make(images, out).made == 3
     assert not leftover.exists()
+
+
+def test_a_run_ends_once_another_has_its_folder(images: Path, tmp_path: Path, monkeypatch):
+    """On a disk without locks nothing keeps the second one out."""
+    monkeypatch.setattr("sfss_ray.masks.lock._lock", lambda handle: True)
+    out, work = tmp_path / "masks", MaskActor.__call__
+
+    def begin_another(actor, batch):
+        with claimed(out):
+            return work(actor, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MaskActor, "__call__", begin_another)
+        with pytest.raises(ResumeError, match=r"another run has begun.*run again"):
+            make(images, out)
+    assert shards(out) == []
+    assert make(images, out).made == 3
 
 
 HOLD = """
