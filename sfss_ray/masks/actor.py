@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sfss_ray.compute import use_threads
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
@@ -61,9 +62,7 @@ class MaskActor:
         self.spec = spec
         self.recipe = RegionRecipe(**spec["recipe"])
         if self.recipe.is_network:  # torch takes seconds to start
-            import torch
-
-            torch.set_num_threads(max(1, int(spec["threads"])))
+            use_threads(spec["threads"])
         with started(Path(spec["folder"]), spec["pool"]):
             self.find_regions = self._source()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
+from sfss_ray.compute import use_threads
 from sfss_ray.config import ComputeConfig, Config, flatten
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import ImageFile, list_images
@@ -69,9 +70,7 @@ class PredictionActor:
     """One process of the pool: holds the network, writes the predictions of an item's images."""
 
     def __init__(self, spec: dict[str, Any]):
-        import torch
-
-        torch.set_num_threads(max(1, int(spec["threads"])))
+        use_threads(spec["threads"])
         self.config: Config = spec["config"]
         source: Source = spec["source"]
         with started(Path(spec["folder"]), spec["pool"]):
