@@ -104,9 +104,10 @@ def run_job(job: Job) -> dict[str, Any]:
 def use_one_thread() -> None:
     """Runs share the machine's cores, so none of them may take all."""
     import cv2
-    import torch
 
-    torch.set_num_threads(1)
+    from sfss_ray.compute import use_threads
+
+    use_threads(1)
     cv2.setNumThreads(1)
 
 

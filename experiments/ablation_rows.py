@@ -122,8 +122,26 @@ _PARTS_OF_THE_VOTE = tuple(
     for power in (0.0, 0.5)
     for regions in ("small_sam", "ground_truth")
 )
+# With mirror images, as pairs may have them, these are six.
+_ZOOMS = {"train.loss.teacher_scales": [0.75, 1.0, 1.5]}
+_ZOOMED = (
+    Row("zooms", "self-training (A1), zooms", "", _ZOOMS),
+    *(
+        Row(f"zooms_{row.key}", f"{row.name}, zooms", row.regions, row.knobs | _ZOOMS)
+        for row in _FULL
+        if row.regions != "random"
+    ),
+)
 TABLES = {
     "ablation": ROWS,
-    # What was tried to find out why masks count: the vote's parts, one by one, without the contrast.
-    "remedies": (BASELINE, _SELF_TRAINING[1], *_LABEL_SPACE[:2], *_PARTS_OF_THE_VOTE, CEILING),
+    # What was tried to make masks count more: the vote's parts, one by one, without the contrast, and
+    # a teacher that looks closer and from further away.
+    "remedies": (
+        BASELINE,
+        _SELF_TRAINING[1],
+        *_LABEL_SPACE[:2],
+        *_PARTS_OF_THE_VOTE,
+        *_ZOOMED,
+        CEILING,
+    ),
 }

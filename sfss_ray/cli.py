@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from sfss_ray.compute import keep_freed_memory
 from sfss_ray.errors import SfssError
 
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -207,6 +208,7 @@ def run_guarded(work: Callable[[], int | None]) -> int:
     SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    keep_freed_memory()
     try:
         return work() or 0
     except SfssError as error:

@@ -112,18 +112,57 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
     if ray.is_initialized():
         yield _resources(compute)
         return
-    try:
-        ray.init(
-            address=_init_address(compute),
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except ConnectionError as error:
-        raise ClusterError(f"Ray address {compute.address!r} cannot be joined: {error}") from error
+    address = _init_address(compute)
+    if address == "local":
+        _start_here()
+    else:
+        _join(address, compute)
     try:
         yield _resources(compute)
     finally:
         ray.shutdown()
+
+
+def _start_here() -> None:
+    """Start a cluster on this machine; once more where it was too busy for Ray's patience of 30 s.
+
+    ClusterError where it does not start: Ray raises plain exceptions of several kinds.
+    """
+    try:
+        _init("local")
+        return
+    except Exception as first:
+        logging.getLogger(__name__).debug("Ray did not start: %s", first)
+    try:
+        _init("local")
+    except Exception as error:
+        raise ClusterError(
+            f"no Ray cluster could be started on this machine ({_first_line(error)}): it may be"
+            " overloaded, or out of memory or of disk for Ray's files (/tmp/ray); free some and run"
+            " again, what is finished is kept"
+        ) from error
+
+
+def _join(address: str | None, compute: ComputeConfig) -> None:
+    """Join a cluster that runs; None is that of RAY_ADDRESS. ClusterError where that fails."""
+    try:
+        _init(address)
+    except Exception as error:
+        named = compute.address if address else os.environ.get("RAY_ADDRESS")
+        raise ClusterError(
+            f"Ray address {named!r} cannot be joined ({_first_line(error)}): see that the cluster runs,"
+            " with the same versions of Ray and Python, and that its token is set here (RAY_AUTH_MODE)"
+        ) from error
+
+
+def _init(address: str | None) -> None:
+    import ray
+
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _init_address(compute: ComputeConfig) -> str | None:

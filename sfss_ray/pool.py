@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfss_ray.cluster import Resources
+from sfss_ray.deaths import forget_deaths
 from sfss_ray.errors import ClusterError
-
-MOST_DEATHS = 3
-"""Of processes at one thing before it is given up; one that is lost by chance costs one."""
-_STARTS = ".start-"  # files of processes that load their network, or died of it
 
 
 def pool_size(wanted: int, resources: Resources, on_gpu: bool) -> int:
@@ -37,7 +32,7 @@ class Pool:
         what: of the stage, for errors ("masks").
         folder: where the stage writes.
         actor: class whose instances are made of a dict `spec` in processes of their own. It loads its
-            network inside `started`.
+            network inside deaths.started, and its work on images notes its deaths.Attempts.
         size: most actors; never more than items.
         on_gpu: each actor has a GPU.
         resources: of the cluster.
@@ -76,7 +71,7 @@ class Pool:
             num_cpus=min(1.0, 0.9 * self.resources.cpus / size),
             num_gpus=1 if self.on_gpu else 0,
         )
-        forget_starts(self.folder)
+        forget_deaths(self.folder)
         try:
             yield from dataset.iter_rows()
         except ray.exceptions.RayError as error:
@@ -85,7 +80,7 @@ class Pool:
                 " is finished is kept"
             ) from error
         finally:
-            forget_starts(self.folder)
+            forget_deaths(self.folder)
 
 
 def _cause(error: Exception) -> str:
@@ -93,38 +88,3 @@ def _cause(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
     return next(raised, lines[0]).strip()[:200]
-
-
-@contextlib.contextmanager
-def started(folder: Path, pool: int) -> Iterator[None]:
-    """While a process loads its network; a file stays in `folder` where it dies of that.
-
-    Ray starts an actor again without end whose process dies, but not one that raises.
-
-    Raises:
-        RuntimeError: so many processes died that it is no chance; of `pool` that start at the same
-            time each has a file, too.
-    """
-    if len(list(folder.glob(f"{_STARTS}*"))) >= pool - 1 + MOST_DEATHS:
-        raise RuntimeError(
-            f"{MOST_DEATHS} processes died while they loaded the network: out of memory, or a fault in"
-            " a driver; fewer of them at a time (compute.mask_actors, compute.predict_actors) need less"
-        )
-    file = folder / f"{_STARTS}{uuid.uuid4().hex}"
-    with contextlib.suppress(OSError):  # a full disk is told of by what is written next
-        file.touch()
-    try:
-        yield
-    finally:  # also where it raises: that is told by the error
-        _remove(file)
-
-
-def forget_starts(folder: Path) -> None:
-    """Remove what processes left that died, of this run or one before."""
-    for file in folder.glob(f"{_STARTS}*"):
-        _remove(file)
-
-
-def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):  # never made, or a folder that may only be read
-        file.unlink()

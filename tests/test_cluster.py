@@ -62,6 +62,60 @@ def test_a_cluster_that_is_not_joined_yet_is_asked(machine, monkeypatch):
     assert joined == ["10.0.0.1:6379"], "once, and not for what is computed here"
 
 
+TIMED_OUT = "The current node timed out during startup.\nThis could happen because"
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_a_cluster_that_does_not_start_is_tried_twice_and_is_one_line(
+    machine, monkeypatch, failures
+):
+    machine(False, None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    calls: list[str] = []
+
+    def init(address, **_):
+        calls.append(address)
+        if len(calls) <= failures:
+            raise Exception(TIMED_OUT)
+
+    monkeypatch.setattr(ray, "init", init)
+    compute = ComputeConfig(device="cpu")
+    if failures < 2:
+        with cluster.connected(compute) as resources:
+            assert resources.cpus == 2.0
+    else:
+        with (
+            pytest.raises(ClusterError, match=r"timed out during startup.*run again") as told,
+            cluster.connected(compute),
+        ):
+            pass
+        assert "\n" not in str(told.value)
+    assert calls == ["local"] * min(failures + 1, 2)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no\nanswer"), RuntimeError("Version mismatch")])
+def test_a_cluster_that_cannot_be_joined_is_one_line(machine, monkeypatch, error):
+    machine(False, None)
+    calls: list[str | None] = []
+
+    def init(address, **_):
+        calls.append(address)
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "check_address", lambda compute: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with (
+        pytest.raises(
+            ClusterError, match=r"'10.0.0.1:6379' cannot be joined \((no|Version)"
+        ) as told,
+        cluster.connected(ComputeConfig(device="cpu")),
+    ):
+        pass
+    assert "\n" not in str(told.value)
+    assert calls == [None], "once: what is wrong there stays so"
+
+
 def test_a_gpu_that_the_cluster_has_not_is_an_error(machine):
     machine(True, 0)
     compute = ComputeConfig(device="cuda")

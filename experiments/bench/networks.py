@@ -39,6 +39,7 @@ def measure(network: str, precision: str, device: str, batch: int, threads: int)
     import torch
     from PIL import Image
 
+    from sfss_ray.compute import use_threads
     from sfss_ray.config import Config, override
     from sfss_ray.data.class_sets import CITYSCAPES_19
     from sfss_ray.data.folders import ImageFile
@@ -49,7 +50,7 @@ def measure(network: str, precision: str, device: str, batch: int, threads: int)
     from sfss_ray.planning.measure import measure_training
     from sfss_ray.streets.scenes import render_scene
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     torch.manual_seed(0)
     config = override(
         Config(),

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, TrainConfig, override
 from sfss_ray.models.networks import build_network
 from sfss_ray.streets.default import embedded_config
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--network-repeats", type=int, default=1, help="steps of DeepLabV2")
     arguments = parser.parse_args()
     device, load = arguments.device, round(os.getloadavg()[0], 1)
-    torch.set_num_threads(1)
+    use_threads(1)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "embedded": lambda: whole_steps("compact", embedded_config(), device, arguments.repeats),
         "default": lambda: whole_steps("compact", Config(), device, arguments.repeats),

@@ -32,6 +32,12 @@ class MaskConfig:
     """Of masks whose boxes overlap by more than this IoU only the best is kept. SAM's: .7."""
     crop_n_layers: int = 0
     """Layers of zoomed crops that are searched too; layer i has 4**i crops."""
+    crop_n_points_downscale_factor: int = 1
+    """Crops of layer i have points_per_side / factor**i points a side."""
+    crop_overlap_ratio: float = 512 / 1500
+    """Overlap of the crops in layer 1, as a part of the image's short side; halved by each layer."""
+    crop_nms_thresh: float = 0.7
+    """As box_nms_thresh, between crops; the mask of the smaller crop is kept."""
     min_mask_region_area: int = 0
     """Holes and islands smaller than this many pixels are removed (0: none)."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -57,6 +63,9 @@ class MaskConfig:
         require(self, "stability_score_offset", 0, above=True)
         require(self, "box_nms_thresh", 0, 1)
         require(self, "crop_n_layers", 0, 4)
+        require(self, "crop_n_points_downscale_factor", 1)
+        require(self, "crop_overlap_ratio", 0, 1)
+        require(self, "crop_nms_thresh", 0, 1)
         require(self, "min_mask_region_area", 0)
         require(self, "felzenszwalb_scale", 0, above=True)
         require(self, "felzenszwalb_min_size", 1)

@@ -8,28 +8,61 @@ from typing import Any
 
 import numpy as np
 
+from sfss_ray.compute import use_threads
+from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
+from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
-from sfss_ray.masks.attempts import DIED, Attempts
 from sfss_ray.masks.lock import is_claimed_by
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
 from sfss_ray.masks.store import shard_name, write_shard
-from sfss_ray.pool import started
 
 _REASON_LENGTH = 300
+_DIED = f"{DIED} (it is tried again once its file is newer than its masks)"
+
+
+def actor_spec(
+    recipe: RegionRecipe,
+    checkpoint: Path | str | None,
+    folder: Path,
+    masks: MaskConfig,
+    device: str = "cpu",
+    claim: str = "",
+) -> dict[str, Any]:
+    """What a MaskActor is made of, but for `threads` and `pool`, which the pool adds.
+
+    Args:
+        recipe: of the masks.
+        checkpoint: SAM weights, where the recipe has some.
+        folder: of the shards.
+        masks: for knobs that change no mask.
+        device: of the network.
+        claim: the run that the folder belongs to.
+    """
+    return {
+        "recipe": recipe.as_dict(),
+        "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
+        "folder": str(folder),
+        "points_per_batch": masks.points_per_batch,
+        "max_pixels": masks.max_pixels,
+        "device": device,
+        "claim": claim,
+    }
 
 
 class MaskActor:
-    """One process of the pool: holds the network, turns a shard's images into rows."""
+    """One process of the pool: holds the network, turns a shard's images into rows.
+
+    Args:
+        spec: of actor_spec, with `threads` of this process and `pool`, the number of actors.
+    """
 
     def __init__(self, spec: dict[str, Any]):
         self.spec = spec
         self.recipe = RegionRecipe(**spec["recipe"])
         if self.recipe.is_network:  # torch takes seconds to start
-            import torch
-
-            torch.set_num_threads(max(1, int(spec["threads"])))
+            use_threads(spec["threads"])
         with started(Path(spec["folder"]), spec["pool"]):
             self.find_regions = self._source()
 
@@ -52,21 +85,21 @@ class MaskActor:
 
     def _write(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
         """Make and write a shard; returns its rows."""
-        place = Path(self.spec["folder"]) / shard_name(image_id for image_id, _ in images)
-        attempts, rows = Attempts(place), []
+        folder, ids = Path(self.spec["folder"]), [image_id for image_id, _ in images]
+        attempts, rows = Attempts(folder, ids), []
         for image_id, path in images:
             if attempts.begin(image_id):
                 rows.append(self._row(image_id, path))
                 attempts.end(image_id)
             else:
-                rows.append(_failed_row(image_id, path, DIED))
-        write_shard(place, rows, self.recipe.as_dict(), self._is_wanted)
+                rows.append(_failed_row(image_id, path, _DIED))
+        write_shard(folder / shard_name(ids), rows, self.recipe.as_dict(), self._is_wanted)
         attempts.forget()
         return rows
 
     def _is_wanted(self) -> bool:
         """Whether the folder is still this run's; an actor outlives a driver that was killed."""
-        return is_claimed_by(Path(self.spec["folder"]), self.spec.get("claim", ""))
+        return is_claimed_by(Path(self.spec["folder"]), self.spec["claim"])
 
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
         try:

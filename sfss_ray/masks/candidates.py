@@ -344,6 +344,8 @@ def settle_doubtful(crop: EncodedCrop, found: Found, offset: float) -> Found:
     doubtful = [k for k, mask in enumerate(packed.masks) if mask.doubtful]
     if not doubtful:
         return found
+    # Those of one point are next to each other: they are decoded together.
+    doubtful.sort(key=lambda k: found.points[k].tolist())
     decoder, cut = StockOrderDecoder(crop.sam, crop.embedding), crop.sam.mask_threshold
     masks, boxes = list(packed.masks), found.boxes.clone()
     for start in range(0, len(doubtful), _SETTLED_AT_ONCE):

@@ -3,7 +3,7 @@
 One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
 final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
 retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
-without end; attempts.py sees to it that an image which kills its process is given up, and a network
+without end; deaths.py sees to it that an image which kills its process is given up, and a network
 that does.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile, list_images
-from sfss_ray.masks.actor import MaskActor
-from sfss_ray.masks.lock import claimed
+from sfss_ray.masks.actor import MaskActor, actor_spec
+from sfss_ray.masks.lock import claimed, refuse_former
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_mended, find_rows
@@ -97,17 +97,9 @@ def mask_images(
         missing = [image for image in images if image.image_id not in done]
         if missing:
             _say_start(progress, recipe, len(missing), len(images))
-            spec = {
-                "recipe": recipe.as_dict(),
-                "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
-                "points_per_batch": config.masks.points_per_batch,
-                "max_pixels": config.masks.max_pixels,
-                "folder": str(folder),
-                "claim": claim,
-            }
             with cluster.connected(config.compute) as resources:
-                device = cluster.resolve_device(config.compute)
-                spec["device"] = device if recipe.is_network else "cpu"
+                device = cluster.resolve_device(config.compute) if recipe.is_network else "cpu"
+                spec = actor_spec(recipe, checkpoint, folder, config.masks, device, claim)
                 _run_pool(missing, spec, config, resources, progress)
     return len(missing)
 
@@ -130,6 +122,7 @@ def _run_pool(
     pool = Pool("masks", Path(spec["folder"]), MaskActor, size, on_gpu, resources)
     bar, errors = Progress("masks", len(images), progress), 0
     for facts in pool.results(items, spec):
+        refuse_former(pool.folder, spec["claim"])
         errors += int(facts["errors"])
         bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
 

@@ -62,6 +62,15 @@ def is_claimed_by(folder: Path, claim: str) -> bool:
         return True
 
 
+def refuse_former(folder: Path, claim: str) -> None:
+    """ResumeError where a later run has claimed the folder: shards of the former are not written."""
+    if not is_claimed_by(folder, claim):
+        raise ResumeError(
+            f"another run has begun to make masks in {str(folder)!r}, whose disk has no locks to keep it"
+            " out: this one stops; wait for the end of that one and run again"
+        )
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,12 @@ SAM_CUTS = {
     "box_nms_thresh": 0.7,
 }
 """SAM's own thresholds, defaults of its SamAutomaticMaskGenerator."""
+_OF_CROPS = {
+    "crop_n_points_downscale_factor": 1,
+    "crop_overlap_ratio": 512 / 1500,
+    "crop_nms_thresh": 0.7,
+}
+"""SAM's own; a recipe names what differs from them, as masks were made before there was a choice."""
 _FELZENSZWALB_KNOBS = ("felzenszwalb_scale", "felzenszwalb_min_size")
 _REFERENCE_PIXELS = 480 * 360  # felzenszwalb_min_size is stated for this image size
 IMPORTED = "imported"
@@ -94,11 +100,13 @@ def make_recipe(
 ) -> tuple[RegionRecipe, Path | None]:
     """The recipe of a mask run and the checkpoint it needs, after the weights were checked.
 
-    Raises CheckpointError when the file is missing, no SAM, or of another type than asked.
+    Raises CheckpointError when the file is missing, no SAM, or of another type than asked, and
+    ConfigError when source and checkpoint contradict each other or a layer of crops has no points.
     """
     source = choose_source(config, sam_checkpoint)
     if source == "felzenszwalb":
         return RegionRecipe(source, "", "", _knobs(config, _FELZENSZWALB_KNOBS)), None
+    _require_points(config)
     from sfss_ray.masks.sam import load_sam, recognise_sam_type, shipped_small_sam
     from sfss_ray.models.build import file_sha256
 
@@ -107,8 +115,20 @@ def make_recipe(
     cuts = _small_sam_cuts(checkpoint) if source == "small_sam" else SAM_CUTS
     given = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
     knobs = {name: given.get(name, cuts.get(name)) for name in _SAM_KNOBS}
+    if config.crop_n_layers:
+        knobs |= {k: v for k, v in _knobs(config, tuple(_OF_CROPS)).items() if v != _OF_CROPS[k]}
     sha256 = file_sha256(checkpoint)
     return RegionRecipe(source, found, sha256, knobs, config.precision), checkpoint
+
+
+def _require_points(config: MaskConfig) -> None:
+    """ConfigError where the smallest crops would have none."""
+    if config.points_per_side < config.crop_n_points_downscale_factor**config.crop_n_layers:
+        raise ConfigError(
+            f"crops of layer {config.crop_n_layers} would have no points: raise points_per_side"
+            f" ({config.points_per_side}) or lower crop_n_points_downscale_factor"
+            f" ({config.crop_n_points_downscale_factor})"
+        )
 
 
 def _small_sam_cuts(checkpoint: Path) -> dict[str, float]:

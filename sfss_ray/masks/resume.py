@@ -10,8 +10,8 @@ from typing import Any
 from sfss_ray.config import differences
 from sfss_ray.data.folders import ImageFile, evenly_spread, image_size, read_image
 from sfss_ray.data.names import printable
+from sfss_ray.deaths import killed_its_process
 from sfss_ray.errors import DataError, ResumeError
-from sfss_ray.masks.attempts import killed_its_process
 from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.masks.store import (

@@ -40,12 +40,16 @@ class StockOrderDecoder:
             points: (n, 2), foreground, (x, y) in pixels of the model input; n at least 1.
             outputs: int64 (n,), which of the point's multimask outputs, counted from 0.
         """
-        n = len(points)
+        prompts, prompt_of_mask = torch.unique(points, dim=0, return_inverse=True)
+        n = len(prompts)
         filled = torch.arange(-(-n // _POINTS_AT_ONCE) * _POINTS_AT_ONCE) % n
         parts = filled.split(_POINTS_AT_ONCE)
-        return torch.cat([self._of_few(points[k], outputs[k]) for k in parts])[:n]
+        every = torch.cat([self._of_few(prompts[part]) for part in parts])
+        # The first output is the one for several prompts.
+        return every[prompt_of_mask, 1 + outputs]
 
-    def _of_few(self, points: Tensor, outputs: Tensor) -> Tensor:
+    def _of_few(self, points: Tensor) -> Tensor:
+        """All outputs of points (n, 2), float32 (n, M, 4 h, 4 w)."""
         n, decoder = len(points), self._decoder
         _, channels, height, width = self._image.shape
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -56,8 +60,7 @@ class StockOrderDecoder:
         del image, pe  # they are large
         upscaled = decoder.output_upscaling(keys.mT.view(n, channels, height, width))
         masks = self._filters(tokens[:, 1 : 1 + decoder.num_mask_tokens]) @ upscaled.flatten(2)
-        # The first output is the one for several prompts.
-        return masks[torch.arange(n), 1 + outputs].view(n, *upscaled.shape[2:])
+        return masks.unflatten(2, upscaled.shape[2:])
 
     def _filters(self, mask_tokens: Tensor) -> Tensor:
         """(n, M, C) to (n, M, channels of the upscaled image)."""

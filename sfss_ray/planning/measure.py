@@ -172,13 +172,15 @@ def _scaled(encoder: float, few: float, knobs: dict[str, float]) -> tuple[float,
     Args:
         encoder: seconds of one pass of the encoder.
         few: seconds of the encoder and the few points together.
-        knobs: the recipe's: points_per_side of each crop, crop_n_layers.
+        knobs: the recipe's: points_per_side, crop_n_layers, crop_n_points_downscale_factor.
     """
     few_points = _FEW_POINTS_PER_SIDE**2
     per_point = max(few - encoder, 0.0) / few_points
-    crops = sum(4**layer for layer in range(int(knobs["crop_n_layers"]) + 1))
-    points = int(knobs["points_per_side"]) ** 2
-    return crops * (encoder + points * per_point), crops * points / few_points
+    layers = range(int(knobs["crop_n_layers"]) + 1)
+    smaller = knobs.get("crop_n_points_downscale_factor", 1)
+    points = sum(4**i * int(knobs["points_per_side"] / smaller**i) ** 2 for i in layers)
+    crops = sum(4**i for i in layers)
+    return crops * encoder + points * per_point, points / few_points
 
 
 def _row(file: ImageFile, image: np.ndarray, masks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
+from sfss_ray.compute import use_threads
 from sfss_ray.config import ComputeConfig, Config, flatten
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import ImageFile, list_images
+from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.pool import Pool, pool_size, started
+from sfss_ray.pool import Pool, pool_size
 from sfss_ray.prediction.outputs import (
     LABEL_IDS,
     PredictionFolder,
@@ -25,6 +27,9 @@ from sfss_ray.prediction.outputs import (
 from sfss_ray.progress import Progress, ProgressSink, print_line
 from sfss_ray.run_folder import claim
 from sfss_ray.train.trainer import carried_code
+
+if TYPE_CHECKING:
+    from sfss_ray.models.segmenter import Segmenter
 
 IMAGES_PER_ITEM = 8
 """Most images of one item of the data set: also what progress is told by."""
@@ -65,9 +70,7 @@ class PredictionActor:
     """One process of the pool: holds the network, writes the predictions of an item's images."""
 
     def __init__(self, spec: dict[str, Any]):
-        import torch
-
-        torch.set_num_threads(max(1, int(spec["threads"])))
+        use_threads(spec["threads"])
         self.config: Config = spec["config"]
         source: Source = spec["source"]
         with started(Path(spec["folder"]), spec["pool"]):
@@ -80,15 +83,33 @@ class PredictionActor:
         facts: dict[str, list] = {"images": [], "errors": []}
         for item in batch["item"]:
             files = [ImageFile(image_id, Path(path)) for image_id, path in json.loads(str(item))]
-            errors = {}
-            for file in files:
-                try:
-                    predict_file(self.network, file, self.folder, self.config.evaluation)
-                except DataError as error:
-                    errors[file.image_id] = str(error)
             facts["images"].append(len(files))
-            facts["errors"].append(json.dumps(errors))
+            facts["errors"].append(json.dumps(self._predict(files)))
         return facts
+
+    def _predict(self, files: Sequence[ImageFile]) -> dict[str, str]:
+        """Write the predictions of an item; returns why images have none, by their ids."""
+        attempts = Attempts(self.folder.root, [file.image_id for file in files])
+        errors = {}
+        for file in files:
+            if not attempts.begin(file.image_id):
+                errors[file.image_id] = DIED
+                continue
+            error = _error_of(self.network, file, self.folder, self.config)
+            attempts.end(file.image_id)
+            if error:
+                errors[file.image_id] = error
+        attempts.forget()
+        return errors
+
+
+def _error_of(network: Segmenter, file: ImageFile, folder: PredictionFolder, config: Config) -> str:
+    """Write the predictions of an image; returns why it has none, empty where it has."""
+    try:
+        predict_file(network, file, folder, config.evaluation)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def predict(
@@ -201,10 +222,8 @@ def _in_this_process(
     errors: dict[str, str] = {}
     bar = Progress("predicted", len(files), progress)
     for file in files:
-        try:
-            predict_file(network, file, folder, config.evaluation)
-        except DataError as error:
-            errors[file.image_id] = str(error)
+        if error := _error_of(network, file, folder, config):
+            errors[file.image_id] = error
         bar.advance(1, _unreadable(errors))
     return errors
 

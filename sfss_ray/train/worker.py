@@ -10,8 +10,8 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
-import torch
 
+from sfss_ray.compute import use_threads
 from sfss_ray.train.run import append_progress, load_state, save_state
 
 
@@ -49,7 +49,7 @@ class RayRun:
 
 def train_on_worker(payload: dict[str, Any]) -> None:
     """Entry of every worker: `payload` holds the loop, its task, its watch, folder, threads."""
-    torch.set_num_threads(max(1, int(payload["threads"])))
+    use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
     loop, task, watch = payload["loop"], payload["task"], payload["watch"]
     run = RayRun(Path(payload["folder"]))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
+from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, override
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.progress import ProgressSink, print_line
@@ -304,13 +305,10 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
         _train_distributed(plan, config, folder)
         return
 
-    import torch
-
     from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.run import LocalRun, load_state
 
-    torch.set_num_threads(max(1, int(config.compute.cpus_per_worker)))
-
+    use_threads(config.compute.cpus_per_worker)
     prepared, failure = plan.prepared, folder / "failure.txt"
     if failure.exists():  # of the same knobs, so that starting again would end as it did
         raise TrainingError(failure.read_text())

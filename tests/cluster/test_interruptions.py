@@ -139,11 +139,13 @@ def tensors(state: dict, prefix: str = "") -> dict:
 
 @pytest.fixture(scope="module")
 def adaptation(source_model, streets, tiny_config, tmp_path_factory):
-    """A config file of 40 steps with a checkpoint every 5, and its last state when nothing stops it."""
+    """A config file of 40 steps with a checkpoint every 5, a folder of masks, and the last state when
+    nothing stops it.
+    """
     import torch
 
     from sfss_ray.config import flatten, load_config
-    from sfss_ray.masks.actor import MaskActor
+    from sfss_ray.masks.actor import MaskActor, actor_spec
     from sfss_ray.masks.regions import make_recipe
     from sfss_ray.models.source import open_source
     from sfss_ray.train.adaptation import adapt_student
@@ -155,24 +157,17 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     knobs = flatten(tiny_config) | {"train.num_steps": 40, "train.evaluate_every": 5}
     config_file.write_text(json.dumps(knobs | {"compute.address": "local"}))
     config = load_config(config_file)
-    recipe, _ = make_recipe(config.masks, None)
-    spec = {
-        "recipe": recipe.as_dict(),
-        "checkpoint": "",
-        "points_per_batch": 1,
-        "threads": 1,
-        "pool": 1,
-    }
-    spec |= {"max_pixels": config.masks.max_pixels, "folder": str(folder / "masks")}
+    recipe, checkpoint = make_recipe(config.masks, None)
+    spec = actor_spec(recipe, checkpoint, folder / "masks", config.masks)
     (folder / "masks").mkdir()
     shard = [(file.stem, str(file)) for file in sorted(images.iterdir())]
-    MaskActor(spec | {"device": "cpu"})({"shard": [json.dumps(shard)]})
+    MaskActor(spec | {"threads": 1, "pool": 1})({"shard": [json.dumps(shard)]})
     prepared = prepare_training(
         open_source(source_model), images, folder / "masks", None, None, config
     )
     torch.set_num_threads(1)  # as many as a worker with half a CPU has
     adapt_student(prepared.task(config), LocalRun(folder / "run"))
-    return config_file, tensors(load_state(folder / "run"))
+    return config_file, folder / "masks", tensors(load_state(folder / "run"))
 
 
 def assert_uninterrupted(out: Path, whole: dict) -> None:
@@ -191,10 +186,12 @@ def assert_uninterrupted(out: Path, whole: dict) -> None:
         assert same, name
 
 
-def start_adaptation(source_model, streets, config_file, out: Path):
+def start_adaptation(
+    source_model: Path, streets: Path, config_file: Path, out: Path, masks: Path | None = None
+) -> subprocess.Popen:
     words = ["adapt", "--source-model", source_model, "--target-images"]
     words += [streets / "target" / "images", "--output-dir", out, "--config-file", config_file]
-    return start(*words)
+    return start(*words, *(["--masks", masks] if masks else []))
 
 
 def wait_for_two_checkpoints(process: subprocess.Popen, log: Path) -> None:
@@ -205,16 +202,19 @@ def wait_for_two_checkpoints(process: subprocess.Popen, log: Path) -> None:
 def test_a_stopped_training_ends_as_one_that_was_not(
     source_model, streets, adaptation, tmp_path, number
 ):
-    config_file, whole = adaptation
+    config_file, masks, whole = adaptation
+    inputs = (source_model, streets, config_file, tmp_path / "run")
+    if number == signal.SIGINT:  # they are there already; the other one makes them
+        inputs = (*inputs, masks)
+    process = start_adaptation(*inputs)
     out = tmp_path / "run"
-    process = start_adaptation(source_model, streets, config_file, out)
     log = out / "train"
     wait_for_two_checkpoints(process, log)
     output = stop(process, number)
     assert "Traceback" not in output
     assert not (out / "student.pt").exists()
     lines = len((log / "progress.jsonl").read_text().splitlines())
-    again = start_adaptation(source_model, streets, config_file, out)
+    again = start_adaptation(*inputs)
     output = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, output
     later = (log / "progress.jsonl").read_text().splitlines()[lines:]
@@ -225,9 +225,9 @@ def test_a_stopped_training_ends_as_one_that_was_not(
 def test_a_killed_worker_is_started_again_and_ends_as_one_that_lived(
     source_model, streets, adaptation, tmp_path
 ):
-    config_file, whole = adaptation
+    config_file, masks, whole = adaptation
     out = tmp_path / "run"
-    process = start_adaptation(source_model, streets, config_file, out)
+    process = start_adaptation(source_model, streets, config_file, out, masks)
     log = out / "train"
     wait_for_two_checkpoints(process, log)
     workers = [pid for pid in descendants(process.pid) if name_of(pid).startswith(WORKER)]

@@ -17,7 +17,7 @@ from sfss_ray.masks.store import shards
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240
-IMAGES = 40  # so many that some are left after two rounds, also on a slow machine
+IMAGES = 28  # so many that some are left after two rounds, also on a slow machine
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from sfss_ray.config import override
 from sfss_ray.errors import ClusterError
 from sfss_ray.prediction import folder as prediction
 from sfss_ray.prediction.folder import PredictionActor, predict
+from sfss_ray.prediction.outputs import PredictionFolder
 from sfss_ray.streets.default import SOURCE_MODEL
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
@@ -42,6 +46,35 @@ def test_actors_write_what_one_process_writes(streets, tiny_config, tmp_path: Pa
         (tmp_path / "ray" / name).unlink()
     assert predict(SOURCE_MODEL, images, tmp_path / "ray", config=on_ray, progress=str).made == 5
     assert files_below(tmp_path / "ray") == ours
+
+
+def test_an_image_that_kills_its_process_costs_that_image(
+    streets, tiny_config, tmp_path: Path, monkeypatch
+):
+    """As the kernel does when memory runs out; Ray would start the image again without end."""
+
+    class DeadlyFolder(PredictionFolder):
+        def write(self, image_id, image, train_ids):
+            if image_id == "deadly":
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().write(image_id, image, train_ids)
+
+    class Deadly(PredictionActor):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.folder = DeadlyFolder(self.folder.root, self.folder.classes)
+
+    folder, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(streets / "target" / "images", folder)
+    shutil.copy(sorted(folder.iterdir())[0], folder / "deadly.png")
+    monkeypatch.setattr(prediction, "PredictionActor", Deadly)
+    on_ray = override(tiny_config, {"compute.predict_on_ray_from": 2})
+    found = predict(SOURCE_MODEL, folder, out, config=on_ray, progress=str)
+    assert (found.images, list(found.errors)) == (12, ["deadly"])
+    assert "its process died 3 times" in found.errors["deadly"]
+    assert not list(out.glob(".begun*"))
+    monkeypatch.undo()
+    assert predict(SOURCE_MODEL, folder, out, config=tiny_config, progress=str).made == 1
 
 
 def test_a_pool_that_stops_is_one_line(streets, tiny_config, tmp_path: Path, monkeypatch):

@@ -13,31 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from sfss_ray import pool as pool_module
+from sfss_ray import deaths
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import list_images
+from sfss_ray.deaths import MOST_DEATHS, killed_its_process
 from sfss_ray.masks import actor as actor_module
-from sfss_ray.masks.actor import MaskActor, reason_of
-from sfss_ray.masks.attempts import DIED
+from sfss_ray.masks.actor import MaskActor, actor_spec, reason_of
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.store import MaskStore
-from sfss_ray.pool import MOST_DEATHS
 
 
 def make_actor(folder: Path, **knobs: Any) -> MaskActor:
     config = MaskConfig(**knobs)
     recipe, checkpoint = make_recipe(config, None)
-    spec = {
-        "recipe": recipe.as_dict(),
-        "checkpoint": str(checkpoint) if checkpoint else "",
-        "points_per_batch": config.points_per_batch,
-        "pool": 2,
-        "max_pixels": config.max_pixels,
-        "device": "cpu",
-        "folder": str(folder),
-        "threads": 1,
-    }
-    return MaskActor(spec)
+    return MaskActor(actor_spec(recipe, checkpoint, folder, config) | {"threads": 1, "pool": 2})
 
 
 def put_pictures(folder: Path, **sizes: tuple[int, int]) -> list[tuple[str, str]]:
@@ -88,7 +77,8 @@ def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
             deaths += 1
     assert deaths == MOST_DEATHS
     store = MaskStore(tmp_path)
-    assert store.errors == {"deadly": DIED}
+    assert list(store.errors) == ["deadly"]
+    assert killed_its_process(store.errors["deadly"])
     assert store.ids() == ["a", "deadly", "z"]
     assert [path.name for path in tmp_path.glob(".*")] == []
 
@@ -97,7 +87,7 @@ def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatc
     def kill(*arguments: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(pool_module, "_remove", lambda file: None)  # as where its process is gone
+    monkeypatch.setattr(deaths, "_remove", lambda file: None)  # as where its process is gone
     with monkeypatch.context() as deadly:
         deadly.setattr(actor_module, "build_region_source", kill)
         for _ in range(MOST_DEATHS + 1):  # two at a time
@@ -106,7 +96,7 @@ def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatc
     with pytest.raises(RuntimeError, match=r"3 processes died .*compute.mask_actors"):
         make_actor(tmp_path)
     monkeypatch.undo()
-    pool_module.forget_starts(tmp_path)
+    deaths.forget_deaths(tmp_path)
     make_actor(tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == []
 

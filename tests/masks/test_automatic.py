@@ -213,10 +213,10 @@ def test_a_mask_is_doubtful_where_a_logit_touches_the_cut(above, doubtful, cut):
     assert found.mask.unpack().sum() == 15 + (above > 0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_masks_in_the_order_of_stock_are_those_asked_for(sam, count):
-    embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(count, 2)
-    outputs = torch.arange(count) % 3
+@pytest.mark.parametrize(("count", "prompts"), [(1, 1), (2, 2), (5, 5), (5, 2)])
+def test_masks_in_the_order_of_stock_are_those_asked_for(sam, count, prompts):
+    embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(prompts, 2)
+    points, outputs = points[torch.arange(count) % prompts], torch.arange(count) % 3
     with torch.no_grad():
         ours = StockOrderDecoder(sam, embedding).logits(points, outputs)
         stock = ModelDecoder(sam, embedding, torch.float32).decode(points, None).logits

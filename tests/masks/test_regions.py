@@ -24,6 +24,7 @@ from sfss_ray.masks.regions import (
 )
 from sfss_ray.masks.sam import build_small_sam, shipped_small_sam
 from sfss_ray.models.build import file_sha256
+from sfss_ray.streets.scenes import render_scene
 
 
 def scene(height: int = 90, width: int = 120) -> np.ndarray:
@@ -172,6 +173,46 @@ def test_thresholds_that_were_not_given_are_sams_own(tmp_path: Path):
     for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset"):
         assert knobs[name] == stock[name].default
     assert SAM_CUTS["box_nms_thresh"] == stock["box_nms_thresh"].default
+
+
+def test_knobs_of_crops_are_named_where_they_decide_and_differ_from_sams_own():
+    """Masks of a release that had no choice are gone on with."""
+    names = ("crop_n_points_downscale_factor", "crop_overlap_ratio", "crop_nms_thresh")
+    stock = inspect.signature(SamAutomaticMaskGenerator).parameters
+    assert all(getattr(MaskConfig(), name) == stock[name].default for name in names)
+    changed = {"crop_n_points_downscale_factor": 2, "crop_nms_thresh": 0.5}
+    one_layer = {"regions": "small_sam", "points_per_side": 2, "crop_n_layers": 1}
+    plain = make_recipe(MaskConfig(**one_layer), None)[0]
+    assert not set(names) & set(plain.knobs)
+    assert make_recipe(MaskConfig(**one_layer, **changed), None)[0].knobs == plain.knobs | changed
+    without = make_recipe(MaskConfig(**(one_layer | changed | {"crop_n_layers": 0})), None)[0]
+    assert not set(names) & set(without.knobs)
+
+
+def test_crops_have_as_many_points_as_asked_for():
+    image = render_scene("camera", 5, 0).image
+    knobs = {
+        "regions": "small_sam",
+        "points_per_side": 4,
+        "crop_n_layers": 1,
+        "pred_iou_thresh": 0.0,
+    }
+    seen = []
+    for factor in (1, 4):
+        config = MaskConfig(**knobs, crop_n_points_downscale_factor=factor)
+        recipe, checkpoint = make_recipe(config, None)
+        records = build_region_source(recipe, checkpoint, 64, "cpu")(image)
+        in_crops = [r for r in records if r["crop_box"][2:] != [image.shape[1], image.shape[0]]]
+        seen.append(len({(tuple(r["crop_box"]), tuple(r["point"])) for r in in_crops}))
+    assert seen[0] > seen[1]
+    assert seen[1] <= 4, "one point in each of four crops"
+
+
+def test_crops_without_a_point_are_refused():
+    knobs = {"points_per_side": 8, "crop_n_layers": 2, "crop_n_points_downscale_factor": 3}
+    with pytest.raises(ConfigError, match="crops of layer 2 would have no points"):
+        make_recipe(MaskConfig(regions="small_sam", **knobs), None)
+    assert make_recipe(MaskConfig(regions="felzenszwalb", **knobs), None)
 
 
 def test_sam_records_have_what_the_store_keeps(tmp_path: Path):

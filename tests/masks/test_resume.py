@@ -20,10 +20,10 @@ from sfss_ray import cli
 from sfss_ray.cluster import Resources
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import list_images
+from sfss_ray.deaths import DIED
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks import generate
-from sfss_ray.masks.actor import MaskActor
-from sfss_ray.masks.attempts import DIED
+from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.regions import make_recipe
@@ -36,12 +36,14 @@ from sfss_ray.masks.summary import MaskSummary
 def in_this_process(monkeypatch):
     """Stage 1 without a cluster: one actor, here."""
 
-    def run(images, spec, config, resources, progress):
-        actor = MaskActor(spec | {"threads": 1, "pool": 1})
-        for item in generate._shard_items(images, 2):
-            actor({"shard": [item["shard"]]})
+    def results(pool, items, spec):
+        actor = pool.actor(spec | {"threads": 1, "pool": 1})
+        for item in items:
+            facts = actor({"shard": [item["shard"]]})
+            yield {name: values[0] for name, values in facts.items()}
 
-    monkeypatch.setattr(generate, "_run_pool", run)
+    monkeypatch.setattr(generate.Pool, "results", results)
+    monkeypatch.setattr(generate, "_shard_length", lambda images, pool, config: 2)
     monkeypatch.setattr(
         generate.cluster, "connected", lambda compute: contextlib.nullcontext(Resources(1, 0))
     )
@@ -232,6 +234,23 @@ def test_a_second_run_on_the_folder_is_refused_in_one_line(images: Path, tmp_pat
     assert not leftover.exists()
 
 
+def test_a_run_ends_once_another_has_its_folder(images: Path, tmp_path: Path, monkeypatch):
+    """On a disk without locks nothing keeps the second one out."""
+    monkeypatch.setattr("sfss_ray.masks.lock._lock", lambda handle: True)
+    out, work = tmp_path / "masks", MaskActor.__call__
+
+    def begin_another(actor, batch):
+        with claimed(out):
+            return work(actor, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MaskActor, "__call__", begin_another)
+        with pytest.raises(ResumeError, match=r"another run has begun.*run again"):
+            make(images, out)
+    assert shards(out) == []
+    assert make(images, out).made == 3
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -289,15 +308,8 @@ def test_an_actor_of_a_killed_run_leaves_nothing_in_a_folder_that_is_another_run
 ):
     """Its driver's lock is gone while it still works: the next run has grouped images anew."""
     out = tmp_path / "masks"
-    recipe, _ = make_recipe(MaskConfig(), None)
-    spec = {
-        "recipe": recipe.as_dict(),
-        "checkpoint": "",
-        "points_per_batch": 1,
-        "threads": 1,
-        "pool": 1,
-    }
-    spec |= {"max_pixels": 10**6, "folder": str(out), "device": "cpu"}
+    recipe, checkpoint = make_recipe(MaskConfig(), None)
+    spec = actor_spec(recipe, checkpoint, out, MaskConfig()) | {"threads": 1, "pool": 1}
     shard = {"shard": [json.dumps([(i.image_id, str(i.path)) for i in list_images(images)][:1])]}
     with claimed(out) as former:
         orphan = MaskActor(spec | {"claim": former})

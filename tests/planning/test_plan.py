@@ -189,6 +189,10 @@ def test_few_points_are_scaled_to_all_points_of_all_crops():
     seconds, factor = _scaled(2.0, 3.6, {"points_per_side": 8, "crop_n_layers": 1})
     assert seconds == pytest.approx(42.0)
     assert factor == 5 * 64 / 16
+    knobs = {"points_per_side": 8, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2}
+    seconds, factor = _scaled(2.0, 3.6, knobs)
+    assert seconds == pytest.approx(5 * 2.0 + (64 + 4 * 16) * 0.1)
+    assert factor == (64 + 4 * 16) / 16
 
 
 def test_a_large_sam_is_measured_with_few_points_and_one_pass_of_its_encoder(monkeypatch):
