@@ -90,7 +90,8 @@ def main() -> None:
     parser.add_argument("--here", nargs=2, metavar=("CROP", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
-        print(json.dumps(steps_here(*arguments.here, arguments.steps)))
+        crop, way = arguments.here
+        print(json.dumps(steps_here(crop, way, arguments.steps)))
         return
     for crop in CROPS:
         row = measure(crop, arguments.rounds, arguments.steps)
