@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from records import RESULTS, keep, machine
+from records import RESULTS, keep, machine, markdown
 from step import Trainer, scenes
 
 from sfss_ray.compute import keep_freed_memory
@@ -28,6 +28,7 @@ from sfss_ray.streets.default import embedded_config
 
 CROPS = {"128x256": embedded_config, "512x512": Config}
 WAYS = ("as it is", "kept")
+TITLE = "# A training step with the C library as it is, and with freed memory kept"
 
 
 def steps_here(crop: str, way: str, number: int) -> dict[str, float]:
@@ -63,24 +64,15 @@ def measure(crop: str, rounds: int, number: int) -> dict[str, Any]:
 
 
 def text_of(rows: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "# A training step with the C library as it is, and with freed memory kept",
-        "",
-        "| crop | as it is, s | kept, s | times faster | as it is, MB | kept, MB |",
-        "|---|---|---|---|---|---|",
+    columns = ["crop", "as it is, s", "kept, s", "times faster", "as it is, MB", "kept, MB"]
+    cells = [
+        [crop, *(f"{row[f'{way} seconds']:.2f}" for way in WAYS), f"{row['times_faster']:.2f}"]
+        + [f"{row[f'{way} mb']:.0f}" for way in WAYS]
+        for crop, row in rows.items()
     ]
-    for crop, row in rows.items():
-        times = [f"{row[f'{way} seconds']:.2f}" for way in WAYS]
-        memory = [f"{row[f'{way} mb']:.0f}" for way in WAYS]
-        lines.append(
-            f"| {crop} | {' | '.join(times)} | {row['times_faster']:.2f} | {' | '.join(memory)} |"
-        )
     row = next(iter(rows.values()))
-    lines += [
-        "",
-        f"{row['device']}, {row['cores']} cores, torch {row['torch']}; `{row['command']}`",
-    ]
-    return "\n".join(lines) + "\n"
+    facts = f"{row['device']}, {row['cores']} cores, torch {row['torch']}; `{row['command']}`"
+    return "\n".join([TITLE, "", *markdown(columns, cells), facts]) + "\n"
 
 
 def main() -> None:
