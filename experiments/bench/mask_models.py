@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -186,8 +186,9 @@ def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
         def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
             decoded = super().decode(points, min_quality)
             shown, _ = drawn.next(len(points))
-            logits = drawn.objects[shown.flatten()[decoded.kept]]
-            return DecodedPoints(decoded.quality, decoded.kept, logits)
+            height, width = decoded.logits.shape[1:]
+            logits = drawn.objects[shown.flatten()[decoded.kept], :height, :width]
+            return replace(decoded, logits=logits)
 
     return Decoder
 
@@ -218,7 +219,8 @@ class DrawnPoints:
     def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
         shown, quality = self.drawn.next(len(points))
         kept = torch.nonzero(quality.flatten() > (min_quality or 0))[:, 0]
-        return DecodedPoints(quality, kept, self.drawn.objects[shown.flatten()[kept]])
+        logits = self.drawn.objects[shown.flatten()[kept]]
+        return DecodedPoints(quality, kept, logits, (logits.shape[1], logits.shape[2]))
 
 
 class NoEncoder(nn.Module):

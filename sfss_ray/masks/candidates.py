@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfss_ray.masks import rle
 from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.encoder import encode_image
 from sfss_ray.masks.packed import PackedMasks, measure_mask
 from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.stock_order import StockOrderDecoder
@@ -112,38 +113,46 @@ def encode_crop(
     """Runs the image encoder as SamPredictor.set_image does.
 
     Args:
-        predictor: holds the model; left without an image.
+        predictor: holds the model; it is left as it was.
         cropped: uint8 (h, w, 3), RGB.
         dtype: torch.float32, or torch.bfloat16 to run under autocast.
         resize: for a GPU.
     """
     sam = predictor.model
-    with torch.autocast(sam.device.type, torch.bfloat16, enabled=dtype != torch.float32):
-        if sam.device.type == "cpu":
-            predictor.set_image(cropped)
-        else:
-            _set_image_there(predictor, cropped, resize)
-    embedding = predictor.get_image_embedding().float()
-    height, width = predictor.input_size
-    predictor.reset_image()
-    decoder_class = SharedImageDecoder if is_stock(sam) else ModelDecoder
-    decoder = decoder_class(sam, embedding, dtype)
-    return EncodedCrop(sam, embedding, decoder, cropped.shape[:2], (height, width), dtype)
-
-
-def _set_image_there(
-    predictor: SamPredictor, cropped: NDArray[np.uint8], resize: PillowResize
-) -> None:
-    """predictor.set_image without work on the CPU and without copies in between."""
-    sam, (height, width) = predictor.model, cropped.shape[:2]
+    height, width = cropped.shape[:2]
+    seen = predictor.transform.get_preprocess_shape(height, width, sam.image_encoder.img_size)
     if sam.image_format != "RGB":
         cropped = cropped[..., ::-1]
-    side = sam.image_encoder.img_size
-    seen = predictor.transform.get_preprocess_shape(height, width, side)
+    with torch.autocast(sam.device.type, torch.bfloat16, enabled=dtype != torch.float32):
+        if sam.device.type == "cpu":
+            embedding = _embed_here(predictor, cropped)
+        else:
+            embedding = _embed_there(predictor, cropped, seen, resize)
+    embedding = embedding.float()
+    if is_stock(sam):
+        decoder = SharedImageDecoder(sam, embedding, dtype, seen)
+    else:
+        decoder = ModelDecoder(sam, embedding, dtype)
+    return EncodedCrop(sam, embedding, decoder, (height, width), seen, dtype)
+
+
+def _embed_here(predictor: SamPredictor, cropped: NDArray[np.uint8]) -> Tensor:
+    """predictor.set_image with an encoder that suits a CPU; channels in the model's order."""
+    sam, resized = predictor.model, predictor.transform.apply_image(cropped)
+    pixels = torch.as_tensor(resized).permute(2, 0, 1)[None].contiguous()
+    return encode_image(sam.image_encoder, sam.preprocess(pixels))
+
+
+def _embed_there(
+    predictor: SamPredictor, cropped: NDArray[np.uint8], seen: tuple[int, int], resize: PillowResize
+) -> Tensor:
+    """predictor.set_image without work on the CPU and without copies in between."""
+    sam = predictor.model
     resized = resize(np.ascontiguousarray(cropped), seen, sam.device)
+    pixels = resized.permute(2, 0, 1)[None].contiguous()
     # The encoder makes tables of positions on the default device, and copies them to its own.
     with sam.device:
-        predictor.set_torch_image(resized.permute(2, 0, 1)[None].contiguous(), (height, width))
+        return sam.image_encoder(sam.preprocess(pixels))
 
 
 def find_candidates(
@@ -181,9 +190,9 @@ def _find_whole(
 
     Where there are very many, those that are not stable go before the last batch, at one more wait.
     """
-    upsampler = WholeUpsampler(crop.sam.image_encoder.img_size, crop.input_size, crop.size)
     cut, parts, found = crop.sam.mask_threshold, [], []
     for decoded, seen in _decoded(crop, points, most_points, thresholds):
+        upsampler = WholeUpsampler(decoded.low_size, *_sizes(crop))
         measured = measure_whole(decoded.logits, upsampler, cut, thresholds.offset)
         parts.append(_MeasuredBatch(decoded, seen, *measured))
         if thresholds.stability > 0 and sum(part.nbytes for part in parts) > _MOST_HELD_BYTES:
@@ -282,7 +291,7 @@ def _filter_masks(
     crop: EncodedCrop, decoded: DecodedPoints, points: Tensor, thresholds: Thresholds
 ) -> Candidates[PackedMasks]:
     """Measures the masks of a batch at image size, one region at a time, and filters them."""
-    cut, upsampler = crop.sam.mask_threshold, _upsampler(crop, decoded.logits)
+    cut, upsampler = crop.sam.mask_threshold, RegionUpsampler(decoded.low_size, *_sizes(crop))
     measured = [
         measure_mask(low, upsampler, cut, thresholds.offset, crop.may_be_settled)
         for low in decoded.logits.numpy()
@@ -299,12 +308,9 @@ def _filter_masks(
     return _stable(found, thresholds)
 
 
-def _upsampler(crop: EncodedCrop, logits: Tensor) -> RegionUpsampler:
-    """For low-resolution logits (n, h, w)."""
-    height, width = logits.shape[1:]
-    return RegionUpsampler(
-        (height, width), crop.sam.image_encoder.img_size, crop.input_size, crop.size
-    )
+def _sizes(crop: EncodedCrop) -> tuple[int, tuple[int, int], tuple[int, int]]:
+    """What both upsamplers take behind the size of the decoder's logits."""
+    return crop.sam.image_encoder.img_size, crop.input_size, crop.size
 
 
 def _stable(found: Candidates[Pixels], thresholds: Thresholds) -> Candidates[Pixels]:
@@ -352,7 +358,7 @@ def settle_doubtful(crop: EncodedCrop, found: Found, offset: float) -> Found:
         part = doubtful[start : start + _SETTLED_AT_ONCE]
         points = _seen_by_the_model(crop, found.points[part].numpy())
         lows = decoder.logits(points, found.outputs[part])
-        upsampler = _upsampler(crop, lows)
+        upsampler = RegionUpsampler((lows.shape[1], lows.shape[2]), *_sizes(crop))
         for k, low in zip(part, lows.numpy(), strict=True):
             settled = measure_mask(low, upsampler, cut, offset)
             masks[k], boxes[k] = settled.mask, torch.tensor(settled.box)

@@ -23,6 +23,8 @@ multiplied before the N positions use them.
 
 Pixels last. A 2x2 transposed convolution with stride 2 is a matrix product per position; positions
 stay in rows until the masks are there, and only masks that pass the quality threshold are made.
+Positions of the padding, half of them for an image twice as wide as high, are looked at by the tokens
+but make no pixels.
 """
 
 import math
@@ -36,6 +38,8 @@ from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from sfss_ray.masks.upsample import low_size_seen
 
 _STOCK_MODULES = (
     MaskDecoder, TwoWayTransformer, TwoWayAttentionBlock, Attention, MLP, MLPBlock, LayerNorm2d,
@@ -55,12 +59,15 @@ class DecodedPoints:
     Attributes:
         quality: float32 (B, M), the predicted IoU of each point's M masks.
         kept: int64 (K,), indices into quality.flatten() of the masks that passed the threshold.
-        logits: float32 (K, h, w), low-resolution logits of those masks.
+        logits: float32 (K, h, w), low-resolution logits of those masks; rows at the bottom and columns
+            at the right that no pixel of the image touches may be left out.
+        low_size: (h, w) with nothing left out.
     """
 
     quality: Tensor
     kept: Tensor
     logits: Tensor
+    low_size: tuple[int, int]
 
 
 def is_stock(sam: Sam) -> bool:
@@ -72,7 +79,7 @@ def is_stock(sam: Sam) -> bool:
     parts = (*sam.mask_decoder.modules(), *sam.prompt_encoder.modules())
     return (
         known
-        and not any(_is_patched(module) for module in parts)
+        and not any(is_patched(module) for module in parts)
         and type(sam.prompt_encoder) is PromptEncoder
         and (
             type(sam.mask_decoder.transformer) is TwoWayTransformer
@@ -81,7 +88,7 @@ def is_stock(sam: Sam) -> bool:
     )
 
 
-def _is_patched(module: nn.Module) -> bool:
+def is_patched(module: nn.Module) -> bool:
     """Whether this one module computes otherwise than its class: by hooks, or by a method of its own."""
     methods = (name for name in vars(module) if callable(getattr(type(module), name, None)))
     return bool(module._forward_hooks or module._forward_pre_hooks or any(methods))
@@ -116,7 +123,8 @@ class ModelDecoder:
             )
         quality = quality.float()
         kept = _passing(quality, min_quality)
-        return DecodedPoints(quality, kept, logits.flatten(0, 1)[kept].float())
+        low_size = (logits.shape[-2], logits.shape[-1])
+        return DecodedPoints(quality, kept, logits.flatten(0, 1)[kept].float(), low_size)
 
 
 class SharedImageDecoder:
@@ -128,12 +136,23 @@ class SharedImageDecoder:
         sam: a model for which is_stock() is true.
         embedding: float32 (1, C, h, w), the image encoder's output.
         dtype: torch.float32 or torch.bfloat16.
+        input_size: (h, w) of the image as the model sees it, without padding; None for no padding.
     """
 
-    def __init__(self, sam: Sam, embedding: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        sam: Sam,
+        embedding: Tensor,
+        dtype: torch.dtype,
+        input_size: tuple[int, int] | None = None,
+    ) -> None:
         self._sam, self._dtype = sam, dtype
         self._decoder: Any = sam.mask_decoder  # its layers are typed as plain modules
-        self._grid = tuple(embedding.shape[-2:])
+        height, width = embedding.shape[-2:]
+        self._grid = height, width
+        self._low_size = 4 * height, 4 * width
+        seen = low_size_seen(self._low_size, sam.image_encoder.img_size, input_size)
+        self._seen_grid = -(-seen[0] // 4), -(-seen[1] // 4)
         keys = embedding + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         keys = keys[0].flatten(1).T.contiguous()
         pe = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
@@ -164,14 +183,22 @@ class SharedImageDecoder:
         quality = self._decoder.iou_prediction_head(tokens[:, 0])[:, 1:].float()
         kept = _passing(quality, min_quality)
         if not len(kept):
-            h, w = self._grid
-            return DecodedPoints(quality, kept, quality.new_zeros((0, 4 * h, 4 * w)))
+            h, w = self._seen_grid
+            none = quality.new_zeros((0, 4 * h, 4 * w))
+            return DecodedPoints(quality, kept, none, self._low_size)
         point, mask = kept // quality.shape[1], kept % quality.shape[1]
         rows, row_of_mask = torch.unique(point, return_inverse=True)
         mask_tokens = tokens[:, 2 : 1 + self._decoder.num_mask_tokens]
         parts = rows.split(_UPSCALED_AT_ONCE.get(points.device.type, 1))
+        keys = self._seen_positions(keys)
         rasters = torch.cat([self._mask_rasters(mask_tokens[part], keys[part]) for part in parts])
-        return DecodedPoints(quality, kept, self._shuffle_pixels(rasters[row_of_mask, mask]))
+        logits = self._shuffle_pixels(rasters[row_of_mask, mask])
+        return DecodedPoints(quality, kept, logits, self._low_size)
+
+    def _seen_positions(self, keys: Tensor) -> Tensor:
+        """Those of keys (B, N, C) that make pixels of the image."""
+        h, w = self._seen_grid
+        return keys.unflatten(1, self._grid)[:, :h, :w].flatten(1, 2)
 
     def _attend(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, C) and keys (B, N, C) after the transformer."""
@@ -185,7 +212,7 @@ class SharedImageDecoder:
         return self._decoder.transformer.norm_final_attn(queries), keys
 
     def _mask_rasters(self, mask_tokens: Tensor, keys: Tensor) -> Tensor:
-        """Logits (b, M, N * 16) of the multimask outputs of b points, 4 x 4 pixels a position."""
+        """Logits (b, M, n * 16) of the multimask outputs of b points, 4 x 4 pixels a position."""
         conv1, norm, act1, conv2, act2 = self._decoder.output_upscaling
         x = _conv_as_product(conv1, keys)
         x = act1(_normalise(x, norm.weight, norm.bias, norm.eps))
@@ -196,12 +223,12 @@ class SharedImageDecoder:
         return torch.bmm(filters.to(self._dtype), x.mT)
 
     def _shuffle_pixels(self, rasters: Tensor) -> Tensor:
-        """(K, N * 16) to float32 (K, 4 h, 4 w).
+        """(K, n * 16) of the n = h * w positions that are seen, to float32 (K, 4 h, 4 w).
 
         A position holds the 2x2 pixels of the first convolution and each of those the 2x2 of the
         second, so that the order is (y, x, dy1, dx1, dy2, dx2).
         """
-        h, w = self._grid
+        h, w = self._seen_grid
         pixels = rasters.float().view(len(rasters), h, w, 2, 2, 2, 2)
         return pixels.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(rasters), 4 * h, 4 * w)
 

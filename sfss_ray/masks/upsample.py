@@ -79,7 +79,7 @@ class RegionUpsampler:
         """The part of the mask that holds every pixel with a logit greater than `above`.
 
         Args:
-            low: float32 logits, (h, w) as `low_size`.
+            low: float32 logits, (h, w) as `low_size` or what low_size_seen leaves of it.
             above: logits not greater than this may be left out.
 
         Returns:
@@ -96,6 +96,26 @@ class RegionUpsampler:
         for part, rows in self._rows.products(seen, y):
             tall[:, part] = rows.T
         return Region(y, x, tall, self._columns)
+
+
+def low_size_seen(
+    low_size: tuple[int, int], padded_size: int, input_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """(h, w) of the low values that pixels of the image touch; all others belong to padding.
+
+    Args:
+        low_size: (h, w) of the decoder's logits.
+        padded_size: side in pixels of the square model input.
+        input_size: (h, w) of the image as the model sees it, without padding; None for no padding.
+    """
+    # With a whole factor between the sizes the positions are the same with fewer rows.
+    if input_size is None or any(padded_size % side for side in low_size):
+        return low_size
+    rows, columns = (
+        min(side, -(-seen * side // padded_size) + 1)
+        for side, seen in zip(low_size, input_size, strict=True)
+    )
+    return rows, columns
 
 
 class _Band:

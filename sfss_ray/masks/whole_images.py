@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfss_ray.masks import rle
+from sfss_ray.masks.upsample import low_size_seen
 
 # Pixels that are enlarged together: 256 MB in float32, and about as much beside them.
 _PIXELS_AT_ONCE = 64 << 20
@@ -27,17 +28,22 @@ class WholeUpsampler:
     """Enlarges masks of images (or crops) of one size with the stock generator's own two passes.
 
     Attributes:
+        low_size: (h, w) of the decoder's logits, padding included.
         padded_size: side in pixels of the square model input.
         input_size: (h, w) of the image as the model sees it, without padding.
         original_size: (h, w) of the image in pixels.
     """
 
+    low_size: tuple[int, int]
     padded_size: int
     input_size: tuple[int, int]
     original_size: tuple[int, int]
 
     def chunks(self, low: Tensor) -> Iterator[Tensor]:
-        """Logits (k, H, W) of a few of the masks (n, h, w) after the other."""
+        """Logits (k, H, W) of a few of the masks (n, h, w) after the other.
+
+        (h, w) is low_size or what low_size_seen leaves of it.
+        """
         height, width = self.original_size
         pixels = max(height * width, self.padded_size**2)
         for part in low.split(max(1, _PIXELS_AT_ONCE // pixels)) if len(low) else ():
@@ -49,18 +55,13 @@ class WholeUpsampler:
         return _bilinear(padded, self.original_size)
 
     def _without_padding(self, low: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The part of the low values that pixels of the image touch, and its size at model input.
-
-        With a whole factor between the sizes the positions are the same with fewer rows.
-        """
-        if self.padded_size % low.shape[1] or self.padded_size % low.shape[2]:
-            return low, (self.padded_size, self.padded_size)
-        factors = [self.padded_size // side for side in low.shape[1:]]
-        rows, columns = (
-            min(side, -(-seen // factor) + 1)
-            for side, seen, factor in zip(low.shape[1:], self.input_size, factors, strict=True)
+        """The part of the low values that pixels of the image touch, and its size at model input."""
+        rows, columns = low_size_seen(self.low_size, self.padded_size, self.input_size)
+        size = (
+            rows * self.padded_size // self.low_size[0],
+            columns * self.padded_size // self.low_size[1],
         )
-        return low[:, :rows, :columns], (rows * factors[0], columns * factors[1])
+        return low[:, :rows, :columns], size
 
 
 def _bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from sfss_ray.masks import candidates, packed, rle
 from sfss_ray.masks.automatic import AutomaticMaskGenerator
-from sfss_ray.masks.candidates import _set_image_there, encode_crop
+from sfss_ray.masks.candidates import _embed_there, encode_crop
 from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, embed_points, is_stock
 from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.sam import load_sam, shipped_small_sam
@@ -430,6 +430,29 @@ def test_logits_are_dropped_early_where_they_are_many(sam, case, limit, monkeypa
     assert max(joined) <= limit + 5 * 3 * 128 * 128 * 4
 
 
+@pytest.mark.parametrize("seen", [(256, 256), (128, 256), (256, 101), (3, 256), (250, 7)])
+def test_padding_makes_no_pixels(sam, seen):
+    """What is left out is what no pixel of the image touches; the rest has the same values."""
+    embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(6, 2)
+    with torch.no_grad():
+        whole = SharedImageDecoder(sam, embedding, torch.float32).decode(points, 2.0)
+        part = SharedImageDecoder(sam, embedding, torch.float32, seen).decode(points, 2.0)
+    assert part.kept.tolist() == whole.kept.tolist()
+    assert 0 < len(part.kept) < 18
+    assert part.low_size == whole.low_size == (128, 128)
+    height, width = part.logits.shape[1:]
+    # A low value is two pixels wide and is touched from one pixel beside it; four are made together.
+    assert all(n <= min(128, side / 2 + 5) for n, side in zip((height, width), seen, strict=True))
+    torch.testing.assert_close(part.logits, whole.logits[:, :height, :width], rtol=1e-5, atol=1e-4)
+    size = (seen[0] * 2, seen[1] * 2)
+    for left, low in zip(part.logits, whole.logits, strict=True):
+        upsampler = RegionUpsampler((128, 128), 256, seen, size)
+        regions = [upsampler.region(x.numpy(), above=-1e9) for x in (left, low)]
+        assert [r.shape for r in regions] == [size[::-1]] * 2
+        ours, stock = (np.concatenate([x for _, x in r.strips()]) for r in regions)
+        np.testing.assert_allclose(ours, stock, rtol=1e-5, atol=1e-4)
+
+
 def test_only_masks_above_the_quality_are_decoded(sam):
     embedding, points = torch.randn(1, 64, 32, 32), 256 * torch.rand(6, 2)
     with torch.no_grad():
@@ -454,26 +477,30 @@ def test_encoder_is_that_of_the_predictor(sam):
     torch.testing.assert_close(ours.quality, stock.quality, atol=1e-4, rtol=1e-4)
 
 
+def embedded_there(predictor, image, resize):
+    """By the way of a GPU, whatever the device."""
+    with torch.no_grad():
+        return _embed_there(predictor, image, predictor.input_size, resize)
+
+
 def test_an_image_that_is_set_on_the_device_is_the_predictors(sam):
     predictor, resize = SamPredictor(sam), PillowResize()
     for seed in range(3):
         image = np.random.default_rng(seed).integers(0, 256, (150, 200, 3), dtype=np.uint8)
         predictor.set_image(image)
-        features, input_size = predictor.get_image_embedding(), predictor.input_size
-        predictor.reset_image()
-        _set_image_there(predictor, image, resize)
-        assert predictor.input_size == input_size
+        features = embedded_there(predictor, image, resize)
         assert torch.equal(predictor.get_image_embedding(), features)
 
 
-def test_a_model_of_bgr_images_gets_them_on_the_device_too(sam, monkeypatch):
+def test_a_model_of_bgr_images_gets_them(sam, monkeypatch):
     monkeypatch.setattr(sam, "image_format", "BGR")
-    predictor, image = SamPredictor(sam), drawn_image()
+    predictor, image, resize = SamPredictor(sam), drawn_image(), PillowResize()
     predictor.set_image(image)
-    features = predictor.get_image_embedding()
-    predictor.reset_image()
-    _set_image_there(predictor, image, PillowResize())
-    assert torch.equal(predictor.get_image_embedding(), features)
+    expected = predictor.get_image_embedding()
+    with torch.no_grad():
+        here = encode_crop(predictor, image, torch.float32, resize).embedding
+    assert torch.equal(here, expected)
+    assert torch.equal(embedded_there(predictor, image[..., ::-1], resize), expected)
 
 
 def test_points_are_embedded_as_by_the_prompt_encoder(sam):

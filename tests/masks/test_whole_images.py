@@ -15,7 +15,7 @@ def test_enlarging_without_the_padding_changes_no_bit(padded, cut_off):
     low, size, seen = torch.randn(3, 24, 24), (50, 70), (padded - cut_off, padded)
     whole = F.interpolate(low[:, None], (padded, padded), mode="bilinear")
     whole = F.interpolate(whole[..., : seen[0], : seen[1]], size, mode="bilinear")[:, 0]
-    upsampler = WholeUpsampler(padded, seen, size)
+    upsampler = WholeUpsampler((24, 24), padded, seen, size)
     assert torch.equal(torch.cat(list(upsampler.chunks(low))), whole)
 
 
@@ -27,7 +27,7 @@ def test_counts_boxes_and_runs_are_those_of_single_masks(origin, monkeypatch):
     low[0], low[1] = -1, 1
     low[2] = -1
     low[2, 0, 0] = low[2, -1, -1] = 1
-    upsampler = WholeUpsampler(32, (32, 32), (32, 32))
+    upsampler = WholeUpsampler((32, 32), 32, (32, 32), (32, 32))
     counts, boxes = measure_whole(low, upsampler, 0.0, 0.1)
     size = (32 + 2 * origin[0], 32 + 2 * origin[1])
     runs = LaterMasks(low, upsampler, 0.0).runs(boxes, origin, size)
@@ -42,7 +42,7 @@ def test_counts_boxes_and_runs_are_those_of_single_masks(origin, monkeypatch):
 
 
 def test_no_masks():
-    upsampler, low = WholeUpsampler(32, (32, 32), (40, 40)), torch.zeros(0, 8, 8)
+    upsampler, low = WholeUpsampler((8, 8), 32, (32, 32), (40, 40)), torch.zeros(0, 8, 8)
     counts, boxes = measure_whole(low, upsampler, 0.0, 1.0)
     assert (counts.shape, boxes.shape) == ((0, 2), (0, 4))
     assert LaterMasks(low, upsampler, 0.0).runs(boxes, (0, 0), (40, 40)) == []
