@@ -9,8 +9,6 @@ get the same masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -250,33 +248,3 @@ def smooth_image(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     coarse = torch.rand((1, 3, max(2, size[0] // 64), max(2, size[1] // 64)), generator=generator)
     fine = F.interpolate(coarse, size, mode="bilinear")
     return (255 * fine[0].permute(1, 2, 0)).byte().numpy()
-
-
-class EncodedOnce(nn.Module):
-    """An image encoder that both generators share, so that each image or crop costs it one run."""
-
-    MOST = 8  # an image with one layer of crops has five
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder, self.img_size = encoder, encoder.img_size
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, image: Tensor) -> Tensor:
-        for known, embedding in self.seen:
-            if torch.equal(known, image):
-                return embedding
-        embedding = self.encoder(image)
-        self.seen = [*self.seen[1 - self.MOST :], (image, embedding)]
-        return embedding
-
-
-@contextmanager
-def encoded_once(sam: Sam) -> Iterator[None]:
-    """Inside, `sam` encodes nothing twice in a row of a few images."""
-    encoder = sam.image_encoder
-    sam.image_encoder = EncodedOnce(encoder)  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        sam.image_encoder = encoder

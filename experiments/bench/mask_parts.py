@@ -23,7 +23,6 @@ from mask_models import (
     draw_masks,
     drawn_shared_decoder,
     drawn_stock_order,
-    encoded_once,
     low_size,
     random_sam,
     smooth_image,
@@ -130,7 +129,7 @@ def same_masks(options: Options, case: str) -> dict[str, Any]:
     settings = {**settings, **changes, "output_mode": "coco_rle"}
     count = FEW if kind == "vit_b" and changes else options.images
     images = camvid(options, count) if source == "camvid" else cityscapes(options)
-    with _convolutions_in_float32(), encoded_once(sam):
+    with _convolutions_in_float32():
         seen = [_compare(sam, image, settings) for image in images]
     row = _summed(seen)
     return {"images": len(images), **row, "settings": settings, **machine(options.device)}

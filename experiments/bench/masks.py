@@ -137,12 +137,15 @@ def _same_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _image_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Beside the stock generator on the same machine."""
     shown = {}
     for name, row in rows.items():
-        stock = rows.get(f"{name.split()[0]} stock 64", {}).get("seconds")
+        stock = rows.get(f"{name.split()[0]} stock 64, {row['device']}", {}).get("seconds")
         times = round(stock / row["seconds"], 1) if stock else ""
         shown[name] = {**row, "times_faster": times}
-    return _table("Whole image, 2048x1024, 1024 points (network, generator, batch)", shown, _IMAGE)
+    return _table(
+        "Whole image, 2048x1024, 1024 points (network, generator, batch, machine)", shown, _IMAGE
+    )
 
 
 def _short(value: Any) -> str:
@@ -193,6 +196,8 @@ def main() -> None:
             failed += 1
             continue
         row |= {"command": command}
+        if row_name.startswith("image: "):  # machines differ: a row of each
+            row_name += f", {row['device']}"
         print(row_name, json.dumps(row), flush=True)
         rows = keep(name, {row_name: row})
         (RESULTS / f"{name}.md").write_text(text_of(rows, arguments.device))
