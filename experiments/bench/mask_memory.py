@@ -1,4 +1,4 @@
-"""Memory of a batch of points on a CPU, for the mask bench; see masks.py."""
+"""Memory of the encoder and of a batch of points on a CPU, for the mask bench; see masks.py."""
 
 from __future__ import annotations
 
@@ -6,16 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from mask_models import NoEncoder, calibrated_sam, draw_masks, low_size, smooth_image
 from mask_parts import CITYSCAPES, drawn_logits, generator_of, quiet
 from records import machine
 
+from sfss_ray.masks.encoder import encode_image
 
-def batch_memory(who: str) -> dict[str, Any]:
-    """Extra peak memory of one batch of 64 points at 2048x1024, ViT-B, in a process of its own."""
+BATCHES = ("stock", "fp32", "bf16")
+ENCODERS = ("encoder, stock", "encoder, fp32")
+
+
+def memory_of(who: str) -> dict[str, Any]:
+    """Extra peak memory with ViT-B, in a process of its own.
+
+    Of an image's encoder where `who` is one of ENCODERS; of one batch of 64 points at 2048x1024 where
+    it is one of BATCHES.
+    """
     command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
     done = subprocess.run(
         command,
@@ -27,8 +38,26 @@ def batch_memory(who: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def batch_memory_here(who: str) -> dict[str, Any]:
-    """The row of batch_memory, in this process: above what is held before the batch.
+def memory_here(who: str) -> dict[str, Any]:
+    """The row of memory_of, in this process: above what is held before."""
+    extra, facts = _encoder(who) if who in ENCODERS else _batch(who)
+    return {"extra_gb": round(extra * 1024 / 1e9, 3), **facts, **machine()}
+
+
+@torch.no_grad()
+def _encoder(who: str) -> tuple[int, dict[str, Any]]:
+    """KiB of an image, after a first one."""
+    sam = calibrated_sam("vit_b", "cpu")
+    encoder, image = sam.image_encoder, torch.rand(1, 3, 1024, 1024)
+    encode = encoder if who == "encoder, stock" else partial(encode_image, encoder)
+    encode(image)
+    before = _peak_kib(forget=True)
+    encode(image)
+    return _peak_kib() - before, {}
+
+
+def _batch(who: str) -> tuple[int, dict[str, Any]]:
+    """KiB of a batch, and its masks.
 
     The encoder is left out, as its own peak would hide the batch's; a first call with one point
     brings in what is loaded once.
@@ -43,8 +72,7 @@ def batch_memory_here(who: str) -> dict[str, Any]:
         generator = generator_of(sam, who, 64, points_per_side=8)
         before = _peak_kib(forget=True)
         masks = generator.generate(image)
-        extra = _peak_kib() - before
-    return {"extra_gb": round(extra * 1024 / 1e9, 3), "masks": len(masks), **machine()}
+        return _peak_kib() - before, {"masks": len(masks)}
 
 
 def _peak_kib(forget: bool = False) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mask_memory import batch_memory, batch_memory_here
+from mask_memory import BATCHES, ENCODERS, memory_here, memory_of
 from mask_models import OBJECTS, PASSING
 from mask_parts import (
     CAMVID,
@@ -62,9 +62,7 @@ def measurements(
         every.append(("image", f"{kind} {who} {batch}", work))
     every.append(("small", "480x360", lambda: small_image(options)))
     if options.device == "cpu":
-        every += [
-            ("memory", who, lambda who=who: batch_memory(who)) for who in ("stock", "fp32", "bf16")
-        ]
+        every += [("memory", who, lambda who=who: memory_of(who)) for who in (*BATCHES, *ENCODERS)]
     every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
     for wanted in parts:
         for part, name, work in every:
@@ -92,7 +90,11 @@ def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
     lines += _table("Post-processing, 1024 points", parts["post"], _POST)
     lines += _image_lines(parts["image"])
     lines += _table("Small SAM, whole image", parts["small"], _SMALL)
-    lines += _table("Extra peak memory of 64 points, ViT-B, 2048x1024", parts["memory"], _MEMORY)
+    lines += _table(
+        "Extra peak memory of 64 points at 2048x1024, and of the encoder, ViT-B",
+        parts["memory"],
+        _MEMORY,
+    )
     lines += _table("bf16 against fp32 (both ours)", parts["bf16"], _BF16)
     lines += ["## Machines", "", *sorted({_facts(row) for row in rows.values()})]
     return "\n".join(lines) + "\n"
@@ -171,11 +173,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stock-repeats", type=int, default=1, help="stock takes minutes")
     parser.add_argument("--seconds", type=float, default=math.inf, help="starts no row after these")
-    parser.add_argument("--memory-of", choices=("stock", "fp32", "bf16"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=(*BATCHES, *ENCODERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
-        print(json.dumps(batch_memory_here(arguments.memory_of)))
+        print(json.dumps(memory_here(arguments.memory_of)))
         return
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA on this machine: the rows for a GPU were not measured")
