@@ -179,8 +179,8 @@ class SharedImageDecoder:
 
         With `min_quality` only masks of a greater predicted IoU are made, else all.
         """
-        tokens, keys = self._attend(points)
-        quality = self._decoder.iou_prediction_head(tokens[:, 0])[:, 1:].float()
+        quality_token, mask_tokens, keys = self._attend(points)
+        quality = self._decoder.iou_prediction_head(quality_token)[:, 1:].float()
         kept = _passing(quality, min_quality)
         if not len(kept):
             h, w = self._seen_grid
@@ -188,7 +188,6 @@ class SharedImageDecoder:
             return DecodedPoints(quality, kept, none, self._low_size)
         point, mask = kept // quality.shape[1], kept % quality.shape[1]
         rows, row_of_mask = torch.unique(point, return_inverse=True)
-        mask_tokens = tokens[:, 2 : 1 + self._decoder.num_mask_tokens]
         parts = rows.split(_UPSCALED_AT_ONCE.get(points.device.type, 1))
         keys = self._seen_positions(keys)
         rasters = torch.cat([self._mask_rasters(mask_tokens[part], keys[part]) for part in parts])
@@ -200,16 +199,24 @@ class SharedImageDecoder:
         h, w = self._seen_grid
         return keys.unflatten(1, self._grid)[:, :h, :w].flatten(1, 2)
 
-    def _attend(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, C) and keys (B, N, C) after the transformer."""
+    def _attend(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The token of quality (B, C), those of M masks (B, M, C), and keys (B, N, C), at the end."""
         sparse = embed_points(self._sam.prompt_encoder, points)
         output = torch.cat([self._decoder.iou_token.weight, self._decoder.mask_tokens.weight])
         tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
         queries, keys = tokens, self._keys.expand(len(sparse), -1, -1)
         for layer in self._layers:
             queries, keys = layer.run(queries, tokens, keys)
+        # Of the others, the point's and that of a single mask, nothing is read any more.
+        queries, tokens = (self._read(x) for x in (queries, tokens))
         queries = queries + self._last_attention(queries + tokens, keys)
-        return self._decoder.transformer.norm_final_attn(queries), keys
+        queries = self._decoder.transformer.norm_final_attn(queries)
+        return queries[:, 0], queries[:, 1:], keys
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """The tokens of quality and of the multimask outputs."""
+        of_masks = slice(2, 1 + self._decoder.num_mask_tokens)
+        return torch.cat([tokens[:, :1], tokens[:, of_masks]], dim=1)
 
     def _mask_rasters(self, mask_tokens: Tensor, keys: Tensor) -> Tensor:
         """Logits (b, M, n * 16) of the multimask outputs of b points, 4 x 4 pixels a position."""
@@ -325,7 +332,10 @@ class _ImageUpdate:
             logits = own.unflatten(1, (n_heads, -1)).add_(logits)
         weights = torch.softmax(logits, dim=2).flatten(1, 2)
         values = self._projected_values(token_values).to(keys.dtype)
-        updated = torch.baddbmm(keys, weights.mT, values)
+        # Keys of a point alone are overwritten: nothing else reads them, and a copy costs as much as
+        # a fifth of the product.
+        add = torch.baddbmm if self._same_keys else Tensor.baddbmm_
+        updated = add(keys, weights.mT, values)
         return _normalise(updated, self._norm.weight, self._norm.bias, self._norm.eps)
 
     def _projected_values(self, token_values: Tensor) -> Tensor:
