@@ -107,23 +107,23 @@ def stop(process: subprocess.Popen, number: signal.Signals) -> str:
     return output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_masks_go_on_where_they_were(streets, tmp_path, number):
+def test_masks_go_on_where_they_were(streets, tmp_path):
+    """After Ctrl-C; test_lost_workers.py has the command killed."""
     out = tmp_path / "masks"
     words = ["masks", "--target-images", streets / "target" / "images", "--output-dir", out]
     words += ["--masks.images-per-shard", 1, "--compute.address", "local"]
     process = start(*words)
     wait_for(lambda: len(shards(out)) >= 2, "two shards", process)
-    output = stop(process, number)
-    if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert "run the same command again" in output
-        assert "Traceback" not in output
+    output = stop(process, signal.SIGINT)
+    assert process.returncode == 130
+    assert "run the same command again" in output
+    assert "Traceback" not in output
     done = {f.name: f.stat().st_mtime_ns for f in shards(out)}
     assert 2 <= len(done) < 12
     again = start(*words)
-    assert "12/12" in again.communicate(timeout=PATIENCE_S)[0] or again.returncode == 0
-    assert again.returncode == 0
+    output = again.communicate(timeout=PATIENCE_S)[0]
+    assert again.returncode == 0, output
+    assert f"masks: {12 - len(done)} of 12 images to do" in output
     assert len(MaskStore(out)) == 12
     assert {f.name: f.stat().st_mtime_ns for f in shards(out) if f.name in done} == done
 
@@ -264,7 +264,7 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(tmp_path):
         label.save(tmp_path / "labels" / name)
     out = tmp_path / "run"
     words = ["pretrain", "--images", tmp_path / "images", "--labels", tmp_path / "labels"]
-    words += ["--output-dir", out, "--preset", "cnn", "--pretrain.num-steps", 60]
+    words += ["--output-dir", out, "--preset", "cnn", "--pretrain.num-steps", 30]
     words += ["--pretrain.batch-size", 2, "--pretrain.checkpoint-every", 5]
     words += ["--pretrain.augment.crop-size", 64, 64, "--compute.num-workers", 2]
     words += ["--compute.cpus-per-worker", 0.5, "--compute.address", "local"]
@@ -281,6 +281,6 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(tmp_path):
     output = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, output
     assert load_model(out / "source.pt").classes.name == "cityscapes-19"
-    assert read_progress(log)[-1]["step"] == 60
+    assert read_progress(log)[-1]["step"] == 30
     later = (log / "progress.jsonl").read_text().splitlines()[lines:]
     assert json.loads(later[0])["step"] > 5, "it began anew"

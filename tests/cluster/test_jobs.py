@@ -27,10 +27,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def head(tmp_path):
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
     """(address of the dashboard, environment with the token) of a cluster of its own."""
-    token = tmp_path / "token"
+    token = tmp_path_factory.mktemp("head") / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     port, dashboard, agent = free_port(), free_port(), free_port()

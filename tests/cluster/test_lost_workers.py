@@ -38,7 +38,7 @@ def few_images(images, tmp_path_factory) -> Path:
 
 
 def start(images: Path, out: Path, address: str) -> subprocess.Popen:
-    """The command, with a slow region source (about a second an image) and an image per shard."""
+    """The command, with a slow region source (half a second an image or more) and an image per shard."""
     words = [
         "masks",
         "--target-images",
@@ -48,7 +48,7 @@ def start(images: Path, out: Path, address: str) -> subprocess.Popen:
         "--masks.regions",
         "small_sam",
     ]
-    words += ["--masks.images-per-shard", 1, "--masks.points-per-side", 20]
+    words += ["--masks.images-per-shard", 1, "--masks.points-per-side", 16]
     words += ["--compute.address", address]
     return subprocess.Popen(
         [sys.executable, "-m", "sfss_ray.cli", *map(str, words)],
