@@ -22,11 +22,11 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from PIL import Image
 from records import RESULTS, keep, machine, markdown
 
 from sfss_ray import pool as ray_pool
+from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, override
 from sfss_ray.data.folders import read_image
 from sfss_ray.masks import generate
@@ -51,7 +51,8 @@ def render_images(folder: Path, count: int) -> None:
 
 
 def plain_loop(images: list[Path], config: Config) -> dict[str, float]:
-    """The same generator in this process; its first image is not counted."""
+    """The same generator in this process, set up as an actor; its first image is not counted."""
+    use_threads(1)
     recipe, checkpoint = make_recipe(config.masks, None)
     source = build_region_source(recipe, checkpoint, config.masks.points_per_batch, "cpu")
     source(read_image(images[0]))
@@ -176,7 +177,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     config = override(Config(), SETTINGS)
     runs: dict[str, list[dict[str, float]]] = {"plain loop": [], "1 actor": [], "2 actors": []}
