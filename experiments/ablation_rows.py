@@ -132,16 +132,26 @@ _ZOOMED = (
         if row.regions != "random"
     ),
 )
+_SAM = next(row for row in _FULL if row.regions == "small_sam")
+_OTHER_WAYS = tuple(
+    Row(f"{key}_{_SAM.key}", f"{_SAM.name}, {what}", _SAM.regions, _SAM.knobs | knobs)
+    for key, what, knobs in (
+        ("quick_teacher", "teacher's momentum .99", {"train.ema_momentum": 0.99}),
+        ("class_mix", "class-mix .5", {"train.augment.class_mix": 0.5}),
+        ("long", "twice the steps", {"train.num_steps": 1000, "train.evaluate_every": 500}),
+    )
+)
 TABLES = {
     "ablation": ROWS,
-    # What was tried to make masks count more: the vote's parts, one by one, without the contrast, and
-    # a teacher that looks closer and from further away.
+    # What was tried to make masks count more: the vote's parts, one by one, without the contrast; a
+    # teacher that looks closer and from further away, or follows quickly; mixed scenes; more steps.
     "remedies": (
         BASELINE,
         _SELF_TRAINING[1],
         *_LABEL_SPACE[:2],
         *_PARTS_OF_THE_VOTE,
         *_ZOOMED,
+        *_OTHER_WAYS,
         CEILING,
     ),
 }
