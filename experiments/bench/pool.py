@@ -162,7 +162,7 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
         [
             f"# The pool: {facts['images']} images of 256x128, small SAM, 64 points, an image each",
             "",
-            f"`{facts['command']}`, {facts['rounds']} rounds in turn, medians; {facts['device']},"
+            f"`{facts['command']}`, medians of rounds in turn: {facts['rounds']}; {facts['device']},"
             f" {facts['cores']} cores, one thread an actor, torch {facts['torch']}, load"
             f" {facts['load']}. cpu ms: of all processes together, Ray's own included. The last"
             " column is what the processor seconds allow; the one before it was seen under that load.",
@@ -189,7 +189,8 @@ def main() -> None:
             runs["2 actors"].append(through_pool(images, config, 2))
             print(json.dumps(runs), flush=True)
     facts = {
-        "command": f"python experiments/bench/pool.py --images {arguments.images}",
+        "command": f"python experiments/bench/pool.py --images {arguments.images} --rounds"
+        f" {arguments.rounds}",
         "images": arguments.images,
         "rounds": arguments.rounds,
         **machine(),
