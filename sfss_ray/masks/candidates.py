@@ -12,10 +12,11 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sfss_ray.masks import rle
-from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder, is_stock
+from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder
 from sfss_ray.masks.encoder import encode_image
 from sfss_ray.masks.packed import PackedMasks, measure_mask
 from sfss_ray.masks.resize import PillowResize
+from sfss_ray.masks.stock_modules import is_stock
 from sfss_ray.masks.stock_order import StockOrderDecoder
 from sfss_ray.masks.upsample import RegionUpsampler
 from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole

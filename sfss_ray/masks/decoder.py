@@ -1,25 +1,8 @@
 """SAM's mask decoder for many point prompts of one image: the same numbers with less work.
 
 Notation: B points, T tokens each (quality, masks, point, padding), N image positions ("keys") of C
-channels, H attention heads of d channels. The stock decoder copies the image for every point and
-projects all N positions of every copy; but only T tokens look at them. Used here are:
-
-Shared image. Before the first layer all points have the same keys: its projections of the image are
-made once for the image, and all points' tokens meet them in one product.
-
-Absorbed projections. For a token's query q and the key projection W_k, b_k of one head
-
-    q . (W_k (key + pe) + b_k) = (W_k^T q) . key + q . (W_k pe) + const over positions
-
-and the softmax over positions does not see the constant. W_k pe is made once for the image. For the
-values, as attention weights a_n sum to 1,
-
-    sum_n a_n (W_v key_n + b_v) = W_v (sum_n a_n key_n) + b_v.
-
-So the B * N positions are multiplied with H * T columns in place of the internal dimension, twice,
-and no projected image is written. From image to tokens the query projection is absorbed alike (its
-bias stays, as a part of W_q pe + b_q), and value and output projection of the few tokens are
-multiplied before the N positions use them.
+channels. The stock decoder copies the image for every point; image_attention.py says how its layers
+are rearranged so that only tokens look at it.
 
 Pixels last. A 2x2 transposed convolution with stride 2 is a matrix product per position; positions
 stay in rows until the masks are there, and only masks that pass the quality threshold are made.
@@ -27,25 +10,22 @@ Positions of the padding, half of them for an image twice as wide as high, are l
 but make no pixels.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from segment_anything.modeling.common import LayerNorm2d, MLPBlock
-from segment_anything.modeling.mask_decoder import MLP
-from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from segment_anything.modeling import PromptEncoder, Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.masks.image_attention import (
+    ImageAttention,
+    ImageUpdate,
+    Layer,
+    SharedImageAttention,
+    normalise,
+)
 from sfss_ray.masks.upsample import low_size_seen
-
-_STOCK_MODULES = (
-    MaskDecoder, TwoWayTransformer, TwoWayAttentionBlock, Attention, MLP, MLPBlock, LayerNorm2d,
-    nn.Linear, nn.LayerNorm, nn.Embedding, nn.Sequential, nn.ModuleList, nn.ConvTranspose2d,
-    nn.GELU, nn.ReLU, nn.SiLU, nn.LeakyReLU,
-)  # fmt: skip
 
 # Points whose masks are upscaled together: the 16 pixels of a position are the decoder's largest
 # arrays, and a CPU has them in its caches for one point.
@@ -68,30 +48,6 @@ class DecodedPoints:
     kept: Tensor
     logits: Tensor
     low_size: tuple[int, int]
-
-
-def is_stock(sam: Sam) -> bool:
-    """Whether every module of decoder and prompt encoder is of a class whose algebra is known.
-
-    Subclasses are not, nor modules with a method or a hook of their own: what they compute may differ.
-    """
-    known = all(type(module) in _STOCK_MODULES for module in sam.mask_decoder.modules())
-    parts = (*sam.mask_decoder.modules(), *sam.prompt_encoder.modules())
-    return (
-        known
-        and not any(is_patched(module) for module in parts)
-        and type(sam.prompt_encoder) is PromptEncoder
-        and (
-            type(sam.mask_decoder.transformer) is TwoWayTransformer
-            and len(sam.mask_decoder.transformer.layers) > 0
-        )
-    )
-
-
-def is_patched(module: nn.Module) -> bool:
-    """Whether this one module computes otherwise than its class: by hooks, or by a method of its own."""
-    methods = (name for name in vars(module) if callable(getattr(type(module), name, None)))
-    return bool(module._forward_hooks or module._forward_pre_hooks or any(methods))
 
 
 class ModelDecoder:
@@ -133,7 +89,7 @@ class SharedImageDecoder:
     Tokens stay in float32 for every dtype, they cost little; `dtype` is that of the image side.
 
     Args:
-        sam: a model for which is_stock() is true.
+        sam: a model for which stock_modules.is_stock() is true.
         embedding: float32 (1, C, h, w), the image encoder's output.
         dtype: torch.float32 or torch.bfloat16.
         input_size: (h, w) of the image as the model sees it, without padding; None for no padding.
@@ -159,18 +115,18 @@ class SharedImageDecoder:
         self._keys = keys.to(dtype)[None]
         first, *others = self._decoder.transformer.layers
         self._layers = [
-            _Layer(
+            Layer(
                 first,
-                _SharedImageAttention(first.cross_attn_token_to_image, keys, pe, dtype),
-                _ImageUpdate(first, keys + pe, same_keys=True, dtype=dtype),
+                SharedImageAttention(first.cross_attn_token_to_image, keys, pe, dtype),
+                ImageUpdate(first, keys + pe, same_keys=True, dtype=dtype),
             )
         ]
         for layer in others:
-            attention = _ImageAttention(layer.cross_attn_token_to_image, pe, dtype)
+            attention = ImageAttention(layer.cross_attn_token_to_image, pe, dtype)
             self._layers.append(
-                _Layer(layer, attention, _ImageUpdate(layer, pe, same_keys=False, dtype=dtype))
+                Layer(layer, attention, ImageUpdate(layer, pe, same_keys=False, dtype=dtype))
             )
-        self._last_attention = _ImageAttention(
+        self._last_attention = ImageAttention(
             self._decoder.transformer.final_attn_token_to_image, pe, dtype
         )
 
@@ -222,7 +178,7 @@ class SharedImageDecoder:
         """Logits (b, M, n * 16) of the multimask outputs of b points, 4 x 4 pixels a position."""
         conv1, norm, act1, conv2, act2 = self._decoder.output_upscaling
         x = _conv_as_product(conv1, keys)
-        x = act1(_normalise(x, norm.weight, norm.bias, norm.eps))
+        x = act1(normalise(x, norm.weight, norm.bias, norm.eps))
         x = act2(_conv_as_product(conv2, x))
         networks = self._decoder.output_hypernetworks_mlps[1:]
         pairs = zip(networks, mask_tokens.unbind(1), strict=True)
@@ -238,116 +194,6 @@ class SharedImageDecoder:
         h, w = self._seen_grid
         pixels = rasters.float().view(len(rasters), h, w, 2, 2, 2, 2)
         return pixels.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(rasters), 4 * h, 4 * w)
-
-
-class _Layer:
-    """One TwoWayAttentionBlock with its two cross attentions rearranged."""
-
-    def __init__(
-        self,
-        block: TwoWayAttentionBlock,
-        attention: "_SharedImageAttention | _ImageAttention",
-        update: "_ImageUpdate",
-    ) -> None:
-        self._block, self._attention, self._update = block, attention, update
-
-    def run(self, queries: Tensor, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        block = self._block
-        if block.skip_first_layer_pe:
-            queries = block.self_attn(q=queries, k=queries, v=queries)
-        else:
-            q = queries + tokens
-            queries = queries + block.self_attn(q=q, k=q, v=queries)
-        queries = block.norm1(queries)
-        queries = block.norm2(queries + self._attention(queries + tokens, keys))
-        queries = block.norm3(queries + block.mlp(queries))
-        return queries, self._update(queries + tokens, queries, keys)
-
-
-class _SharedImageAttention:
-    """Tokens look at keys (N, C) that are the same for all points: both projections made once."""
-
-    def __init__(self, attention: Attention, keys: Tensor, pe: Tensor, dtype: torch.dtype) -> None:
-        self._attention = attention
-        self._k = _by_head(attention.k_proj(keys + pe)[None], attention).mT.contiguous().to(dtype)
-        self._v = _by_head(attention.v_proj(keys)[None], attention).to(dtype)
-
-    def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:
-        q = _scaled(self._attention.q_proj(queries), self._attention).to(self._k.dtype)
-        weights = torch.softmax(torch.bmm(q, self._k), dim=-1)
-        seen = torch.bmm(weights, self._v).float()
-        return self._attention.out_proj(_join_heads(seen, len(queries)))
-
-
-class _ImageAttention:
-    """Tokens look at keys (B, N, C) of their own point: key and value projection absorbed."""
-
-    def __init__(self, attention: Attention, pe: Tensor, dtype: torch.dtype) -> None:
-        self._attention = attention
-        # Without b_k: it adds the same to all positions, which the softmax does not see.
-        k_of_pe = F.linear(pe, attention.k_proj.weight)
-        self._k_of_pe = _by_head(k_of_pe[None], attention).mT.contiguous().to(dtype)
-        self._k_weight = _weight_by_head(attention.k_proj.weight, attention)
-        self._v_weight = _weight_by_head(attention.v_proj.weight, attention)
-        self._v_bias = attention.v_proj.bias.view(attention.num_heads, 1, -1)
-
-    def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:
-        n_points, n_heads = len(queries), self._attention.num_heads
-        q = _scaled(self._attention.q_proj(queries), self._attention)
-        absorbed = _by_point(torch.bmm(q, self._k_weight), n_points).flatten(1, 2)
-        logits = torch.bmm(absorbed.to(keys.dtype), keys.mT).unflatten(1, (n_heads, -1))
-        logits += _by_point(torch.bmm(q.to(keys.dtype), self._k_of_pe), n_points)
-        weights = torch.softmax(logits, dim=-1).flatten(1, 2)
-        seen = torch.bmm(weights, keys).float().unflatten(1, (n_heads, -1))
-        seen = seen.transpose(0, 1).flatten(1, 2)
-        values = torch.baddbmm(self._v_bias, seen, self._v_weight.mT)
-        return self._attention.out_proj(_join_heads(values, n_points))
-
-
-class _ImageUpdate:
-    """Image positions look at the tokens; returns the new keys (B, N, C).
-
-    Args:
-        block: the layer, for its image-to-token attention and its norm.
-        image: (N, C), what of "key + positional encoding" is the same for all points: all of it
-            with `same_keys`, else the encoding alone.
-    """
-
-    def __init__(
-        self, block: TwoWayAttentionBlock, image: Tensor, same_keys: bool, dtype: torch.dtype
-    ) -> None:
-        self._norm, attention = block.norm4, block.cross_attn_image_to_token
-        self._attention, self._same_keys = attention, same_keys
-        self._q = _by_head(attention.q_proj(image)[None], attention).mT.contiguous().to(dtype)
-        self._q_weight = _weight_by_head(attention.q_proj.weight, attention)
-        self._out_weight = _weight_by_head(attention.out_proj.weight.T, attention)
-
-    def __call__(self, token_keys: Tensor, token_values: Tensor, keys: Tensor) -> Tensor:
-        n_points, n_heads = len(keys), self._attention.num_heads
-        k = _scaled(self._attention.k_proj(token_keys), self._attention)
-        logits = _by_point(torch.bmm(k.to(keys.dtype), self._q), n_points)
-        if not self._same_keys:
-            absorbed = _by_point(torch.bmm(k, self._q_weight), n_points).flatten(1, 2)
-            own = torch.bmm(absorbed.to(keys.dtype), keys.mT)
-            logits = own.unflatten(1, (n_heads, -1)).add_(logits)
-        weights = torch.softmax(logits, dim=2).flatten(1, 2)
-        values = self._projected_values(token_values).to(keys.dtype)
-        # Keys of a point alone are overwritten: nothing else reads them, and a copy costs as much as
-        # a fifth of the product.
-        add = torch.baddbmm if self._same_keys else Tensor.baddbmm_
-        updated = add(keys, weights.mT, values)
-        return _normalise(updated, self._norm.weight, self._norm.bias, self._norm.eps)
-
-    def _projected_values(self, token_values: Tensor) -> Tensor:
-        """W_out W_v token for each head, (B, H * T, C).
-
-        The output's bias goes to one head: its weights sum to 1 over the tokens, so it is added
-        to each position exactly once.
-        """
-        v = _by_head(self._attention.v_proj(token_values), self._attention)
-        values = torch.bmm(v, self._out_weight)
-        values[0] += self._attention.out_proj.bias
-        return _by_point(values, len(token_values)).flatten(1, 2)
 
 
 def embed_points(encoder: PromptEncoder, points: Tensor) -> Tensor:
@@ -372,36 +218,6 @@ def _passing(quality: Tensor, min_quality: float | None) -> Tensor:
     if min_quality is None:
         return torch.arange(len(flat), device=flat.device)
     return torch.nonzero(flat > min_quality)[:, 0]
-
-
-def _by_head(x: Tensor, attention: Attention) -> Tensor:
-    """(B, T, H * d) to (H, B * T, d)."""
-    return x.unflatten(2, (attention.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _scaled(x: Tensor, attention: Attention) -> Tensor:
-    """By head, divided by sqrt(d): dividing 7 tokens is cheaper than dividing their logits."""
-    heads = _by_head(x, attention)
-    return heads / math.sqrt(heads.shape[-1])
-
-
-def _by_point(x: Tensor, n_points: int) -> Tensor:
-    """(H, B * T, X) to (B, H, T, X)."""
-    return x.unflatten(1, (n_points, -1)).transpose(0, 1)
-
-
-def _join_heads(x: Tensor, n_points: int) -> Tensor:
-    """(H, B * T, d) to (B, T, H * d)."""
-    return x.unflatten(1, (n_points, -1)).permute(1, 2, 0, 3).flatten(2)
-
-
-def _weight_by_head(weight: Tensor, attention: Attention) -> Tensor:
-    """(H * d, C) to (H, d, C)."""
-    return weight.unflatten(0, (attention.num_heads, -1))
-
-
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 def _conv_as_product(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:

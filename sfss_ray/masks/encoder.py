@@ -11,17 +11,10 @@ are used again. Nothing else changes, and a matrix product's rows do not depend 
 from typing import Any
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
-from segment_anything.modeling.common import LayerNorm2d, MLPBlock
-from segment_anything.modeling.image_encoder import Attention, Block, PatchEmbed, get_rel_pos
+from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 
-from sfss_ray.masks.decoder import is_patched
-
-_STOCK_MODULES = (
-    ImageEncoderViT, PatchEmbed, Block, Attention, MLPBlock, LayerNorm2d, nn.Linear, nn.LayerNorm,
-    nn.Conv2d, nn.Sequential, nn.ModuleList, nn.GELU, nn.ReLU, nn.SiLU, nn.LeakyReLU,
-)  # fmt: skip
+from sfss_ray.masks.stock_modules import is_stock_encoder
 
 _LOGITS_AT_ONCE = 1 << 21  # 8 MB in float32: more falls out of the caches, fewer cost more calls
 
@@ -36,7 +29,7 @@ def encode_image(encoder: nn.Module, image: Tensor) -> Tensor:
     Returns:
         (1, C, h, w); in bfloat16 under autocast.
     """
-    if not _is_stock(encoder):
+    if not is_stock_encoder(encoder):
         return encoder(image)
     parts: Any = encoder  # its parts are typed as plain modules
     x = parts.patch_embed(image)
@@ -45,11 +38,6 @@ def encode_image(encoder: nn.Module, image: Tensor) -> Tensor:
     for block in parts.blocks:
         x = block(x) if block.window_size > 0 else _attend_to_all(block, x)
     return parts.neck(x.permute(0, 3, 1, 2))
-
-
-def _is_stock(encoder: nn.Module) -> bool:
-    modules = list(encoder.modules())
-    return all(type(m) in _STOCK_MODULES and not is_patched(m) for m in modules)
 
 
 def _attend_to_all(block: Any, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class StockOrderDecoder:
     """Runs the modules of a stock mask decoder in the order that it runs them itself.
 
     Args:
-        sam: a model for which decoder.is_stock() is true.
+        sam: a model for which stock_modules.is_stock() is true.
         embedding: float32 (1, C, h, w), the image encoder's output.
     """
 

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from sfss_ray.masks import candidates, packed, rle
 from sfss_ray.masks.automatic import AutomaticMaskGenerator
 from sfss_ray.masks.candidates import _embed_there, encode_crop
-from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, embed_points, is_stock
+from sfss_ray.masks.decoder import ModelDecoder, SharedImageDecoder, embed_points
 from sfss_ray.masks.resize import PillowResize
 from sfss_ray.masks.sam import load_sam, shipped_small_sam
+from sfss_ray.masks.stock_modules import is_stock
 from sfss_ray.masks.stock_order import StockOrderDecoder
 from sfss_ray.masks.upsample import RegionUpsampler
 
