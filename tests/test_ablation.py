@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-ROWS = ["source_only", "batch_norm", "pooled_vote", "full_ground_truth", "ceiling"]
+ROWS = ["source_only", "batch_norm", "tent", "pooled_vote", "full_ground_truth", "ceiling"]
 
 
 def run(tmp_path, *words):
@@ -42,7 +42,7 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
         assert len(entry["seeds"][0]["per_class"]) == 19
     assert {entry["regions"] for entry in table} == {"none", "felzenszwalb", "ground_truth"}
     assert table[0]["std"] == 0
-    assert table[1]["seeds"][0]["student_last"] != base
+    assert table[2]["seeds"][0]["student_last"] != base
     assert (tmp_path / "results" / "ablation_streets.png").stat().st_size > 5000
     text = (tmp_path / "results" / "ablation_streets.md").read_text()
     assert "| source-only | none | 2 | 44.4 ± 0.0 | +0.0 |" in text
