@@ -17,6 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from sfss_ray.errors import DataError
 
 _URI = re.compile(r"^([a-z][a-z0-9]+):/+")
+_GOOGLE_PATIENCE_S = 30
 
 
 class DamagedShardError(DataError):
@@ -90,8 +91,8 @@ def _damaged(path: str, error: Exception) -> DamagedShardError:
     )
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def _reason(error: Exception, length: int = 120) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:length]
 
 
 def folder_address(folder: Path | str) -> str:
@@ -126,6 +127,17 @@ def without_secret(address: str) -> str:
     return re.sub(r"://[^/@]*@", "://", address)
 
 
+def unreachable(address: str, error: Exception) -> DataError:
+    """What a user is told of a folder or an address that cannot be listed."""
+    where, reason = without_secret(address), _reason(error, 400)
+    if not is_address(address):
+        return DataError(f"masks folder {where!r} cannot be read ({reason}): make it readable")
+    return DataError(
+        f"masks {where!r} cannot be reached ({reason}): see that the address, the network and this"
+        " machine's credentials are right"
+    )
+
+
 def list_shards(address: str) -> list[Shard]:
     """Finished shards of a folder, by name; hidden (half-written) files do not count."""
     filesystem, root = _open(address)
@@ -145,9 +157,18 @@ def _open(address: str) -> tuple[FileSystem, str]:
     if not is_address(address):
         return LocalFileSystem(), address
     try:
-        return FileSystem.from_uri(address)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        return FileSystem.from_uri(_with_patience(address))
+    except OSError as error:
+        raise unreachable(address, error) from error
+    except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"masks {without_secret(address)!r}: no such kind of place ({error}); give a path, or an"
             " address that begins with s3://, gs:// or file://"
         ) from error
+
+
+def _with_patience(address: str) -> str:
+    """Google's client tries for a quarter of an hour before it says that it has no credentials."""
+    if not address.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in address:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}retry_limit_seconds={_GOOGLE_PATIENCE_S}"

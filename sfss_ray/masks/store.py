@@ -30,6 +30,7 @@ from sfss_ray.masks.places import (
     Shard,
     folder_address,
     list_shards,
+    unreachable,
     without_secret,
 )
 from sfss_ray.version import __version__
@@ -207,7 +208,7 @@ class MaskStore:
                     index.recipe = index.recipe or made_by
                     index.add(shard)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"masks {without_secret(self.folder)!r}: {error}") from error
+            raise unreachable(self.folder, error) from error
         if index.recipe is None:
             raise DataError(
                 f"no masks in {without_secret(self.folder)!r}: make them first with `sfss-ray masks`"

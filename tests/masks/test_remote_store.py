@@ -1,8 +1,10 @@
-"""Masks that lie elsewhere: behind an address, on an S3 server, and readable without this package."""
+"""Masks that lie elsewhere: on servers of S3 and Google Cloud Storage, and read without this package."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -13,11 +15,13 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from sfss_ray.errors import DataError
+from sfss_ray.masks import places
 from sfss_ray.masks.places import folder_address, local_folder
 from sfss_ray.masks.regions import region_records
 from sfss_ray.masks.store import MaskStore, shard_name, write_shard
 
 RECIPE = {"source": "felzenszwalb", "sam_type": "", "knobs": {"felzenszwalb_scale": 300.0}}
+GOOGLE_STORAGE = Path(__file__).resolve().parents[1] / "google_storage.py"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "masks.md"
 
 
@@ -59,6 +63,23 @@ def s3_address(folder):
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def google_address(folder):
+    """Address of the folder as a bucket of Google Cloud Storage on this machine."""
+    words = [sys.executable, str(GOOGLE_STORAGE), str(folder.parent), "bank"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        where = f"endpoint_override=127.0.0.1:{int(server.stdout.readline())}&scheme=http"
+        yield f"gs://anonymous@bank/{folder.name}?{where}"
+        server.terminate()
+
+
+@pytest.fixture(params=["s3", "google"])
+def bucket(request) -> str:
+    """Address of the folder on a server of either kind."""
+    return request.getfixturevalue(f"{request.param}_address")
+
+
 def _same(store: MaskStore, local: MaskStore) -> bool:
     assert store.ids() == local.ids()
     assert store.errors == local.errors
@@ -74,11 +95,11 @@ def _same(store: MaskStore, local: MaskStore) -> bool:
     )
 
 
-def test_a_bucket_holds_what_the_folder_holds(folder, s3_address):
-    assert _same(MaskStore(s3_address), MaskStore(folder))
+def test_a_bucket_holds_what_the_folder_holds(folder, bucket):
+    assert _same(MaskStore(bucket), MaskStore(folder))
 
 
-def test_training_reads_a_bucket(folder, s3_address, tmp_path):
+def test_training_reads_a_bucket(folder, bucket, tmp_path):
     from PIL import Image
 
     from sfss_ray.config.train import AugmentConfig
@@ -90,7 +111,7 @@ def test_training_reads_a_bucket(folder, s3_address, tmp_path):
         pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{image_id}.png")
     images, augment = list_images(tmp_path), AugmentConfig(crop_size=(32, 48))
-    far, near = (TargetSamples(images, place, augment, 0) for place in (s3_address, folder))
+    far, near = (TargetSamples(images, place, augment, 0) for place in (bucket, folder))
     for number in range(4):
         assert (far[number]["mask_ids"] == near[number]["mask_ids"]).all()
         assert far[number]["mask_ids"].unique().numel() > 1
@@ -119,10 +140,18 @@ def test_an_unknown_kind_of_place_is_refused(address):
         MaskStore(address)
 
 
-def test_a_bucket_that_is_not_there(s3_address):
-    with pytest.raises(DataError, match=r"masks.*//nobucket/masks") as refused:
-        MaskStore(s3_address.replace("bank/city%20one", "nobucket"))
+def test_a_bucket_that_is_not_there(bucket):
+    with pytest.raises(DataError, match=r"masks.*//nobucket/") as refused:
+        MaskStore(bucket.replace("bank/", "nobucket/"))
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_server_that_does_not_answer(scheme, monkeypatch):
+    """Google's client would try for a quarter of an hour."""
+    monkeypatch.setattr(places, "_GOOGLE_PATIENCE_S", 1)
+    with pytest.raises(DataError, match=r"cannot be reached.*credentials"):
+        MaskStore(f"{scheme}://bank/masks?scheme=http&endpoint_override=127.0.0.1:9")
 
 
 def test_nothing_is_written_to_an_address():
