@@ -205,7 +205,8 @@ def contrast_alone(
         labels = q.argmax(1)
         look = steps.Look(q, teacher, labels, q.max(1).values)
     thresholds = torch.full((CLASSES,), 0.5, device=device)
-    parts = steps.contrast(z, logits, look, thresholds, held, batch, config, 0, 1.0)
+    asked = steps.fetch_for_pairs(look, thresholds, batch, config)
+    parts = steps.contrast(z, logits, look, asked, held, config, 0, 1.0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
 
 

@@ -117,7 +117,7 @@ def sample_pairs(
         class_valid=send(valid, device),
         class_weight=send(weight[mask], device),
         negatives=negatives,
-        negative_valid=send(negative_valid, device),
+        negative_valid=send(negative_valid, device).expand_as(negatives),
         similarity=similarity,
     )
 
@@ -269,7 +269,7 @@ def _draw_negatives(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """(A, N) pool entries of allowed classes, where `similarity` is: half uniform over classes, half
-    semi-hard.
+    semi-hard; (A, 1) whether an anchor has any.
 
     Semi-hard = the most similar quarter of four times as many uniform draws: near, but not always the
     very nearest, which are the likeliest to be of the anchor's own class after all.
@@ -281,10 +281,10 @@ def _draw_negatives(
     which_class, which_entry = (_uniform(shape, numbers, device) for _ in range(2))
     allowed = allowed & (pool.class_count > 0)
     choices = allowed.sum(1, keepdim=True)
-    valid = (choices > 0).expand(-1, number)
+    valid = choices > 0
     if not len(pool.vectors) or not len(allowed):
         empty = torch.zeros(len(allowed), number, dtype=torch.long, device=device)
-        return empty, torch.zeros(len(allowed), number, dtype=torch.bool)
+        return empty, torch.zeros_like(valid)
     class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
     start, count = (
         send(each[class_order], device) for each in (pool.class_start, pool.class_count)

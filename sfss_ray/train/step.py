@@ -14,6 +14,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
+from sfss_ray.train.devices import Fetched
 from sfss_ray.train.grid import cell_mask_ids, cell_means
 from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
 from sfss_ray.train.mask_table import describe_masks
@@ -150,26 +151,19 @@ def adaptation_losses(
         config.loss.class_quantile, config.loss.confidence_cap
     )
     batch, look = mix_classes(batch, look, config.augment.class_mix, seed, segmenter.align_corners)
+    asked = None
+    if config.loss.contrast_weight > 0:
+        # Before the student: the CPU describes masks while the GPU is at the student's forward pass.
+        asked = fetch_for_pairs(look, thresholds, batch, config, segmenter.align_corners)
     logits, embeddings = student(batch["strong"])
     weights = pixel_weights(look.labels, look.confidence, thresholds, config.loss)
     full = segmenter.upsample(logits, batch["strong"].shape[-2:])
     seg = label_space_loss(full, look.labels, weights, config.loss)
     parts = {"loss_seg": seg, "kept": (weights > 0).float().mean()}
     loss = seg + 0.0 * embeddings.sum()  # every parameter has a gradient on every worker
-    if config.loss.contrast_weight > 0:
+    if asked is not None:
         share = ramp(step, config.num_steps, config.loss.ramp)
-        pairwise = contrast(
-            embeddings,
-            logits,
-            look,
-            thresholds,
-            memory,
-            batch,
-            config,
-            seed,
-            share,
-            segmenter.align_corners,
-        )
+        pairwise = contrast(embeddings, logits, look, asked, memory, config, seed, share)
         parts |= pairwise
         beta = config.loss.instance_share
         both = beta * pairwise["loss_ins"] + (1 - beta) * pairwise["loss_cls"]
@@ -192,37 +186,55 @@ def _global_mean(total: Tensor, weight: Tensor) -> Tensor:
     return total * world_size() / everywhere
 
 
+def fetch_for_pairs(
+    look: Look,
+    thresholds: Tensor,
+    batch: Mapping[str, Tensor],
+    config: TrainConfig,
+    align_corners: bool = False,
+) -> Fetched:
+    """What pairs are drawn from, but for the student's say, on its way to the CPU: mask ids of cells
+    (B, h, w), the teacher's probabilities (B, C, h, w), thresholds (C,), image and sample numbers (B,),
+    and (), after class-mix, the highest id that is no pasted one.
+    """
+    ids = _regions(batch["mask_ids"], look, thresholds, config)
+    height, width = look.probabilities.shape[-2:]
+    cells = cell_mask_ids(ids, (height, width), config.pairs.cell_share, align_corners)
+    pasted = config.augment.class_mix > 0 and config.loss.region_source == "masks"
+    own_ids = [batch["own_ids"]] if pasted else []
+    return Fetched(cells, look.probabilities, thresholds, batch["image"], batch["number"], *own_ids)
+
+
 def contrast(
     embeddings: Tensor,
     logits: Tensor,
     look: Look,
-    thresholds: Tensor,
+    asked: Fetched,
     memory: Memory,
-    batch: Mapping[str, Tensor],
     config: TrainConfig,
     seed: int,
     share: float,
-    align_corners: bool = False,
 ) -> dict[str, Tensor]:
-    """Intra-instance and intra-class losses (means over all workers' anchors), pair statistics."""
-    ids = _regions(batch["mask_ids"], look, thresholds, config)
-    height, width = embeddings.shape[-2:]
-    # Everything that is drawn from goes to the CPU at once: from here on no GPU is waited for.
-    cells = cell_mask_ids(ids, (height, width), config.pairs.cell_share, align_corners).cpu()
-    probabilities, student_label = look.probabilities.cpu(), logits.argmax(1).flatten(1).cpu()
-    thresholds = thresholds.cpu()
-    images, numbers = batch["image"].tolist(), batch["number"].tolist()
+    """Intra-instance and intra-class losses (means over all workers' anchors), pair statistics.
+
+    Args:
+        embeddings, logits: (B, D, h, w), (B, C, h, w), the student's.
+        asked: of fetch_for_pairs.
+        share: of the ramp; with 0 nothing is drawn, and the bank fills.
+    """
+    said = Fetched(logits.argmax(1).flatten(1))
+    cells, probabilities, thresholds, image_numbers, sample_numbers, *own_ids = asked.wait()
+    images, numbers = image_numbers.tolist(), sample_numbers.tolist()
     tables = [
         describe_masks(cells[b], probabilities[b], look.embeddings[b], thresholds, config.pairs)
         for b in range(len(cells))
     ]
-    pasted = config.augment.class_mix > 0 and config.loss.region_source == "masks"
-    own_ids = int(batch["own_ids"]) if pasted else None
-    origins = origins_of(tables, images, numbers, own_ids)
+    origins = origins_of(tables, images, numbers, int(own_ids[0]) if own_ids else None)
     fresh = gather_prototypes(tables, origins)
     sums = embeddings.new_zeros(4)
     if share > 0:
-        pool = pool_with_bank(fresh, memory.bank, look.probabilities.shape[1])
+        pool = pool_with_bank(fresh, memory.bank, probabilities.shape[1])
+        (student_label,) = said.wait()
         for b, table in enumerate(tables):
             z = embeddings[b].flatten(1).T
             generator = torch.Generator().manual_seed(seed * 1_000_003 + numbers[b])

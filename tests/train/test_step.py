@@ -19,6 +19,7 @@ from sfss_ray.train.step import (
     Memory,
     adaptation_losses,
     contrast,
+    fetch_for_pairs,
     image_contrast,
     ramp,
     teacher_look,
@@ -342,9 +343,8 @@ def test_the_contrast_asks_nothing_of_the_networks_device(monkeypatch):
     z = embeddings.detach().to("meta").requires_grad_()
     look = replace(look, embeddings=look.embeddings.to("meta"))
     thresholds = torch.full((len(CLASSES),), 0.5)
-    parts = contrast(
-        z, logits, look, thresholds, players.memory, batch, players.config, seed=0, share=1.0
-    )
+    asked = fetch_for_pairs(look, thresholds, batch, players.config)
+    parts = contrast(z, logits, look, asked, players.memory, players.config, seed=0, share=1.0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
     assert z.grad is not None
     assert z.grad.shape == embeddings.shape
