@@ -110,13 +110,14 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
     """Draw the pairs of a batch as a step would, and compare them with the truth."""
     from sfss_ray.train.grid import cell_mask_ids
     from sfss_ray.train.mask_table import Origins, describe_masks
-    from sfss_ray.train.pairs import PrototypePool, sample_pairs
+    from sfss_ray.train.pairs import PrototypePool, draw_anchors, sample_pairs
 
     tables, cell_truths = [], []
     for (logits, embeddings), mask_ids, truth in zip(looks, ids, truths, strict=True):
         grid = tuple(embeddings.shape[-2:])
         cells = cell_mask_ids(mask_ids, grid, config.pairs.cell_share)[0]
-        table = describe_masks(cells, logits.softmax(1)[0], embeddings[0], bound, config.pairs)
+        vectors = embeddings[0].flatten(1).T
+        table = describe_masks(cells, logits.softmax(1)[0], vectors, bound, config.pairs)
         tables.append(table)
         cell_truths.append(majority_of_cells(truth, grid, classes))
     mask_truths = [true_class(t, c, classes) for t, c in zip(tables, cell_truths, strict=True)]
@@ -146,7 +147,9 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
         label = looks[b][0].argmax(1).flatten()
         generator = torch.Generator().manual_seed(b)
         origins = Origins.alone(table, b, b << 20)
-        pairs = sample_pairs(table, pool, origins, label, bound, z, config.pairs, generator)
+        chosen = draw_anchors(table, label, bound, config.pairs, generator)
+        vectors = z[table.cells[chosen]]
+        pairs = sample_pairs(table, chosen, pool, origins, vectors, config.pairs, generator)
         anchor = cells.flatten()[pairs.anchors][:, None]
         compare(tally, SHARES[4], anchor, cells.flatten()[pairs.instance_positives], None)
         if len(in_pool):

@@ -69,7 +69,7 @@ def describe_masks(
     Args:
         cell_ids: (h, w) mask ids, 0 = none.
         probabilities: (C, h, w), the teacher's.
-        embeddings: (D, h, w), the teacher's, L2-normalised; on any device, all else on the CPU.
+        embeddings: (h * w, D), the teacher's, L2-normalised; on any device, all else on the CPU.
         thresholds: (C,) confidence a mask of a class must reach to be reliable.
 
     A mask is reliable if it has `min_cells` cells, `min_purity` of them of its own class, and its
@@ -84,7 +84,7 @@ def describe_masks(
     masks = int(owner[-1]) + 1 if len(owner) else 0
     count = torch.bincount(owner, minlength=masks)
     q = probabilities.flatten(1).T[cells].float()
-    t = embeddings.flatten(1).T[send(cells, embeddings.device)].float()
+    t = embeddings.index_select(0, send(cells, embeddings.device)).float()
     cell_confidence, cell_label = q.max(1)
 
     mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)

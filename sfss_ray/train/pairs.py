@@ -1,7 +1,7 @@
 """Masks and the teacher's opinion -> anchors, positives and negatives.
 
 Read mask_table.py first: what the teacher says of each mask. Then from top to bottom: `PrototypePool`
-collects what can be contrasted with, `sample_pairs` draws.
+collects what can be contrasted with, `sample_pairs` and `draw_anchors` draw.
 The indices drawn here have no gradient; the similarities of anchors to the pool do.
 
 Vectors live where the networks are; ids, classes, counts and most draws live on the CPU. A GPU would
@@ -77,33 +77,32 @@ class Pairs:
 
 def sample_pairs(
     table: MaskTable,
+    chosen: Tensor,
     pool: PrototypePool,
     origins: Origins,
-    student_label: Tensor,
-    thresholds: Tensor,
-    student_embeddings: Tensor,
+    vectors: Tensor,
     config: PairConfig,
     generator: torch.Generator,
 ) -> Pairs:
-    """Draw anchors of one image with their positives and negatives.
+    """Draw positives and negatives of one image's anchors.
 
     Args:
+        chosen: (A,) the anchors' places in the table's cells, of draw_anchors.
         origins: images and keys of the table's masks, as in the pool.
-        student_label: (h * w,) the student's argmax, on the CPU: where it disagrees, an anchor is hard.
-        student_embeddings: (h * w, D), on the networks' device: their similarities to the pool, which
-            say what negatives are semi-hard, are kept in the pairs with their gradient, so that they
-            are computed once.
-        generator: CPU generator of this image alone, so that world size changes nothing. On a GPU
-            negatives come from the device's own generator with the same seed.
+        vectors: (A, D) the student's embeddings of the anchors, on the networks' device: their
+            similarities to the pool, which say what negatives are semi-hard, are kept in the pairs with
+            their gradient, so that they are computed once.
+        generator: CPU generator of this image alone, so that world size changes nothing; the anchors
+            were drawn from it too. On a GPU negatives come from the device's own generator with the
+            same seed.
     """
-    chosen = _draw_anchors(table, student_label, thresholds, config, generator)
     mask = table.owner[chosen]
     anchors = table.cells[chosen]
     instance = _draw_same_mask(table, chosen, mask, config.positives, generator)
     positives, valid = _draw_same_class(table, pool, mask, origins, config.positives, generator)
     allowed = allowed_negative_classes(table, config.unlabelled_top_k)[mask]
-    device = student_embeddings.device
-    similarity = student_embeddings[send(anchors, device)] @ pool.vectors.T
+    device = vectors.device
+    similarity = vectors @ pool.vectors.T
     negatives, negative_valid = _draw_negatives(
         pool, allowed, similarity.detach(), config.negatives, generator
     )
@@ -148,15 +147,20 @@ def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Gen
     return torch.Generator(device).manual_seed(generator.initial_seed())
 
 
-def _draw_anchors(
+def draw_anchors(
     table: MaskTable,
     student_label: Tensor,
     thresholds: Tensor,
     config: PairConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    """Positions in `table.cells`: at most `anchors_per_mask` of a mask, half of them hard, and
+    """(A,) positions in `table.cells`: at most `anchors_per_mask` of a mask, half of them hard, and
     `anchors_per_image` in all, a cell's weight 1 / sqrt(cells of its mask * cells of its class).
+
+    Args:
+        student_label: (h * w,) the student's argmax, on the CPU: where it disagrees, an anchor is hard.
+        thresholds: (C,) below them the teacher is unsure, and an anchor hard too.
+        generator: CPU generator of this image alone.
     """
     # Two draws: cells that win a place within their mask must not be favoured or held back by the
     # same number when masks compete for the image's anchors.

@@ -14,12 +14,12 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
-from sfss_ray.train.devices import Fetched
+from sfss_ray.train.devices import Fetched, send
 from sfss_ray.train.grid import cell_mask_ids, cell_means
 from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
 from sfss_ray.train.mask_table import describe_masks
 from sfss_ray.train.mask_vote import ClassPrior, relabel
-from sfss_ray.train.pairs import Pairs, PrototypePool, sample_pairs
+from sfss_ray.train.pairs import Pairs, PrototypePool, draw_anchors, sample_pairs
 from sfss_ray.train.prototypes import (
     gather_prototypes,
     origins_of,
@@ -222,11 +222,14 @@ def contrast(
         asked: of fetch_for_pairs.
         share: of the ramp; with 0 nothing is drawn, and the bank fills.
     """
-    said = Fetched(logits.argmax(1).flatten(1))
+    # max and not argmax, which takes four times as long on a CPU: the first of equals in both.
+    said = Fetched(logits.max(1).indices.flatten(1))
     cells, probabilities, thresholds, image_numbers, sample_numbers, *own_ids = asked.wait()
     images, numbers = image_numbers.tolist(), sample_numbers.tolist()
+    # Cell by cell in memory, as vectors of cells are read several times.
+    teacher_cells = look.embeddings.flatten(2).transpose(1, 2).contiguous()
     tables = [
-        describe_masks(cells[b], probabilities[b], look.embeddings[b], thresholds, config.pairs)
+        describe_masks(cells[b], probabilities[b], teacher_cells[b], thresholds, config.pairs)
         for b in range(len(cells))
     ]
     origins = origins_of(tables, images, numbers, int(own_ids[0]) if own_ids else None)
@@ -235,21 +238,20 @@ def contrast(
     if share > 0:
         pool = pool_with_bank(fresh, memory.bank, probabilities.shape[1])
         (student_label,) = said.wait()
+        draws = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
+        chosen = [
+            draw_anchors(table, student_label[b], thresholds, config.pairs, draws[b])
+            for b, table in enumerate(tables)
+        ]
+        places = [table.cells[c] for table, c in zip(tables, chosen, strict=True)]
+        vectors = vectors_of_cells(embeddings, places)
         for b, table in enumerate(tables):
-            z = embeddings[b].flatten(1).T
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + numbers[b])
             pairs = sample_pairs(
-                table,
-                pool,
-                origins[b],
-                student_label[b],
-                thresholds,
-                z,
-                config.pairs,
-                generator,
+                table, chosen[b], pool, origins[b], vectors[b], config.pairs, draws[b]
             )
-            teacher_cells = look.embeddings[b].flatten(1).T
-            sums = sums + image_contrast(z, teacher_cells, pool, pairs, config.loss.temperature)
+            sums = sums + image_contrast(
+                vectors[b], teacher_cells[b], pool, pairs, config.loss.temperature
+            )
     remember(memory.bank, fresh, config.pairs.bank_per_image)
     masks = sum(len(t) for t in tables)
     reliable = sum(int(t.reliable.sum()) for t in tables)
@@ -260,6 +262,18 @@ def contrast(
         "reliable": embeddings.new_full((), reliable / max(masks, 1)),
         "anchors": sums[1].detach(),
     }
+
+
+def vectors_of_cells(embeddings: Tensor, places: list[Tensor]) -> list[Tensor]:
+    """Of each image of (B, D, h, w) the vectors (A, D) at its places (A,), grid indices on the CPU.
+
+    One gather for the batch: the gradient of each is as large as all embeddings.
+    """
+    longest = max(len(place) for place in places)
+    table = torch.stack([F.pad(place, (0, longest - len(place))) for place in places])
+    index = send(table, embeddings.device)[:, None].expand(-1, embeddings.shape[1], -1)
+    rows = embeddings.flatten(2).gather(2, index).transpose(1, 2).contiguous()
+    return [rows[b, : len(place)] for b, place in enumerate(places)]
 
 
 def _regions(
@@ -276,26 +290,26 @@ def _regions(
 
 
 def image_contrast(
-    z: Tensor, teacher_cells: Tensor, pool: PrototypePool, pairs: Pairs, temperature: float
+    vectors: Tensor, teacher_cells: Tensor, pool: PrototypePool, pairs: Pairs, temperature: float
 ) -> Tensor:
     """(4,): sum of intra-instance losses, their number, weighted sum of intra-class losses, weight.
 
     Args:
-        z: (h * w, D) the student's embeddings.
-        teacher_cells: (h * w, D) the teacher's.
+        vectors: (A, D) the student's embeddings of the anchors.
+        teacher_cells: (h * w, D) the teacher's, of all cells.
     """
     if not len(pairs.anchors) or not len(pool.vectors):
-        return torch.stack([0.0 * z.sum(), z.new_zeros(()), 0.0 * z.sum(), z.new_zeros(())])
-    anchors = z[pairs.anchors]
-    to_pool = anchors @ pool.vectors.T if pairs.similarity is None else pairs.similarity
+        nothing = 0.0 * vectors.sum()
+        return torch.stack([nothing, vectors.new_zeros(()), nothing, vectors.new_zeros(())])
+    to_pool = vectors @ pool.vectors.T if pairs.similarity is None else pairs.similarity
     # One gather for both: its gradient is a dense (A, R) tensor each time.
     drawn = to_pool.gather(1, torch.cat([pairs.negatives, pairs.class_positives], 1))
     count = pairs.negatives.shape[1]
     negative, same_class = drawn[:, :count], drawn[:, count:]
-    others = torch.einsum("ad,apd->ap", anchors, teacher_cells[pairs.instance_positives])
+    others = torch.einsum("ad,apd->ap", vectors, teacher_cells[pairs.instance_positives])
     own = pairs.own_weight[:, None] * teacher_cells[pairs.anchors]
     prototype = F.normalize(pairs.instance_prototype_sum - own, dim=1)
-    instance = torch.cat([others, (anchors * prototype).sum(1, keepdim=True)], 1)
+    instance = torch.cat([others, (vectors * prototype).sum(1, keepdim=True)], 1)
     ins = pair_loss(instance, negative, temperature, None, pairs.negative_valid)
     ins_count = pairs.negative_valid.any(1).float()
     cls = pair_loss(

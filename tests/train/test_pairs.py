@@ -17,6 +17,7 @@ from sfss_ray.train.pairs import (
     Pairs,
     PrototypePool,
     allowed_negative_classes,
+    draw_anchors,
     sample_pairs,
 )
 
@@ -150,10 +151,10 @@ def test_few_cells_make_no_reliable_mask():
     ids[0], ids[1, :3] = 5, 8
     probabilities = torch.full((3, 4, 4), 0.02)
     probabilities[1] = 0.96
-    embeddings = F.normalize(torch.ones(2, 4, 4), dim=0)
-    table = describe_masks(ids, probabilities, embeddings, torch.full((3,), 0.9), PairConfig())
+    vectors = F.normalize(torch.ones(16, 2), dim=1)
+    table = describe_masks(ids, probabilities, vectors, torch.full((3,), 0.9), PairConfig())
     assert table.reliable.tolist() == [True, False]
-    strict = describe_masks(ids, probabilities, embeddings, torch.full((3,), 0.97), PairConfig())
+    strict = describe_masks(ids, probabilities, vectors, torch.full((3,), 0.97), PairConfig())
     assert strict.reliable.tolist() == [False, False]
 
 
@@ -197,16 +198,11 @@ def draw(seed: int, config: PairConfig, bank: int = 10, **shape) -> Draw:
 
 
 def finish_draw(scene, table, pool, config, seed, image=1) -> Draw:
-    pairs = sample_pairs(
-        table,
-        pool,
-        Origins.alone(table, image, image * KEY_STEP),
-        scene.student_label,
-        scene.thresholds,
-        scene.student(),
-        config,
-        torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = draw_anchors(table, scene.student_label, scene.thresholds, config, generator)
+    vectors = scene.student()[table.cells[chosen]]
+    origins = Origins.alone(table, image, image * KEY_STEP)
+    pairs = sample_pairs(table, chosen, pool, origins, vectors, config, generator)
     position = torch.full((scene.ids.numel(),), -1)
     position[table.cells] = torch.arange(len(table.cells))
     label = table.label[table.owner]

@@ -233,7 +233,7 @@ class RandomScene:
 
     def table(self, config: PairConfig) -> MaskTable:
         return describe_masks(
-            self.ids, self.probabilities, self.embeddings, self.thresholds, config
+            self.ids, self.probabilities, self.embeddings.flatten(1).T, self.thresholds, config
         )
 
     def student(self) -> torch.Tensor:
