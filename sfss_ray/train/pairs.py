@@ -1,7 +1,7 @@
 """Masks and the teacher's opinion -> anchors, positives and negatives.
 
 Read mask_table.py first: what the teacher says of each mask. Then from top to bottom: `PrototypePool`
-collects what can be contrasted with, `sample_pairs` and `draw_anchors` draw.
+collects what can be contrasted with, `draw_anchors` and `sample_pairs` draw.
 The indices drawn here have no gradient; the similarities of anchors to the pool do.
 
 Vectors live where the networks are; ids, classes, counts and most draws live on the CPU. A GPU would
@@ -70,9 +70,7 @@ class Pairs:
     class_weight: Tensor  # (A,) purity * confidence of the anchor's mask, 0 if unreliable
     negatives: Tensor  # (A, N) index into the pool
     negative_valid: Tensor  # (A, N) bool
-    similarity: Tensor | None = (
-        None  # (A, R) anchors to the pool, with gradient: drawn from, reused
-    )
+    similarity: Tensor  # (A, R) anchors to the pool, with gradient: drawn from, reused
 
 
 def sample_pairs(

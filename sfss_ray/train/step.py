@@ -301,9 +301,8 @@ def image_contrast(
     if not len(pairs.anchors) or not len(pool.vectors):
         nothing = 0.0 * vectors.sum()
         return torch.stack([nothing, vectors.new_zeros(()), nothing, vectors.new_zeros(())])
-    to_pool = vectors @ pool.vectors.T if pairs.similarity is None else pairs.similarity
     # One gather for both: its gradient is a dense (A, R) tensor each time.
-    drawn = to_pool.gather(1, torch.cat([pairs.negatives, pairs.class_positives], 1))
+    drawn = pairs.similarity.gather(1, torch.cat([pairs.negatives, pairs.class_positives], 1))
     count = pairs.negatives.shape[1]
     negative, same_class = drawn[:, :count], drawn[:, count:]
     others = torch.einsum("ad,apd->ap", vectors, teacher_cells[pairs.instance_positives])
