@@ -50,7 +50,10 @@ SIMULATED = (
 def measurements(
     options: Options, parts: list[str], only: str
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and work of each row in the order of `parts`; `only` is a part of the names wanted."""
+    """Name and work of each row in the order of `parts`.
+
+    `only` is a row's name, or a part of the names wanted.
+    """
     every: list[tuple[str, str, Callable[[], Any]]] = [
         ("same", case, lambda case=case: same_masks(options, case)) for case in SAME_CASES
     ]
@@ -64,9 +67,10 @@ def measurements(
     if options.device == "cpu":
         every += [("memory", who, lambda who=who: memory_of(who)) for who in (*BATCHES, *ENCODERS)]
     every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
+    whole_name = any(name == only for _, name, _ in every)
     for wanted in parts:
         for part, name, work in every:
-            if part == wanted and only in name:
+            if part == wanted and (name == only if whole_name else only in name):
                 yield f"{part}: {name}", work
 
 
@@ -167,11 +171,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("SFSS_TEST_DATA", "data"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--only", default="", help="a row's name, or a part of several")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--images", type=int, default=40, help="CamVid images to compare on")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--stock-repeats", type=int, default=1, help="stock takes minutes")
+    parser.add_argument(
+        "--compared", type=Path, default=Path("runs/bench_masks"),
+        help="folder of comparisons of images: those done are not done again",
+    )  # fmt: skip
     parser.add_argument("--seconds", type=float, default=math.inf, help="starts no row after these")
     parser.add_argument("--memory-of", choices=(*BATCHES, *ENCODERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -183,7 +191,7 @@ def main() -> None:
         sys.exit("no CUDA on this machine: the rows for a GPU were not measured")
     options = Options(
         arguments.data, arguments.device, arguments.images,
-        arguments.repeats, arguments.stock_repeats,
+        arguments.repeats, arguments.stock_repeats, arguments.compared,
     )  # fmt: skip
     name = f"masks_{arguments.device}"
     command = f"python experiments/bench/masks.py --device {arguments.device}"

@@ -207,8 +207,9 @@ class TrainConfig:
     """teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after every step; 0 to 1."""
     batch_norm: Literal["adapt", "target", "frozen"] = "target"
     """Statistics of BatchNorm. frozen: the source's; target: estimated on weak views of the target
-    before step 1, then fixed; adapt: estimated so, then running on (the teacher copies them). On CPU
-    workers adapt normalises each worker's share by itself, so there results depend on their number."""
+    before step 1, then fixed; adapt: estimated so, then running on (the teacher's follow by
+    ema_momentum, as its weights do). On CPU workers adapt normalises each worker's share by itself, so
+    there results depend on their number."""
     statistics_steps: int = 20
     """With target and adapt: batches that the estimate is the mean of."""
     statistics_share: float = 1.0

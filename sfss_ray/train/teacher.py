@@ -6,7 +6,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -18,22 +18,29 @@ def make_teacher(student: Network) -> Network:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, for weights, in float32.
+    """teacher = momentum * teacher + (1 - momentum) * student, in float32, for weights and BatchNorm
+    statistics.
 
-    Buffers (BatchNorm statistics) are copied: they are an average over steps already, and a second
-    one would lag behind the target domain.
+    Statistics belong to the weights that they were seen with, so they follow as the weights do (Cai et
+    al. 2021, exponential moving average normalization). Those of a student that learns fast, under the
+    weights of a teacher that follows slowly, make it see nothing.
     """
-    old = [p.detach() for p in teacher.parameters()]
-    new = [p.detach() for p in student.parameters()]
+    pairs = _tensors_of_both(teacher, student)
+    for kind in {old.dtype for old, _ in pairs}:
+        olds, news = zip(*(pair for pair in pairs if pair[0].dtype == kind), strict=True)
+        # On a GPU one kernel in all, not one per tensor.
+        if kind.is_floating_point:
+            torch._foreach_lerp_(olds, news, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+        else:  # numbers of batches seen
+            torch._foreach_copy_(olds, news)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _tensors_of_both(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Parameters and buffers of each, side by side."""
+    old, new = ([*m.parameters(), *m.buffers()] for m in (teacher, student))
     if len(old) != len(new):
         raise ValueError(f"a teacher of {len(old)} tensors cannot follow a student of {len(new)}")
-    if old:
-        # On a GPU one kernel in all, not one per tensor.
-        torch._foreach_lerp_(old, new, 1.0 - momentum)  # pyright: ignore[reportPrivateImportUsage]
-    for kind in {buffer.dtype for buffer in teacher.buffers()}:
-        old = [buffer for buffer in teacher.buffers() if buffer.dtype == kind]
-        new = [buffer for buffer in student.buffers() if buffer.dtype == kind]
-        torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
+    return [(a.detach(), b.detach()) for a, b in zip(old, new, strict=True)]
 
 
 def warm_up_momentum(step: int, momentum: float) -> float:

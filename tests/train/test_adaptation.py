@@ -212,7 +212,9 @@ def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
     assert before.keys() == student.keys()
     assert before
     for name, value in before.items():
-        assert torch.equal(student[name], teacher[name])
+        # the teacher follows those that run on as it follows weights: slowly
+        moves_on = mode == "adapt" and "running_" in name
+        assert torch.equal(student[name], teacher[name]) == (not moves_on), name
         assert torch.equal(value, student[name]) == (mode == "frozen"), name
 
 
@@ -336,7 +338,7 @@ def test_a_batch_in_parts_teaches_what_the_whole_does(root, source, tmp_path):
 
 
 # Recorded on a CPU; they change only with the method, its random draws or its defaults.
-GOLDEN = [0.614253, 2.07989, 2.059184, 2.617955, 4.951049, 2.417278]
+GOLDEN = [0.614253, 2.154444, 1.928201, 2.455836, 4.497686, 2.469406]
 
 
 def test_golden_loss_curve(root, source, tmp_path):

@@ -33,15 +33,45 @@ def test_momentum_zero_copies_the_student():
     )
 
 
-def test_statistics_are_copied():
+def test_statistics_follow_as_weights_do():
     student = constant_network(1.0)
     teacher = make_teacher(student)
     student.train()(torch.randn(4, 1, 8, 8) * 3 + 2)
-    assert not torch.equal(teacher[1].running_mean, student[1].running_mean)
-    update_teacher(teacher, student, 0.999)
-    assert torch.equal(teacher[1].running_mean, student[1].running_mean)
-    assert torch.equal(teacher[1].running_var, student[1].running_var)
+    mean, variance = student[1].running_mean, student[1].running_var
+    assert not torch.equal(teacher[1].running_mean, mean)
+    update_teacher(teacher, student, 0.75)
+    torch.testing.assert_close(teacher[1].running_mean, 0.25 * mean)
+    torch.testing.assert_close(teacher[1].running_var, 0.75 + 0.25 * variance)
     assert teacher[1].num_batches_tracked == 1
+    update_teacher(teacher, student, 0.0)
+    assert torch.equal(teacher[1].running_mean, mean)
+    assert torch.equal(teacher[1].running_var, variance)
+
+
+def test_statistics_that_do_not_change_stay_as_they_are_to_the_last_bit():
+    student = constant_network(1.0)
+    student.train()(torch.randn(4, 1, 8, 8) * 3 + 2)
+    teacher = make_teacher(student)
+    for _ in range(10):
+        update_teacher(teacher, student, 0.999)
+    assert torch.equal(teacher[1].running_var, student[1].running_var)
+
+
+def test_a_slow_teacher_sees_what_it_saw_while_its_student_runs_away():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
+    images = torch.randn(8, 1, 16, 16)
+    for _ in range(50):
+        student(images)
+    teacher = make_teacher(student)
+    before = teacher(images)
+    with torch.no_grad():
+        student[0].weight.mul_(3)
+    for _ in range(50):
+        student(images)
+        update_teacher(teacher, student, 0.9999)
+    # With the student's statistics it would show a third.
+    assert (teacher(images) - before).abs().mean() < 0.3 * before.abs().mean()
 
 
 def test_a_teacher_is_its_own_copy_in_eval_mode_without_gradient():
