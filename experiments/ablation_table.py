@@ -42,7 +42,7 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
     """A row of the JSON file: mean and standard deviation (of the sample) of the last step."""
     seeds = sorted(seeds, key=lambda result: result["seed"])
     values = [result["student_last"] for result in seeds]
-    if row in WITHOUT_TEACHER or row.knobs.get("train.loss.label_space") == "entropy":
+    if row in WITHOUT_TEACHER:
         seeds = [result | {"teacher_last": None} for result in seeds]
     return {
         "row": row.name,

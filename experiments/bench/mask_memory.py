@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mask_images import CITYSCAPES, quiet
 from mask_models import NoEncoder, calibrated_sam, draw_masks, low_size, smooth_image
-from mask_parts import CITYSCAPES, drawn_logits, generator_of, quiet
+from mask_speed import drawn_logits, generator_of
 from records import machine
 
 from sfss_ray.masks.encoder import encode_image

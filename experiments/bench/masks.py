@@ -20,19 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mask_agreement import SAME_CASES, agreement, same_masks
+from mask_images import CAMVID, CITYSCAPES, Options
 from mask_memory import BATCHES, ENCODERS, memory_here, memory_of
 from mask_models import OBJECTS, PASSING
-from mask_parts import (
-    CAMVID,
-    CITYSCAPES,
-    SAME_CASES,
-    Options,
-    agreement,
-    post_processing,
-    same_masks,
-    small_image,
-    whole_image,
-)
+from mask_speed import post_processing, small_image, whole_image
 from records import RESULTS, keep, markdown
 
 PARTS = ("same", "post", "image", "small", "memory", "bf16")

@@ -1,0 +1,71 @@
+"""What the mask benches look at, and the settings of the shipped small SAM."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sfss_ray.masks.sam import shipped_small_sam
+
+CITYSCAPES = (1024, 2048)
+CAMVID = (360, 480)
+SMALL_SETTINGS = json.loads(shipped_small_sam().with_suffix(".json").read_text())["generator"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        data: folder with camvid/ and cityscapes_sample/.
+        device: cpu or cuda.
+        images: CamVid images of the comparison.
+        repeats: calls of a median; `stock_repeats` for the slow stock generator.
+        compared: folder for what is known of the images of the comparison.
+    """
+
+    data: Path
+    device: str
+    images: int
+    repeats: int
+    stock_repeats: int
+    compared: Path
+
+
+def camvid(options: Options, count: int) -> list[np.ndarray]:
+    """The first `count` images of val, RGB."""
+    return _read(sorted((options.data / "camvid" / "images" / "val").glob("*.jpg"))[:count])
+
+
+def cityscapes(options: Options) -> list[np.ndarray]:
+    """All four, RGB."""
+    folder = options.data / "cityscapes_sample" / "leftImg8bit"
+    return _read(sorted(folder.rglob("*_leftImg8bit.png")))
+
+
+def _read(files: list[Path]) -> list[np.ndarray]:
+    if not files:
+        raise SystemExit("no images: give --data, a folder with camvid/ and cityscapes_sample/")
+    return [cv2.cvtColor(_pixels(file), cv2.COLOR_BGR2RGB) for file in files]
+
+
+def _pixels(file: Path) -> np.ndarray:
+    pixels = cv2.imread(str(file))
+    if pixels is None:
+        raise SystemExit(f"{file} is no image")
+    return pixels
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warnings about how the stock generator uses it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
