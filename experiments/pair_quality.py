@@ -109,7 +109,7 @@ SHARES = (
 def judge(tally, looks, ids, truths, bound, config, classes) -> None:
     """Draw the pairs of a batch as a step would, and compare them with the truth."""
     from sfss_ray.train.grid import cell_mask_ids
-    from sfss_ray.train.mask_table import Origins, describe_masks
+    from sfss_ray.train.mask_table import Opinion, Origins, describe_masks
     from sfss_ray.train.pairs import PrototypePool, draw_anchors, sample_pairs
 
     tables, cell_truths = [], []
@@ -117,7 +117,8 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
         grid = tuple(embeddings.shape[-2:])
         cells = cell_mask_ids(mask_ids, grid, config.pairs.cell_share)[0]
         vectors = embeddings[0].flatten(1).T
-        table = describe_masks(cells, logits.softmax(1)[0], vectors, bound, config.pairs)
+        opinion = Opinion.of(logits.softmax(1)[0])
+        table = describe_masks(cells, opinion, vectors, bound, config.pairs)
         tables.append(table)
         cell_truths.append(majority_of_cells(truth, grid, classes))
     mask_truths = [true_class(t, c, classes) for t, c in zip(tables, cell_truths, strict=True)]

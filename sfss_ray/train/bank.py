@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sfss_ray.train.devices import send
+from sfss_ray.train.devices import send_arrays
 
 
 class PrototypeBank:
@@ -31,28 +32,31 @@ class PrototypeBank:
         """Add prototypes (R, D) of classes (R,) from image numbers (R,), in this order."""
         if not self.size:
             return
-        number = torch.bincount(classes, minlength=len(self.written))
-        order = classes.argsort(stable=True)
-        label = classes[order]
-        rank = torch.arange(len(order))
-        rank = rank - (number.cumsum(0) - number)[label]  # among the new ones of its class
+        label = classes.numpy()
+        number = np.bincount(label, minlength=len(self.written))
+        order = label.argsort(kind="stable")
+        label = label[order]
+        rank = (
+            np.arange(len(order)) - (number.cumsum() - number)[label]
+        )  # among the new of its class
         newest = rank >= number[label] - self.size
         order, label, rank = order[newest], label[newest], rank[newest]
-        slots = (self.written[label] + rank) % self.size
-        at = self.vectors.device
-        self.vectors[send(label, at), send(slots, at)] = vectors[send(order, at)].float()
-        self.images[label, slots] = images[order]
-        self.written += number
+        written = self.written.numpy()
+        entries = label * self.size + (written[label] + rank) % self.size
+        there, whose = send_arrays([entries, order], self.vectors.device)
+        self.vectors.flatten(0, 1)[there] = vectors.index_select(0, whose).float()
+        self.images.numpy().reshape(-1)[entries] = images.numpy()[order]
+        written += number
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
         """All written entries: vectors (R, D), classes (R,), image numbers (R,)."""
-        filled = torch.arange(self.size) < self.written[:, None]
-        classes, slots = filled.nonzero(as_tuple=True)
-        at = self.vectors.device
+        filled = np.arange(self.size) < self.written.numpy()[:, None]
+        entries = np.flatnonzero(filled)
+        (there,) = send_arrays([entries], self.vectors.device)
         return (
-            self.vectors[send(classes, at), send(slots, at)],
-            classes,
-            self.images[classes, slots],
+            self.vectors.flatten(0, 1).index_select(0, there),
+            torch.from_numpy(entries // max(self.size, 1)),
+            torch.from_numpy(self.images.numpy().reshape(-1)[entries]),
         )
 
     def state_dict(self) -> dict[str, Tensor]:

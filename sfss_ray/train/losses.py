@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,18 +35,37 @@ def pair_loss(
     Returns:
         (A,) losses; 0 for an anchor without a valid positive or without a valid negative.
     """
-    positive = positive_similarity.float() / temperature
-    negative = negative_similarity.float() / temperature
-    if positive_valid is None:
-        positive_valid = torch.ones_like(positive, dtype=torch.bool)
-    if negative_valid is None:
-        negative_valid = torch.ones_like(negative, dtype=torch.bool)
-    usable = positive_valid.any(1) & negative_valid.any(1)
-    # A finite floor instead of -inf: logsumexp of a row of -inf has NaN gradients.
-    floor = torch.finfo(torch.float32).min / 4
-    pushed = torch.logsumexp(negative.masked_fill(~negative_valid, floor), dim=1, keepdim=True)
-    each = F.softplus(pushed - positive) * positive_valid
-    mean = each.sum(1) / positive_valid.sum(1).clamp(min=1)
+    push = Push.of(negative_similarity, temperature, negative_valid)
+    return pull(positive_similarity, push, temperature, positive_valid)
+
+
+@dataclass(frozen=True)
+class Push:
+    """What an anchor's negatives bring to the loss, the same for each kind of positives."""
+
+    strength: Tensor  # (A, 1) logsumexp of s / T over the valid negatives
+    any_valid: Tensor  # (A,) bool
+
+    @staticmethod
+    def of(similarity: Tensor, temperature: float, valid: Tensor | None = None) -> Push:
+        """Of (A, N) similarities and which of them count."""
+        negative = similarity.float() / temperature
+        if valid is None:
+            valid = torch.ones_like(negative, dtype=torch.bool)
+        # A finite floor instead of -inf: logsumexp of a row of -inf has NaN gradients.
+        floor = torch.finfo(torch.float32).min / 4
+        strength = torch.logsumexp(negative.masked_fill(~valid, floor), dim=1, keepdim=True)
+        return Push(strength, valid.any(1))
+
+
+def pull(similarity: Tensor, push: Push, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """(A,) pair_loss of (A, P) positive similarities beside the negatives' push."""
+    each = F.softplus(push.strength - similarity.float() / temperature)
+    if valid is None:
+        mean, usable = each.mean(1), push.any_valid
+    else:
+        mean = (each * valid).sum(1) / valid.sum(1).clamp(min=1)
+        usable = push.any_valid & valid.any(1)
     return torch.where(usable, mean, torch.zeros_like(mean))
 
 

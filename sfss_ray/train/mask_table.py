@@ -7,12 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sfss_ray.config import PairConfig
-from sfss_ray.train.devices import send
+from sfss_ray.train.devices import send_arrays
+from sfss_ray.train.order import stable_order
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the teacher says of the cells of one image, or with a leading B of several."""
+
+    probabilities: Tensor  # (h * w, C)
+    confidence: Tensor  # (h * w,) the highest of them
+    label: Tensor  # (h * w,) whose it is, the first of equals
+
+    @staticmethod
+    def of(probabilities: Tensor) -> Opinion:
+        """Of (C, h, w), or (B, C, h, w), wherever they are."""
+        rows = probabilities.float().flatten(-2).transpose(-2, -1).contiguous()
+        return Opinion(rows, *rows.max(-1))
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Origins:
 
 def describe_masks(
     cell_ids: Tensor,
-    probabilities: Tensor,
+    opinion: Opinion,
     embeddings: Tensor,
     thresholds: Tensor,
     config: PairConfig,
@@ -68,7 +85,7 @@ def describe_masks(
 
     Args:
         cell_ids: (h, w) mask ids, 0 = none.
-        probabilities: (C, h, w), the teacher's.
+        opinion: the teacher's, of all h * w cells.
         embeddings: (h * w, D), the teacher's, L2-normalised; on any device, all else on the CPU.
         thresholds: (C,) confidence a mask of a class must reach to be reliable.
 
@@ -76,55 +93,64 @@ def describe_masks(
     confidence reaches the class's threshold; merged if two classes each hold `merged_share` of the
     cells at `merged_confidence`.
     """
-    flat = cell_ids.flatten()
-    inside = flat.nonzero()[:, 0]
-    ids, owner = flat[inside].unique(return_inverse=True)
-    order = owner.argsort(stable=True)
-    cells, owner = inside[order], owner[order]
-    masks = int(owner[-1]) + 1 if len(owner) else 0
-    count = torch.bincount(owner, minlength=masks)
-    q = probabilities.flatten(1).T[cells].float()
-    t = embeddings.index_select(0, send(cells, embeddings.device)).float()
-    cell_confidence, cell_label = q.max(1)
+    flat = cell_ids.numpy().ravel()
+    of_id = np.bincount(flat)
+    of_id[0] = 0
+    ids = np.flatnonzero(of_id)
+    count = of_id[ids]
+    masks, number = len(ids), int(count.sum())
+    cells = stable_order(flat)[len(flat) - number :]  # those of no mask come first
+    owner = np.repeat(np.arange(masks), count)
+    where, whose = torch.from_numpy(cells), torch.from_numpy(owner)
+    cell_confidence = opinion.confidence.numpy()[cells]
+    cell_label = opinion.label.numpy()[cells]
 
-    mean = _sum_by(owner, q, masks) / count[:, None].clamp(min=1)
-    confidence, label = mean.max(1) if masks else (mean.sum(1), mean.sum(1).long())
+    size = torch.from_numpy(count)[:, None]
+    mean = _sum_by(whose, opinion.probabilities.index_select(0, where), masks) / size
+    label = mean.numpy().argmax(1)
+    confidence = mean.numpy().max(1)
     # Counts as bincounts of cells: one pass over them, where sums of one-hot rows take C.
     classes = mean.shape[1]
-    pure = torch.bincount(owner[cell_label == label[owner]], minlength=masks)
-    purity = pure.float() / count.clamp(min=1)
+    purity = _shares_where(cell_label == label[owner], owner, count[:, None])[:, 0]
     sure = cell_confidence >= config.merged_confidence
-    votes = torch.bincount((owner * classes + cell_label)[sure], minlength=masks * classes)
-    sure_share = votes.view(masks, classes).float() / count[:, None].clamp(min=1)
+    sure_share = _shares_where(sure, owner * classes + cell_label, count[:, None], classes)
     merged = (sure_share >= config.merged_share).sum(1) >= 2
     reliable = (
         (count >= config.min_cells)
         & (purity >= config.min_purity)
-        & (confidence >= thresholds[label])
+        & (confidence >= thresholds.numpy()[label])
         & ~merged
     )
-    weighted_sum = _sum_by(
-        send(owner, t.device), send(cell_confidence[:, None], t.device) * t, masks
-    )
+    places, owners, weights = send_arrays([cells, owner, cell_confidence], embeddings.device)
+    seen = embeddings.index_select(0, places).float()
+    weighted_sum = _sum_by(owners, weights[:, None] * seen, masks)
     return MaskTable(
-        ids=ids,
-        cells=cells,
-        owner=owner,
-        start=count.cumsum(0) - count,
-        count=count,
+        ids=torch.from_numpy(ids),
+        cells=where,
+        owner=whose,
+        start=torch.from_numpy(count.cumsum() - count),
+        count=torch.from_numpy(count),
         probabilities=mean,
-        label=label,
-        purity=purity,
-        confidence=confidence,
-        reliable=reliable,
-        merged=merged,
+        label=torch.from_numpy(label),
+        purity=torch.from_numpy(purity),
+        confidence=torch.from_numpy(confidence),
+        reliable=torch.from_numpy(reliable),
+        merged=torch.from_numpy(merged),
         weighted_sum=weighted_sum,
         prototype=F.normalize(weighted_sum, dim=1),
-        cell_confidence=cell_confidence,
-        cell_label=cell_label,
+        cell_confidence=torch.from_numpy(cell_confidence),
+        cell_label=torch.from_numpy(cell_label),
     )
 
 
 def _sum_by(owner: Tensor, values: Tensor, groups: int) -> Tensor:
     total = values.new_zeros((groups, *values.shape[1:]))
     return total.index_add_(0, owner, values)
+
+
+def _shares_where(
+    chosen: np.ndarray, group: np.ndarray, size: np.ndarray, classes: int = 1
+) -> np.ndarray:
+    """(K, classes) float32: which share of `size` (K, 1) is chosen of each group, of K * classes."""
+    found = np.bincount(group, weights=chosen, minlength=len(size) * classes)
+    return found.reshape(len(size), classes).astype(np.float32) / size.astype(np.float32)

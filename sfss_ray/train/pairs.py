@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfss_ray.config import PairConfig
-from sfss_ray.train.devices import send
+from sfss_ray.train.devices import send_arrays
 from sfss_ray.train.mask_table import MaskTable, Origins
+from sfss_ray.train.order import stable_order
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class PrototypePool:
     classes: Tensor  # (R,)
     images: Tensor  # (R,) image numbers
     keys: Tensor  # (R,)
+    places: Tensor  # (R,) of `place_of`, rising
     class_start: Tensor  # (C,)
     class_count: Tensor  # (C,)
 
@@ -41,18 +44,26 @@ class PrototypePool:
         vectors: Tensor, classes: Tensor, images: Tensor, keys: Tensor, num_classes: int
     ) -> PrototypePool:
         """Sort entries by class, then image, then key; ties keep the order given."""
-        order = keys.argsort(stable=True)
-        order = order[images[order].argsort(stable=True)]
-        order = order[classes[order].argsort(stable=True)]
-        count = torch.bincount(classes, minlength=num_classes)
+        class_of, image_of, key_of = classes.numpy(), images.numpy(), keys.numpy()
+        order = stable_order(key_of + 1)
+        places = place_of(class_of, image_of)
+        order = order[stable_order(places[order])]
+        count = np.bincount(class_of, minlength=num_classes)
+        (there,) = send_arrays([order], vectors.device)
         return PrototypePool(
-            vectors[send(order, vectors.device)],
-            classes[order],
-            images[order],
-            keys[order],
-            count.cumsum(0) - count,
-            count,
+            vectors.index_select(0, there),
+            torch.from_numpy(class_of[order]),
+            torch.from_numpy(image_of[order]),
+            torch.from_numpy(key_of[order]),
+            torch.from_numpy(places[order]),
+            torch.from_numpy(count.cumsum() - count),
+            torch.from_numpy(count),
         )
+
+
+def place_of(classes: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """One number of both that rises with the class, then the image."""
+    return (classes << 32) + images
 
 
 @dataclass(frozen=True)
@@ -94,27 +105,35 @@ def sample_pairs(
             were drawn from it too. On a GPU negatives come from the device's own generator with the
             same seed.
     """
-    mask = table.owner[chosen]
-    anchors = table.cells[chosen]
-    instance = _draw_same_mask(table, chosen, mask, config.positives, generator)
+    places = chosen.numpy()
+    mask = table.owner.numpy()[places]
+    instance = _draw_same_mask(table, places, mask, config.positives, generator)
     positives, valid = _draw_same_class(table, pool, mask, origins, config.positives, generator)
-    allowed = allowed_negative_classes(table, config.unlabelled_top_k)[mask]
-    device = vectors.device
+    allowed = allowed_negative_classes(table, config.unlabelled_top_k)
+    ranges, choices = _ranges_of_allowed(pool, allowed)
+    weight = (table.purity * table.confidence * table.reliable).numpy()
+    cells, confidence = table.cells.numpy(), table.cell_confidence.numpy()
+    arrays = [
+        *(cells[places], cells[instance], mask, positives, valid),
+        *(confidence[places], weight[mask], ranges[:, mask], choices[mask], choices[mask] > 0),
+    ]
+    sent = send_arrays(arrays, vectors.device)
+    anchors, instances, masks, class_positives, class_valid, *sent = sent
+    own_weight, class_weight, start_and_count, choices, any_allowed = sent
     similarity = vectors @ pool.vectors.T
-    negatives, negative_valid = _draw_negatives(
-        pool, allowed, similarity.detach(), config.negatives, generator
+    negatives = _draw_negatives(
+        start_and_count, choices, similarity.detach(), config.negatives, generator
     )
-    weight = table.purity * table.confidence * table.reliable
     return Pairs(
-        anchors=send(anchors, device),
-        instance_positives=send(table.cells[instance], device),
-        instance_prototype_sum=table.weighted_sum[send(mask, device)],
-        own_weight=send(table.cell_confidence[chosen], device),
-        class_positives=send(positives, device),
-        class_valid=send(valid, device),
-        class_weight=send(weight[mask], device),
+        anchors=anchors,
+        instance_positives=instances,
+        instance_prototype_sum=table.weighted_sum.index_select(0, masks),
+        own_weight=own_weight,
+        class_positives=class_positives,
+        class_valid=class_valid,
+        class_weight=class_weight,
         negatives=negatives,
-        negative_valid=send(negative_valid, device).expand_as(negatives),
+        negative_valid=any_allowed.expand_as(negatives),
         similarity=similarity,
     )
 
@@ -125,11 +144,21 @@ def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
     Only if the class is not among the mask's likeliest: 1 for a reliable mask (never its own class,
     so two instances of one class are not pushed apart), `unlabelled_top_k` for the others.
     """
-    classes = table.probabilities.shape[1]
+    likely = table.probabilities.numpy()
     # Stable: of equal probabilities the first comes first, as in the argmax that is the mask's label.
-    rank = table.probabilities.argsort(dim=1, descending=True, stable=True).argsort(1)
-    reach = torch.where(table.reliable, 1, min(unlabelled_top_k, classes - 1))
-    return rank >= reach[:, None]
+    rank = (-likely).argsort(axis=1, kind="stable").argsort(axis=1)
+    reach = np.where(table.reliable.numpy(), 1, min(unlabelled_top_k, likely.shape[1] - 1))
+    return torch.from_numpy(rank >= reach[:, None])
+
+
+def _ranges_of_allowed(pool: PrototypePool, allowed: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Where a mask's allowed classes start in the pool and how many entries each has, (2, K, C), those
+    that are allowed and there first; and how many these are, (K, 1).
+    """
+    start, count = pool.class_start.numpy(), pool.class_count.numpy()
+    there = allowed.numpy() & (count > 0)
+    class_order = (~there).argsort(axis=1, kind="stable")
+    return np.stack([start[class_order], count[class_order]]), there.sum(1, keepdims=True)
 
 
 def _uniform(
@@ -163,138 +192,133 @@ def draw_anchors(
     # Two draws: cells that win a place within their mask must not be favoured or held back by the
     # same number when masks compete for the image's anchors.
     noise, luck = (_uniform((len(table.cells),), generator) for _ in range(2))
-    usable = (table.count >= 2) & ~table.merged
-    label = table.label[table.owner]
-    unsure = table.cell_confidence < thresholds[label]
-    hard = (student_label[table.cells] != label) | unsure
-    rank, hard_count = _ranks_within(table, hard, noise)
-    easy_count = table.count - hard_count
-    half = config.anchors_per_mask // 2
-    rest = config.anchors_per_mask - half
-    hard_quota = torch.maximum(
-        torch.full_like(hard_count, half), config.anchors_per_mask - easy_count
-    )
-    easy_quota = torch.maximum(
-        torch.full_like(easy_count, rest), config.anchors_per_mask - hard_count
-    )
-    quota = torch.where(hard, hard_quota[table.owner], easy_quota[table.owner])
-    eligible = usable[table.owner] & (rank < quota)
-    of_class = torch.bincount(label, weights=usable[table.owner].double())[label].float()
-    weight = 1 / torch.sqrt(table.count[table.owner].float() * of_class.clamp(min=1))
+    owner, count = table.owner.numpy(), table.count.numpy()
+    usable = (count >= 2) & ~table.merged.numpy()
+    label = table.label.numpy()
+    cell_class = label[owner]
+    unsure = table.cell_confidence.numpy() < thresholds.numpy()[cell_class]
+    hard = (student_label.numpy()[table.cells.numpy()] != cell_class) | unsure
+    hard_count = np.bincount(owner, weights=hard, minlength=len(count)).astype(np.int64)
+    easy_count = count - hard_count
+    most = config.anchors_per_mask
+    hard_quota = np.maximum(most // 2, most - easy_count)
+    easy_quota = np.maximum(most - most // 2, most - hard_count)
+    kind = owner * 2 + ~hard  # hard cells before easy ones
+    quota = (np.stack([hard_quota, easy_quota], 1) * usable[:, None]).ravel()
+    start = table.start.numpy()
+    first = np.stack([start, start + hard_count], 1).ravel()
+    rank = _ranks_of(kind, noise.numpy()) - first[kind]
+
+    eligible = np.flatnonzero(rank < quota[kind])
+    cells_of_class = np.bincount(label, weights=count * usable)
+    mask = owner[eligible]
+    area = count[mask].astype(np.float32) * cells_of_class[label[mask]].astype(np.float32)
+    weight = torch.from_numpy(1 / np.sqrt(area))
     # Sampling without replacement in proportion to weight: the smallest of -log(u) / weight.
-    key = (-torch.log(luck.clamp(min=1e-9)) / weight).masked_fill(~eligible, torch.inf)
-    number = min(int(eligible.sum()), config.anchors_per_image)
-    return key.argsort(stable=True)[:number]
+    places = torch.from_numpy(eligible)
+    key = -torch.log(luck.index_select(0, places).clamp(min=1e-9)) / weight
+    return places[key.argsort(stable=True)[: config.anchors_per_image]]
 
 
-def _ranks_within(table: MaskTable, hard: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Random rank of each cell among those of its mask that are hard as it is; hard cells per mask."""
-    # One sort by (mask, easy after hard, noise): in double, owner + noise keeps every bit of noise.
-    order = (table.owner * 4.0 + (~hard) * 2.0 + noise.double()).argsort(stable=True)
-    hard_count = torch.bincount(table.owner[hard], minlength=len(table))
-    first = table.start[table.owner] + hard_count[table.owner] * ~hard
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    return rank - first, hard_count
+def _ranks_of(kind: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """(M,) place of each cell in the order of (kind, noise), of which a float in [0, 1) has 24 bits."""
+    order = stable_order((kind << 24) + (noise * (1 << 24)).astype(np.int64))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank
 
 
 def _draw_same_mask(
-    table: MaskTable, chosen: Tensor, mask: Tensor, number: int, generator: torch.Generator
-) -> Tensor:
+    table: MaskTable, chosen: np.ndarray, mask: np.ndarray, number: int, generator: torch.Generator
+) -> np.ndarray:
     """(A, P) positions in `table.cells` of other cells of the anchor's mask, with replacement."""
-    start, count = table.start[mask, None], table.count[mask, None]
-    draw = (_uniform((len(chosen), number), generator) * (count - 1)).long()
-    own = chosen[:, None] - start
-    return start + draw + (draw >= own)
+    start, count = table.start.numpy()[mask][:, None], table.count.numpy()[mask][:, None]
+    draw = _among(count - 1, (len(chosen), number), generator)
+    return start + draw + (draw >= chosen[:, None] - start)
+
+
+def _among(count: np.ndarray, shape: tuple[int, int], generator: torch.Generator) -> np.ndarray:
+    """Whole numbers in [0, count)."""
+    return (_uniform(shape, generator).numpy() * count.astype(np.float32)).astype(np.int64)
 
 
 def _draw_same_class(
     table: MaskTable,
     pool: PrototypePool,
-    mask: Tensor,
+    mask: np.ndarray,
     origins: Origins,
     number: int,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[np.ndarray, np.ndarray]:
     """(A, P) pool entries of other reliable masks of the anchor's class, and which are real.
 
     The first half comes from other images where there are any, the rest from anywhere. Entries of
     one class lie together, sorted by image and mask, so "all but my image" and "all but my mask" are
     a range with a gap that a drawn number skips.
     """
-    draw = _uniform((len(mask), number), generator)
-    if not len(pool.vectors):
-        return draw.long(), torch.zeros_like(draw, dtype=torch.bool)
-    label = table.label[mask]
-    start, count = pool.class_start[label], pool.class_count[label]
-    images, of_image = origins.images.unique(return_inverse=True)
-    of_image = of_image[mask]
-    own_image = _count_by_class(pool, pool.images == images[:, None])[of_image, label]
-    before = _count_by_class(pool, pool.images < images[:, None])[of_image, label]
-    mine = _own_entries(pool, origins.keys)[mask]  # position in the pool, -1: not there
+    draw = _uniform((len(mask), number), generator).numpy()
+    if not len(pool.classes):
+        return np.zeros(draw.shape, np.int64), np.zeros(draw.shape, bool)
+    label = table.label.numpy()[mask]
+    start, count = (each.numpy()[label] for each in (pool.class_start, pool.class_count))
+    # My image's entries of this class are a range of the sorted pool.
+    place = place_of(label, origins.images.numpy()[mask])
+    gap_from = np.searchsorted(pool.places.numpy(), place)
+    gap = np.searchsorted(pool.places.numpy(), place, side="right") - gap_from
+    mine = _own_entries(pool, origins.keys.numpy())[mask]  # position in the pool, -1: not there
+    in_pool = ((mine >= start) & (mine < start + count)).astype(np.int64)
 
-    gap_from, gap = start + before, own_image
-    others = count - gap
-    far = start[:, None] + (draw * others[:, None]).long()
-    far = far + gap[:, None] * (far >= gap_from[:, None])
-    in_pool = ((mine >= start) & (mine < start + count)).long()
-    near = start[:, None] + (draw * (count - in_pool)[:, None]).long()
-    near = near + in_pool[:, None] * (near >= mine[:, None])
+    others, rest = (count - gap)[:, None], (count - in_pool)[:, None]
+    far = start[:, None] + (draw * others.astype(np.float32)).astype(np.int64)
+    far += gap[:, None] * (far >= gap_from[:, None])
+    near = start[:, None] + (draw * rest.astype(np.float32)).astype(np.int64)
+    near += in_pool[:, None] * (near >= mine[:, None])
 
-    slot = torch.arange(number, device=draw.device)
-    use_far = (slot < (number + 1) // 2)[None] & (others > 0)[:, None]
-    valid = table.reliable[mask, None] & torch.where(
-        use_far, others[:, None], (count - in_pool)[:, None]
-    ).gt(0)
-    index = torch.where(use_far, far, near).clamp(max=len(pool.vectors) - 1)
-    return index, valid
+    use_far = (np.arange(number) < (number + 1) // 2)[None] & (others > 0)
+    valid = table.reliable.numpy()[mask][:, None] & (np.where(use_far, others, rest) > 0)
+    return np.where(use_far, far, near).clip(max=len(pool.classes) - 1), valid
 
 
-def _count_by_class(pool: PrototypePool, chosen: Tensor) -> Tensor:
-    """(I, C) chosen entries of each class, of chosen (I, R)."""
-    count = pool.class_count.new_zeros((len(chosen), len(pool.class_count)))
-    return count.index_add_(1, pool.classes, chosen.long())
-
-
-def _own_entries(pool: PrototypePool, keys: Tensor) -> Tensor:
+def _own_entries(pool: PrototypePool, keys: np.ndarray) -> np.ndarray:
     """(K,) where the mask of each key stands in the pool; -1 for those that do not."""
-    ordered, position = pool.keys.sort()
-    at = torch.searchsorted(ordered, keys).clamp(max=len(ordered) - 1)
-    return torch.where(ordered[at] == keys, position[at], -1)
+    pool_keys = pool.keys.numpy()
+    fresh = np.flatnonzero(pool_keys >= 0)
+    if not len(fresh):
+        return np.full_like(keys, -1)
+    fresh = fresh[pool_keys[fresh].argsort()]
+    ordered = pool_keys[fresh]
+    at = np.searchsorted(ordered, keys).clip(max=len(ordered) - 1)
+    return np.where(ordered[at] == keys, fresh[at], -1)
 
 
 def _draw_negatives(
-    pool: PrototypePool,
-    allowed: Tensor,
+    ranges: Tensor,
+    choices: Tensor,
     similarity: Tensor,
     number: int,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """(A, N) pool entries of allowed classes, where `similarity` is: half uniform over classes, half
-    semi-hard; (A, 1) whether an anchor has any.
+) -> Tensor:
+    """(A, N) pool entries of allowed classes: half uniform over classes, half semi-hard.
 
     Semi-hard = the most similar quarter of four times as many uniform draws: near, but not always the
     very nearest, which are the likeliest to be of the anchor's own class after all.
+
+    Args:
+        ranges: (2, A, C) where an anchor's classes start in the pool and how many entries each has,
+            allowed ones first; on the networks' device, as the next two.
+        choices: (A, 1) how many are allowed.
+        similarity: (A, R) to all entries.
     """
     uniform_part = number - number // 2
     semi_hard = number // 2
-    shape, device = (len(allowed), uniform_part + 4 * semi_hard), similarity.device
+    shape, device = (len(choices), uniform_part + 4 * semi_hard), similarity.device
     numbers = _generator_on(device, generator)
     which_class, which_entry = (_uniform(shape, numbers, device) for _ in range(2))
-    allowed = allowed & (pool.class_count > 0)
-    choices = allowed.sum(1, keepdim=True)
-    valid = choices > 0
-    if not len(pool.vectors) or not len(allowed):
-        empty = torch.zeros(len(allowed), number, dtype=torch.long, device=device)
-        return empty, torch.zeros_like(valid)
-    class_order = (~allowed).long().argsort(dim=1, stable=True)  # allowed classes first
-    start, count = (
-        send(each[class_order], device) for each in (pool.class_start, pool.class_count)
-    )
-    slot = which_class.mul_(send(choices, device)).long()
-    start, count = start.gather(1, slot), count.gather(1, slot)
-    index = start.add_(which_entry.mul_(count).long()).clamp_(max=len(pool.vectors) - 1)
+    if not similarity.numel():
+        return torch.zeros(len(choices), number, dtype=torch.long, device=device)
+    slot = which_class.mul_(choices).long()
+    start, count = ranges[0].gather(1, slot), ranges[1].gather(1, slot)
+    index = start.add_(which_entry.mul_(count).long()).clamp_(max=similarity.shape[1] - 1)
     candidates = index[:, uniform_part:]
     nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1, sorted=False).indices
-    drawn = torch.cat([index[:, :uniform_part], candidates.gather(1, nearest)], 1)
-    return drawn, valid
+    return torch.cat([index[:, :uniform_part], candidates.gather(1, nearest)], 1)

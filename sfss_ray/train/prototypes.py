@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.collective import gather_rows
-from sfss_ray.train.devices import send
+from sfss_ray.train.devices import send_arrays
 from sfss_ray.train.mask_table import MaskTable, Origins
 from sfss_ray.train.pairs import PrototypePool
 
@@ -40,16 +41,16 @@ def origins_of(
     """
     origins = []
     for b, table in enumerate(tables):
-        ids = table.ids
-        at_home = torch.ones_like(ids, dtype=torch.bool) if own_ids is None else ids <= own_ids
+        ids = table.ids.numpy()
         other = min(b ^ 1, len(tables) - 1)
-        theirs = ids if own_ids is None else ids - own_ids
-        keys = torch.where(
+        at_home = np.ones_like(ids, dtype=bool) if own_ids is None else ids <= own_ids
+        keys = np.where(
             at_home,
             numbers[b] * KEYS_PER_SAMPLE + ids,
-            numbers[other] * KEYS_PER_SAMPLE + theirs,
+            numbers[other] * KEYS_PER_SAMPLE + ids - (own_ids or 0),
         )
-        origins.append(Origins(torch.where(at_home, images[b], images[other]), keys, at_home))
+        image = np.where(at_home, images[b], images[other])
+        origins.append(Origins(*map(torch.from_numpy, (image, keys, at_home))))
     return origins
 
 
@@ -60,12 +61,12 @@ def gather_prototypes(tables: list[MaskTable], origins: list[Origins]) -> Protot
     """
     vectors, facts, scores = [], [], []
     for table, origin in zip(tables, origins, strict=True):
-        chosen = (table.reliable & origin.at_home).nonzero()[:, 0]
-        vectors.append(table.prototype[send(chosen, table.prototype.device)])
-        facts.append(
-            torch.stack([table.label[chosen], origin.images[chosen], origin.keys[chosen]], 1)
-        )
-        scores.append((table.purity * table.confidence)[chosen])
+        chosen = np.flatnonzero((table.reliable & origin.at_home).numpy())
+        (there,) = send_arrays([chosen], table.prototype.device)
+        vectors.append(table.prototype.index_select(0, there))
+        known = (table.label, origin.images, origin.keys)
+        facts.append(torch.from_numpy(np.stack([each.numpy()[chosen] for each in known], 1)))
+        scores.append(torch.from_numpy((table.purity * table.confidence).numpy()[chosen]))
     together = torch.cat(vectors)
     gathered = gather_rows(torch.cat(facts), together.device)
     return Prototypes(
@@ -93,13 +94,13 @@ def remember(bank: PrototypeBank, fresh: Prototypes, per_image: int) -> None:
     """Write at most `per_image` best-scored prototypes of each (image, class) to the bank."""
     if not bank.size or not len(fresh.keys):
         return
-    order = (-fresh.scores).argsort(stable=True)
-    group = (fresh.keys // KEYS_PER_SAMPLE) * len(bank.written) + fresh.classes
-    order = order[group[order].argsort(stable=True)]
-    _, size = group[order].unique_consecutive(return_counts=True)
-    rank = torch.arange(len(order))
-    rank = rank - (size.cumsum(0) - size).repeat_interleave(size)
-    kept = order[rank < per_image].sort().values  # back to (rank, image, mask) order
-    bank.write(
-        fresh.vectors[send(kept, fresh.vectors.device)], fresh.classes[kept], fresh.images[kept]
-    )
+    classes = fresh.classes.numpy()
+    order = (-fresh.scores.numpy()).argsort(kind="stable")
+    group = (fresh.keys.numpy() // KEYS_PER_SAMPLE) * len(bank.written) + classes
+    order = order[group[order].argsort(kind="stable")]
+    _, first, size = np.unique(group[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - first.repeat(size)
+    kept = np.sort(order[rank < per_image])  # back to (rank, image, mask) order
+    (there,) = send_arrays([kept], fresh.vectors.device)
+    places = torch.from_numpy(kept)
+    bank.write(fresh.vectors.index_select(0, there), fresh.classes[places], fresh.images[places])

@@ -16,8 +16,8 @@ from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
 from sfss_ray.train.devices import Fetched, send
 from sfss_ray.train.grid import cell_mask_ids, cell_means
-from sfss_ray.train.losses import entropy_sum, pair_loss, segmentation_loss
-from sfss_ray.train.mask_table import describe_masks
+from sfss_ray.train.losses import Push, entropy_sum, pull, segmentation_loss
+from sfss_ray.train.mask_table import Opinion, describe_masks
 from sfss_ray.train.mask_vote import ClassPrior, relabel
 from sfss_ray.train.pairs import Pairs, PrototypePool, draw_anchors, sample_pairs
 from sfss_ray.train.prototypes import (
@@ -194,15 +194,25 @@ def fetch_for_pairs(
     align_corners: bool = False,
 ) -> Fetched:
     """What pairs are drawn from, but for the student's say, on its way to the CPU: mask ids of cells
-    (B, h, w), the teacher's probabilities (B, C, h, w), thresholds (C,), image and sample numbers (B,),
-    and (), after class-mix, the highest id that is no pasted one.
+    (B, h, w), the teacher's opinion, three values, thresholds (C,), image and sample numbers (B,), and
+    (), after class-mix, the highest id that is no pasted one.
     """
     ids = _regions(batch["mask_ids"], look, thresholds, config)
     height, width = look.probabilities.shape[-2:]
     cells = cell_mask_ids(ids, (height, width), config.pairs.cell_share, align_corners)
     pasted = config.augment.class_mix > 0 and config.loss.region_source == "masks"
     own_ids = [batch["own_ids"]] if pasted else []
-    return Fetched(cells, look.probabilities, thresholds, batch["image"], batch["number"], *own_ids)
+    opinion = Opinion.of(look.probabilities)
+    return Fetched(
+        cells,
+        opinion.probabilities,
+        opinion.confidence,
+        opinion.label,
+        thresholds,
+        batch["image"],
+        batch["number"],
+        *own_ids,
+    )
 
 
 def contrast(
@@ -224,19 +234,26 @@ def contrast(
     """
     # max and not argmax, which takes four times as long on a CPU: the first of equals in both.
     said = Fetched(logits.max(1).indices.flatten(1))
-    cells, probabilities, thresholds, image_numbers, sample_numbers, *own_ids = asked.wait()
+    cells, probabilities, confidence, label, thresholds, *rest = asked.wait()
+    image_numbers, sample_numbers, *own_ids = rest
     images, numbers = image_numbers.tolist(), sample_numbers.tolist()
     # Cell by cell in memory, as vectors of cells are read several times.
     teacher_cells = look.embeddings.flatten(2).transpose(1, 2).contiguous()
     tables = [
-        describe_masks(cells[b], probabilities[b], teacher_cells[b], thresholds, config.pairs)
+        describe_masks(
+            cells[b],
+            Opinion(probabilities[b], confidence[b], label[b]),
+            teacher_cells[b],
+            thresholds,
+            config.pairs,
+        )
         for b in range(len(cells))
     ]
     origins = origins_of(tables, images, numbers, int(own_ids[0]) if own_ids else None)
     fresh = gather_prototypes(tables, origins)
     sums = embeddings.new_zeros(4)
     if share > 0:
-        pool = pool_with_bank(fresh, memory.bank, probabilities.shape[1])
+        pool = pool_with_bank(fresh, memory.bank, probabilities.shape[2])
         (student_label,) = said.wait()
         draws = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
         chosen = [
@@ -255,9 +272,11 @@ def contrast(
     remember(memory.bank, fresh, config.pairs.bank_per_image)
     masks = sum(len(t) for t in tables)
     reliable = sum(int(t.reliable.sum()) for t in tables)
+    totals, weights = sums.view(2, 2).unbind(1)
+    instance, same_class = _global_mean(totals, weights).unbind()
     return {
-        "loss_ins": _global_mean(sums[0], sums[1]),
-        "loss_cls": _global_mean(sums[2], sums[3]),
+        "loss_ins": instance,
+        "loss_cls": same_class,
         "masks": embeddings.new_full((), masks / len(tables)),
         "reliable": embeddings.new_full((), reliable / max(masks, 1)),
         "anchors": sums[1].detach(),
@@ -304,19 +323,13 @@ def image_contrast(
     # One gather for both: its gradient is a dense (A, R) tensor each time.
     drawn = pairs.similarity.gather(1, torch.cat([pairs.negatives, pairs.class_positives], 1))
     count = pairs.negatives.shape[1]
-    negative, same_class = drawn[:, :count], drawn[:, count:]
+    push = Push.of(drawn[:, :count], temperature, pairs.negative_valid)
     others = torch.einsum("ad,apd->ap", vectors, teacher_cells[pairs.instance_positives])
-    own = pairs.own_weight[:, None] * teacher_cells[pairs.anchors]
+    own = pairs.own_weight[:, None] * teacher_cells.index_select(0, pairs.anchors)
     prototype = F.normalize(pairs.instance_prototype_sum - own, dim=1)
     instance = torch.cat([others, (vectors * prototype).sum(1, keepdim=True)], 1)
-    ins = pair_loss(instance, negative, temperature, None, pairs.negative_valid)
-    ins_count = pairs.negative_valid.any(1).float()
-    cls = pair_loss(
-        same_class,
-        negative,
-        temperature,
-        pairs.class_valid,
-        pairs.negative_valid,
-    )
-    cls_weight = pairs.class_weight * pairs.class_valid.any(1) * pairs.negative_valid.any(1)
-    return torch.stack([ins.sum(), ins_count.sum(), (cls_weight * cls).sum(), cls_weight.sum()])
+    ins = pull(instance, push, temperature)
+    cls = pull(drawn[:, count:], push, temperature, pairs.class_valid)
+    cls_weight = pairs.class_weight * pairs.class_valid.any(1) * push.any_valid
+    sums = [ins.sum(), push.any_valid.float().sum(), (cls_weight * cls).sum(), cls_weight.sum()]
+    return torch.stack(sums)

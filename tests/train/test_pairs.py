@@ -12,7 +12,7 @@ from train_samples import KEY_STEP, RandomScene, pool_of, random_scene
 
 from sfss_ray.config import PairConfig
 from sfss_ray.train.grid import cell_mask_ids
-from sfss_ray.train.mask_table import MaskTable, Origins, describe_masks
+from sfss_ray.train.mask_table import MaskTable, Opinion, Origins, describe_masks
 from sfss_ray.train.pairs import (
     Pairs,
     PrototypePool,
@@ -152,9 +152,10 @@ def test_few_cells_make_no_reliable_mask():
     probabilities = torch.full((3, 4, 4), 0.02)
     probabilities[1] = 0.96
     vectors = F.normalize(torch.ones(16, 2), dim=1)
-    table = describe_masks(ids, probabilities, vectors, torch.full((3,), 0.9), PairConfig())
+    opinion = Opinion.of(probabilities)
+    table = describe_masks(ids, opinion, vectors, torch.full((3,), 0.9), PairConfig())
     assert table.reliable.tolist() == [True, False]
-    strict = describe_masks(ids, probabilities, vectors, torch.full((3,), 0.97), PairConfig())
+    strict = describe_masks(ids, opinion, vectors, torch.full((3,), 0.97), PairConfig())
     assert strict.reliable.tolist() == [False, False]
 
 

@@ -17,7 +17,7 @@ from sfss_ray.masks.store import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import AdaptationTask, estimate_statistics
-from sfss_ray.train.mask_table import MaskTable, describe_masks
+from sfss_ray.train.mask_table import MaskTable, Opinion, describe_masks
 from sfss_ray.train.pairs import PrototypePool
 from sfss_ray.train.run import load_state
 
@@ -232,9 +232,9 @@ class RandomScene:
     student_label: torch.Tensor  # (h * w,)
 
     def table(self, config: PairConfig) -> MaskTable:
-        return describe_masks(
-            self.ids, self.probabilities, self.embeddings.flatten(1).T, self.thresholds, config
-        )
+        opinion = Opinion.of(self.probabilities)
+        cells = self.embeddings.flatten(1).T
+        return describe_masks(self.ids, opinion, cells, self.thresholds, config)
 
     def student(self) -> torch.Tensor:
         """(h * w, D) embeddings of a student that has drifted a little."""
