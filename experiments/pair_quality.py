@@ -115,11 +115,10 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
     tables, cell_truths = [], []
     for (logits, embeddings), mask_ids, truth in zip(looks, ids, truths, strict=True):
         grid = tuple(embeddings.shape[-2:])
-        cells = cell_mask_ids(mask_ids, grid, config.pairs.cell_share)[0]
-        vectors = embeddings[0].flatten(1).T
-        opinion = Opinion.of(logits.softmax(1)[0])
-        table = describe_masks(cells, opinion, vectors, bound, config.pairs)
-        tables.append(table)
+        cells = cell_mask_ids(mask_ids, grid, config.pairs.cell_share)
+        vectors = embeddings.flatten(2).transpose(1, 2)
+        opinion = Opinion.of(logits.softmax(1))
+        tables += describe_masks(cells, opinion, vectors, bound, config.pairs)
         cell_truths.append(majority_of_cells(truth, grid, classes))
     mask_truths = [true_class(t, c, classes) for t, c in zip(tables, cell_truths, strict=True)]
     for table, (truth, purity) in zip(tables, mask_truths, strict=True):
@@ -150,7 +149,9 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
         origins = Origins.alone(table, b, b << 20)
         chosen = draw_anchors(table, label, bound, config.pairs, generator)
         vectors = z[table.cells[chosen]]
-        pairs = sample_pairs(table, chosen, pool, origins, vectors, config.pairs, generator)
+        pairs = sample_pairs(
+            [table], [chosen], pool, [origins], vectors, len(z), config.pairs, [generator]
+        )
         anchor = cells.flatten()[pairs.anchors][:, None]
         compare(tally, SHARES[4], anchor, cells.flatten()[pairs.instance_positives], None)
         if len(in_pool):

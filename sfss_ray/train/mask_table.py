@@ -19,15 +19,15 @@ from sfss_ray.train.order import stable_order
 
 @dataclass(frozen=True)
 class Opinion:
-    """What the teacher says of the cells of one image, or with a leading B of several."""
+    """What the teacher says of the cells of B images."""
 
-    probabilities: Tensor  # (h * w, C)
-    confidence: Tensor  # (h * w,) the highest of them
-    label: Tensor  # (h * w,) whose it is, the first of equals
+    probabilities: Tensor  # (B, h * w, C)
+    confidence: Tensor  # (B, h * w) the highest of them
+    label: Tensor  # (B, h * w) whose it is, the first of equals
 
     @staticmethod
     def of(probabilities: Tensor) -> Opinion:
-        """Of (C, h, w), or (B, C, h, w), wherever they are."""
+        """Of (B, C, h, w), wherever they are."""
         rows = probabilities.float().flatten(-2).transpose(-2, -1).contiguous()
         return Opinion(rows, *rows.max(-1))
 
@@ -80,33 +80,75 @@ def describe_masks(
     embeddings: Tensor,
     thresholds: Tensor,
     config: PairConfig,
-) -> MaskTable:
-    """Ask the teacher about the masks of one image.
+) -> list[MaskTable]:
+    """Ask the teacher about the masks of B images: a table of each.
 
     Args:
-        cell_ids: (h, w) mask ids, 0 = none.
-        opinion: the teacher's, of all h * w cells.
-        embeddings: (h * w, D), the teacher's, L2-normalised; on any device, all else on the CPU.
+        cell_ids: (B, h, w) mask ids, 0 = none.
+        opinion: the teacher's, of all cells.
+        embeddings: (B, h * w, D), the teacher's, L2-normalised; on any device, all else on the CPU.
         thresholds: (C,) confidence a mask of a class must reach to be reliable.
 
     A mask is reliable if it has `min_cells` cells, `min_purity` of them of its own class, and its
     confidence reaches the class's threshold; merged if two classes each hold `merged_share` of the
     cells at `merged_confidence`.
     """
-    flat = cell_ids.numpy().ravel()
-    of_id = np.bincount(flat)
-    of_id[0] = 0
-    ids = np.flatnonzero(of_id)
-    count = of_id[ids]
-    masks, number = len(ids), int(count.sum())
-    cells = stable_order(flat)[len(flat) - number :]  # those of no mask come first
-    owner = np.repeat(np.arange(masks), count)
-    where, whose = torch.from_numpy(cells), torch.from_numpy(owner)
-    cell_confidence = opinion.confidence.numpy()[cells]
-    cell_label = opinion.label.numpy()[cells]
+    images, area = embeddings.shape[:2]
+    masks = [_Masks.of(cell_ids[b]) for b in range(images)]
+    sizes = [len(each.ids) for each in masks]
+    first = np.cumsum([0, *sizes])
+    # All images' vectors at once: a GPU would be asked for a little work many times otherwise.
+    cells, owners, weights = send_arrays(
+        [
+            np.concatenate([b * area + each.cells for b, each in enumerate(masks)]),
+            np.concatenate([first[b] + each.owner for b, each in enumerate(masks)]),
+            np.concatenate([opinion.confidence[b].numpy()[m.cells] for b, m in enumerate(masks)]),
+        ],
+        embeddings.device,
+    )
+    seen = embeddings.flatten(0, 1).index_select(0, cells).float()
+    weighted_sum = _sum_by(owners, weights[:, None] * seen, sum(sizes))
+    prototypes = F.normalize(weighted_sum, dim=1).split(sizes)
+    return [
+        MaskTable(
+            **_what_is_said(opinion, b, masks[b], thresholds, config),
+            weighted_sum=own_sum,
+            prototype=prototypes[b],
+        )
+        for b, own_sum in enumerate(weighted_sum.split(sizes))
+    ]
 
-    size = torch.from_numpy(count)[:, None]
-    mean = _sum_by(whose, opinion.probabilities.index_select(0, where), masks) / size
+
+@dataclass(frozen=True)
+class _Masks:
+    """The K masks of an image and their M cells."""
+
+    ids: np.ndarray  # (K,) rising
+    count: np.ndarray  # (K,) cells of each
+    cells: np.ndarray  # (M,) grid index, mask by mask
+    owner: np.ndarray  # (M,) mask index
+
+    @staticmethod
+    def of(cell_ids: Tensor) -> _Masks:
+        """Of (h, w) ids."""
+        flat = cell_ids.numpy().ravel()
+        of_id = np.bincount(flat)
+        of_id[0] = 0
+        ids = np.flatnonzero(of_id)
+        count = of_id[ids]
+        cells = stable_order(flat)[len(flat) - int(count.sum()) :]  # those of no mask come first
+        return _Masks(ids, count, cells, np.repeat(np.arange(len(ids)), count))
+
+
+def _what_is_said(
+    opinion: Opinion, image: int, masks: _Masks, thresholds: Tensor, config: PairConfig
+) -> dict[str, Tensor]:
+    """The fields of an image's table that are no vectors."""
+    ids, count, cells, owner = masks.ids, masks.count, masks.cells, masks.owner
+    cell_confidence = opinion.confidence[image].numpy()[cells]
+    cell_label = opinion.label[image].numpy()[cells]
+    q = opinion.probabilities[image].index_select(0, torch.from_numpy(cells))
+    mean = _sum_by(torch.from_numpy(owner), q, len(ids)) / torch.from_numpy(count)[:, None]
     label = mean.numpy().argmax(1)
     confidence = mean.numpy().max(1)
     # Counts as bincounts of cells: one pass over them, where sums of one-hot rows take C.
@@ -121,26 +163,23 @@ def describe_masks(
         & (confidence >= thresholds.numpy()[label])
         & ~merged
     )
-    places, owners, weights = send_arrays([cells, owner, cell_confidence], embeddings.device)
-    seen = embeddings.index_select(0, places).float()
-    weighted_sum = _sum_by(owners, weights[:, None] * seen, masks)
-    return MaskTable(
-        ids=torch.from_numpy(ids),
-        cells=where,
-        owner=whose,
-        start=torch.from_numpy(count.cumsum() - count),
-        count=torch.from_numpy(count),
-        probabilities=mean,
-        label=torch.from_numpy(label),
-        purity=torch.from_numpy(purity),
-        confidence=torch.from_numpy(confidence),
-        reliable=torch.from_numpy(reliable),
-        merged=torch.from_numpy(merged),
-        weighted_sum=weighted_sum,
-        prototype=F.normalize(weighted_sum, dim=1),
-        cell_confidence=torch.from_numpy(cell_confidence),
-        cell_label=torch.from_numpy(cell_label),
-    )
+    arrays = {
+        "ids": ids,
+        "cells": cells,
+        "owner": owner,
+        "start": count.cumsum() - count,
+        "count": count,
+        "label": label,
+        "purity": purity,
+        "confidence": confidence,
+        "reliable": reliable,
+        "merged": merged,
+        "cell_confidence": cell_confidence,
+        "cell_label": cell_label,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()} | {
+        "probabilities": mean
+    }
 
 
 def _sum_by(owner: Tensor, values: Tensor, groups: int) -> Tensor:

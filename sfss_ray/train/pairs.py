@@ -68,7 +68,9 @@ def place_of(classes: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What was drawn for A anchors of one image; all on the networks' device."""
+    """What was drawn for the A anchors of B images; all on the networks' device. Grid indices of image b
+    begin at b * h * w.
+    """
 
     anchors: Tensor  # (A,) grid index of the student's cell
     instance_positives: Tensor  # (A, P) grid index of the teacher's cells
@@ -85,57 +87,85 @@ class Pairs:
 
 
 def sample_pairs(
-    table: MaskTable,
-    chosen: Tensor,
+    tables: list[MaskTable],
+    chosen: list[Tensor],
     pool: PrototypePool,
-    origins: Origins,
+    origins: list[Origins],
     vectors: Tensor,
+    area: int,
     config: PairConfig,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
 ) -> Pairs:
-    """Draw positives and negatives of one image's anchors.
+    """Draw positives and negatives of the anchors of B images.
 
     Args:
-        chosen: (A,) the anchors' places in the table's cells, of draw_anchors.
-        origins: images and keys of the table's masks, as in the pool.
+        chosen: of each image the anchors' places in the table's cells, of draw_anchors; A in all.
+        origins: images and keys of the tables' masks, as in the pool.
         vectors: (A, D) the student's embeddings of the anchors, on the networks' device: their
             similarities to the pool, which say what negatives are semi-hard, are kept in the pairs with
             their gradient, so that they are computed once.
-        generator: CPU generator of this image alone, so that world size changes nothing; the anchors
+        area: cells of an image's grid, h * w.
+        generators: a CPU generator of each image alone, so that world size changes nothing; the anchors
             were drawn from it too. On a GPU negatives come from the device's own generator with the
             same seed.
     """
-    places = chosen.numpy()
-    mask = table.owner.numpy()[places]
-    instance = _draw_same_mask(table, places, mask, config.positives, generator)
+    drawn, mask_before = [], 0
+    for b, table in enumerate(tables):
+        own = _draw_on_cpu(table, chosen[b].numpy(), pool, origins[b], config, generators[b])
+        own["anchors"] += b * area
+        own["instance_positives"] += b * area
+        own["mask"] += mask_before
+        mask_before += len(table)
+        drawn.append(own)
+    together = {name: np.concatenate([own[name] for own in drawn]) for name in drawn[0]}
+    sent = dict(zip(together, send_arrays(list(together.values()), vectors.device), strict=True))
+    choices, mask = sent.pop("choices"), sent.pop("mask")
+    similarity = vectors @ pool.vectors.T
+    negatives = _draw_negatives(
+        sent.pop("ranges"),
+        choices,
+        similarity.detach(),
+        config.negatives,
+        [len(own["mask"]) for own in drawn],
+        generators,
+    )
+    sums = torch.cat([table.weighted_sum for table in tables])
+    return Pairs(
+        **sent,
+        instance_prototype_sum=sums.index_select(0, mask),
+        negatives=negatives,
+        negative_valid=(choices > 0).expand_as(negatives),
+        similarity=similarity,
+    )
+
+
+def _draw_on_cpu(
+    table: MaskTable,
+    chosen: np.ndarray,
+    pool: PrototypePool,
+    origins: Origins,
+    config: PairConfig,
+    generator: torch.Generator,
+) -> dict[str, np.ndarray]:
+    """Of one image's anchors all but the negatives, and what these are drawn from; by field of Pairs."""
+    mask = table.owner.numpy()[chosen]
+    instance = _draw_same_mask(table, chosen, mask, config.positives, generator)
     positives, valid = _draw_same_class(table, pool, mask, origins, config.positives, generator)
     allowed = allowed_negative_classes(table, config.unlabelled_top_k)
     ranges, choices = _ranges_of_allowed(pool, allowed)
     weight = (table.purity * table.confidence * table.reliable).numpy()
-    cells, confidence = table.cells.numpy(), table.cell_confidence.numpy()
-    arrays = [
-        *(cells[places], cells[instance], mask, positives, valid),
-        *(confidence[places], weight[mask], ranges[:, mask], choices[mask], choices[mask] > 0),
-    ]
-    sent = send_arrays(arrays, vectors.device)
-    anchors, instances, masks, class_positives, class_valid, *sent = sent
-    own_weight, class_weight, start_and_count, choices, any_allowed = sent
-    similarity = vectors @ pool.vectors.T
-    negatives = _draw_negatives(
-        start_and_count, choices, similarity.detach(), config.negatives, generator
-    )
-    return Pairs(
-        anchors=anchors,
-        instance_positives=instances,
-        instance_prototype_sum=table.weighted_sum.index_select(0, masks),
-        own_weight=own_weight,
-        class_positives=class_positives,
-        class_valid=class_valid,
-        class_weight=class_weight,
-        negatives=negatives,
-        negative_valid=any_allowed.expand_as(negatives),
-        similarity=similarity,
-    )
+    cells = table.cells.numpy()
+    return {
+        "anchors": cells[chosen],
+        "instance_positives": cells[instance],
+        "own_weight": table.cell_confidence.numpy()[chosen],
+        "class_positives": positives,
+        "class_valid": valid,
+        "class_weight": weight[mask],
+        "mask": mask,
+        "ranges": ranges[mask],
+        "choices": choices[mask],
+    }
 
 
 def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
@@ -152,19 +182,17 @@ def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
 
 
 def _ranges_of_allowed(pool: PrototypePool, allowed: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Where a mask's allowed classes start in the pool and how many entries each has, (2, K, C), those
+    """Where a mask's allowed classes start in the pool and how many entries each has, (K, 2, C), those
     that are allowed and there first; and how many these are, (K, 1).
     """
     start, count = pool.class_start.numpy(), pool.class_count.numpy()
     there = allowed.numpy() & (count > 0)
     class_order = (~there).argsort(axis=1, kind="stable")
-    return np.stack([start[class_order], count[class_order]]), there.sum(1, keepdims=True)
+    return np.stack([start[class_order], count[class_order]], 1), there.sum(1, keepdims=True)
 
 
-def _uniform(
-    shape: tuple[int, ...], generator: torch.Generator, device: torch.device | None = None
-) -> Tensor:
-    return torch.rand(shape, generator=generator, device=device)
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator)
 
 
 def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
@@ -296,7 +324,8 @@ def _draw_negatives(
     choices: Tensor,
     similarity: Tensor,
     number: int,
-    generator: torch.Generator,
+    anchors: list[int],
+    generators: list[torch.Generator],
 ) -> Tensor:
     """(A, N) pool entries of allowed classes: half uniform over classes, half semi-hard.
 
@@ -304,20 +333,26 @@ def _draw_negatives(
     very nearest, which are the likeliest to be of the anchor's own class after all.
 
     Args:
-        ranges: (2, A, C) where an anchor's classes start in the pool and how many entries each has,
+        ranges: (A, 2, C) where an anchor's classes start in the pool and how many entries each has,
             allowed ones first; on the networks' device, as the next two.
         choices: (A, 1) how many are allowed.
         similarity: (A, R) to all entries.
+        anchors: of each image how many of the A are its own.
+        generators: of each image.
     """
     uniform_part = number - number // 2
     semi_hard = number // 2
-    shape, device = (len(choices), uniform_part + 4 * semi_hard), similarity.device
-    numbers = _generator_on(device, generator)
-    which_class, which_entry = (_uniform(shape, numbers, device) for _ in range(2))
+    device = similarity.device
+    draws = similarity.new_empty(2, len(choices), uniform_part + 4 * semi_hard)
+    for b, own in enumerate(draws.split(anchors, dim=1)):
+        numbers = _generator_on(device, generators[b])
+        for which in own:
+            torch.rand(which.shape, generator=numbers, out=which)
     if not similarity.numel():
         return torch.zeros(len(choices), number, dtype=torch.long, device=device)
+    which_class, which_entry = draws
     slot = which_class.mul_(choices).long()
-    start, count = ranges[0].gather(1, slot), ranges[1].gather(1, slot)
+    start, count = (each.gather(1, slot) for each in ranges.unbind(1))
     index = start.add_(which_entry.mul_(count).long()).clamp_(max=similarity.shape[1] - 1)
     candidates = index[:, uniform_part:]
     nearest = similarity.gather(1, candidates).topk(semi_hard, dim=1, sorted=False).indices

@@ -59,15 +59,18 @@ def gather_prototypes(tables: list[MaskTable], origins: list[Origins]) -> Protot
 
     A pasted copy is left out: what it is a copy of is there already, as its neighbour's.
     """
-    vectors, facts, scores = [], [], []
+    chosen, facts, scores = [], [], []
+    first = 0
     for table, origin in zip(tables, origins, strict=True):
-        chosen = np.flatnonzero((table.reliable & origin.at_home).numpy())
-        (there,) = send_arrays([chosen], table.prototype.device)
-        vectors.append(table.prototype.index_select(0, there))
+        masks = np.flatnonzero((table.reliable & origin.at_home).numpy())
+        chosen.append(first + masks)
+        first += len(table)
         known = (table.label, origin.images, origin.keys)
-        facts.append(torch.from_numpy(np.stack([each.numpy()[chosen] for each in known], 1)))
-        scores.append(torch.from_numpy((table.purity * table.confidence).numpy()[chosen]))
-    together = torch.cat(vectors)
+        facts.append(torch.from_numpy(np.stack([each.numpy()[masks] for each in known], 1)))
+        scores.append(torch.from_numpy((table.purity * table.confidence).numpy()[masks]))
+    vectors = torch.cat([table.prototype for table in tables])
+    (there,) = send_arrays([np.concatenate(chosen)], vectors.device)
+    together = vectors.index_select(0, there)
     gathered = gather_rows(torch.cat(facts), together.device)
     return Prototypes(
         gather_rows(together, together.device),

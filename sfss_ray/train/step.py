@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
-from sfss_ray.train.devices import Fetched, send
+from sfss_ray.train.devices import Fetched, send, send_arrays
 from sfss_ray.train.grid import cell_mask_ids, cell_means
 from sfss_ray.train.losses import Push, entropy_sum, pull, segmentation_loss
 from sfss_ray.train.mask_table import Opinion, describe_masks
@@ -239,16 +240,8 @@ def contrast(
     images, numbers = image_numbers.tolist(), sample_numbers.tolist()
     # Cell by cell in memory, as vectors of cells are read several times.
     teacher_cells = look.embeddings.flatten(2).transpose(1, 2).contiguous()
-    tables = [
-        describe_masks(
-            cells[b],
-            Opinion(probabilities[b], confidence[b], label[b]),
-            teacher_cells[b],
-            thresholds,
-            config.pairs,
-        )
-        for b in range(len(cells))
-    ]
+    opinion = Opinion(probabilities, confidence, label)
+    tables = describe_masks(cells, opinion, teacher_cells, thresholds, config.pairs)
     origins = origins_of(tables, images, numbers, int(own_ids[0]) if own_ids else None)
     fresh = gather_prototypes(tables, origins)
     sums = embeddings.new_zeros(4)
@@ -262,13 +255,10 @@ def contrast(
         ]
         places = [table.cells[c] for table, c in zip(tables, chosen, strict=True)]
         vectors = vectors_of_cells(embeddings, places)
-        for b, table in enumerate(tables):
-            pairs = sample_pairs(
-                table, chosen[b], pool, origins[b], vectors[b], config.pairs, draws[b]
-            )
-            sums = sums + image_contrast(
-                vectors[b], teacher_cells[b], pool, pairs, config.loss.temperature
-            )
+        area = teacher_cells.shape[1]
+        pairs = sample_pairs(tables, chosen, pool, origins, vectors, area, config.pairs, draws)
+        temperature = config.loss.temperature
+        sums = sum_of_contrasts(vectors, teacher_cells.flatten(0, 1), pool, pairs, temperature)
     remember(memory.bank, fresh, config.pairs.bank_per_image)
     masks = sum(len(t) for t in tables)
     reliable = sum(int(t.reliable.sum()) for t in tables)
@@ -283,16 +273,20 @@ def contrast(
     }
 
 
-def vectors_of_cells(embeddings: Tensor, places: list[Tensor]) -> list[Tensor]:
-    """Of each image of (B, D, h, w) the vectors (A, D) at its places (A,), grid indices on the CPU.
+def vectors_of_cells(embeddings: Tensor, places: list[Tensor]) -> Tensor:
+    """(A, D) vectors of (B, D, h, w) at the places of each image, grid indices on the CPU; A in all.
 
     One gather for the batch: the gradient of each is as large as all embeddings.
     """
     longest = max(len(place) for place in places)
     table = torch.stack([F.pad(place, (0, longest - len(place))) for place in places])
     index = send(table, embeddings.device)[:, None].expand(-1, embeddings.shape[1], -1)
-    rows = embeddings.flatten(2).gather(2, index).transpose(1, 2).contiguous()
-    return [rows[b, : len(place)] for b, place in enumerate(places)]
+    rows = embeddings.flatten(2).gather(2, index).transpose(1, 2).flatten(0, 1)
+    if all(len(place) == longest for place in places):
+        return rows
+    real = [b * longest + np.arange(len(place)) for b, place in enumerate(places)]
+    (kept,) = send_arrays([np.concatenate(real)], embeddings.device)
+    return rows.index_select(0, kept)
 
 
 def _regions(
@@ -308,14 +302,14 @@ def _regions(
     return mask_ids
 
 
-def image_contrast(
+def sum_of_contrasts(
     vectors: Tensor, teacher_cells: Tensor, pool: PrototypePool, pairs: Pairs, temperature: float
 ) -> Tensor:
     """(4,): sum of intra-instance losses, their number, weighted sum of intra-class losses, weight.
 
     Args:
         vectors: (A, D) the student's embeddings of the anchors.
-        teacher_cells: (h * w, D) the teacher's, of all cells.
+        teacher_cells: (B * h * w, D) the teacher's, of all cells.
     """
     if not len(pairs.anchors) or not len(pool.vectors):
         nothing = 0.0 * vectors.sum()

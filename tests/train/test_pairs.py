@@ -152,10 +152,11 @@ def test_few_cells_make_no_reliable_mask():
     probabilities = torch.full((3, 4, 4), 0.02)
     probabilities[1] = 0.96
     vectors = F.normalize(torch.ones(16, 2), dim=1)
-    opinion = Opinion.of(probabilities)
-    table = describe_masks(ids, opinion, vectors, torch.full((3,), 0.9), PairConfig())
+    opinion = Opinion.of(probabilities[None])
+    asked = ids[None], opinion, vectors[None]
+    (table,) = describe_masks(*asked, torch.full((3,), 0.9), PairConfig())
     assert table.reliable.tolist() == [True, False]
-    strict = describe_masks(ids, opinion, vectors, torch.full((3,), 0.97), PairConfig())
+    (strict,) = describe_masks(*asked, torch.full((3,), 0.97), PairConfig())
     assert strict.reliable.tolist() == [False, False]
 
 
@@ -203,7 +204,8 @@ def finish_draw(scene, table, pool, config, seed, image=1) -> Draw:
     chosen = draw_anchors(table, scene.student_label, scene.thresholds, config, generator)
     vectors = scene.student()[table.cells[chosen]]
     origins = Origins.alone(table, image, image * KEY_STEP)
-    pairs = sample_pairs(table, chosen, pool, origins, vectors, config, generator)
+    area = scene.ids.numel()
+    pairs = sample_pairs([table], [chosen], pool, [origins], vectors, area, config, [generator])
     position = torch.full((scene.ids.numel(),), -1)
     position[table.cells] = torch.arange(len(table.cells))
     label = table.label[table.owner]

@@ -20,8 +20,8 @@ from sfss_ray.train.step import (
     adaptation_losses,
     contrast,
     fetch_for_pairs,
-    image_contrast,
     ramp,
+    sum_of_contrasts,
     teacher_look,
 )
 from sfss_ray.train.teacher import make_teacher
@@ -257,7 +257,7 @@ def test_the_bank_keeps_the_better_scored_masks():
 
 
 def by_hand(z, t, pool, pairs, temperature):
-    """image_contrast anchor by anchor; the own cell is taken out of its mask's prototype."""
+    """sum_of_contrasts anchor by anchor; the own cell is taken out of its mask's prototype."""
     sums = torch.zeros(4)
     for a, anchor in enumerate(pairs.anchors.tolist()):
         negatives = pool.vectors[pairs.negatives[a][pairs.negative_valid[a]]]
@@ -277,7 +277,7 @@ def by_hand(z, t, pool, pairs, temperature):
     return sums
 
 
-def test_contrast_of_an_image_is_the_sum_over_anchors():
+def test_contrast_is_the_sum_over_anchors():
     g = torch.Generator().manual_seed(0)
     z, t, vectors = (F.normalize(torch.randn(n, 5, generator=g), dim=1) for n in (30, 30, 12))
     classes = torch.arange(12) % 3
@@ -294,7 +294,7 @@ def test_contrast_of_an_image_is_the_sum_over_anchors():
         negative_valid=torch.tensor([True, True, True, False, True, True])[:, None].expand(6, 7),
         similarity=z[:6] @ pool.vectors.T,
     )
-    found = image_contrast(z[:6], t, pool, pairs, 0.2)
+    found = sum_of_contrasts(z[:6], t, pool, pairs, 0.2)
     torch.testing.assert_close(found, by_hand(z, t, pool, pairs, 0.2), rtol=1e-4, atol=1e-5)
 
 

@@ -232,9 +232,9 @@ class RandomScene:
     student_label: torch.Tensor  # (h * w,)
 
     def table(self, config: PairConfig) -> MaskTable:
-        opinion = Opinion.of(self.probabilities)
-        cells = self.embeddings.flatten(1).T
-        return describe_masks(self.ids, opinion, cells, self.thresholds, config)
+        opinion = Opinion.of(self.probabilities[None])
+        cells = self.embeddings.flatten(1).T[None]
+        return describe_masks(self.ids[None], opinion, cells, self.thresholds, config)[0]
 
     def student(self) -> torch.Tensor:
         """(h * w, D) embeddings of a student that has drifted a little."""
