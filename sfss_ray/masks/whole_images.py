@@ -21,6 +21,7 @@ from sfss_ray.masks.upsample import low_size_seen
 
 # Pixels that are enlarged together: 256 MB in float32, and about as much beside them.
 _PIXELS_AT_ONCE = 64 << 20
+_WORDS_PIXELS = 8 * 128
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,27 @@ def measure_whole(
     counts = [torch.zeros((0, 2), dtype=torch.int32, device=low.device)]
     boxes = [torch.zeros((0, 4), dtype=torch.int64, device=low.device)]
     for logits in upsampler.chunks(low):
-        higher, lower = ((logits > cut + d).sum(dim=(1, 2)) for d in (offset, -offset))
+        higher, lower = (pixels_of(logits > cut + d) for d in (offset, -offset))
         counts.append(torch.stack([higher, lower], dim=1).int())
         boxes.append(_boxes(logits > cut))
     return torch.cat(counts), torch.cat(boxes)
+
+
+def pixels_of(masks: Tensor) -> Tensor:
+    """int64 (n,): how many pixels of each mask, bool (n, H, W), are set.
+
+    PyTorch makes an int64 of every pixel before it adds them up, which on a GPU takes as long as all
+    else here. Eight pixels side by side are an int64 already, and 128 of those add up without any of
+    the eight bytes running over into the next.
+    """
+    flat = masks.flatten(1)
+    pixels = flat.shape[1]
+    in_words = pixels // _WORDS_PIXELS * _WORDS_PIXELS if pixels % 8 == 0 else 0
+    rest = flat[:, in_words:].sum(dim=1)
+    if not in_words:
+        return rest
+    words = flat[:, :in_words].view(torch.int64).unflatten(1, (-1, _WORDS_PIXELS // 8))
+    return words.sum(dim=2).view(torch.uint8).sum(dim=1) + rest
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from sfss_ray.masks import rle, whole_images
-from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole
+from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole, pixels_of
 
 
 @pytest.mark.parametrize("padded", [96, 100], ids=["whole factor", "no whole factor"])
@@ -39,6 +39,16 @@ def test_counts_boxes_and_runs_are_those_of_single_masks(origin, monkeypatch):
         assert boxes[k].tolist() == box
         expected = rle.encode_masks([mask], [origin], size)[0]
         assert runs[k].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "size", [(32, 32), (64, 96), (33, 31), (7, 8), (1, 1), (37, 1000), (1030, 8)]
+)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_pixels_are_counted_in_words_and_where_no_word_fits(size, share):
+    masks = torch.rand(3, *size) < share
+    assert pixels_of(masks).tolist() == [int(mask.sum()) for mask in masks]
+    assert pixels_of(masks[:0]).shape == (0,)
 
 
 def test_no_masks():
