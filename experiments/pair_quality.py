@@ -134,11 +134,12 @@ def judge(tally, looks, ids, truths, bound, config, classes) -> None:
         )
         for k in range(classes):
             tally.add(f"kept {k}", (table.reliable & (truth == k)).sum(), (truth == k).sum())
-    pool_truth = torch.cat([t[m.reliable] for (t, _), m in zip(mask_truths, tables, strict=True)])
-    classes_of = torch.cat([m.label[m.reliable] for m in tables])
-    images = torch.cat([torch.full((int(m.reliable.sum()),), b) for b, m in enumerate(tables)])
-    keys = torch.cat([(b << 20) + m.reliable.nonzero()[:, 0] for b, m in enumerate(tables)])
-    vectors = torch.cat([m.prototype[m.reliable] for m in tables])
+    truths = zip(mask_truths, tables, strict=True)
+    pool_truth = np.concatenate([truth[m.reliable] for (truth, _), m in truths])
+    classes_of = np.concatenate([m.label[m.reliable] for m in tables])
+    images = np.concatenate([np.full(m.reliable.sum(), b) for b, m in enumerate(tables)])
+    keys = np.concatenate([(b << 20) + np.flatnonzero(m.reliable) for b, m in enumerate(tables)])
+    vectors = torch.cat([m.prototype[torch.from_numpy(m.reliable)] for m in tables])
     pool = PrototypePool.build(vectors, classes_of, images, keys, classes)
     truth_of = dict(zip(keys.tolist(), pool_truth.tolist(), strict=True))
     in_pool = torch.tensor([truth_of[key] for key in pool.keys.tolist()])
@@ -175,13 +176,12 @@ def majority_of_cells(truth, grid: tuple[int, ...], classes: int):
 
 def true_class(table, cells, classes: int):
     """(K,) commonest true class of each mask, and the share of its cells that have it."""
-    truth = cells.flatten()[table.cells]
-    counts = torch.zeros(len(table), classes)
+    truth = cells.flatten()[table.cells].numpy()
     known = truth != VOID
-    counts.index_put_((table.owner[known], truth[known]), torch.ones(int(known.sum())), True)
-    most, label = counts.max(1) if len(table) else (counts.sum(1), counts.sum(1).long())
-    share = most / counts.sum(1).clamp(min=1)
-    return torch.where(most > 0, label, VOID), share
+    pairs = table.owner[known] * classes + truth[known]
+    counts = np.bincount(pairs, minlength=len(table) * classes).reshape(-1, classes)
+    most, label = counts.max(1), counts.argmax(1)
+    return np.where(most > 0, label, VOID), most / counts.sum(1).clip(min=1)
 
 
 def as_markdown(pair: DomainPair, table: list[dict[str, Any]]) -> str:

@@ -28,14 +28,13 @@ class PrototypeBank:
         """Slots per class."""
         return self.vectors.shape[1]
 
-    def write(self, vectors: Tensor, classes: Tensor, images: Tensor) -> None:
+    def write(self, vectors: Tensor, classes: np.ndarray, images: np.ndarray) -> None:
         """Add prototypes (R, D) of classes (R,) from image numbers (R,), in this order."""
         if not self.size:
             return
-        label = classes.numpy()
-        number = np.bincount(label, minlength=len(self.written))
-        order = label.argsort(kind="stable")
-        label = label[order]
+        number = np.bincount(classes, minlength=len(self.written))
+        order = classes.argsort(kind="stable")
+        label = classes[order]
         rank = (
             np.arange(len(order)) - (number.cumsum() - number)[label]
         )  # among the new of its class
@@ -45,18 +44,18 @@ class PrototypeBank:
         entries = label * self.size + (written[label] + rank) % self.size
         there, whose = send_arrays([entries, order], self.vectors.device)
         self.vectors.flatten(0, 1)[there] = vectors.index_select(0, whose).float()
-        self.images.numpy().reshape(-1)[entries] = images.numpy()[order]
+        self.images.numpy().reshape(-1)[entries] = images[order]
         written += number
 
-    def contents(self) -> tuple[Tensor, Tensor, Tensor]:
+    def contents(self) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """All written entries: vectors (R, D), classes (R,), image numbers (R,)."""
         filled = np.arange(self.size) < self.written.numpy()[:, None]
         entries = np.flatnonzero(filled)
         (there,) = send_arrays([entries], self.vectors.device)
         return (
             self.vectors.flatten(0, 1).index_select(0, there),
-            torch.from_numpy(entries // max(self.size, 1)),
-            torch.from_numpy(self.images.numpy().reshape(-1)[entries]),
+            entries // max(self.size, 1),
+            self.images.numpy().reshape(-1)[entries],
         )
 
     def state_dict(self) -> dict[str, Tensor]:

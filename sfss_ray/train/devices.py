@@ -14,23 +14,19 @@ import torch
 from torch import Tensor
 
 
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU where the networks are.
-
-    Safe though the values may be freed at once: they are copied before the call returns, and PyTorch
-    keeps the copy until the GPU has read it.
-    """
-    if device.type == "cuda" and not values.is_cuda:
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
-
-
 def send_arrays(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays where the networks are, in one copy; on a CPU tensors of the same memory."""
+    """Arrays where the networks are, in one copy; on a CPU tensors of the same memory.
+
+    On a GPU they are safe though the arrays may be changed or freed at once: they are copied before the
+    call returns, and PyTorch keeps the copy until the GPU has read it.
+    """
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cpu":
         return tensors
-    return unpack(send(pack(tensors), device), tensors)
+    packed = pack(tensors)
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    return unpack(packed.to(device, non_blocking=True), tensors)
 
 
 class Fetched:

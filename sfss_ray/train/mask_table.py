@@ -36,23 +36,26 @@ class Opinion:
 class MaskTable:
     """What the teacher says of the K masks of one image. `cells` are indices into the h * w grid,
     sorted by mask; mask k owns `cells[start[k] : start[k] + count[k]]`.
+
+    Vectors are tensors on the networks' device; all else are arrays, as a step makes a hundred small
+    calls with them, of which NumPy's cost a quarter of PyTorch's.
     """
 
-    ids: Tensor  # (K,) mask ids, rising
-    cells: Tensor  # (M,) grid index
-    owner: Tensor  # (M,) mask index of each cell
-    start: Tensor  # (K,)
-    count: Tensor  # (K,)
-    probabilities: Tensor  # (K, C) mean of the teacher's
-    label: Tensor  # (K,) argmax of probabilities
-    purity: Tensor  # (K,) share of cells whose own argmax is label
-    confidence: Tensor  # (K,) mean probability of label
-    reliable: Tensor  # (K,) bool
-    merged: Tensor  # (K,) bool: two classes in one mask, left out altogether
-    weighted_sum: Tensor  # (K, D) sum of confidence * embedding, on the networks' device
-    prototype: Tensor  # (K, D) its direction, on the networks' device
-    cell_confidence: Tensor  # (M,) teacher's highest probability
-    cell_label: Tensor  # (M,) teacher's argmax
+    ids: np.ndarray  # (K,) mask ids, rising
+    cells: np.ndarray  # (M,) grid index
+    owner: np.ndarray  # (M,) mask index of each cell
+    start: np.ndarray  # (K,)
+    count: np.ndarray  # (K,)
+    probabilities: np.ndarray  # (K, C) mean of the teacher's
+    label: np.ndarray  # (K,) argmax of probabilities
+    purity: np.ndarray  # (K,) float32 share of cells whose own argmax is label
+    confidence: np.ndarray  # (K,) mean probability of label
+    reliable: np.ndarray  # (K,) bool
+    merged: np.ndarray  # (K,) bool: two classes in one mask, left out altogether
+    weighted_sum: Tensor  # (K, D) sum of confidence * embedding
+    prototype: Tensor  # (K, D) its direction
+    cell_confidence: np.ndarray  # (M,) teacher's highest probability
+    cell_label: np.ndarray  # (M,) teacher's argmax
 
     def __len__(self) -> int:
         return len(self.count)
@@ -62,16 +65,15 @@ class MaskTable:
 class Origins:
     """Where the masks of a table are from: class-mix pastes masks of a neighbour into an image."""
 
-    images: Tensor  # (K,) number of the image that a mask is of
-    keys: Tensor  # (K,) of the mask itself: a copy has that of what it is a copy of
-    at_home: Tensor  # (K,) bool: no copy
+    images: np.ndarray  # (K,) number of the image that a mask is of
+    keys: np.ndarray  # (K,) of the mask itself: a copy has that of what it is a copy of
+    at_home: np.ndarray  # (K,) bool: no copy
 
     @staticmethod
     def alone(table: MaskTable, image: int, first_key: int) -> Origins:
         """Of an image that nothing was pasted into; keys are counted up."""
-        count = torch.arange(len(table))
-        everywhere = torch.ones_like(count, dtype=torch.bool)
-        return Origins(torch.full_like(count, image), first_key + count, everywhere)
+        masks = np.arange(len(table))
+        return Origins(np.full_like(masks, image), first_key + masks, masks >= 0)
 
 
 def describe_masks(
@@ -142,15 +144,15 @@ class _Masks:
 
 def _what_is_said(
     opinion: Opinion, image: int, masks: _Masks, thresholds: Tensor, config: PairConfig
-) -> dict[str, Tensor]:
+) -> dict[str, np.ndarray]:
     """The fields of an image's table that are no vectors."""
     ids, count, cells, owner = masks.ids, masks.count, masks.cells, masks.owner
     cell_confidence = opinion.confidence[image].numpy()[cells]
     cell_label = opinion.label[image].numpy()[cells]
     q = opinion.probabilities[image].index_select(0, torch.from_numpy(cells))
-    mean = _sum_by(torch.from_numpy(owner), q, len(ids)) / torch.from_numpy(count)[:, None]
-    label = mean.numpy().argmax(1)
-    confidence = mean.numpy().max(1)
+    total = _sum_by(torch.from_numpy(owner), q, len(ids)).numpy()
+    mean = total / count[:, None].astype(np.float32)
+    label, confidence = mean.argmax(1), mean.max(1)
     # Counts as bincounts of cells: one pass over them, where sums of one-hot rows take C.
     classes = mean.shape[1]
     purity = _shares_where(cell_label == label[owner], owner, count[:, None])[:, 0]
@@ -163,12 +165,13 @@ def _what_is_said(
         & (confidence >= thresholds.numpy()[label])
         & ~merged
     )
-    arrays = {
+    return {
         "ids": ids,
         "cells": cells,
         "owner": owner,
         "start": count.cumsum() - count,
         "count": count,
+        "probabilities": mean,
         "label": label,
         "purity": purity,
         "confidence": confidence,
@@ -176,9 +179,6 @@ def _what_is_said(
         "merged": merged,
         "cell_confidence": cell_confidence,
         "cell_label": cell_label,
-    }
-    return {name: torch.from_numpy(array) for name, array in arrays.items()} | {
-        "probabilities": mean
     }
 
 

@@ -32,32 +32,35 @@ class PrototypePool:
     """
 
     vectors: Tensor  # (R, D), on the networks' device
-    classes: Tensor  # (R,)
-    images: Tensor  # (R,) image numbers
-    keys: Tensor  # (R,)
-    places: Tensor  # (R,) of `place_of`, rising
-    class_start: Tensor  # (C,)
-    class_count: Tensor  # (C,)
+    classes: np.ndarray  # (R,)
+    images: np.ndarray  # (R,) image numbers
+    keys: np.ndarray  # (R,)
+    places: np.ndarray  # (R,) of `place_of`, rising
+    class_start: np.ndarray  # (C,)
+    class_count: np.ndarray  # (C,)
 
     @staticmethod
     def build(
-        vectors: Tensor, classes: Tensor, images: Tensor, keys: Tensor, num_classes: int
+        vectors: Tensor,
+        classes: np.ndarray,
+        images: np.ndarray,
+        keys: np.ndarray,
+        num_classes: int,
     ) -> PrototypePool:
         """Sort entries by class, then image, then key; ties keep the order given."""
-        class_of, image_of, key_of = classes.numpy(), images.numpy(), keys.numpy()
-        order = stable_order(key_of + 1)
-        places = place_of(class_of, image_of)
+        places = place_of(classes, images)
+        order = stable_order(keys + 1)
         order = order[stable_order(places[order])]
-        count = np.bincount(class_of, minlength=num_classes)
+        count = np.bincount(classes, minlength=num_classes)
         (there,) = send_arrays([order], vectors.device)
         return PrototypePool(
             vectors.index_select(0, there),
-            torch.from_numpy(class_of[order]),
-            torch.from_numpy(image_of[order]),
-            torch.from_numpy(key_of[order]),
-            torch.from_numpy(places[order]),
-            torch.from_numpy(count.cumsum() - count),
-            torch.from_numpy(count),
+            classes[order],
+            images[order],
+            keys[order],
+            places[order],
+            count.cumsum() - count,
+            count,
         )
 
 
@@ -88,7 +91,7 @@ class Pairs:
 
 def sample_pairs(
     tables: list[MaskTable],
-    chosen: list[Tensor],
+    chosen: list[np.ndarray],
     pool: PrototypePool,
     origins: list[Origins],
     vectors: Tensor,
@@ -111,7 +114,7 @@ def sample_pairs(
     """
     drawn, mask_before = [], 0
     for b, table in enumerate(tables):
-        own = _draw_on_cpu(table, chosen[b].numpy(), pool, origins[b], config, generators[b])
+        own = _draw_on_cpu(table, chosen[b], pool, origins[b], config, generators[b])
         own["anchors"] += b * area
         own["instance_positives"] += b * area
         own["mask"] += mask_before
@@ -148,17 +151,16 @@ def _draw_on_cpu(
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
     """Of one image's anchors all but the negatives, and what these are drawn from; by field of Pairs."""
-    mask = table.owner.numpy()[chosen]
+    mask = table.owner[chosen]
     instance = _draw_same_mask(table, chosen, mask, config.positives, generator)
     positives, valid = _draw_same_class(table, pool, mask, origins, config.positives, generator)
     allowed = allowed_negative_classes(table, config.unlabelled_top_k)
     ranges, choices = _ranges_of_allowed(pool, allowed)
-    weight = (table.purity * table.confidence * table.reliable).numpy()
-    cells = table.cells.numpy()
+    weight = table.purity * table.confidence * table.reliable
     return {
-        "anchors": cells[chosen],
-        "instance_positives": cells[instance],
-        "own_weight": table.cell_confidence.numpy()[chosen],
+        "anchors": table.cells[chosen],
+        "instance_positives": table.cells[instance],
+        "own_weight": table.cell_confidence[chosen],
         "class_positives": positives,
         "class_valid": valid,
         "class_weight": weight[mask],
@@ -168,31 +170,31 @@ def _draw_on_cpu(
     }
 
 
-def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> Tensor:
+def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> np.ndarray:
     """(K, C) bool: may masks of this class be negatives of mask k?
 
     Only if the class is not among the mask's likeliest: 1 for a reliable mask (never its own class,
     so two instances of one class are not pushed apart), `unlabelled_top_k` for the others.
     """
-    likely = table.probabilities.numpy()
+    likely = table.probabilities
     # Stable: of equal probabilities the first comes first, as in the argmax that is the mask's label.
     rank = (-likely).argsort(axis=1, kind="stable").argsort(axis=1)
-    reach = np.where(table.reliable.numpy(), 1, min(unlabelled_top_k, likely.shape[1] - 1))
-    return torch.from_numpy(rank >= reach[:, None])
+    reach = np.where(table.reliable, 1, min(unlabelled_top_k, likely.shape[1] - 1))
+    return rank >= reach[:, None]
 
 
-def _ranges_of_allowed(pool: PrototypePool, allowed: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _ranges_of_allowed(pool: PrototypePool, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where a mask's allowed classes start in the pool and how many entries each has, (K, 2, C), those
     that are allowed and there first; and how many these are, (K, 1).
     """
-    start, count = pool.class_start.numpy(), pool.class_count.numpy()
-    there = allowed.numpy() & (count > 0)
-    class_order = (~there).argsort(axis=1, kind="stable")
-    return np.stack([start[class_order], count[class_order]], 1), there.sum(1, keepdims=True)
+    there = allowed & (pool.class_count > 0)
+    order = (~there).argsort(axis=1, kind="stable")
+    ranges = np.stack([pool.class_start[order], pool.class_count[order]], 1)
+    return ranges, there.sum(1, keepdims=True)
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator)
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> np.ndarray:
+    return torch.rand(shape, generator=generator).numpy()
 
 
 def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
@@ -208,7 +210,7 @@ def draw_anchors(
     thresholds: Tensor,
     config: PairConfig,
     generator: torch.Generator,
-) -> Tensor:
+) -> np.ndarray:
     """(A,) positions in `table.cells`: at most `anchors_per_mask` of a mask, half of them hard, and
     `anchors_per_image` in all, a cell's weight 1 / sqrt(cells of its mask * cells of its class).
 
@@ -220,12 +222,11 @@ def draw_anchors(
     # Two draws: cells that win a place within their mask must not be favoured or held back by the
     # same number when masks compete for the image's anchors.
     noise, luck = (_uniform((len(table.cells),), generator) for _ in range(2))
-    owner, count = table.owner.numpy(), table.count.numpy()
-    usable = (count >= 2) & ~table.merged.numpy()
-    label = table.label.numpy()
-    cell_class = label[owner]
-    unsure = table.cell_confidence.numpy() < thresholds.numpy()[cell_class]
-    hard = (student_label.numpy()[table.cells.numpy()] != cell_class) | unsure
+    owner, count = table.owner, table.count
+    usable = (count >= 2) & ~table.merged
+    cell_class = table.label[owner]
+    unsure = table.cell_confidence < thresholds.numpy()[cell_class]
+    hard = (student_label.numpy()[table.cells] != cell_class) | unsure
     hard_count = np.bincount(owner, weights=hard, minlength=len(count)).astype(np.int64)
     easy_count = count - hard_count
     most = config.anchors_per_mask
@@ -233,19 +234,16 @@ def draw_anchors(
     easy_quota = np.maximum(most - most // 2, most - hard_count)
     kind = owner * 2 + ~hard  # hard cells before easy ones
     quota = (np.stack([hard_quota, easy_quota], 1) * usable[:, None]).ravel()
-    start = table.start.numpy()
-    first = np.stack([start, start + hard_count], 1).ravel()
-    rank = _ranks_of(kind, noise.numpy()) - first[kind]
+    first = np.stack([table.start, table.start + hard_count], 1).ravel()
+    rank = _ranks_of(kind, noise) - first[kind]
 
     eligible = np.flatnonzero(rank < quota[kind])
-    cells_of_class = np.bincount(label, weights=count * usable)
+    cells_of_class = np.bincount(table.label, weights=count * usable)
     mask = owner[eligible]
-    area = count[mask].astype(np.float32) * cells_of_class[label[mask]].astype(np.float32)
-    weight = torch.from_numpy(1 / np.sqrt(area))
+    both = count[mask].astype(np.float32) * cells_of_class[table.label[mask]].astype(np.float32)
     # Sampling without replacement in proportion to weight: the smallest of -log(u) / weight.
-    places = torch.from_numpy(eligible)
-    key = -torch.log(luck.index_select(0, places).clamp(min=1e-9)) / weight
-    return places[key.argsort(stable=True)[: config.anchors_per_image]]
+    key = -np.log(luck[eligible].clip(min=1e-9)) * np.sqrt(both)
+    return eligible[key.argsort(kind="stable")[: config.anchors_per_image]]
 
 
 def _ranks_of(kind: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -260,14 +258,14 @@ def _draw_same_mask(
     table: MaskTable, chosen: np.ndarray, mask: np.ndarray, number: int, generator: torch.Generator
 ) -> np.ndarray:
     """(A, P) positions in `table.cells` of other cells of the anchor's mask, with replacement."""
-    start, count = table.start.numpy()[mask][:, None], table.count.numpy()[mask][:, None]
+    start, count = table.start[mask][:, None], table.count[mask][:, None]
     draw = _among(count - 1, (len(chosen), number), generator)
     return start + draw + (draw >= chosen[:, None] - start)
 
 
 def _among(count: np.ndarray, shape: tuple[int, int], generator: torch.Generator) -> np.ndarray:
     """Whole numbers in [0, count)."""
-    return (_uniform(shape, generator).numpy() * count.astype(np.float32)).astype(np.int64)
+    return (_uniform(shape, generator) * count.astype(np.float32)).astype(np.int64)
 
 
 def _draw_same_class(
@@ -284,16 +282,16 @@ def _draw_same_class(
     one class lie together, sorted by image and mask, so "all but my image" and "all but my mask" are
     a range with a gap that a drawn number skips.
     """
-    draw = _uniform((len(mask), number), generator).numpy()
+    draw = _uniform((len(mask), number), generator)
     if not len(pool.classes):
         return np.zeros(draw.shape, np.int64), np.zeros(draw.shape, bool)
-    label = table.label.numpy()[mask]
-    start, count = (each.numpy()[label] for each in (pool.class_start, pool.class_count))
+    label = table.label[mask]
+    start, count = pool.class_start[label], pool.class_count[label]
     # My image's entries of this class are a range of the sorted pool.
-    place = place_of(label, origins.images.numpy()[mask])
-    gap_from = np.searchsorted(pool.places.numpy(), place)
-    gap = np.searchsorted(pool.places.numpy(), place, side="right") - gap_from
-    mine = _own_entries(pool, origins.keys.numpy())[mask]  # position in the pool, -1: not there
+    place = place_of(label, origins.images[mask])
+    gap_from = np.searchsorted(pool.places, place)
+    gap = np.searchsorted(pool.places, place, side="right") - gap_from
+    mine = _own_entries(pool, origins.keys)[mask]  # position in the pool, -1: not there
     in_pool = ((mine >= start) & (mine < start + count)).astype(np.int64)
 
     others, rest = (count - gap)[:, None], (count - in_pool)[:, None]
@@ -303,18 +301,17 @@ def _draw_same_class(
     near += in_pool[:, None] * (near >= mine[:, None])
 
     use_far = (np.arange(number) < (number + 1) // 2)[None] & (others > 0)
-    valid = table.reliable.numpy()[mask][:, None] & (np.where(use_far, others, rest) > 0)
+    valid = table.reliable[mask][:, None] & (np.where(use_far, others, rest) > 0)
     return np.where(use_far, far, near).clip(max=len(pool.classes) - 1), valid
 
 
 def _own_entries(pool: PrototypePool, keys: np.ndarray) -> np.ndarray:
     """(K,) where the mask of each key stands in the pool; -1 for those that do not."""
-    pool_keys = pool.keys.numpy()
-    fresh = np.flatnonzero(pool_keys >= 0)
+    fresh = np.flatnonzero(pool.keys >= 0)
     if not len(fresh):
         return np.full_like(keys, -1)
-    fresh = fresh[pool_keys[fresh].argsort()]
-    ordered = pool_keys[fresh]
+    fresh = fresh[pool.keys[fresh].argsort()]
+    ordered = pool.keys[fresh]
     at = np.searchsorted(ordered, keys).clip(max=len(ordered) - 1)
     return np.where(ordered[at] == keys, fresh[at], -1)
 

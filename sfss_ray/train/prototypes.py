@@ -21,11 +21,11 @@ KEYS_PER_SAMPLE = 1 << 20  # a mask's key in the pool is sample number * this + 
 class Prototypes:
     """Reliable masks of this step, of all workers, in the order of (rank, image, mask)."""
 
-    vectors: Tensor  # on the networks' device, all else on the CPU
-    classes: Tensor
-    images: Tensor
-    keys: Tensor
-    scores: Tensor
+    vectors: Tensor  # on the networks' device
+    classes: np.ndarray
+    images: np.ndarray
+    keys: np.ndarray
+    scores: np.ndarray
 
 
 def origins_of(
@@ -41,7 +41,7 @@ def origins_of(
     """
     origins = []
     for b, table in enumerate(tables):
-        ids = table.ids.numpy()
+        ids = table.ids
         other = min(b ^ 1, len(tables) - 1)
         at_home = np.ones_like(ids, dtype=bool) if own_ids is None else ids <= own_ids
         keys = np.where(
@@ -49,8 +49,7 @@ def origins_of(
             numbers[b] * KEYS_PER_SAMPLE + ids,
             numbers[other] * KEYS_PER_SAMPLE + ids - (own_ids or 0),
         )
-        image = np.where(at_home, images[b], images[other])
-        origins.append(Origins(*map(torch.from_numpy, (image, keys, at_home))))
+        origins.append(Origins(np.where(at_home, images[b], images[other]), keys, at_home))
     return origins
 
 
@@ -62,33 +61,37 @@ def gather_prototypes(tables: list[MaskTable], origins: list[Origins]) -> Protot
     chosen, facts, scores = [], [], []
     first = 0
     for table, origin in zip(tables, origins, strict=True):
-        masks = np.flatnonzero((table.reliable & origin.at_home).numpy())
+        masks = np.flatnonzero(table.reliable & origin.at_home)
         chosen.append(first + masks)
         first += len(table)
         known = (table.label, origin.images, origin.keys)
-        facts.append(torch.from_numpy(np.stack([each.numpy()[masks] for each in known], 1)))
-        scores.append(torch.from_numpy((table.purity * table.confidence).numpy()[masks]))
+        facts.append(np.stack([each[masks] for each in known], 1))
+        scores.append((table.purity * table.confidence)[masks])
     vectors = torch.cat([table.prototype for table in tables])
     (there,) = send_arrays([np.concatenate(chosen)], vectors.device)
     together = vectors.index_select(0, there)
-    gathered = gather_rows(torch.cat(facts), together.device)
+    gathered = _of_all_workers(np.concatenate(facts), vectors.device)
     return Prototypes(
         gather_rows(together, together.device),
         gathered[:, 0],
         gathered[:, 1],
         gathered[:, 2],
-        gather_rows(torch.cat(scores), together.device),
+        _of_all_workers(np.concatenate(scores), vectors.device),
     )
+
+
+def _of_all_workers(rows: np.ndarray, through: torch.device) -> np.ndarray:
+    return gather_rows(torch.from_numpy(rows), through).numpy()
 
 
 def pool_with_bank(fresh: Prototypes, bank: PrototypeBank, num_classes: int) -> PrototypePool:
     """What anchors of this step may be contrasted with: this step's masks and the bank's."""
-    old_vectors, old_classes, old_images = bank.contents()
+    vectors, classes, images = bank.contents()
     return PrototypePool.build(
-        torch.cat([fresh.vectors, old_vectors]),
-        torch.cat([fresh.classes, old_classes]),
-        torch.cat([fresh.images, old_images]),
-        torch.cat([fresh.keys, torch.full_like(old_images, -1)]),
+        torch.cat([fresh.vectors, vectors]),
+        np.concatenate([fresh.classes, classes]),
+        np.concatenate([fresh.images, images]),
+        np.concatenate([fresh.keys, np.full_like(images, -1)]),
         num_classes,
     )
 
@@ -97,13 +100,11 @@ def remember(bank: PrototypeBank, fresh: Prototypes, per_image: int) -> None:
     """Write at most `per_image` best-scored prototypes of each (image, class) to the bank."""
     if not bank.size or not len(fresh.keys):
         return
-    classes = fresh.classes.numpy()
-    order = (-fresh.scores.numpy()).argsort(kind="stable")
-    group = (fresh.keys.numpy() // KEYS_PER_SAMPLE) * len(bank.written) + classes
+    order = (-fresh.scores).argsort(kind="stable")
+    group = (fresh.keys // KEYS_PER_SAMPLE) * len(bank.written) + fresh.classes
     order = order[group[order].argsort(kind="stable")]
     _, first, size = np.unique(group[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - first.repeat(size)
     kept = np.sort(order[rank < per_image])  # back to (rank, image, mask) order
     (there,) = send_arrays([kept], fresh.vectors.device)
-    places = torch.from_numpy(kept)
-    bank.write(fresh.vectors.index_select(0, there), fresh.classes[places], fresh.images[places])
+    bank.write(fresh.vectors.index_select(0, there), fresh.classes[kept], fresh.images[kept])

@@ -15,7 +15,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.class_mix import Look, mix_classes
 from sfss_ray.train.collective import sum_over_workers, world_size
-from sfss_ray.train.devices import Fetched, send, send_arrays
+from sfss_ray.train.devices import Fetched, send_arrays
 from sfss_ray.train.grid import cell_mask_ids, cell_means
 from sfss_ray.train.losses import Push, entropy_sum, pull, segmentation_loss
 from sfss_ray.train.mask_table import Opinion, describe_masks
@@ -253,7 +253,7 @@ def contrast(
             draw_anchors(table, student_label[b], thresholds, config.pairs, draws[b])
             for b, table in enumerate(tables)
         ]
-        places = [table.cells[c] for table, c in zip(tables, chosen, strict=True)]
+        places = [table.cells[own] for table, own in zip(tables, chosen, strict=True)]
         vectors = vectors_of_cells(embeddings, places)
         area = teacher_cells.shape[1]
         pairs = sample_pairs(tables, chosen, pool, origins, vectors, area, config.pairs, draws)
@@ -273,14 +273,15 @@ def contrast(
     }
 
 
-def vectors_of_cells(embeddings: Tensor, places: list[Tensor]) -> Tensor:
-    """(A, D) vectors of (B, D, h, w) at the places of each image, grid indices on the CPU; A in all.
+def vectors_of_cells(embeddings: Tensor, places: list[np.ndarray]) -> Tensor:
+    """(A, D) vectors of (B, D, h, w) at the places of each image, grid indices; A in all.
 
     One gather for the batch: the gradient of each is as large as all embeddings.
     """
     longest = max(len(place) for place in places)
-    table = torch.stack([F.pad(place, (0, longest - len(place))) for place in places])
-    index = send(table, embeddings.device)[:, None].expand(-1, embeddings.shape[1], -1)
+    table = np.stack([np.pad(place, (0, longest - len(place))) for place in places])
+    (index,) = send_arrays([table], embeddings.device)
+    index = index[:, None].expand(-1, embeddings.shape[1], -1)
     rows = embeddings.flatten(2).gather(2, index).transpose(1, 2).flatten(0, 1)
     if all(len(place) == longest for place in places):
         return rows

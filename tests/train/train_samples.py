@@ -278,13 +278,13 @@ def pool_of(tables: list[MaskTable], bank: int, classes: int, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     vectors, facts = [], []
     for image, table in enumerate(tables):
-        for mask in table.reliable.nonzero()[:, 0].tolist():
+        for mask in np.flatnonzero(table.reliable).tolist():
             vectors.append(table.prototype[mask])
             facts.append((int(table.label[mask]), image, image * KEY_STEP + mask))
     dim = tables[0].prototype.shape[1]
     for _ in range(bank):
         vectors.append(F.normalize(torch.from_numpy(rng.normal(0, 1, dim)).float(), dim=0))
         facts.append((int(rng.integers(0, classes)), int(rng.integers(0, len(tables) + 3)), -1))
-    columns = torch.tensor(facts, dtype=torch.long).reshape(-1, 3).T
+    columns = np.array(facts, np.int64).reshape(-1, 3).T
     stacked = torch.stack(vectors) if vectors else torch.zeros(0, dim)
     return PrototypePool.build(stacked, *columns, classes)
