@@ -57,6 +57,7 @@ def measure(pair: DomainPair, regions: str, images: int, batch: int = 8) -> dict
 
     config = override(pair.config, VOTE).train
     classes, store = len(pair.classes), MaskStore(pair.masks(regions))
+    torch.manual_seed(0)  # a projection starts from random weights
     teacher = ContrastNet(load_model(pair.source_model).network, config).eval()
     thresholds, prior = ClassThresholds(classes), ClassPrior(classes)
     tally = Tally()
