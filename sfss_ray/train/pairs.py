@@ -259,13 +259,13 @@ def _draw_same_mask(
 ) -> np.ndarray:
     """(A, P) positions in `table.cells` of other cells of the anchor's mask, with replacement."""
     start, count = table.start[mask][:, None], table.count[mask][:, None]
-    draw = _among(count - 1, (len(chosen), number), generator)
+    draw = _below(count - 1, _uniform((len(chosen), number), generator))
     return start + draw + (draw >= chosen[:, None] - start)
 
 
-def _among(count: np.ndarray, shape: tuple[int, int], generator: torch.Generator) -> np.ndarray:
-    """Whole numbers in [0, count)."""
-    return (_uniform(shape, generator) * count.astype(np.float32)).astype(np.int64)
+def _below(count: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Whole numbers in [0, count) of uniform draws from [0, 1)."""
+    return (draw * count.astype(np.float32)).astype(np.int64)
 
 
 def _draw_same_class(
@@ -295,9 +295,9 @@ def _draw_same_class(
     in_pool = ((mine >= start) & (mine < start + count)).astype(np.int64)
 
     others, rest = (count - gap)[:, None], (count - in_pool)[:, None]
-    far = start[:, None] + (draw * others.astype(np.float32)).astype(np.int64)
+    far = start[:, None] + _below(others, draw)
     far += gap[:, None] * (far >= gap_from[:, None])
-    near = start[:, None] + (draw * rest.astype(np.float32)).astype(np.int64)
+    near = start[:, None] + _below(rest, draw)
     near += in_pool[:, None] * (near >= mine[:, None])
 
     use_far = (np.arange(number) < (number + 1) // 2)[None] & (others > 0)

@@ -390,6 +390,42 @@ def test_renaming_ids_in_order_and_shuffling_the_pool_changes_no_pair(seed):
     assert same_pairs(again.pairs, d.pairs)
 
 
+def test_masks_and_pairs_of_a_batch_are_those_of_its_images():
+    config = PairConfig(negatives=16, anchors_per_image=60)
+    scenes = [random_scene(seed) for seed in range(3)]
+    scenes[1] = RandomScene(**vars(scenes[1]) | {"ids": torch.zeros_like(scenes[1].ids)})
+    bound, area = scenes[0].thresholds, scenes[0].ids.numel()
+    scenes = [RandomScene(**vars(scene) | {"thresholds": bound}) for scene in scenes]
+    alone = [scene.table(config) for scene in scenes]
+    tables = describe_masks(
+        torch.stack([scene.ids for scene in scenes]),
+        Opinion.of(torch.stack([scene.probabilities for scene in scenes])),
+        torch.stack([scene.embeddings.flatten(1).T for scene in scenes]),
+        bound,
+        config,
+    )
+    for together, single in zip(tables, alone, strict=True):
+        for f in fields(MaskTable):
+            assert np.array_equal(getattr(together, f.name), getattr(single, f.name)), f.name
+    pool = pool_of(tables, 20, len(bound))
+    singles = [finish_draw(scenes[b], alone[b], pool, config, b, image=b).pairs for b in range(3)]
+    generators = [torch.Generator().manual_seed(b) for b in range(3)]
+    chosen = [
+        draw_anchors(table, scene.student_label, bound, config, generator)
+        for table, scene, generator in zip(tables, scenes, generators, strict=True)
+    ]
+    vectors = torch.cat(
+        [s.student()[t.cells[own]] for s, t, own in zip(scenes, tables, chosen, strict=True)]
+    )
+    origins = [Origins.alone(table, b, b * KEY_STEP) for b, table in enumerate(tables)]
+    pairs = sample_pairs(tables, chosen, pool, origins, vectors, area, config, generators)
+    assert [len(one.anchors) for one in singles] == [60, 0, 60]
+    for f in fields(Pairs):
+        shift = area if f.name in ("anchors", "instance_positives") else 0
+        expected = torch.cat([getattr(one, f.name) + shift * b for b, one in enumerate(singles)])
+        torch.testing.assert_close(getattr(pairs, f.name), expected, check_dtype=False)
+
+
 def test_pairs_depend_on_the_generator_alone():
     config = PairConfig(negatives=16)
     first, again, other = draw(2, config), draw(2, config), draw(2, config)
