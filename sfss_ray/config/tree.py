@@ -13,6 +13,7 @@ from sfss_ray.config.masks import MaskConfig
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
+from sfss_ray.text_files import read_text
 
 LabelsFormat = Literal["auto", "train_ids", "cityscapes_label_ids", "gta5", "synthia", "camvid"]
 SourceWeights = Literal["auto", "student", "ema"]
@@ -123,7 +124,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def load_config(path: Path | str, base: Config | None = None) -> Config:
     """Read a config written as JSON: flat dotted names, as in `best_config.json` of a search."""
     try:
-        values = json.loads(Path(path).read_text())
+        values = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot read config {str(path)!r} ({error}): give a JSON file of dotted names, such as"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfss_ray.errors import DataError
+from sfss_ray.text_files import without_mark
 
 IGNORE_INDEX = 255
 
@@ -132,6 +133,7 @@ def find_class_set(name: str) -> ClassSet:
 
 def parse_classes(text: str) -> ClassSet:
     """A class set from its name (cityscapes-19) or from comma-separated class names."""
+    text = without_mark(text).strip()
     if "," in text:
         return class_set_of([part.strip() for part in text.split(",")])
     return find_class_set(text)

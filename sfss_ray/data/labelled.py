@@ -21,6 +21,7 @@ from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_dec
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.progress import Progress, ProgressSink, silent
+from sfss_ray.text_files import read_text
 
 CLASS_LIST = "classes.txt"
 
@@ -62,7 +63,7 @@ def class_list(labels: Path | str) -> ClassSet | None:
     for folder in (Path(labels).absolute(), Path(labels).absolute().parent):
         path = folder / CLASS_LIST
         if path.is_file():
-            names = [line.strip() for line in path.read_text().splitlines()]
+            names = [line.strip() for line in read_text(path).splitlines()]
             return class_set_of([n for n in names if n and not n.startswith("#")])
     return None
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from sfss_ray.errors import DataError
 from sfss_ray.masks.rle import Counts, encode_masks, from_coco_string, to_coco_string
+from sfss_ray.text_files import read_text
 
 METADATA = "metadata.csv"
 _SCORES = ("predicted_iou", "stability_score")
@@ -58,7 +59,7 @@ def _read_folder(folder: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
 
 def _read_table(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             lines, found = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -125,7 +126,7 @@ def _encode(values: np.ndarray, path: Path, size: tuple[int, int]) -> Counts:
 
 def _read_json(path: Path, size: tuple[int, int]) -> list[dict[str, Any]]:
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} cannot be read as JSON ({_reason(error)})") from error
     if not isinstance(records, list):

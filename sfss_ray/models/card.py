@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sfss_ray.data.class_sets import ClassSet, parse_classes
 from sfss_ray.errors import CheckpointError, DataError
+from sfss_ray.text_files import read_text
 
 ChannelOrder = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]
@@ -118,9 +119,9 @@ def card_values(card: CardLike | None) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_text(path))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON"
+        reason = getattr(error, "strerror", None) or f"it is not JSON: {error}"
         raise CheckpointError(
             f"cannot read card {str(path)!r} ({reason}): give a JSON file such as"
             ' {"channel_order": "bgr", "value_range": 255}'

@@ -1,0 +1,57 @@
+"""Text that users bring: class lists, cards and configs, from whatever editor saved them."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from pathlib import Path
+
+from sfss_ray.errors import DataError
+
+BYTE_ORDER_MARK = "\ufeff"
+# The 32-bit marks begin with the 16-bit ones, so they are tried first.
+_ENCODING_OF_MARK = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def decode_text(data: bytes) -> str:
+    r"""Bytes of a text file as text with `\n` line ends and without a byte order mark.
+
+    The encoding is UTF-8 unless a byte order mark names UTF-16 or UTF-32, as Windows editors write.
+
+    Raises:
+        DataError: the bytes are not text in that encoding.
+    """
+    encoding = next((e for mark, e in _ENCODING_OF_MARK.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"byte {error.start} is not {encoding.removesuffix('-sig').upper()} text: save the file"
+            " as UTF-8"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: Path | str) -> str:
+    """The content of a text file; see `decode_text`.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: it is not text; names the file.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return decode_text(data)
+    except DataError as error:
+        raise DataError(f"{os.fspath(path)!r}: {error}") from error
+
+
+def without_mark(text: str) -> str:
+    """Text that was pasted from a file, such as a command line's, without its byte order mark."""
+    return text.replace(BYTE_ORDER_MARK, "")
