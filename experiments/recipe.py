@@ -10,6 +10,7 @@ from typing import Any
 from sfss_ray.cli import describe, run_guarded
 from sfss_ray.config import PRESETS, PROTOCOLS, Config, load_config, override
 from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.files import require_lasting
 
 _NETWORK_INPUT = 1024
 """Pixels on the longest side of the image that both protocols show the network."""
@@ -56,6 +57,11 @@ def _add_data(group: Any) -> None:
         default="auto",
         choices=("auto", "vit_b", "vit_l", "vit_h", "small"),
         help="the SAM the checkpoint must hold (default: told from the weights)",
+    )
+    group.add_argument(
+        "--masks",
+        type=Path,
+        help="folder of masks of the target images, used instead of making some",
     )
     group.add_argument("--val-images", type=Path, help="labelled images to report mIoU on")
     group.add_argument("--val-labels", type=Path, help="folder of their label maps (train ids)")
@@ -122,6 +128,7 @@ def _longest_side(images: Path | None) -> int:
 
 def run(recipe: Recipe, arguments: argparse.Namespace) -> int:
     """Check what was given; plan, or run and print the table. Returns the exit code."""
+    require_lasting(arguments.output)
     embedded = arguments.source_model is None and arguments.target_images is None
     if not embedded and not arguments.dry_run:
         _require_both(arguments)
@@ -147,12 +154,13 @@ def _require_both(arguments: argparse.Namespace) -> None:
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("source_model", "card", "target_images", "sam_checkpoint", "sam_type")
+    names = ("source_model", "card", "target_images", "sam_checkpoint", "sam_type", "masks")
     return {name: getattr(arguments, name) for name in (*names, "val_images", "val_labels")}
 
 
 def _embedded(arguments: argparse.Namespace) -> tuple[dict[str, Any], Config]:
-    if any((arguments.sam_checkpoint, arguments.val_images, arguments.val_labels, arguments.card)):
+    names = ("sam_checkpoint", "masks", "val_images", "val_labels", "card")
+    if any(getattr(arguments, name) for name in names):
         raise DataError(
             "--source-model and --target-images are missing: give both for your own data, or no"
             " data at all for the embedded default"

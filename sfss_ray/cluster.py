@@ -3,24 +3,116 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
 
+AUTO, LOCAL = "auto", "local"
+_ADDRESS_VARIABLE = "RAY_ADDRESS"
 _TIMEOUT_S = 5.0
+_SLACK = 1e-6  # 3 * 0.1 CPUs fit into 0.3
+TRIAL_DRIVER_CPUS = 0.01
+"""Of a trial that starts workers of its own: almost none, so that trials cannot starve their workers."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has in all."""
+    """What a cluster has in all, and on each of its nodes."""
 
     cpus: float
     gpus: int
+    nodes: tuple[tuple[float, float], ...] = ()
+    """(CPUs, GPUs) of each node; empty where only the totals are known."""
+    limit: tuple[float, float] | None = None
+    """(CPUs, GPUs) that an autoscaler may grow the cluster to; None without one."""
+
+    def holds(self, cpus: float, gpus: float = 0.0) -> int:
+        """Processes of `cpus` and `gpus` each that fit at the same time; none is split over nodes."""
+        nodes = self.nodes or ((self.cpus, self.gpus),)
+        now = sum(_fitting(node, (cpus, gpus)) for node in nodes)
+        return max(now, _fitting(self.limit, (cpus, gpus)) if self.limit else 0)
+
+    def describe(self) -> str:
+        """'8 CPUs and 2 GPUs on 2 nodes'."""
+        text = f"{_counted(self.cpus, 'CPU')} and {_counted(self.gpus, 'GPU')}"
+        text += f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
+        return f"{text}, at most {self.limit[0]:g} and {self.limit[1]:g}" if self.limit else text
+
+
+def _counted(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
+def _fitting(node: tuple[float, float], needs: tuple[float, float]) -> int:
+    shares = [have / need + _SLACK for have, need in zip(node, needs, strict=True) if need > 0]
+    return int(min(shares, default=0.0))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Processes that must run at the same time for a stage to run at all."""
+
+    what: str
+    """In the plural, for messages: 'training workers'."""
+    number: int
+    knobs: str
+    """The settings that decide it."""
+    cpus: float
+    """Of each process."""
+    gpus: float = 0.0
+    beside: float = 0.0
+    """CPUs that their driver needs at the same time."""
+
+    def fitting(self, resources: Resources) -> int:
+        """Processes that fit beside the driver."""
+        number = resources.holds(self.cpus, self.gpus)
+        if not self.cpus or resources.limit:
+            return number
+        return min(number, int((resources.cpus - self.beside) / self.cpus + _SLACK))
+
+    def require(self, resources: Resources) -> None:
+        """ClusterError when the cluster can never hold them: Ray would wait without a word."""
+        fitting = self.fitting(resources)
+        if fitting >= self.number:
+            return
+        needs = {"CPU": self.cpus, "GPU": self.gpus}
+        each = " and ".join(_counted(number, unit) for unit, number in needs.items() if number)
+        raise ClusterError(
+            f"{self.number} {self.what} of {each} each were asked for, but the cluster holds"
+            f" {fitting} ({resources.describe()}): lower {self.knobs}, or use a larger cluster"
+        )
+
+
+def training_demand(compute: ComputeConfig, device: str) -> Demand:
+    """The workers of one training."""
+    gpus = 1.0 if device == "cuda" else 0.0
+    knobs = "compute.num_workers or compute.cpus_per_worker"
+    return Demand("training workers", compute.num_workers, knobs, compute.cpus_per_worker, gpus)
+
+
+def trials_demand(compute: ComputeConfig, device: str, at_once: int = 1) -> Demand:
+    """The workers of trials of a search, beside the trials themselves where these are several."""
+    demand = training_demand(compute, device)
+    if compute.num_workers > 1:
+        demand = dataclasses.replace(demand, beside=TRIAL_DRIVER_CPUS * max(at_once, 1))
+    if at_once <= 1:
+        return demand
+    knobs = f"compute.concurrent_trials, {demand.knobs}"
+    what = f"training workers of {at_once} trials at the same time"
+    return dataclasses.replace(demand, what=what, number=at_once * demand.number, knobs=knobs)
+
+
+def actor_demand(what: str, number: int, device: str) -> Demand:
+    """The actors of a pool; 0 is as many as fit."""
+    on_gpu = device == "cuda"
+    return Demand(f"{what} actors", number, f"compute.{what}_actors", 1.0 - on_gpu, float(on_gpu))
 
 
 def local_device(compute: ComputeConfig) -> str:
@@ -34,7 +126,7 @@ def local_device(compute: ComputeConfig) -> str:
 
     if torch.cuda.is_available():
         return "cuda"
-    if compute.device == "cuda" and not _joins_cluster(compute):
+    if compute.device == "cuda" and not _uses_running_cluster(compute):
         raise ClusterError(
             "device is 'cuda' but this machine has no CUDA device that torch can use: choose device"
             " cpu or auto, or give the address of a cluster with GPUs"
@@ -43,53 +135,89 @@ def local_device(compute: ComputeConfig) -> str:
 
 
 def resolve_device(compute: ComputeConfig) -> str:
-    """'cpu' or 'cuda', for what the workers of a cluster compute; ClusterError as `local_device`.
+    """'cpu' or 'cuda', for what the workers of a cluster compute; see `choose_device`."""
+    local_device(compute)
+    return choose_device(compute, capacity(compute))
 
-    A driver without a GPU may still ask for a GPU cluster: then an address is given and the cluster
-    itself is asked. A driver with a GPU that leaves the choice (auto) takes the CPU where the cluster
-    has no GPU to give: Ray would wait for one for ever.
+
+def choose_device(compute: ComputeConfig, resources: Resources) -> str:
+    """'cpu' or 'cuda', for workers: the cluster's GPUs decide, not those of the driver's machine.
+
+    A head node without a GPU drives a cluster that has some, and a workstation with a GPU drives one
+    that has none, where Ray would wait for a GPU for ever.
+
+    Raises:
+        ClusterError: CUDA is asked for and the cluster has no GPU.
     """
-    here = local_device(compute)
-    if compute.device != "auto":
-        return compute.device
-    return here if here == "cpu" or _may_give_gpus(compute) else "cpu"
+    if compute.device == "cpu":
+        return "cpu"
+    if resources.gpus or (resources.limit and resources.limit[1]):
+        return "cuda"
+    if compute.device == "cuda":
+        raise ClusterError("device is 'cuda' but the cluster has no GPU: choose device cpu or auto")
+    return "cpu"
 
 
-def _may_give_gpus(compute: ComputeConfig) -> bool:
-    """Whether the cluster has a GPU; one that is started here later takes those of this machine."""
-    import ray
-
-    if ray.is_initialized() or _joins_cluster(compute):
+def capacity(compute: ComputeConfig) -> Resources:
+    """What the cluster of this config has. One that is still to be started here is not started."""
+    if _uses_running_cluster(compute):
         with connected(compute) as resources:
-            return resources.gpus > 0
-    return True
+            return resources
+    import torch
+    from ray._private.utils import get_num_cpus  # heeds a container's limit, as ray.init does
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return Resources(float(get_num_cpus(override_docker_cpu_warning=True)), gpus)
 
 
-def _joins_cluster(compute: ComputeConfig) -> bool:
-    return compute.address not in ("auto", "local") or "RAY_ADDRESS" in os.environ
+def _uses_running_cluster(compute: ComputeConfig) -> bool:
+    return _is_connected() or cluster_address(compute) != LOCAL
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def cluster_address(compute: ComputeConfig) -> str:
+    """`local`, or the address of the cluster to join; an empty RAY_ADDRESS counts as none."""
+    if compute.address != AUTO:
+        return compute.address
+    return os.environ.get(_ADDRESS_VARIABLE, "").strip() or LOCAL
 
 
 def check_address(compute: ComputeConfig) -> None:
     """ClusterError when an explicit HOST:PORT does not answer. Joining would wait for minutes."""
-    address = (
-        compute.address if compute.address != "auto" else os.environ.get("RAY_ADDRESS", "auto")
-    )
-    if address in ("auto", "local"):
+    address = cluster_address(compute)
+    if address in (AUTO, LOCAL):
         return
+    _refuse_dashboard(address)
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise ClusterError(f"Ray address {address!r}: allowed is auto, local or HOST:PORT")
     try:
         socket.create_connection((host, int(port)), _TIMEOUT_S).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise ClusterError(
             f"Ray address {address!r} cannot be reached ({error}): start the cluster with `ray start"
             " --head`, correct the address, or use address local"
         ) from error
 
 
+def _refuse_dashboard(address: str) -> None:
+    """The address that `ray job submit` takes is not one that a driver can join."""
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"Ray address {address!r} is that of the dashboard, which takes jobs: submit the command"
+            f" with `ray job submit --address {address}`, or give HOST:PORT of the head node (the port"
+            " of `ray start --head`, 6379 by default)"
+        )
+
+
 def prepare_environment() -> None:
     """Settings that Ray reads when it starts; the user's own values win."""
+    if not os.environ.get(_ADDRESS_VARIABLE, "unset").strip():
+        del os.environ[_ADDRESS_VARIABLE]  # set but empty, as a shell script leaves it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Metrics would be throttled to one report in seconds otherwise.
@@ -112,11 +240,11 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
     if ray.is_initialized():
         yield _resources(compute)
         return
-    address = _init_address(compute)
-    if address == "local":
+    if cluster_address(compute) == LOCAL:
         _start_here()
     else:
-        _join(address, compute)
+        # A job's driver joins by RAY_ADDRESS, which Ray itself reads.
+        _join(None if compute.address == AUTO else compute.address, compute)
     try:
         yield _resources(compute)
     finally:
@@ -148,7 +276,7 @@ def _join(address: str | None, compute: ComputeConfig) -> None:
     try:
         _init(address)
     except Exception as error:
-        named = compute.address if address else os.environ.get("RAY_ADDRESS")
+        named = compute.address if address else os.environ.get(_ADDRESS_VARIABLE)
         raise ClusterError(
             f"Ray address {named!r} cannot be joined ({_first_line(error)}): see that the cluster runs,"
             " with the same versions of Ray and Python, and that its token is set here (RAY_AUTH_MODE)"
@@ -165,18 +293,24 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _init_address(compute: ComputeConfig) -> str | None:
-    """What `ray.init` is given; None joins the cluster of RAY_ADDRESS, which jobs have set."""
-    if compute.address != "auto":
-        return compute.address
-    return None if "RAY_ADDRESS" in os.environ else "local"
-
-
 def _resources(compute: ComputeConfig) -> Resources:
     import ray
 
     total = ray.cluster_resources()
-    resources = Resources(total.get("CPU", 0.0), int(total.get("GPU", 0)))
-    if compute.device == "cuda" and not resources.gpus:
-        raise ClusterError("device is 'cuda' but the cluster has no GPU: choose device cpu or auto")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    resources = Resources(
+        total.get("CPU", 0.0),
+        int(total.get("GPU", 0)),
+        tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes),
+        _autoscaler_limit(),
+    )
+    choose_device(compute, resources)
     return resources
+
+
+def _autoscaler_limit() -> tuple[float, float] | None:
+    """(CPUs, GPUs) that an autoscaler may bring; Ray Train asks the same before it waits."""
+    from ray._private.state import state
+
+    most = state.get_max_resources_from_cluster_config()
+    return (float(most.get("CPU", 0)), float(most.get("GPU", 0))) if most else None

@@ -6,6 +6,7 @@
     +-- CheckpointError            a weights file is missing, damaged, or of another kind than asked
     +-- ClusterError               the Ray cluster cannot be reached or lacks what was asked for
     +-- ResumeError                the output folder holds another run, or a stage that cannot go on
+    +-- OutputError                the output cannot be written: a full disk, no permission
     +-- TrainingError              the loss became NaN or Inf; names the step and the last checkpoint
 
 Each message says what is wrong, the value, what is allowed, and what to do, in one line.
@@ -34,6 +35,10 @@ class ClusterError(SfssError):
 
 class ResumeError(SfssError):
     """The output folder belongs to another run. Choose another folder, or the same settings."""
+
+
+class OutputError(SfssError):
+    """A file cannot be written. Free disk space or give another place; what is written is kept."""
 
 
 class TrainingError(SfssError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config, flatten
-from sfss_ray.data.folders import ImageFile, evenly_spread, read_image
+from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.evaluation.scores import lost_variety
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.train.launch import TrainResult
@@ -88,7 +88,7 @@ def _rows(scores: dict[str, Score], trained: TrainResult) -> list[dict[str, Any]
 
 def shown_images(prepared: Prepared, config: Config) -> list[ImageFile]:
     """Labelled images where there are any, else held-out target images, evenly spread."""
-    labelled = [ImageFile(item.image_id, item.path) for item in prepared.labelled]
+    labelled = [ImageFile(item.image_id, item.path, item.white) for item in prepared.labelled]
     return evenly_spread(labelled or list(prepared.held_out), config.evaluation.pictures)
 
 
@@ -106,7 +106,7 @@ def draw_strips(
     labels = {item.image_id: item for item in prepared.labelled}
     strips = []
     for file in shown:
-        image = read_image(file.path)
+        image = file.read()
         predictions = {
             name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
             for name, network in networks.items()

@@ -13,7 +13,8 @@ import numpy as np
 from sfss_ray.config import Config
 from sfss_ray.data.folders import read_image
 from sfss_ray.errors import ConfigError, DataError, SfssError
-from sfss_ray.masks.regions import NOTES
+from sfss_ray.files import require_lasting
+from sfss_ray.masks.regions import NOTES, white_in
 from sfss_ray.masks.rle import from_coco_string
 from sfss_ray.masks.store import MaskStore, parquet_files, read_recipe
 from sfss_ray.progress import Progress, ProgressSink, print_line
@@ -288,13 +289,8 @@ def _draw(
             not_shown[image_id] = str(error)
     if not tiles:
         return None, not_shown
-    try:
-        return save_png(output, contact_sheet(tiles, _COLUMNS)), not_shown
-    except OSError as error:
-        raise DataError(
-            f"contact sheet {str(output)!r} cannot be written ({error.strerror or error}): give"
-            " another place (output)"
-        ) from error
+    path = require_lasting(output, "contact sheet")
+    return save_png(path, contact_sheet(tiles, _COLUMNS)), not_shown
 
 
 def _tile(store: MaskStore, image_id: str) -> np.ndarray:
@@ -302,7 +298,7 @@ def _tile(store: MaskStore, image_id: str) -> np.ndarray:
     from sfss_ray.report.pictures import mask_tile
 
     row = store.load(image_id)
-    image = read_image(row["path"])
+    image = read_image(row["path"], white=white_in(store.recipe))
     if image.shape[:2] != (row["height"], row["width"]):
         raise DataError(
             f"image {row['path']!r} is {image.shape[1]}x{image.shape[0]}, its masks are"

@@ -10,28 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, split_held_out
-from sfss_ray.errors import DataError
 from sfss_ray.evidence import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
-from sfss_ray.masks.generate import generate_masks, mask_images
-from sfss_ray.masks.given import describe_masks, is_of_file, open_masks
-from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
+from sfss_ray.inputs import Inputs, Request, check_inputs, claim_inputs
+from sfss_ray.masks.generate import mask_images
+from sfss_ray.masks.given import describe_masks, is_of_file
+from sfss_ray.masks.regions import SamType
 from sfss_ray.masks.store import MaskStore
-from sfss_ray.masks.summary import MaskSummary
+from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.models.card import CardLike
-from sfss_ray.models.source import Source, SourceLike, open_source
+from sfss_ray.models.source import SourceLike
 from sfss_ray.progress import ProgressSink, print_line
-from sfss_ray.run_folder import claim
 from sfss_ray.train.launch import TrainResult, run_training
-from sfss_ray.train.prepared import (
-    Prepared,
-    check_stage,
-    labelled_images,
-    prepare_training,
-    record_of_masks,
-    run_record,
-)
-from sfss_ray.tune.scores import require_held_out, score_name
+from sfss_ray.train.prepared import Prepared, prepare_training
 from sfss_ray.tune.search import SearchResult, run_search
 
 if TYPE_CHECKING:
@@ -89,26 +79,6 @@ class TuneResult(AdaptResult):
         return self.search.trials[self.search.best].values
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Arguments that were checked before a cluster starts."""
-
-    source: Source
-    target_images: Path
-    output_dir: Path
-    images: list[ImageFile]
-    labelled: tuple[LabelledImage, ...]
-    val_images: Path | str | None
-    val_labels: Path | str | None
-    sam_checkpoint: Path | str | None
-    sam_type: SamType
-    recipe: RegionRecipe | None
-    """How masks are made; None where they are given."""
-    region_weights: Path | None
-    given: MaskSummary | None
-    """The masks that were given."""
-
-
 def adapt(
     source_model: SourceLike,
     target_images: Path | str,
@@ -150,24 +120,25 @@ def adapt(
     Raises:
         SfssError: bad input, said in one line before a cluster starts; see `sfss_ray.errors`.
     """
-    config = config or Config()
-    inputs = _check(
-        open_source(source_model, card, config.source_weights),
+    request = Request(
+        "adapt",
+        source_model,
         target_images,
         output_dir,
-        (sam_checkpoint, sam_type, masks),
-        (val_images, val_labels),
-        config,
+        config or Config(),
+        card=card,
+        sam_checkpoint=sam_checkpoint,
+        sam_type=sam_type,
+        masks=masks,
+        val_images=val_images,
+        val_labels=val_labels,
     )
-    folder = claim(output_dir, _record("adapt", inputs, config))
-    with cluster.connected(config.compute):
-        summary = _masks(inputs, folder, config, progress)
-        prepared = _prepare(inputs, folder, config)
-        trained = run_training(prepared, folder, config, progress)
-        report = _report(
-            "adapt", inputs, prepared, summary, trained, None, folder, config, progress
-        )
-    return AdaptResult(folder, trained.model, report, architecture=prepared.source.architecture)
+    inputs, folder = _begin(request, progress)
+    with cluster.connected(request.config.compute):
+        job = _with_masks(request, inputs, folder, progress)
+        trained = run_training(job.prepared, folder, request.config, progress)
+        report = _report(job, trained, None, request.config)
+    return AdaptResult(folder, trained.model, report, architecture=inputs.source.architecture)
 
 
 def tune_hyperparameters(
@@ -193,131 +164,79 @@ def tune_hyperparameters(
 
     Arguments, results and errors are those of `adapt`; `config.tune` says how long and how wide.
     """
-    config = config or Config()
-    inputs = _check(
-        open_source(source_model, card, config.source_weights),
+    request = Request(
+        "tune",
+        source_model,
         target_images,
         output_dir,
-        (sam_checkpoint, sam_type, masks),
-        (val_images, val_labels),
-        config,
+        config or Config(),
+        card=card,
+        sam_checkpoint=sam_checkpoint,
+        sam_type=sam_type,
+        masks=masks,
+        val_images=val_images,
+        val_labels=val_labels,
     )
-    _check_score(inputs, config)
-    folder = claim(output_dir, _record("tune", inputs, config))
-    with cluster.connected(config.compute):
-        summary = _masks(inputs, folder, config, progress)
-        prepared = _prepare(inputs, folder, config)
-        search = run_search(prepared, folder, config, progress)
-        best = override(config, search.trials[search.best].values)
+    inputs, folder = _begin(request, progress)
+    with cluster.connected(request.config.compute):
+        job = _with_masks(request, inputs, folder, progress)
+        search = run_search(job.prepared, folder, request.config, progress)
+        best = override(request.config, search.trials[search.best].values)
         progress(f"training with the best values: {search.trials[search.best].name}")
-        trained = run_training(prepared, folder, best, progress)
-        report = _report("tune", inputs, prepared, summary, trained, search, folder, best, progress)
-    architecture = prepared.source.architecture
+        trained = run_training(job.prepared, folder, best, progress)
+        report = _report(job, trained, search, best)
+    architecture = inputs.source.architecture
     return TuneResult(folder, trained.model, report, search, architecture=architecture)
 
 
-def _check(
-    source: Source,
-    target_images: Path | str,
-    output_dir: Path | str,
-    regions: tuple[Path | str | None, SamType, Path | str | None],
-    val: tuple[Path | str | None, Path | str | None],
-    config: Config,
-) -> _Inputs:
-    """Everything that can be known to be wrong before work begins.
+@dataclass(frozen=True)
+class _Job:
+    """A run whose masks are there."""
 
-    regions: SAM checkpoint, its type, and the folder of masks that are there.
-    """
-    images = list_images(target_images)
-    labelled = labelled_images(*val, source.classes, config)
-    sam_checkpoint, sam_type, masks = regions
-    given, recipe, weights = None, None, None
-    if masks is None:
-        recipe, weights = make_recipe(config.masks, sam_checkpoint, sam_type)
-    elif sam_checkpoint is not None:
-        raise DataError(
-            "masks and a SAM checkpoint were given: give masks that are there, or a checkpoint to make"
-            " some"
-        )
+    request: Request
+    inputs: Inputs
+    prepared: Prepared
+    masks: MaskSummary
+    folder: Path
+    progress: ProgressSink
+
+
+def _begin(request: Request, progress: ProgressSink) -> tuple[Inputs, Path]:
+    """Check all inputs, and claim the output folder."""
+    inputs = check_inputs(request)
+    for note in inputs.notes:
+        progress(note)
+    return inputs, claim_inputs(request, inputs, progress)
+
+
+def _with_masks(request: Request, inputs: Inputs, folder: Path, progress: ProgressSink) -> _Job:
+    """Masks are made, or those that were given are used."""
+    images = inputs.images
+    if inputs.masks is not None:
+        store = inputs.masks
+        summary = describe_masks(store, images)
+        progress(f"masks: {summary.masks} masks of {len(images)} images by {summary.source} given")
     else:
-        given = describe_masks(open_masks(masks, images), images)
-    check_stage(config.train, config.compute)
-    cluster.local_device(config.compute)
-    cluster.check_address(config.compute)
-    return _Inputs(
-        source,
-        Path(target_images),
-        Path(output_dir),
-        images,
-        labelled,
-        *val,
-        sam_checkpoint,
-        sam_type,
-        recipe,
-        weights,
-        given,
-    )
-
-
-def _check_score(inputs: _Inputs, config: Config) -> None:
-    """ConfigError when trials could not be compared; the search looks again once masks are there."""
-    share, most = config.evaluation.held_out_share, config.evaluation.held_out_max
-    _, held_out = split_held_out(inputs.images, share, most)
-    require_held_out(score_name(config.tune, bool(inputs.labelled)), len(held_out))
-
-
-def _record(kind: str, inputs: _Inputs, config: Config) -> dict[str, Any]:
-    record = {"kind": kind} | run_record(config, inputs.source, inputs.images, inputs.labelled)
-    if inputs.recipe is not None:
-        return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
-    assert inputs.given is not None
-    given = inputs.given
-    return record | record_of_masks(MaskStore(given.folder).recipe, given.masks)
-
-
-def _masks(inputs: _Inputs, folder: Path, config: Config, progress: ProgressSink) -> MaskSummary:
-    if inputs.given is not None:
-        given = inputs.given
-        progress(f"masks: {given.masks} of {given.images} images by {given.source} are given")
-        return given
-    return generate_masks(
-        inputs.target_images,
-        folder / "masks",
-        sam_checkpoint=inputs.sam_checkpoint,
-        sam_type=inputs.sam_type,
-        config=config,
-        progress=progress,
-    )
-
-
-def _prepare(inputs: _Inputs, folder: Path, config: Config) -> Prepared:
-    prepared = prepare_training(
-        inputs.source,
-        inputs.target_images,
-        inputs.given.folder if inputs.given else folder / "masks",
-        inputs.val_images,
-        inputs.val_labels,
-        config,
-    )
-    return prepared.placed(folder)
+        assert inputs.recipe is not None
+        started, place = time.monotonic(), folder / "masks"
+        made = mask_images(
+            images, place, inputs.recipe, inputs.region_weights, request.config, progress
+        )
+        store = MaskStore(place)
+        seconds = time.monotonic() - started
+        summary = summarise(store, images, inputs.recipe.source, made, seconds)
+    prepared = prepare_training(inputs, store, request.config).placed(folder)
+    return _Job(request, inputs, prepared, summary, folder, progress)
 
 
 def _report(
-    kind: str,
-    inputs: _Inputs,
-    prepared: Prepared,
-    masks: MaskSummary,
-    trained: TrainResult,
-    search: SearchResult | None,
-    folder: Path,
-    config: Config,
-    progress: ProgressSink,
+    job: _Job, trained: TrainResult, search: SearchResult | None, config: Config
 ) -> dict[str, Any]:
     """Score source-only and adapted side by side, draw, write report.json and report.html."""
     from sfss_ray.models.model_file import load_model
     from sfss_ray.report.page import write_report
 
-    started = time.monotonic()
+    started, prepared = time.monotonic(), job.prepared
     device, source = cluster.local_device(config.compute), prepared.source
     networks = {
         SOURCE_ONLY: source.load(device).network,
@@ -326,39 +245,34 @@ def _report(
     examination = prepared.examination(config)
     scores = {}
     for name, network in networks.items():
-        progress(f"evaluating {name}")
+        job.progress(f"evaluating {name}")
         scores[name] = examination.score(network)
         if name == SOURCE_ONLY:
             examination = examination.beside(scores[name])
             scores[name] = examination.completed(scores[name], network)
-    strips = _strips(inputs, prepared, networks, folder, config, progress)
-    seconds = {"masks": masks.seconds, "train": trained.seconds}
+    strips = _strips(job, networks, config)
+    seconds = {"masks": job.masks.seconds, "train": trained.seconds}
     seconds["evaluation"] = time.monotonic() - started
-    report = describe_run(kind, prepared, masks, trained, search, config, scores, seconds)
-    if inputs.given is not None:
-        report["regions"]["folder"] = str(inputs.given.folder)
-    write_report(folder, report, strips)
+    report = describe_run(
+        job.request.kind, prepared, job.masks, trained, search, config, scores, seconds
+    )
+    if job.inputs.masks is not None:
+        report["regions"]["folder"] = job.inputs.masks.folder
+    write_report(job.folder, report, strips)
     return report
 
 
-def _strips(
-    inputs: _Inputs,
-    prepared: Prepared,
-    networks: dict[str, Segmenter],
-    folder: Path,
-    config: Config,
-    progress: ProgressSink,
-) -> list[Strip]:
+def _strips(job: _Job, networks: dict[str, Segmenter], config: Config) -> list[Strip]:
     """Pictures with masks: of labelled images they are made here, unless masks are given."""
+    prepared, store = job.prepared, job.prepared.store
     shown = shown_images(prepared, config)
-    store = MaskStore(prepared.masks)
     if not prepared.labelled or not shown:
         return draw_strips(prepared, shown, networks, store.id_map, config)
-    if inputs.recipe is None:
+    if job.inputs.recipe is None:
         known = {file.image_id for file in shown if is_of_file(store, file)}
         return draw_strips(
             prepared, shown, networks, lambda i: store.id_map(i) if i in known else None, config
         )
-    place = folder / "masks_of_pictures"
-    mask_images(shown, place, inputs.recipe, inputs.region_weights, config, progress)
+    place, weights = job.folder / "masks_of_pictures", job.inputs.region_weights
+    mask_images(shown, place, job.inputs.recipe, weights, config, job.progress)
     return draw_strips(prepared, shown, networks, MaskStore(place).id_map, config)

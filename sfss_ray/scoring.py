@@ -13,6 +13,7 @@ from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import ClassSet, matched_names, synonyms_in, synonyms_line
 from sfss_ray.data.labelled import LabelledFolder, load_labelled
 from sfss_ray.evaluation.metrics import ConfusionMatrix
+from sfss_ray.files import require_lasting, write_text
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
@@ -125,7 +126,14 @@ def evaluate_model(
     """
     config = config or Config()
     source = open_source(model, card, config.source_weights)
-    folder = load_labelled(images, labels, source.classes, config, progress=progress)
+    folder = load_labelled(
+        images,
+        labels,
+        source.classes,
+        config,
+        white_of_model=source.white_level,
+        progress=progress,
+    )
     for line in folder.describe(source.classes):
         progress(line)
 
@@ -178,13 +186,13 @@ def _write(
     from sfss_ray.report.confusion import draw_confusion
     from sfss_ray.report.pictures import save_png
 
-    folder = Path(output)
+    folder = require_lasting(output)
     names = ("evaluation.json", "per_class.csv", "confusion.png")
     result = replace(result, files=tuple(folder / name for name in names))
     title = f"mIoU {result.miou:.1f} % over {result.class_set}, {result.images} images"
     picture = draw_confusion(result.confusion, result.classes, result.classes, title)
     save_png(folder / "confusion.png", picture)
-    (folder / "per_class.csv").write_text(_csv(result))
+    write_text(folder / "per_class.csv", _csv(result))
     facts = {"model": {"origin": str(source.origin), "sha256": source.sha256}}
     write_json(
         folder / "evaluation.json",

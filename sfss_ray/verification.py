@@ -6,6 +6,7 @@ channel order, range or normalisation than they were trained on. That shows here
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,13 @@ import numpy as np
 from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_image
+from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.data.images import open_images
 from sfss_ray.errors import DataError
+from sfss_ray.inputs import labelled_images
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.progress import Progress, ProgressSink, print_line
-from sfss_ray.train.prepared import labelled_images
 
 if TYPE_CHECKING:
     from sfss_ray.models.load_report import LoadReport
@@ -105,10 +107,13 @@ def verify_source(
     """
     config = config or Config()
     source = open_source(source_model, card, config.source_weights)
-    pairs = (
-        () if labels is None else labelled_images(images, labels, source.classes, config, progress)
-    )
-    files = pairs or tuple(list_images(images, "images"))
+    if labels is None:
+        pairs = ()
+        files, notes = open_images(images, config, source.white_level, "images")
+        for note in notes:
+            progress(note)
+    else:
+        files = pairs = labelled_images(images, labels, source.classes, config, progress)
     model = source.load(cluster.local_device(config.compute))
     seen = _look(model.network, files, source.classes, config, progress)
     report = model.load_report
@@ -139,7 +144,7 @@ class _Seen:
 
 def _look(
     network: Segmenter,
-    files: tuple[ImageFile, ...] | tuple[LabelledImage, ...],
+    files: Sequence[ImageFile] | Sequence[LabelledImage],
     classes: ClassSet,
     config: Config,
     progress: ProgressSink,
@@ -153,7 +158,7 @@ def _look(
     bar, reason = Progress("looked at", len(files), progress), ""
     for file in files:
         try:
-            image = read_image(file.path)
+            image = file.read()
         except DataError as error:
             reason = str(error)
             bar.advance(1)

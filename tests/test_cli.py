@@ -143,7 +143,7 @@ VERB_CASES = SHARED_CASES | {
     "no address": ({"compute.address": "somewhere"}, "allowed is auto, local or HOST:PORT"),
     "wrong card": ({"card": "@card.json"}, "channel_order is 'gbr': allowed is rgb or bgr"),
     "missing card": ({"card": "@nowhere.json"}, "cannot read card .*nowhere"),
-    "card of words": ({"card": "@letter.txt"}, "cannot read card .*letter.*it is no JSON"),
+    "card of words": ({"card": "@letter.txt"}, "cannot read card .*letter.*it is not JSON"),
     "uneven batch": ({"train.batch-size": "3", "compute.num-workers": "2"}, "choose a multiple"),
     "another run": ({"output-dir": "@another_run"}, "another_run' holds another run"),
     "foreign files": ({"output-dir": "@images"}, "holds files of something else"),

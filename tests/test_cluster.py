@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import ray
 import torch
+from ray._private.state import state
 
 from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig
@@ -21,6 +22,9 @@ def machine(monkeypatch):
     def set_up(cuda: bool, gpus: int | None) -> None:
         found = {"CPU": 2.0} | ({"GPU": float(gpus)} if gpus else {})
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": found}])
+        monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
         monkeypatch.setattr(ray, "is_initialized", lambda: gpus is not None)
         monkeypatch.setattr(ray, "cluster_resources", lambda: found)
 
@@ -34,12 +38,15 @@ def machine(monkeypatch):
         ("auto", True, 1, "cuda", "cuda"),
         ("auto", True, 0, "cpu", "cuda"),
         ("auto", False, 0, "cpu", "cpu"),
-        ("auto", False, 1, "cpu", "cpu"),
+        ("auto", False, 1, "cuda", "cpu"),
+        ("auto", False, 4, "cuda", "cpu"),
+        ("auto", False, None, "cpu", "cpu"),
         ("cpu", True, 1, "cpu", "cpu"),
         ("cuda", True, 1, "cuda", "cuda"),
+        ("cuda", False, 1, "cuda", "cpu"),
     ],
 )
-def test_a_cluster_without_a_gpu_computes_on_its_cpus(machine, device, cuda, gpus, there, here):
+def test_the_gpus_of_the_cluster_decide(machine, device, cuda, gpus, there, here):
     machine(cuda, gpus)
     compute = ComputeConfig(device=device)
     assert cluster.resolve_device(compute) == there

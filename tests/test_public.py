@@ -138,7 +138,7 @@ def test_every_module_says_what_it_is_for(path):
 
 def test_every_error_is_an_sfss_error_and_says_when():
     raised = [e for e in vars(errors).values() if isinstance(e, type)]
-    assert len(raised) == 7
+    assert len(raised) == 8
     for error in raised:
         assert issubclass(error, errors.SfssError)
         assert error.__doc__

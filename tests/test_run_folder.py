@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sfss_ray.config import Config, flatten, override
-from sfss_ray.errors import ResumeError
+from sfss_ray.errors import OutputError, ResumeError
 from sfss_ray.run_folder import RECORD_FILE, claim, write_json
 
 RECORD = {"seed": 0, "train.augment.crop_size": (64, 64), "inputs.images": 4}
@@ -76,7 +76,8 @@ def test_files_of_something_else_are_not_touched(tmp_path: Path):
 def test_a_file_is_no_output_folder(tmp_path: Path):
     (tmp_path / "file").write_text("")
     assert "give a new or empty folder" in refusal(tmp_path / "file")
-    assert "cannot be written" in refusal(tmp_path / "file" / "run")
+    with pytest.raises(OutputError, match="cannot be written"):
+        claim(tmp_path / "file" / "run", {"seed": 0})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "7"])

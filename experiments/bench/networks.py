@@ -72,7 +72,7 @@ def measure(network: str, precision: str, device: str, batch: int, threads: int)
         masks = build_region_source(recipe, checkpoint, 64, device)(image)
         file = ImageFile("scene", path)
         with _steps_on_one_batch(device) as seconds:
-            seen = measure_training(open_source(model), file, masks, recipe, config, device)
+            seen = measure_training(open_source(model), file, masks, config, device)
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     return {
         "network": network,

@@ -34,6 +34,9 @@ class Config:
     source_weights: SourceWeights = "auto"
     """Which copy is read from a checkpoint that holds a student and its EMA copy (`ema_model.`; of
     DAFormer, HRDA, MIC, SePiCo); auto: the student, or the EMA copy where it is alone."""
+    white_level: float | None = None
+    """The value that means white in images of more than 8 bits (1023 for 10 bits, 4095 for 12, 16383
+    for 14, 65535 for 16, 1 or 255 for floats). None: found once for each folder, and printed."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -43,6 +46,7 @@ class Config:
 
     def __post_init__(self):
         require(self, "seed", 0, 2**31 - 1)
+        require(self, "white_level", 0, above=True)
         require_one_of(self, "labels_format", get_args(LabelsFormat))
         require_one_of(self, "source_weights", get_args(SourceWeights))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import parse_classes
+from sfss_ray.data.depth import with_white
 from sfss_ray.data.folders import Matching, match_labels
 from sfss_ray.data.label_formats import FORMATS, LabelFormat
 from sfss_ray.data.labelled import LabelledFolder, decoded
@@ -125,6 +126,9 @@ def check_dataset(
     layout = find_layout(folder, labels)
     matchings = [match_labels(*pair, "data set", config.labels_format) for pair in layout.folders]
     pairs = [pair for matching in matchings for pair in matching.pairs]
+    pairs, notes = with_white(pairs, config.white_level)
+    for note in notes:
+        progress(note)
     if not pairs:
         raise DataError(_nothing_pairs(folder, matchings))
     classes = classes or config.labels_classes

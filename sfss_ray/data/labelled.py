@@ -16,6 +16,7 @@ from sfss_ray.data.class_sets import (
     synonyms_in,
     synonyms_line,
 )
+from sfss_ray.data.depth import with_white
 from sfss_ray.data.folders import LabelledImage, pair_labels
 from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
@@ -36,6 +37,8 @@ class LabelledFolder:
     label_classes: ClassSet
     skipped: tuple[str, ...] = ()
     """Ids of pairs left out because image and labels differ in size."""
+    notes: tuple[str, ...] = ()
+    """What was found of the images, in lines for people."""
 
     def describe(self, wanted: ClassSet) -> list[str]:
         """What was taken for what, in lines for people."""
@@ -50,6 +53,7 @@ class LabelledFolder:
             lines.append(f"classes that the labels cannot show: {', '.join(lacking)}")
         if foreign:
             lines.append(f"classes of the labels that are ignored: {', '.join(foreign)}")
+        lines += self.notes
         if self.skipped:
             lines.append(
                 f"{len(self.skipped)} pairs skipped: image and labels differ in size (first:"
@@ -112,12 +116,14 @@ def load_labelled(
     what: str = "val",
     skip_unequal: bool = False,
     named: bool = True,
+    white_of_model: float | None = None,
     progress: ProgressSink | None = None,
 ) -> LabelledFolder:
     """Pair, decode and check two folders.
 
     skip_unequal: leave pairs of unequal size out (training) rather than refuse them (scoring).
     named: whether `config.labels_format` and `labels_classes` speak of these labels.
+    white_of_model: what was white in the images of more than 8 bits that the model was adapted to.
 
     Raises DataError naming the file: an id that the format has not, sizes that differ, a label map
     that cannot be read, images or labels without the other.
@@ -126,6 +132,7 @@ def load_labelled(
     format_name = config.labels_format if named else "auto"
     classes = config.labels_classes if named else ""
     pairs = pair_labels(images, labels, what, format_name)
+    pairs, notes = with_white(pairs, config.white_level, white_of_model)
     folder = decoded(pairs, labels, wanted, format_name, classes)
     kept, skipped = [], []
     bar = Progress(f"checked {what} labels", len(pairs), progress or silent)
@@ -140,7 +147,10 @@ def load_labelled(
             f"{what} images: every pair differs in size; give labels of the images' size"
         )
     return dataclasses.replace(
-        folder, pairs=tuple(kept), skipped=tuple(i.image_id for i in skipped)
+        folder,
+        pairs=tuple(kept),
+        skipped=tuple(i.image_id for i in skipped),
+        notes=tuple(notes),
     )
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 import numpy as np
 
-from sfss_ray.data.folders import LabelledImage, image_size, read_image
+from sfss_ray.data.folders import LabelledImage, image_size
 from sfss_ray.errors import DataError
 
 Size = tuple[int, int]
@@ -40,7 +40,7 @@ def look_at_pair(item: LabelledImage, pixels: bool = False) -> PairFacts:
     size = label_size = None
     histogram = np.zeros(256, np.int64)
     try:
-        image = read_image(item.path).shape if pixels else image_size(item.path)
+        image = item.read().shape if pixels else image_size(item.path)
         size = (image[0], image[1])
     except DataError as error:
         errors.append(str(error))

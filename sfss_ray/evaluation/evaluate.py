@@ -10,7 +10,7 @@ import numpy as np
 
 from sfss_ray.config import EvaluationConfig
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.folders import ImageFile, LabelledImage, read_image
+from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.evaluation.metrics import ConfusionMatrix
 from sfss_ray.evaluation.scores import LabelFreeScores, Variety
@@ -130,7 +130,7 @@ class Examination:
         bar = Progress("evaluated", len(self.labelled), progress) if progress else None
         for item in self.labelled:
             labels = item.labels()
-            probabilities = predict_probabilities(network, read_image(item.path), self.config)
+            probabilities = predict_probabilities(network, item.read(), self.config)
             predictions = probabilities.argmax(0)
             if predictions.shape != labels.shape:
                 raise DataError(
@@ -152,7 +152,7 @@ class Examination:
         share = np.array(self.source_share) if self.source_share else None
         scores = LabelFreeScores(len(self.classes), share)
         for file in self.held_out:
-            image = read_image(file.path, max_pixels=None)  # the masks have seen it
+            image = file.read(max_pixels=None)  # the masks have seen it
             others = teacher and predict_probabilities(teacher, image, self.config).argmax(0)
             ids = self.id_map(file.image_id) if self.id_map else None
             scores.add(predict_probabilities(network, image, self.config), ids, others)
@@ -164,7 +164,7 @@ def predict_images(
 ) -> Iterator[tuple[ImageFile, np.ndarray, np.ndarray]]:
     """(file, RGB image, uint8 (H, W) train ids) one after the other."""
     for file in images:
-        image = read_image(file.path)
+        image = file.read()
         yield file, image, predict_probabilities(network, image, config).argmax(0).astype(np.uint8)
 
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from sfss_ray.compute import use_threads
 from sfss_ray.config import MaskConfig
+from sfss_ray.data.content import read_with_content
 from sfss_ray.data.folders import decode_image
 from sfss_ray.data.names import printable
 from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
 from sfss_ray.masks.lock import is_claimed_by
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
-from sfss_ray.masks.store import shard_name, write_shard
+from sfss_ray.masks.store import content_columns, shard_name, write_shard
 
 _REASON_LENGTH = 300
 _DIED = f"{DIED} (it is tried again once its file is newer than its masks)"
@@ -102,12 +103,15 @@ class MaskActor:
         return is_claimed_by(Path(self.spec["folder"]), self.spec["claim"])
 
     def _row(self, image_id: str, path: str) -> dict[str, Any]:
+        content = None
         try:
-            image = decode_image(Path(path).read_bytes(), self.spec["max_pixels"])
+            data, content = read_with_content(path)
+            image = decode_image(data, self.spec["max_pixels"], self.recipe.white)
             masks = self._regions(image)
         except Exception as error:  # whatever one image does to a source, the others go on
-            return _failed_row(image_id, path, reason_of(error))
+            return _failed_row(image_id, path, reason_of(error)) | content_columns(content)
         row = {"image_id": image_id, "path": printable(path), "error": None}
+        row |= content_columns(content)
         return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
 
     def _regions(self, image: np.ndarray) -> list[dict[str, Any]]:

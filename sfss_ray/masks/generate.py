@@ -9,20 +9,23 @@ that does.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
 from sfss_ray.config import Config
-from sfss_ray.data.folders import ImageFile, list_images
+from sfss_ray.data.folders import ImageFile
+from sfss_ray.data.images import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.lock import claimed, refuse_former
 from sfss_ray.masks.places import local_folder
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
-from sfss_ray.masks.resume import drop_mended, find_rows
+from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining, remove_leftovers
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.pool import Pool, pool_size
 from sfss_ray.progress import Progress, ProgressSink, print_line
@@ -67,20 +70,35 @@ def generate_masks(
     """
     config = config or Config()
     started = time.monotonic()
-    images = list_images(target_images)
+    images, notes = open_images(target_images, config)
+    for note in notes:
+        progress(note)
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
     folder = local_folder(output_dir)
+    _check_pool(recipe, config, progress)
     made = mask_images(images, folder, recipe, checkpoint, config, progress)
-    summary = summarise(folder, images, recipe.source, made, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    summary = summarise(MaskStore(folder), images, recipe.source, made, seconds)
     if not summary.masks:
         progress(f"masks: no image has a mask by {recipe.source}: {LOWER[recipe.source]}")
     if strict:
         summary.require_all()
-    return summary
+    return dataclasses.replace(summary, folder=folder)
+
+
+def _check_pool(recipe: RegionRecipe, config: Config, progress: ProgressSink) -> None:
+    """ClusterError, before anything starts, for a pool that the cluster can never hold."""
+    compute = config.compute
+    cluster.check_address(compute)
+    cluster.local_device(compute)
+    resources = cluster.capacity(compute)
+    device = cluster.choose_device(compute, resources) if recipe.is_network else "cpu"
+    cluster.actor_demand("mask", compute.mask_actors, device).require(resources)
+    progress(f"device: {device} ({resources.describe()})")
 
 
 def mask_images(
-    images: list[ImageFile],
+    images: Sequence[ImageFile],
     folder: Path,
     recipe: RegionRecipe,
     checkpoint: Path | str | None,
@@ -88,25 +106,19 @@ def mask_images(
     progress: ProgressSink,
 ) -> int:
     """Make the masks that `folder` lacks of these images; returns of how many images."""
-    cluster.local_device(config.compute)
-    cluster.check_address(config.compute)
+    recipe = recipe.of(images)
     with claimed(folder) as claim:
-        rows = find_rows(folder, recipe, images)
-        mended = drop_mended(rows, recipe, images, config.masks.max_pixels)
-        done = set(rows) - mended
-        missing = [image for image in images if image.image_id not in done]
-        if missing:
-            _say_start(progress, recipe, len(missing), len(images))
+        remove_leftovers(folder)
+        rows = find_rows(folder, recipe)
+        left = remaining(folder, rows, images, config.masks.max_pixels)
+        drop_rows_of(left.retried | left.changed, rows, recipe)
+        if left.images:
+            progress(f"masks by {recipe.source}: {left.describe(len(images))}")
             with cluster.connected(config.compute) as resources:
                 device = cluster.resolve_device(config.compute) if recipe.is_network else "cpu"
                 spec = actor_spec(recipe, checkpoint, folder, config.masks, device, claim)
-                _run_pool(missing, spec, config, resources, progress)
-    return len(missing)
-
-
-def _say_start(progress: ProgressSink, recipe: RegionRecipe, missing: int, total: int) -> None:
-    there = f", {total - missing} are there already" if missing < total else ""
-    progress(f"masks: {missing} of {total} images to do by {recipe.source}{there}")
+                _run_pool(left.images, spec, config, resources, progress)
+    return len(left.images)
 
 
 def _run_pool(

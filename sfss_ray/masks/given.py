@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sfss_ray.data.content import changed
 from sfss_ray.data.folders import ImageFile, evenly_spread, image_size
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
@@ -19,8 +20,8 @@ def open_masks(folder: Path | str, images: Sequence[ImageFile]) -> MaskStore:
     """The masks of a folder, after a look whether they are those of these images.
 
     Raises:
-        DataError: no masks there, images without a row (the first are named), or an image of another
-            size than its masks.
+        DataError: no masks there, images without a row (the first are named), images that were changed
+            since their masks were made, or an image of another size than its masks.
     """
     store = MaskStore(folder)
     absent = [image.image_id for image in images if image.image_id not in store]
@@ -32,10 +33,23 @@ def open_masks(folder: Path | str, images: Sequence[ImageFile]) -> MaskStore:
             " make them with `sfss-ray masks` or `sfss-ray masks import`, or give the images of these"
             " masks"
         )
+    _refuse_changed(store, images)
     readable = [image for image in images if image.image_id not in store.errors]
     for image in evenly_spread(readable, _COMPARED):
         _compare_size(image, store)
     return store
+
+
+def _refuse_changed(store: MaskStore, images: Sequence[ImageFile]) -> None:
+    files = {image.image_id: image.path for image in images}
+    known = {i: content for i, content in store.contents.items() if i not in store.errors}
+    altered = changed(files, known)
+    if altered:
+        raise DataError(
+            f"{len(altered)} of {len(images)} images were changed since their masks in"
+            f" {store.folder!r} were made (first: {altered[0]!r}): make or import these masks again, or"
+            " give the images of these masks"
+        )
 
 
 def _compare_size(image: ImageFile, store: MaskStore) -> None:
@@ -50,7 +64,7 @@ def _compare_size(image: ImageFile, store: MaskStore) -> None:
 def describe_masks(store: MaskStore, images: Sequence[ImageFile]) -> MaskSummary:
     """What a folder of masks holds of these images. DataError when each of them has an error."""
     source = str(store.recipe.get("source", "unknown"))
-    return summarise(store.folder, images, source, 0, 0.0)
+    return summarise(store, images, source, 0, 0.0)
 
 
 def is_of_file(store: MaskStore, image: ImageFile) -> bool:

@@ -6,6 +6,8 @@ all, so an import that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import time
 from collections import Counter
@@ -16,27 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config
-from sfss_ray.data.folders import ImageFile, list_images, read_image, require_folder
+from sfss_ray.data.content import Content
+from sfss_ray.data.folders import ImageFile, require_folder
+from sfss_ray.data.images import open_images
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
+from sfss_ray.files import require_lasting
 from sfss_ray.masks.amg_files import METADATA, read_masks
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import IMPORTED, RegionRecipe
-from sfss_ray.masks.resume import FoundRow, find_rows
-from sfss_ray.masks.store import shard_name, write_shard
+from sfss_ray.masks.resume import FoundRow, changed_images, find_rows, remove_leftovers
+from sfss_ray.masks.store import SCHEMA, MaskStore, content_columns, shard_name, write_shard
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to write: rows that are there, and images whose rows are to be made."""
+    """A shard to write: rows that stay, and images whose rows are to be made."""
 
     path: Path
     kept: list[dict[str, Any]]
     before: list[dict[str, Any]]
-    """Rows with an error, which are tried again; empty for a new shard."""
+    """Rows that are made again; empty for a new shard."""
     images: list[ImageFile]
 
 
@@ -55,8 +60,8 @@ def import_masks(
             NAME.json (`--convert-to-rle`). NAME is an image's path below `images` without suffix, or
             its file name alone where no two images share it.
         images: Folder of the images; its folders are searched too.
-        output_dir: Folder for the Parquet shards. What is there is kept; images whose masks could not
-            be read are tried again.
+        output_dir: Folder for the Parquet shards. Rows in it are kept, except those of images or mask
+            files that were changed since, and of images whose masks could not be read.
         config: The whole config; `masks.images_per_shard` is used.
         progress: Called with a line of text as work goes on.
 
@@ -70,19 +75,26 @@ def import_masks(
             run is writing masks there.
     """
     started = time.monotonic()
+    folder = require_lasting(output_dir)
     root = _checked_source(source, images)
-    files = list_images(images, "images")
+    config = config or Config()
+    files, notes = open_images(images, config, what="images")
+    for note in notes:
+        progress(note)
     places = _find_places(root, files)
     if not any(isinstance(place, Path) for place in places.values()):
         raise DataError(_nothing_found(root, files))
-    folder = Path(output_dir).absolute()
     recipe = RegionRecipe(IMPORTED, "", "", {})
-    size = (config or Config()).masks.images_per_shard
+    size = config.masks.images_per_shard
     with claimed(folder):
-        rows = find_rows(folder, recipe, files)
-        work = [*_shards_with_errors(rows, files), *_new_shards(folder, files, rows, size)]
-        made = _write_all(work, places, recipe, progress)
-    return summarise(folder, files, IMPORTED, made, time.monotonic() - started)
+        remove_leftovers(folder)
+        rows = find_rows(folder, recipe.of(files))
+        again = _to_import_again(folder, rows, files, places)
+        work = [*_shards_again(rows, again), *_new_shards(folder, files, rows, size)]
+        made = _write_all(work, places, recipe.of(files), progress)
+    seconds = time.monotonic() - started
+    summary = summarise(MaskStore(folder), files, IMPORTED, made, seconds)
+    return dataclasses.replace(summary, folder=folder)
 
 
 def _checked_source(source: Path | str, images: Path | str) -> Path:
@@ -145,20 +157,50 @@ def _new_shards(
         yield _Shard(folder / shard_name(f.image_id for f in part), [], [], part)
 
 
-def _shards_with_errors(
-    rows: Mapping[str, FoundRow], files: Sequence[ImageFile]
-) -> Iterator[_Shard]:
-    """Shards with images that had an error and may have masks by now."""
-    failed: dict[Path, dict[str, ImageFile]] = {}
+def _to_import_again(
+    folder: Path,
+    rows: Mapping[str, FoundRow],
+    files: Sequence[ImageFile],
+    places: Mapping[str, Path | str],
+) -> list[ImageFile]:
+    """Images whose rows no longer count: an error, or the image or its masks were changed since."""
+    altered = changed_images(folder, rows, files)
+    return [
+        file
+        for file in files
+        if (row := rows.get(file.image_id)) is not None
+        and (row.failed or file.image_id in altered or _is_outdated(row, places[file.image_id]))
+    ]
+
+
+def _is_outdated(row: FoundRow, place: Path | str) -> bool:
+    """Whether the files that masks were imported from were written again; gone, they change nothing."""
+    if isinstance(place, str):
+        return False
+    if row.imported_from is not None:
+        return row.imported_from != stamp_of(place)
+    files = [place, *place.iterdir()] if place.is_dir() else [place]
+    return max(file.stat().st_mtime_ns for file in files) > row.shard.stat().st_mtime_ns
+
+
+def stamp_of(place: Path) -> str:
+    """Names, sizes and times of the files of one image's masks, as a hash."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    status = [(file.name, file.stat()) for file in files]
+    lines = [f"{name}\0{found.st_size}\0{found.st_mtime_ns}" for name, found in status]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _shards_again(rows: Mapping[str, FoundRow], files: Sequence[ImageFile]) -> Iterator[_Shard]:
+    """Shards with rows that are made again."""
+    by_shard: dict[Path, dict[str, ImageFile]] = {}
     for file in files:
-        row = rows.get(file.image_id)
-        if row is not None and row.failed:
-            failed.setdefault(row.shard, {})[file.image_id] = file
-    for path, again in sorted(failed.items()):
+        by_shard.setdefault(rows[file.image_id].shard, {})[file.image_id] = file
+    for path, again in sorted(by_shard.items()):
         with Shard.at(path).opened() as parquet:
-            there = parquet.read().to_pylist()
-        before = [row for row in there if row["image_id"] in again]
-        kept = [row for row in there if row["image_id"] not in again]
+            present = parquet.read().to_pylist()
+        before = [row for row in present if row["image_id"] in again]
+        kept = [row for row in present if row["image_id"] not in again]
         yield _Shard(path, kept, before, [again[row["image_id"]] for row in before])
 
 
@@ -168,11 +210,11 @@ def _write_all(
     recipe: RegionRecipe,
     progress: ProgressSink,
 ) -> int:
-    """Write what is new; returns for how many images."""
+    """Write what is new; returns for how many images masks or errors differ from before."""
     total = sum(len(shard.images) for shard in work)
     if total:
-        there = f", {len(places) - total} are there already" if total < len(places) else ""
-        progress(f"masks: {total} of {len(places)} images to import{there}")
+        done = f", {len(places) - total} are imported already" if total < len(places) else ""
+        progress(f"masks: {total} of {len(places)} images to import{done}")
     bar, made, errors = Progress("imported", total, progress), 0, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for shard in work:
@@ -181,12 +223,22 @@ def _write_all(
                 rows.append(row)
                 errors += row["error"] is not None
                 bar.advance(1, f", {errors} without masks" if errors else "")
-            new = [row for row in rows if row not in shard.before]
-            if new:
-                rows = sorted(shard.kept + rows, key=lambda row: row["image_id"])
-                write_shard(shard.path, rows, recipe.as_dict())
-            made += len(new)
+            if any(_whole(row) not in shard.before for row in rows):
+                new_rows = sorted(shard.kept + rows, key=lambda row: row["image_id"])
+                write_shard(shard.path, new_rows, recipe.as_dict())
+            former = [_result(row) for row in shard.before]
+            made += sum(_result(row) not in former for row in rows)
     return made
+
+
+def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a shard gives it back: every column is there."""
+    return dict.fromkeys(SCHEMA.names) | dict(row)
+
+
+def _result(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an import found, whatever the times of the files."""
+    return tuple(row[name] for name in ("image_id", "height", "width", "masks", "error"))
 
 
 def _row(file: ImageFile, place: Path | str) -> dict[str, Any]:
@@ -194,7 +246,9 @@ def _row(file: ImageFile, place: Path | str) -> dict[str, Any]:
     try:
         if isinstance(place, str):
             raise DataError(place)
-        height, width = read_image(file.path).shape[:2]
+        row |= {"imported_from": stamp_of(place)}
+        height, width = file.read().shape[:2]
+        row |= content_columns(Content.of_file(file.path))
         return row | {"height": height, "width": width, "masks": read_masks(place, (height, width))}
     except DataError as error:
         return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from sfss_ray.errors import DataError
+from sfss_ray.files import require_lasting
 
 _URI = re.compile(r"^([a-z][a-z0-9]+):/+")
 _GOOGLE_PATIENCE_S = 30
@@ -119,7 +120,7 @@ def local_folder(folder: Path | str) -> Path:
             f"masks are written to a folder, not to {without_secret(address)!r}: give a path on a disk"
             " that all nodes share, and copy the finished files there"
         )
-    return Path(address)
+    return require_lasting(address)
 
 
 def without_secret(address: str) -> str:

@@ -7,14 +7,16 @@ records as the `masks` column of the store holds them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sfss_ray.config import MaskConfig
+from sfss_ray.data.depth import White
+from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.rle import encode_masks, to_coco_strings
 
@@ -64,18 +66,37 @@ class RegionRecipe:
     sam_sha256: str
     knobs: dict[str, float]
     precision: str = "fp32"
+    white_level: float | None = None
+    """What is white in images of more than 8 bits; None where there are none."""
+    white_was_set: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """For the metadata of shards; float32 goes without saying, as before there was a choice."""
-        plain = asdict(self)
-        if self.precision == "fp32":
-            del plain["precision"]
-        return plain
+        """For the metadata of shards; what was not stored before there was a choice goes unsaid."""
+        plain, defaults = asdict(self), {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in plain.items() if value != defaults[name]}
+
+    def of(self, images: Sequence[ImageFile]) -> RegionRecipe:
+        """The recipe for these images, which it names the white of."""
+        white = next((image.white for image in images if image.white is not None), None)
+        if white is None:
+            return self
+        return replace(self, white_level=white.value, white_was_set=white.was_set)
+
+    @property
+    def white(self) -> White | None:
+        """Of images of more than 8 bits."""
+        return white_in(self.as_dict())
 
     @property
     def is_network(self) -> bool:
         """Whether regions come from a network; what is none needs neither torch nor a GPU."""
         return bool(self.sam_type)
+
+
+def white_in(recipe: Mapping[str, Any]) -> White | None:
+    """What was white in the images of masks, from the metadata of their shards."""
+    level = recipe.get("white_level")
+    return None if level is None else White(level, recipe.get("white_was_set", False))
 
 
 def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:

@@ -21,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sfss_ray.data.content import Content
 from sfss_ray.errors import DataError
+from sfss_ray.files import writing
 from sfss_ray.masks.cache import PaintedCache
 from sfss_ray.masks.painting import PaintedRuns, paint_image
 from sfss_ray.masks.places import (
@@ -29,6 +31,7 @@ from sfss_ray.masks.places import (
     MovedRowError,
     Shard,
     folder_address,
+    is_address,
     list_shards,
     unreachable,
     without_secret,
@@ -41,6 +44,9 @@ CODE_VERSION = "code_version"
 SHARD_PREFIX = "masks-"
 _SHARD_NAME = re.compile(rf"{SHARD_PREFIX}[0-9a-f]{{16}}\.parquet")
 _ROWS_PER_GROUP = 2  # a random row is read with its group: small groups suit training
+_ROW = ["image_id", "path", "height", "width", "masks", "error"]
+_INDEXED = ["image_id", "error", "masks.list.element.area"]
+_INDEXED += ["image_bytes", "image_mtime_ns", "image_sha256"]
 _TO_PAINT = ["image_id", "height", "width"]
 _TO_PAINT += [f"masks.list.element.{name}" for name in ("counts", "area", "bbox")]
 
@@ -67,6 +73,11 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("masks", pa.list_(MASK_TYPE)),
         ("error", pa.string()),
+        # Of the image's file when its masks were made; null in shards of former releases.
+        ("image_bytes", pa.int64()),
+        ("image_mtime_ns", pa.int64()),
+        ("image_sha256", pa.string()),
+        ("imported_from", pa.string()),  # names, sizes and times of the files that were imported
     ]
 )
 
@@ -94,15 +105,18 @@ def write_shard(
     """
     made_by = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
     table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: made_by}))
+    # Its name has the node's: processes of several nodes may make the same shard.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
     # No string comes twice: without dictionaries the file is smaller and faster to read.
     # The least and greatest value of a column help to find an image, and nothing else.
     options = {"compression": "zstd", "use_dictionary": False, "write_statistics": ["image_id"]}
-    pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
-    if is_wanted():
-        temporary.replace(path)
-    else:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
+            if is_wanted():
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> None:
@@ -159,6 +173,30 @@ def shards(folder: Path | str) -> list[Path]:
 _Read = TypeVar("_Read")
 
 
+def content_columns(content: Content | None) -> dict[str, Any]:
+    """The columns that say which image a row was made from."""
+    if content is None:
+        return {}
+    return {
+        "image_bytes": content.size,
+        "image_mtime_ns": content.mtime_ns,
+        "image_sha256": content.sha256,
+    }
+
+
+def content_of(row: Mapping[str, Any]) -> Content | None:
+    """The image that a row was made from; None in shards of former releases."""
+    if row.get("image_sha256") is None:
+        return None
+    return Content(row["image_bytes"], row["image_mtime_ns"], row["image_sha256"])
+
+
+def read_columns(parquet: pq.ParquetFile, names: Iterable[str]) -> pa.Table:
+    """Columns of a shard; those that a former release did not write are left out."""
+    known = set(parquet.schema_arrow.names)
+    return parquet.read(columns=[name for name in names if name.partition(".")[0] in known])
+
+
 @dataclass
 class _Index:
     """Where the row of each image lies. Of two rows of an image the one with masks counts."""
@@ -166,18 +204,22 @@ class _Index:
     place: dict[str, tuple[Shard, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     masks: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, Content] = field(default_factory=dict)
     recipe: dict[str, Any] | None = None
 
     def add(self, shard: Shard) -> None:
         """Take in the rows of a shard."""
         with shard.opened() as parquet:
-            table = parquet.read(columns=["image_id", "error", "masks.list.element.area"])
-        columns = (table[name].to_pylist() for name in ("image_id", "error", "masks"))
-        for row, (image_id, error, masks) in enumerate(zip(*columns, strict=True)):
+            table = read_columns(parquet, _INDEXED)
+        for row, columns in enumerate(table.to_pylist()):
+            image_id, error, content = columns["image_id"], columns["error"], content_of(columns)
             if error is not None and image_id in self.place and image_id not in self.errors:
                 continue
             self.place[image_id] = (shard, row)
-            self.masks[image_id] = len(masks or ())
+            self.masks[image_id] = len(columns["masks"] or ())
+            self.contents.pop(image_id, None)
+            if content is not None:
+                self.contents[image_id] = content
             self.errors.pop(image_id, None)
             if error is not None:
                 self.errors[image_id] = error
@@ -213,13 +255,19 @@ class MaskStore:
             raise DataError(
                 f"no masks in {without_secret(self.folder)!r}: make them first with `sfss-ray masks`"
             )
-        self._place, self._masks = index.place, index.masks
+        self._place, self._masks, self.contents = index.place, index.masks, index.contents
         self.recipe, self.errors = index.recipe, index.errors
 
     @property
     def num_masks(self) -> int:
         """Masks of all images."""
         return sum(self._masks.values())
+
+    def local_shards(self) -> list[Path]:
+        """The shards on this machine's disks, by name; none of a folder behind an address."""
+        if is_address(self.folder):
+            return []
+        return sorted({Path(shard.path) for shard, _ in self._place.values()})
 
     def count(self, image_ids: Iterable[str]) -> int:
         """Masks of some images; one without a row has none."""
@@ -305,7 +353,7 @@ class MaskStore:
 
 def _read_row(shard: Shard, row: int, image_id: str) -> dict[str, Any]:
     """The row of an image; MovedRowError when another image's lies there by now."""
-    return _row_table(shard, row, image_id).to_pylist()[0]
+    return _row_table(shard, row, image_id, _ROW).to_pylist()[0]
 
 
 def _row_table(shard: Shard, row: int, image_id: str, columns: list[str] | None = None) -> pa.Table:

@@ -54,20 +54,19 @@ class MaskSummary:
 
 
 def summarise(
-    folder: Path | str, images: Sequence[ImageFile], source: str, made: int, seconds: float
+    store: MaskStore, images: Sequence[ImageFile], source: str, made: int, seconds: float
 ) -> MaskSummary:
     """What a folder holds of these images, which it may have besides others.
 
     DataError when not one of them has masks.
     """
-    store = MaskStore(folder)
     wanted = {image.image_id for image in images}
     errors = {i: reason for i, reason in sorted(store.errors.items()) if i in wanted}
     if len(errors) == len(wanted):
         first, reason = next(iter(errors.items()))
         raise DataError(f"none of the {len(wanted)} images has masks; {first!r}: {reason}")
     return MaskSummary(
-        folder=folder,
+        folder=store.folder,
         source=source,
         note=NOTES.get(source, "a source that this version does not know"),
         images=len(wanted),

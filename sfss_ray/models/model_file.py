@@ -7,7 +7,6 @@ what), and for a user's own module `feature_layer` and `example_size`.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError
+from sfss_ray.files import write_torch
 from sfss_ray.models.card import Card
 from sfss_ray.models.custom import (
     CUSTOM,
@@ -92,12 +92,7 @@ def save_model(path: Path | str, model: SourceModel, *, half: bool = False) -> P
     if isinstance(network, WrappedSegmenter):
         content["feature_layer"] = network.feature_layer
         content["example_size"] = list(network.example_size)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(path)
-    return path
+    return write_torch(Path(path), content)
 
 
 def load_model(

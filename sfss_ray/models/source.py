@@ -46,6 +46,8 @@ class Source:
     """A user's own module without its weights: Ray carries its code, the file its weights."""
     unplaced: SourceModel | None = None
     """The model, where no file of this package holds it yet."""
+    white_level: float | None = None
+    """What was white in the images of more than 8 bits that the model was adapted to."""
 
     def placed(self, folder: Path) -> Source:
         """The source with a model file that workers can read, in the run's folder if need be."""
@@ -104,6 +106,7 @@ def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: b
         model.card,
         model.architecture,
         model if foreign else None,
+        model.facts.get("white_level"),
     )
 
 

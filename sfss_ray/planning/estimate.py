@@ -7,16 +7,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sfss_ray import cluster
 from sfss_ray.config import Config
-from sfss_ray.data.folders import read_image, split_held_out
 from sfss_ray.errors import SfssError
+from sfss_ray.inputs import Request, Survey, split, survey
 from sfss_ray.masks.regions import SamType
+from sfss_ray.masks.resume import images_to_do
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
-from sfss_ray.planning.inputs import Inputs, look_at_inputs
 from sfss_ray.planning.result import Plan, Stage
 from sfss_ray.progress import ProgressSink, print_line
 
@@ -32,6 +33,7 @@ def plan(
     card: CardLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
+    masks: Path | str | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     search: bool = False,
@@ -53,28 +55,36 @@ def plan(
     """
     config = config or Config()
     started = time.monotonic()
-    sam = (sam_checkpoint, sam_type)
-    val = (val_images, val_labels)
-    inputs = look_at_inputs(source_model, target_images, output_dir, sam, val, card, config)
-    training, held_out = split_held_out(
-        inputs.images, config.evaluation.held_out_share, config.evaluation.held_out_max
+    request = Request(
+        "tune" if search else "adapt",
+        source_model,
+        target_images,
+        output_dir,
+        config,
+        card=card,
+        sam_checkpoint=sam_checkpoint,
+        sam_type=sam_type,
+        masks=masks,
+        val_images=val_images,
+        val_labels=val_labels,
     )
-    trials = config.tune.num_trials if search else 0
-    counts = _Counts(len(training), len(held_out), len(inputs.labelled), trials)
-    stages, not_measured = _measure(inputs, counts, config, progress)
+    inputs = survey(request)
+    job = _Job(inputs, config, _counts(request, inputs))
+    counts = job.counts
+    stages, not_measured = _measure(job, progress)
     return Plan(
         found=inputs.found,
         missing=inputs.missing,
-        device=inputs.device,
+        device=job.here,
         class_set=inputs.source.classes.name if inputs.source else "",
         images=len(inputs.images),
-        held_out=len(held_out),
+        held_out=counts.held_out,
         labelled=len(inputs.labelled),
-        masks_to_make=len(inputs.images) - inputs.masks_there,
+        masks_to_make=counts.masks,
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
         crop_size=config.train.augment.crop_size,
-        trials=trials,
+        trials=counts.trials,
         stages=tuple(stages),
         not_measured=tuple(not_measured),
         free_mb=_free_mb(Path(output_dir).absolute()),
@@ -84,35 +94,63 @@ def plan(
 
 @dataclass(frozen=True)
 class _Counts:
-    training: int
+    masks: int
+    """Images whose masks are still to be made."""
     held_out: int
     labelled: int
     trials: int
 
 
-def _measure(
-    inputs: Inputs, counts: _Counts, config: Config, progress: ProgressSink
-) -> tuple[list[Stage], list[str]]:
+def _counts(request: Request, inputs: Survey) -> _Counts:
+    config = request.config
+    _, held_out = split(inputs.images, inputs.masks, config)
+    trials = config.tune.num_trials if request.kind == "tune" else 0
+    left = 0
+    if inputs.recipe is not None and request.masks is None:
+        folder = Path(request.output_dir) / "masks"
+        left = len(images_to_do(folder, inputs.recipe, inputs.images, config.masks.max_pixels))
+    return _Counts(left, len(held_out), len(inputs.labelled), trials)
+
+
+@dataclass
+class _Job:
+    """What is measured, and the masks of one image once they are known."""
+
+    inputs: Survey
+    config: Config
+    counts: _Counts
+    masks: list[dict] = field(default_factory=list)
+
+    @property
+    def here(self) -> str:
+        """The device that measures: this machine's."""
+        try:
+            return cluster.local_device(self.config.compute)
+        except SfssError:  # the plan lists it as missing
+            return "cpu"
+
+
+def _measure(job: _Job, progress: ProgressSink) -> tuple[list[Stage], list[str]]:
     """Stages that could be measured, and lines for those that could not."""
     stages: list[Stage] = []
     lines: list[str] = []
-    masks: list[dict] = []
+    inputs = job.inputs
 
-    def attempt(name: str, needs: list[str], work: Callable[[], list[Stage]]) -> None:
+    def attempt(name: str, needs: list[str], work: Callable[[_Job], list[Stage]]) -> None:
         lacking = [need for need in needs if need in inputs.missing]
         if lacking:
             lines.append(f"{name}: not measured without {', '.join(lacking)}")
             return
         progress(f"measuring {name}")
         try:
-            stages.extend(work())
+            stages.extend(work(job))
         except SfssError as error:
             lines.append(f"{name}: not measured ({error})")
 
-    attempt("masks", ["target images", "regions"], lambda: [_masks(inputs, config, masks)])
-    needs = ["source model", "target images", "regions"]
-    attempt("training", needs, lambda: _training(inputs, counts, config, masks))
-    attempt("evaluation", needs[:2], lambda: [_evaluation(inputs, counts, config)])
+    regions = "masks" if "masks" in {*inputs.found, *inputs.missing} else "regions"
+    attempt("masks", ["target images", regions], _masks)
+    attempt("training", ["source model", "target images", regions], _training)
+    attempt("evaluation", ["source model", "target images"], _evaluation)
     return stages, lines
 
 
@@ -125,43 +163,48 @@ def _pool(device: str, asked: int) -> int:
     return asked or os.cpu_count() or 1
 
 
-def _masks(inputs: Inputs, config: Config, masks: list[dict]) -> Stage:
+def _masks(job: _Job) -> list[Stage]:
+    """The time of an image's masks; nothing where masks are given."""
     from sfss_ray.planning.measure import measure_masks, threads
 
+    inputs, config = job.inputs, job.config
+    if inputs.masks is not None:
+        job.masks.extend(inputs.masks.load(inputs.images[0].image_id)["masks"])
+        return []
     assert inputs.recipe is not None
-    device = inputs.device if inputs.recipe.is_network else "cpu"
+    device = job.here if inputs.recipe.is_network else "cpu"
     pool = _pool(device, config.compute.mask_actors)
-    image = read_image(inputs.images[0].path)
+    image = inputs.images[0].read()
     with threads((os.cpu_count() or 1) // pool):
         measured, found = measure_masks(inputs.recipe, inputs.region_weights, image, config, device)
-    masks.extend(found)
-    left = len(inputs.images) - inputs.masks_there
-    return Stage(
-        "masks",
-        left,
-        "images",
-        measured.seconds,
-        max(1, min(pool, left)),
-        measured.memory_mb,
-        left * measured.disk_mb,
-        measured.note,
-    )
+    job.masks.extend(found)
+    left = job.counts.masks
+    return [
+        Stage(
+            "masks",
+            left,
+            "images",
+            measured.seconds,
+            max(1, min(pool, left)),
+            measured.memory_mb,
+            left * measured.disk_mb,
+            measured.note,
+        )
+    ]
 
 
-def _training(inputs: Inputs, counts: _Counts, config: Config, masks: list[dict]) -> list[Stage]:
+def _training(job: _Job) -> list[Stage]:
     from sfss_ray.planning.measure import measure_training, threads
 
+    inputs, config, counts = job.inputs, job.config, job.counts
     assert inputs.source is not None
-    assert inputs.recipe is not None
     with threads(int(config.compute.cpus_per_worker)):
-        measured = measure_training(
-            inputs.source, inputs.images[0], masks, inputs.recipe, config, inputs.device
-        )
+        measured = measure_training(inputs.source, inputs.images[0], job.masks, config, job.here)
     steps, memory = config.train.num_steps, measured.memory_mb
     stages = []
     kept = _CHECKPOINTS_KEPT * measured.disk_mb
     if counts.trials:
-        fitting = max(1, min(counts.trials, _trials_at_once(inputs, config)))
+        fitting = max(1, min(counts.trials, _trials_at_once(job)))
         rounds = math.ceil(counts.trials / fitting)
         note = f"{counts.trials} trials, at most; {measured.note}"
         disk = counts.trials * measured.disk_mb * 1.5  # a state and a student each
@@ -175,28 +218,30 @@ def _training(inputs: Inputs, counts: _Counts, config: Config, masks: list[dict]
     return stages
 
 
-def _trials_at_once(inputs: Inputs, config: Config) -> int:
-    compute = config.compute
+def _trials_at_once(job: _Job) -> int:
+    compute = job.config.compute
     if compute.concurrent_trials:
         return compute.concurrent_trials
-    if inputs.device == "cuda":
-        return _pool(inputs.device, 0) // compute.num_workers
+    if job.here == "cuda":
+        return _pool(job.here, 0) // compute.num_workers
     return int((os.cpu_count() or 1) / (compute.cpus_per_worker * compute.num_workers))
 
 
-def _evaluation(inputs: Inputs, counts: _Counts, config: Config) -> Stage:
+def _evaluation(job: _Job) -> list[Stage]:
     from sfss_ray.planning.measure import measure_evaluation, threads
     from sfss_ray.tune.search import looks
 
+    inputs, config, counts = job.inputs, job.config, job.counts
     assert inputs.source is not None
     file = inputs.labelled[0] if inputs.labelled else inputs.images[0]
     with threads(int(config.compute.cpus_per_worker)):
-        measured = measure_evaluation(inputs.source, file, config, inputs.device)
+        measured = measure_evaluation(inputs.source, file, config, job.here)
     shown = counts.held_out + counts.labelled
     watched = looks(config) * (1 + counts.trials)
     note = f"{watched} looks at {shown} images, then {_NETWORKS_SCORED} networks; {measured.note}"
     units = shown * (watched + _NETWORKS_SCORED)
-    return Stage("evaluation", units, "images", measured.seconds, 1, measured.memory_mb, 0.0, note)
+    memory = measured.memory_mb
+    return [Stage("evaluation", units, "images", measured.seconds, 1, memory, 0.0, note)]
 
 
 def _free_mb(folder: Path) -> float:

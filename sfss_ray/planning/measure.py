@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import Config, override
-from sfss_ray.data.folders import ImageFile, LabelledImage, read_image
+from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.masks.store import write_shard
 from sfss_ray.models.source import Source
@@ -240,7 +240,6 @@ def measure_training(
     source: Source,
     file: ImageFile,
     masks: list[dict[str, Any]],
-    recipe: RegionRecipe,
     config: Config,
     device: str,
 ) -> Measured:
@@ -266,8 +265,8 @@ def measure_training(
         contextlib.suppress(_Enough),
     ):
         folder = Path(name)
-        row = _row(file, read_image(file.path), masks)
-        write_shard(folder / "masks-0.parquet", [row], recipe.as_dict())
+        row = _row(file, file.read(), masks)
+        write_shard(folder / "masks-0.parquet", [row], {})
         placed = source.placed(folder)
         task = AdaptationTask(placed.path, (file,), folder, short, placed.architecture)
         adapt_student(task, run)
@@ -282,7 +281,7 @@ def measure_evaluation(
     """One image through the network at the size of evaluation."""
     from sfss_ray.evaluation.evaluate import predict_probabilities
 
-    image = read_image(file.path)
+    image = file.read()
     with _Peak(device) as peak:
         network = source.load(device).network
         seconds, _ = _timed(lambda: predict_probabilities(network, image, config.evaluation))

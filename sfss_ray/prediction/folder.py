@@ -13,7 +13,9 @@ from sfss_ray import cluster
 from sfss_ray.compute import use_threads
 from sfss_ray.config import ComputeConfig, Config, flatten
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.data.folders import ImageFile, list_images
+from sfss_ray.data.depth import White
+from sfss_ray.data.folders import ImageFile
+from sfss_ray.data.images import open_images
 from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
@@ -43,19 +45,23 @@ class PredictionResult:
     images: int
     """Images that are predicted there now."""
     made: int
-    """Of them, those that this call predicted; the rest were there."""
+    """Of them, those that this call predicted; the rest were predicted before."""
     kinds: tuple[str, ...]
     """Folders below `output_dir`, a PNG per image in each."""
     seconds: float = 0.0
     errors: dict[str, str] = field(default_factory=dict)
     """image_id -> why it could not be predicted."""
+    changed: int = 0
+    """Images predicted again because their files were changed since."""
 
     def lines(self) -> list[str]:
         """The result for people."""
         there = self.images - self.made
         shown = [
             f"predictions: {self.output_dir}",
-            f"images: {self.images}" + (f" ({there} were there already)" if there else ""),
+            f"images: {self.images}"
+            + (f" ({there} were predicted before)" if there else "")
+            + (f" ({self.changed} changed since and predicted again)" if self.changed else ""),
             f"each as: {', '.join(f'{kind}/ID.png' for kind in self.kinds)}",
         ]
         if LABEL_IDS not in self.kinds:
@@ -73,6 +79,7 @@ class PredictionActor:
         use_threads(spec["threads"])
         self.config: Config = spec["config"]
         source: Source = spec["source"]
+        self.white: White | None = spec["white"]
         with started(Path(spec["folder"]), spec["pool"]):
             self.network = source.load(spec["device"]).network
         classes = class_set_of(source.classes.classes, source.classes.name)
@@ -82,7 +89,10 @@ class PredictionActor:
         """Predict the images of a batch of items; returns counts, and what went wrong as JSON."""
         facts: dict[str, list] = {"images": [], "errors": []}
         for item in batch["item"]:
-            files = [ImageFile(image_id, Path(path)) for image_id, path in json.loads(str(item))]
+            files = [
+                ImageFile(image_id, Path(path), self.white)
+                for image_id, path in json.loads(str(item))
+            ]
             facts["images"].append(len(files))
             facts["errors"].append(json.dumps(self._predict(files)))
         return facts
@@ -154,15 +164,21 @@ def predict(
     config = config or Config()
     started = time.monotonic()
     source = open_source(model, card, config.source_weights)
-    files = list_images(images, "images")
-    cluster.local_device(config.compute)
+    files, notes = open_images(images, config, source.white_level, "images")
+    for note in notes:
+        progress(note)
     cluster.check_address(config.compute)
+    cluster.local_device(config.compute)
     _refuse_inside(output_dir, images)
-    root = claim(output_dir, _record(source, config))
+    root = claim(output_dir, _record(source, config, files))
     folder = PredictionFolder(root, source.classes)
     _remove_leftovers(root)
-    missing = [file for file in files if not folder.is_done(file.image_id)]
+    missing, altered = folder.remaining(files)
+    if altered:
+        progress(f"{len(altered)} images were changed since they were predicted: predicted again")
     on_ray = len(missing) >= config.compute.predict_on_ray_from
+    if on_ray:
+        _check_pool(config.compute)
     work = _over_actors if on_ray else _in_this_process
     errors = work(source, missing, folder, config, progress) if missing else {}
     if len(errors) == len(files):
@@ -176,7 +192,15 @@ def predict(
         folder.kinds,
         time.monotonic() - started,
         errors,
+        len(altered),
     )
+
+
+def _check_pool(compute: ComputeConfig) -> None:
+    """ClusterError, before anything starts, for a pool that the cluster can never hold."""
+    resources = cluster.capacity(compute)
+    device = cluster.choose_device(compute, resources)
+    cluster.actor_demand("predict", compute.predict_actors, device).require(resources)
 
 
 def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
@@ -188,7 +212,7 @@ def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
         )
 
 
-def _record(source: Source, config: Config) -> dict[str, Any]:
+def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[str, Any]:
     """What decides the predictions: the model, its card, and how images are given to it."""
     knobs = flatten(config.evaluation, "evaluation.")
     return {
@@ -196,6 +220,7 @@ def _record(source: Source, config: Config) -> dict[str, Any]:
         "inputs.model_sha256": source.sha256,
         "inputs.card": source.card.to_dict(),
         "source_weights": config.source_weights,
+        "inputs.white_level": next((file.white.value for file in files if file.white), None),
     } | {name: value for name, value in knobs.items() if name not in _OF_SCORING}
 
 
@@ -239,6 +264,7 @@ def _over_actors(
         "source": source.placed(folder.root),
         "folder": str(folder.root),
         "config": config,
+        "white": next((file.white for file in files if file.white), None),
     }
     errors: dict[str, str] = {}
     bar = Progress("predicted", len(files), progress)

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfss_ray.config import Config
-from sfss_ray.errors import CheckpointError, ConfigError, DataError
+from sfss_ray.errors import CheckpointError, ConfigError
+from sfss_ray.files import require_lasting, whole_file
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
@@ -93,7 +93,7 @@ def export_onnx(
         ConfigError: onnx, onnxscript or onnxruntime is not installed, or a size below 32.
         CheckpointError: no model file, a network that cannot be exported, or an export whose classes
             are not torch's: no file is left then.
-        DataError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     config = config or Config()
     if min(size) < LEAST_SIDE:
@@ -101,19 +101,9 @@ def export_onnx(
     _require_onnx()
     source = open_source(model, card, config.source_weights)
     loaded = source.load("cpu")
-    path = Path(output).absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = require_lasting(output, "ONNX file")
+    with whole_file(path) as temporary:
         result = _export_checked(loaded, temporary, size, config.seed, progress)
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"ONNX file {str(path)!r} cannot be written ({error.strerror or error}): give the path of"
-            " a file that you may write"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     batch = "B" if "batch" in result.dynamic else "1"
     shape = ("H", "W") if "height" in result.dynamic else size
     return ExportResult(

@@ -6,7 +6,8 @@ file says that the image is done, which is what a repeated call goes by.
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
+from sfss_ray.data.content import Content, changed, read_with_content
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
+from sfss_ray.files import whole_file
 
 if TYPE_CHECKING:
     from sfss_ray.config import EvaluationConfig
     from sfss_ray.models.segmenter import Segmenter
 
+_KEYWORD = "sfss_ray.image"  # of the PNG text that says which image was predicted
+_NOTE = re.compile(_KEYWORD.encode() + rb"\0(-?\d+) (-?\d+) ([0-9a-z]+)")
+_START = 512  # bytes of a PNG that hold its header and the text
 TRAIN_IDS, LABEL_IDS, COLOUR, OVERLAY = "train_ids", "label_ids", "colour", "overlay"
 
 
@@ -50,11 +56,27 @@ class PredictionFolder:
         """The file of one kind; the image's id keeps its folders."""
         return self.root / kind / f"{image_id}.png"
 
-    def is_done(self, image_id: str) -> bool:
-        """Whether all files of an image are there."""
-        return self.path(TRAIN_IDS, image_id).exists()
+    def remaining(self, files: Sequence[ImageFile]) -> tuple[list[ImageFile], set[str]]:
+        """(images still to predict, ids of those that were changed since they were predicted)."""
+        paths = {file.image_id: self.path(TRAIN_IDS, file.image_id) for file in files}
+        done = [file for file in files if paths[file.image_id].exists()]
+        known = {
+            file.image_id: content
+            for file in done
+            if (content := _content_in(paths[file.image_id])) is not None
+        }
+        altered = set(changed({file.image_id: file.path for file in done}, known))
+        altered |= {
+            file.image_id
+            for file in done
+            if file.image_id not in known and _differs(file, paths[file.image_id])
+        }
+        finished = {file.image_id for file in done} - altered
+        return [file for file in files if file.image_id not in finished], altered
 
-    def write(self, image_id: str, image: np.ndarray, train_ids: np.ndarray) -> None:
+    def write(
+        self, image_id: str, image: np.ndarray, train_ids: np.ndarray, content: Content
+    ) -> None:
         """All files of an image: uint8 (H, W, 3) RGB and its uint8 (H, W) train ids."""
         colours = self.classes.colour(train_ids)
         pictures = {
@@ -66,16 +88,43 @@ class PredictionFolder:
         if table is not None:
             pictures[LABEL_IDS] = table[train_ids]
         for kind in self.kinds:
-            _write_png(self.path(kind, image_id), pictures[kind])
+            _write_png(self.path(kind, image_id), pictures[kind], content)
 
 
-def _write_png(path: Path, pixels: np.ndarray) -> None:
+def _write_png(path: Path, pixels: np.ndarray, content: Content) -> None:
+    """Write a PNG that says which image it was predicted from."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
-    temporary.replace(path)
+    info = PngInfo()
+    info.add_text(_KEYWORD, f"{content.size} {content.mtime_ns} {content.sha256}")
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1, pnginfo=info)
+
+
+def _content_in(path: Path) -> Content | None:
+    """What the image of a predicted PNG held; None where the file does not say it.
+
+    The text stands before the pixels, so that the start of the file is enough.
+    """
+    with path.open("rb") as file:
+        start = file.read(_START)
+    found = _NOTE.search(start)
+    return Content(int(found[1]), int(found[2]), found[3].decode()) if found else None
+
+
+def _differs(file: ImageFile, path: Path) -> bool:
+    """Whether an image is newer than its prediction, or of another size.
+
+    For predictions of former releases, which do not say what they were made from.
+    """
+    from sfss_ray.data.folders import image_size
+
+    try:
+        newer = file.path.stat().st_mtime_ns > path.stat().st_mtime_ns
+        return newer or image_size(file.path) != image_size(path)
+    except (OSError, DataError):
+        return True
 
 
 def predict_file(
@@ -85,11 +134,18 @@ def predict_file(
 
     Raises:
         DataError: the image cannot be read, or is too large for the memory.
+        OutputError: a file cannot be written.
     """
-    from sfss_ray.data.folders import read_image
+    from sfss_ray.data.folders import decode_image
     from sfss_ray.evaluation.evaluate import predict_probabilities
 
-    image = read_image(file.path)
+    try:
+        data, content = read_with_content(file.path)
+        image = decode_image(data, white=file.white)
+    except OSError as error:
+        raise DataError(f"image {str(file.path)!r}: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"image {str(file.path)!r}: {error}") from error
     try:
         train_ids = predict_probabilities(network, image, config).argmax(0).astype(np.uint8)
     except (MemoryError, RuntimeError) as error:
@@ -100,4 +156,4 @@ def predict_file(
             f"image {str(file.path)!r}: {width}x{height} pixels are too many for the memory: shrink it,"
             " or predict it on another machine"
         ) from error
-    folder.write(file.image_id, image, train_ids)
+    folder.write(file.image_id, image, train_ids, content)

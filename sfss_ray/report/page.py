@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import jinja2
 import numpy as np
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
+from sfss_ray.files import write_text
 from sfss_ray.report import tables
 from sfss_ray.report.charts import (
     MOST_POINTS,
@@ -101,19 +101,16 @@ def write_report(output_dir: Path, report: dict, strips: Sequence[Strip] = ()) -
 
     output_dir is made if needed; files of an earlier report are replaced, each in one go, so that
     a reader never meets half a file. NaN and Inf become null. Parts that `report` lacks are left
-    out of the page. Errors: DataError for a strip whose arrays do not fit, OSError of the disk.
+    out of the page. Errors: DataError for a strip whose arrays do not fit, OutputError of the disk.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     report = json_ready(report)
-    _write_whole(
-        output_dir / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_text(output_dir / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     class_set = _class_set(report)
     files = [_picture_file(index, strip) for index, strip in enumerate(strips)]
     for file, strip in zip(files, strips, strict=True):
         save_png(output_dir / file, draw_strip(strip, class_set))
-    return _write_whole(output_dir / "report.html", render_page(report, strips, files))
+    return write_text(output_dir / "report.html", render_page(report, strips, files))
 
 
 def json_ready(report: Mapping[str, Any]) -> dict:
@@ -332,14 +329,3 @@ def _picture_file(index: int, strip: Strip) -> str:
     """A file name that any disk takes; the number keeps names apart that become the same."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", strip.image_id).strip("._")[-80:]
     return f"pictures/{index + 1:02d}_{safe or 'image'}.png"
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    """Write under a temporary name and rename, so that no reader sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

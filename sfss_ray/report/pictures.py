@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.errors import DataError
+from sfss_ray.files import write_bytes
 from sfss_ray.report.tables import answer_name, number
 
 PAPER, INK, FAINT_INK = (255, 255, 255), (25, 28, 32), (105, 110, 118)
@@ -235,10 +236,8 @@ def draw_legend(class_set: ClassSet, shown: Sequence[int], width: int) -> np.nda
 
 
 def save_png(path: Path, image: np.ndarray) -> Path:
-    """Write an RGB picture as PNG; folders are made. DataError when it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(image, ".png"))
-    return path
+    """Write an RGB picture as PNG; folders are made. OutputError when it cannot be written."""
+    return write_bytes(path, encode(image, ".png"))
 
 
 def encode(image: np.ndarray, suffix: str, quality: int = 82) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from sfss_ray.files import write_bytes
 from sfss_ray.streets.appearance import develop, draw, sample_look, shade
 from sfss_ray.streets.brush import Brush
 from sfss_ray.streets.canvas import Camera, Canvas
@@ -144,6 +144,4 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
     done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
     if not done:
         raise OSError(f"{path} could not be encoded as PNG")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data.tobytes())
-    partial.replace(path)
+    write_bytes(path, data.tobytes())

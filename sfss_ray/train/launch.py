@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, flatten
+from sfss_ray.config.consistency import check_stage
 from sfss_ray.data.labelled import load_labelled
-from sfss_ray.masks.store import MaskStore
-from sfss_ray.models.card import CardLike
-from sfss_ray.models.source import SourceLike, open_source
-from sfss_ray.progress import ProgressSink, print_line
-from sfss_ray.run_folder import claim, write_json
-from sfss_ray.train.prepared import (
-    Prepared,
-    check_stage,
+from sfss_ray.files import require_lasting
+from sfss_ray.inputs import (
+    Request,
+    check_cluster,
+    check_inputs,
+    claim_inputs,
+    claim_run,
     hash_of_ids,
+    labelled_files,
     labelled_images,
-    prepare_training,
-    record_of_masks,
-    run_record,
 )
+from sfss_ray.models.card import CardLike
+from sfss_ray.models.source import SourceLike
+from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.run_folder import refuse_other_run, write_json
+from sfss_ray.train.prepared import Prepared, prepare_training
 from sfss_ray.train.trainer import carried_code, fit
 
 STUDENT_FILE = "student.pt"
@@ -75,13 +78,24 @@ def train_student(
         TrainingError: the loss became NaN or Inf, or workers kept dying.
     """
     config = config or Config()
-    source = open_source(source_model, card, config.source_weights)
-    prepared = prepare_training(source, target_images, masks, val_images, val_labels, config)
-    images = list(prepared.training + prepared.held_out)
-    record = {"kind": "train"} | run_record(config, source, images, prepared.labelled)
-    store = MaskStore(prepared.masks)
-    record |= record_of_masks(store.recipe, store.num_masks)
-    return run_training(prepared, claim(output_dir, record), config, progress)
+    request = Request(
+        "train",
+        source_model,
+        target_images,
+        output_dir,
+        config,
+        card=card,
+        masks=masks,
+        val_images=val_images,
+        val_labels=val_labels,
+    )
+    inputs = check_inputs(request)
+    for note in inputs.notes:
+        progress(note)
+    assert inputs.masks is not None
+    prepared = prepare_training(inputs, inputs.masks, config)
+    folder = claim_inputs(request, inputs, progress)
+    return run_training(prepared, folder, config, progress)
 
 
 def run_training(
@@ -113,6 +127,7 @@ def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path
         k.removeprefix(prefix): v for k, v in state["student"].items() if k.startswith(prefix)
     }
     model.network.load_state_dict(weights)
+    white = next((image.white for image in prepared.training if image.white), None)
     model.facts = {
         "made_by": "sfss_ray.train_student",
         "network_kept": "student, last step",
@@ -120,7 +135,7 @@ def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path
         "seed": config.seed,
         "source": Path(prepared.source.origin).name,
         "source_sha256": prepared.source.sha256,
-    }
+    } | ({"white_level": white.value} if white else {})
     save_model(path, model)
 
 
@@ -184,7 +199,11 @@ def pretrain_source(
         "inputs.images": len(pairs),
         "inputs.image_ids_sha256": hash_of_ids(pairs),
     }
-    folder = claim(output_dir, record)
+    refuse_other_run(require_lasting(output_dir), record)
+    device, resources = check_cluster(config)
+    progress(f"device: {device} ({resources.describe()})")
+    files = labelled_files("training", pairs) | labelled_files("val", labelled)
+    folder = claim_run(output_dir, record, files, progress=progress)
     model = folder / "source.pt"
     if not model.exists():
         watch = Examination(class_set, labelled, config=config.evaluation) if labelled else None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from sfss_ray.files import write_torch, writing
 
 PROGRESS_FILE = "progress.jsonl"
 STATE_FILE = "state.pt"
@@ -36,10 +37,7 @@ class Run(Protocol):
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write a state, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{STATE_FILE}.{os.getpid()}"
-    torch.save(state, temporary)
-    temporary.replace(folder / STATE_FILE)
+    write_torch(folder / STATE_FILE, state)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -49,9 +47,11 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def append_progress(folder: Path, record: dict[str, Any]) -> None:
     """One JSON line; a single write, so that lines of a killed and a resumed run do not mix."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / PROGRESS_FILE, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    path = folder / PROGRESS_FILE
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:

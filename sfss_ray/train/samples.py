@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sfss_ray.config import AugmentConfig
 from sfss_ray.data.augment import draw_geometry, strong_view
-from sfss_ray.data.folders import ImageFile, LabelledImage, read_image
+from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.masks.store import MaskStore
 
@@ -86,7 +86,7 @@ class TargetSamples(Dataset):
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
         # The masks have seen it, so its size is allowed.
-        (image,) = self._held.get(index, lambda: (read_image(file.path, max_pixels=None),))
+        (image,) = self._held.get(index, lambda: (file.read(max_pixels=None),))
         geometry = draw_geometry(self.augment, image.shape[:2], rng)
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)
@@ -116,7 +116,7 @@ class LabelledSamples(Dataset):
         rng = _sample_rng(self.seed, number)
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
-        image, labels = self._held.get(index, lambda: (read_image(file.path), file.labels()))
+        image, labels = self._held.get(index, lambda: (file.read(), file.labels()))
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]} but their"

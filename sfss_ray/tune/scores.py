@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfss_ray.config import TuneConfig
-from sfss_ray.errors import ConfigError
 from sfss_ray.evaluation.scores import Variety, lost_variety, worth
 from sfss_ray.models.source import Source
 from sfss_ray.run_folder import write_json
@@ -18,39 +16,10 @@ if TYPE_CHECKING:
     from sfss_ray.evaluation.evaluate import Examination
     from sfss_ray.models.segmenter import Segmenter
 
-SCORES = (
-    "mask_information",
-    "balanced_mask_information",
-    "agreement",
-    "entropy",
-    "neighbourhood_density",
-)
-"""Those that need no labels."""
 GUARDED = "guarded_score"
 """What the search maximises: the score, or for a collapsed student COLLAPSED."""
 COLLAPSED = -1e6
 SOURCE_FILE = "source_scores.json"
-
-
-def score_name(config: TuneConfig, labelled: bool) -> str:
-    """Resolve `score = auto`; ConfigError when mIoU is asked for without labels."""
-    if config.score == "val_miou" and not labelled:
-        raise ConfigError(
-            "score is 'val_miou' but no val_images and val_labels were given: give them, or choose"
-            f" one that needs no labels: {', '.join(SCORES)}"
-        )
-    if config.score == "auto":
-        return "val_miou" if labelled else "balanced_mask_information"
-    return config.score
-
-
-def require_held_out(score: str, held_out: int) -> None:
-    """ConfigError when a score without labels has no images to look at."""
-    if score in SCORES and not held_out:
-        raise ConfigError(
-            f"score is {score!r} but no target images are held out for it: raise"
-            " evaluation.held_out_share above 0, or give more images"
-        )
 
 
 @dataclass(frozen=True)

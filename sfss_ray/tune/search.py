@@ -19,14 +19,16 @@ from typing import Any
 from sfss_ray import cluster
 from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, override
-from sfss_ray.errors import ConfigError, TrainingError
+from sfss_ray.config.consistency import require_held_out, score_name
+from sfss_ray.errors import TrainingError
+from sfss_ray.files import write_text
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import write_json
 from sfss_ray.train.follow import following
 from sfss_ray.train.launch import save_student
 from sfss_ray.train.prepared import Prepared
 from sfss_ray.train.trainer import carried_code, fit
-from sfss_ray.tune.scores import GUARDED, TrialWatch, require_held_out, score_name
+from sfss_ray.tune.scores import GUARDED, TrialWatch
 
 TEMPERATURE = "train.loss.temperature"
 CONTRAST_WEIGHT = "train.loss.contrast_weight"
@@ -170,7 +172,7 @@ def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSin
         CONTRAST_WEIGHT: ray.tune.loguniform(*tune.contrast_weight_range),
         EMA_GAP: ray.tune.loguniform(*tune.ema_gap_range),
     }
-    limit = plan.config.compute.concurrent_trials or _concurrency(plan.config, resources)
+    limit = _concurrency(plan.config, resources)
     tuner = _tuner(plan, space, OptunaSearch, limit)
     with following(lambda: _progress_folders(plan), progress):
         grid = tuner.fit()
@@ -275,22 +277,20 @@ def _scheduler(config: Config):
 def _trial_resources(config: Config) -> dict[str, float]:
     compute = config.compute
     if compute.num_workers > 1:
-        return {"CPU": 0.01}
+        return {"CPU": cluster.TRIAL_DRIVER_CPUS}
     return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.device == "cuda" else {})
 
 
 def _concurrency(config: Config, resources: cluster.Resources) -> int:
-    workers, device = config.compute.num_workers, config.compute.device
-    by_cpu = resources.cpus / (config.compute.cpus_per_worker * workers + 0.01 * (workers > 1))
-    by_gpu = resources.gpus / workers if device == "cuda" else math.inf
-    fitting = int(min(by_cpu, by_gpu))
-    if fitting < 1:
-        raise ConfigError(
-            f"a trial needs {workers} workers of {config.compute.cpus_per_worker:g} CPUs"
-            f"{' and a GPU each' if device == 'cuda' else ''}, but the cluster has"
-            f" {resources.cpus:g} CPUs and {resources.gpus} GPUs: lower num_workers or cpus_per_worker"
-        )
-    return fitting
+    """Trials at the same time: as many as are asked for, else as many as fit.
+
+    Raises:
+        ClusterError: the cluster cannot hold one trial's workers, or not as many trials as asked for.
+    """
+    compute = config.compute
+    cluster.trials_demand(compute, compute.device, compute.concurrent_trials).require(resources)
+    one = cluster.trials_demand(compute, compute.device)
+    return compute.concurrent_trials or one.fitting(resources) // one.number
 
 
 def _trial(sampled: dict[str, float], plan: _Plan) -> None:
@@ -324,7 +324,7 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
         run = LocalRun(folder, config.compute.device, report)
         adapt_student(prepared.task(config), run, plan.watch(config))
     except TrainingError as error:
-        failure.write_text(str(error))
+        write_text(failure, str(error))
         raise
     if not reports:
         report(_the_end(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sfss_ray.tune.scores import SCORES
+from sfss_ray.config.consistency import SCORES
 from sfss_ray.tune.search import SearchResult
 
 

@@ -145,9 +145,10 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     import torch
 
     from sfss_ray.config import flatten, load_config
+    from sfss_ray.inputs import Request, check_inputs
     from sfss_ray.masks.actor import MaskActor, actor_spec
     from sfss_ray.masks.regions import make_recipe
-    from sfss_ray.models.source import open_source
+    from sfss_ray.masks.store import MaskStore
     from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.prepared import prepare_training
     from sfss_ray.train.run import LocalRun, load_state
@@ -162,9 +163,8 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     (folder / "masks").mkdir()
     shard = [(file.stem, str(file)) for file in sorted(images.iterdir())]
     MaskActor(spec | {"threads": 1, "pool": 1})({"shard": [json.dumps(shard)]})
-    prepared = prepare_training(
-        open_source(source_model), images, folder / "masks", None, None, config
-    )
+    request = Request("train", source_model, images, folder / "out", config, masks=folder / "masks")
+    prepared = prepare_training(check_inputs(request), MaskStore(folder / "masks"), config)
     torch.set_num_threads(1)  # as many as a worker with half a CPU has
     adapt_student(prepared.task(config), LocalRun(folder / "run"))
     return config_file, folder / "masks", tensors(load_state(folder / "run"))

@@ -57,17 +57,6 @@ def test_damaged_files_are_refused_with_the_reason(data, reason):
     assert "BytesIO" not in str(refused.value)
 
 
-def test_16_bit_grey_is_scaled_to_8_bits():
-    grey = noise()[..., 0]
-    pixels = decode_image(encode(grey.astype(np.uint16) * 257))
-    assert np.array_equal(pixels, np.repeat(grey[..., None], 3, axis=2))
-
-
-def test_16_bit_file_that_holds_8_bit_values_is_not_scaled():
-    grey = noise()[..., 0]
-    assert np.array_equal(decode_image(encode(grey.astype(np.uint16)))[..., 0], grey)
-
-
 def test_grey_and_one_bit_images_get_three_equal_channels():
     grey = noise()[..., 0]
     assert np.array_equal(decode_image(encode(grey)), np.repeat(grey[..., None], 3, axis=2))

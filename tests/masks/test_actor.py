@@ -15,6 +15,7 @@ from PIL import Image
 
 from sfss_ray import deaths
 from sfss_ray.config import MaskConfig
+from sfss_ray.data.depth import with_white
 from sfss_ray.data.folders import list_images
 from sfss_ray.deaths import MOST_DEATHS, killed_its_process
 from sfss_ray.masks import actor as actor_module
@@ -173,9 +174,12 @@ def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path
     for city in ("aachen", "bonn"):
         (tmp_path / city).mkdir()
         colour.save(tmp_path / city / "frame 1 é.png")
-    images = list_images(tmp_path)
+    images, _ = with_white(list_images(tmp_path), None)
     (tmp_path / "masks").mkdir()
-    store = work(make_actor(tmp_path / "masks"), [(i.image_id, str(i.path)) for i in images])
+    recipe, _ = make_recipe(MaskConfig(), None)
+    spec = actor_spec(recipe.of(images), None, tmp_path / "masks", MaskConfig())
+    actor = MaskActor(spec | {"threads": 1, "pool": 2})
+    store = work(actor, [(i.image_id, str(i.path)) for i in images])
     assert set(store.errors) == {"gone", "itself"}
     sound = {"grey", "palette", "alpha", "cmyk", "turned", "deep"}
     assert set(store.ids()) - set(store.errors) == sound | {

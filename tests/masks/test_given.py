@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from amg_samples import MASKS, SIZE, put_images, put_masks, take, write_json
 from PIL import Image
@@ -13,7 +16,7 @@ from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.errors import DataError
 from sfss_ray.masks.given import describe_masks, is_of_file, open_masks
 from sfss_ray.masks.regions import NOTES
-from sfss_ray.masks.store import MaskStore, write_shard
+from sfss_ray.masks.store import MaskStore, shards, write_shard
 
 
 @pytest.fixture
@@ -47,7 +50,30 @@ def test_images_without_masks_are_named(masks: Path, tmp_path: Path):
         open_masks(masks, list_images(tmp_path / "images"))
 
 
+def test_masks_of_former_images_are_refused(masks: Path, tmp_path: Path):
+    """The same names, times and sizes in pixels: what the files hold decides."""
+    path = tmp_path / "images" / "frame3.png"
+    before = path.stat()
+    Image.new("RGB", (SIZE[1], SIZE[0]), "red").save(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    files = list_images(tmp_path / "images")
+    with pytest.raises(
+        DataError, match=r"1 of 5 images were changed since .* \(first: 'frame3'\): make or import"
+    ):
+        open_masks(masks, files)
+
+
+def test_a_copy_of_the_images_is_the_same_images(masks: Path, tmp_path: Path):
+    shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert len(open_masks(masks, list_images(tmp_path / "copy"))) == 5
+
+
 def test_masks_of_images_of_another_size_are_refused(masks: Path, tmp_path: Path):
+    """Masks of a former release, which do not say what their images held."""
+    for shard in shards(masks):
+        table = pq.read_table(shard)
+        known = [name for name in table.column_names if not name.startswith("image_sha")]
+        pq.write_table(table.select(known), shard)
     Image.new("RGB", (SIZE[1], SIZE[0] + 1)).save(tmp_path / "images" / "frame3.png")
     with pytest.raises(DataError, match=r"'frame3' is 40x25, its masks in .* are 40x24: give"):
         open_masks(masks, list_images(tmp_path / "images"))

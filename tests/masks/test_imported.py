@@ -153,7 +153,7 @@ def test_what_is_there_is_not_read_again(write, images: Path, tmp_path: Path):
     lines: list[str] = []
     summary = import_masks(source, images, out, progress=lines.append)
     assert summary.made == 5 - len(kept)
-    there = f"masks: {5 - len(kept)} of 5 images to import, {len(kept)} are there already"
+    there = f"masks: {5 - len(kept)} of 5 images to import, {len(kept)} are imported already"
     assert lines[0] == there
     assert lines[-1].startswith(f"imported {5 - len(kept)}/{5 - len(kept)} (")
     assert MaskStore(out).ids() == ids

@@ -311,9 +311,30 @@ def test_what_a_caller_does_to_a_map_does_not_come_back(store, rows):
     assert store.load("drive/00") == rows[0]
 
 
+CONTENT = ("image_bytes", "image_mtime_ns", "image_sha256", "imported_from")
+
+
+def test_shards_of_former_releases_are_read(rows, tmp_path: Path):
+    """Without the columns that say what an image held."""
+    path = write(tmp_path, rows)
+    former = pq.read_table(path).drop_columns(list(CONTENT))
+    pq.write_table(former, path)
+    store = MaskStore(tmp_path)
+    assert [store.load(r["image_id"]) for r in rows] == rows
+    assert store.contents == {}
+
+
 def test_pandas_reads_a_shard(rows, tmp_path: Path):
     frame = pandas.read_parquet(write(tmp_path, rows))
-    assert list(frame.columns) == ["image_id", "path", "height", "width", "masks", "error"]
+    assert list(frame.columns) == [
+        "image_id",
+        "path",
+        "height",
+        "width",
+        "masks",
+        "error",
+        *CONTENT,
+    ]
     assert frame["image_id"].tolist() == [r["image_id"] for r in rows]
     assert frame["masks"][0][0]["counts"] == rows[0]["masks"][0]["counts"]
     assert frame["error"].isna().sum() == 19
@@ -323,7 +344,7 @@ def test_pyarrow_reads_a_shard_with_its_schema_and_recipe(rows, tmp_path: Path):
     path = write(tmp_path, rows)
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)
-    assert table.to_pylist() == rows
+    assert table.to_pylist() == [row | dict.fromkeys(CONTENT) for row in rows]
     recipe = RECIPE | {CODE_VERSION: __version__}
     assert json.loads(table.schema.metadata[METADATA_KEY]) == recipe == read_recipe(path)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
 from sfss_ray.data.folders import list_images, read_image, split_held_out
+from sfss_ray.inputs import Request, check_inputs, claim_inputs
 from sfss_ray.masks.regions import RegionRecipe, make_recipe
 from sfss_ray.models.source import open_source
 from sfss_ray.planning import measure
@@ -69,6 +70,20 @@ def planned(streets: Path, output: Path, search: bool = False) -> Plan:
     )
 
 
+def begin_run(streets: Path, output: Path) -> None:
+    """Claim a folder as a run of `planned`'s arguments does."""
+    request = Request(
+        "adapt",
+        SOURCE_MODEL,
+        streets / "target" / "images",
+        output,
+        CONFIG,
+        val_images=streets / "val" / "images",
+        val_labels=streets / "val" / "labels",
+    )
+    claim_inputs(request, check_inputs(request), str)
+
+
 def test_a_plan_counts_what_a_run_would_do(streets, tmp_path: Path):
     result = planned(streets, tmp_path / "run", search=True)
     assert result.ready
@@ -94,18 +109,20 @@ def test_a_plan_counts_what_a_run_would_do(streets, tmp_path: Path):
 def test_masks_that_are_there_are_not_made_again(streets, tmp_path: Path):
     from sfss_ray.masks.store import write_shard
 
+    begin_run(streets, tmp_path / "run")
     folder = tmp_path / "run" / "masks"
     folder.mkdir(parents=True)
-    ids = [file.image_id for file in list_images(streets / "target" / "images")]
+    recipe, _ = make_recipe(CONFIG.masks, None)
+    size = {"height": 64, "width": 128}
     rows = [
-        {"image_id": i, "path": i, "height": 64, "width": 128, "masks": [], "error": None}
-        for i in ids[:3]
+        {"image_id": file.image_id, "path": str(file.path), "masks": [], "error": None} | size
+        for file in list_images(streets / "target" / "images")[:3]
     ]
-    write_shard(folder / "masks-1.parquet", rows, {"knobs": {}})
+    write_shard(folder / "masks-1.parquet", rows, recipe.as_dict())
     result = planned(streets, tmp_path / "run")
     assert result.masks_to_make == 5
     assert result.stages[0].units == 5
-    assert "3 of 8 images have masks" in result.found["masks"]
+    assert "resumes the run in it" in result.found["output"]
 
 
 def test_everything_missing_is_named_at_once(tmp_path: Path):
@@ -119,6 +136,7 @@ def test_everything_missing_is_named_at_once(tmp_path: Path):
         progress=str,
     )
     assert set(result.missing) == {
+        "settings",
         "device",
         "source model",
         "target images",
@@ -129,8 +147,8 @@ def test_everything_missing_is_named_at_once(tmp_path: Path):
     assert result.stages == ()
     assert len(result.not_measured) == 3
     page = "\n".join(result.lines())
-    assert page.count("MISSING") == 5
-    assert "not ready: 5 missing" in page
+    assert page.count("MISSING") == 6
+    assert "not ready: 6 missing" in page
 
 
 def test_what_is_there_is_measured_beside_what_is_missing(streets, tmp_path: Path):
@@ -171,7 +189,7 @@ def test_a_checkpoint_is_as_large_as_was_said(streets, tmp_path: Path):
     measured, masks = measure_masks(recipe, weights, read_image(file.path), CONFIG, "cpu")
     assert measured.note == f"{len(masks)} masks on this image"
     assert len(masks) > 1
-    said = measure_training(source, file, masks, recipe, CONFIG, "cpu")
+    said = measure_training(source, file, masks, CONFIG, "cpu")
     from sfss_ray.masks.store import write_shard
 
     row = {"image_id": file.image_id, "path": "", "height": 64, "width": 128, "error": None}

@@ -121,7 +121,7 @@ def test_a_repeated_call_makes_what_is_missing_alone(images, tmp_path: Path):
     assert wanted.read_bytes() == whole
     assert not leftover.exists()
     assert folder.path("colour", f"aachen/{first}").stat().st_mtime_ns == before
-    assert "images: 3 (2 were there already)" in result.lines()
+    assert "images: 3 (2 were predicted before)" in result.lines()
 
 
 def test_predictions_of_another_model_are_not_mixed_in(images, tmp_path: Path):

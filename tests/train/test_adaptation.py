@@ -27,10 +27,11 @@ from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, TrainingError
+from sfss_ray.inputs import Request, check_inputs
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.models import networks
 from sfss_ray.models.build import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation, step
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student, estimate_statistics
 from sfss_ray.train.prepared import prepare_training
@@ -293,7 +294,18 @@ def test_labels_that_were_given_change_nothing_but_the_report(root, source, tmp_
     adapt(root, source, config, tmp_path / "sound")
     data = write_dataset(tmp_path / "data")
     images, labels = data / "images", data / "labels"
-    prepared = prepare_training(open_source(source), images, data / "masks", images, labels, config)
+    request = Request(
+        "train",
+        source,
+        images,
+        tmp_path / "run",
+        config,
+        masks=data / "masks",
+        val_images=images,
+        val_labels=labels,
+    )
+    inputs = check_inputs(request)
+    prepared = prepare_training(inputs, MaskStore(data / "masks"), config)
     examination = prepared.examination(config)
     network = load_model(source).network
     before = examination.score(network).miou

@@ -13,19 +13,13 @@ from PIL import Image
 from torch import nn
 
 from sfss_ray.config import Config, TuneConfig, override
+from sfss_ray.config.consistency import SCORES, require_held_out, score_name
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.evaluation.evaluate import Examination
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.tune.scores import (
-    COLLAPSED,
-    GUARDED,
-    SCORES,
-    TrialWatch,
-    require_held_out,
-    score_name,
-)
+from sfss_ray.tune.scores import COLLAPSED, GUARDED, TrialWatch
 from sfss_ray.tune.search import Trial, _restarts, best_trial
 
 CLASSES = class_set_of(["red", "green", "blue"])

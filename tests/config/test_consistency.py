@@ -8,10 +8,10 @@ import pytest
 
 import sfss_ray
 from sfss_ray.config import AugmentConfig, ComputeConfig, Config, TrainConfig, override
+from sfss_ray.config.consistency import check_stage
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
-from sfss_ray.train.prepared import check_stage
 
 
 @pytest.mark.parametrize(

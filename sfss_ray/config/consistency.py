@@ -1,0 +1,76 @@
+"""What several settings say together, which only a whole config can be asked for."""
+
+from __future__ import annotations
+
+from sfss_ray.config.running import ComputeConfig, TuneConfig
+from sfss_ray.config.train import PretrainConfig, TrainConfig
+from sfss_ray.errors import ConfigError
+
+SCORES = (
+    "mask_information",
+    "balanced_mask_information",
+    "agreement",
+    "entropy",
+    "neighbourhood_density",
+)
+"""Scores of the search that need no labels."""
+
+
+def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> None:
+    """Check a training stage against the number of its workers.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly, crops have no neighbour to mix, or the
+            learning rate rises to the last step.
+    """
+    _check_warm_up(stage)
+    workers, parts, class_mix = compute.num_workers, stage.accumulate, stage.augment.class_mix
+    if stage.batch_size % workers:
+        raise ConfigError(
+            f"batch_size is {stage.batch_size} but there are {workers} workers: choose a"
+            " multiple of the number of workers"
+        )
+    if stage.batch_size % (workers * parts):
+        raise ConfigError(
+            f"batch_size is {stage.batch_size} for {workers} workers and accumulate is {parts}: choose"
+            f" a multiple of {workers * parts}, or fewer parts"
+        )
+    share = stage.batch_size // (workers * parts)
+    if class_mix > 0 and share % 2:
+        raise ConfigError(
+            f"batch_size is {stage.batch_size}, {share} at a time on each of {workers} workers, and"
+            f" augment.class_mix is {class_mix}: neighbours in the batch are mixed, so choose a multiple"
+            f" of {2 * workers * parts}, or class_mix 0"
+        )
+
+
+def _check_warm_up(stage: TrainConfig | PretrainConfig) -> None:
+    """A run that ends while its rate still rises has learnt next to nothing."""
+    optim, steps = stage.optim, stage.num_steps
+    if optim.warmup_steps >= steps or (not optim.warmup_steps and optim.warmup_share >= 1):
+        raise ConfigError(
+            f"warmup_steps is {optim.warmup_steps} and warmup_share {optim.warmup_share:g} of num_steps"
+            f" {steps}: the learning rate would rise to the last step; lower warmup_steps (0:"
+            " warmup_share decides), or take more steps"
+        )
+
+
+def score_name(config: TuneConfig, labelled: bool) -> str:
+    """Resolve `score = auto`; ConfigError when mIoU is asked for without labels."""
+    if config.score == "val_miou" and not labelled:
+        raise ConfigError(
+            "score is 'val_miou' but no val_images and val_labels were given: give them, or choose"
+            f" one that needs no labels: {', '.join(SCORES)}"
+        )
+    if config.score == "auto":
+        return "val_miou" if labelled else "balanced_mask_information"
+    return config.score
+
+
+def require_held_out(score: str, held_out: int) -> None:
+    """ConfigError when a score without labels has no images to look at."""
+    if score in SCORES and not held_out:
+        raise ConfigError(
+            f"score is {score!r} but no target images are held out for it: raise"
+            " evaluation.held_out_share above 0, or give more images"
+        )
