@@ -72,6 +72,7 @@ class Pool:
             num_gpus=1 if self.on_gpu else 0,
         )
         forget_deaths(self.folder)
+        _hand_over_by_value()
         try:
             yield from dataset.iter_rows()
         except ray.exceptions.RayError as error:
@@ -81,6 +82,22 @@ class Pool:
             ) from error
         finally:
             forget_deaths(self.folder)
+
+
+def _hand_over_by_value() -> None:
+    """Have actors of Ray Data constructed from values, not from references to the object store.
+
+    Ray Data puts its context and the map function into the store and hands each restartable actor
+    references to them. Ray then warns, in red at every first run, that a restart fails when such an
+    object is lost. Both are a few kilobytes here, so that the constructor call carries them itself.
+    A release that keeps them elsewhere is left as it is.
+    """
+    from ray.data._internal.execution.operators import actor_pool_map_operator, map_operator
+
+    pool, base = actor_pool_map_operator.ActorPoolMapOperator, map_operator.MapOperator
+    if hasattr(base, "_data_context_ref") and hasattr(base, "_map_transformer_ref"):
+        pool._data_context_ref = property(lambda self: self.data_context)  # pyright: ignore
+        pool._map_transformer_ref = property(lambda self: self._map_transformer)  # pyright: ignore
 
 
 def _cause(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,12 @@ ProgressSink = Callable[[str], None]
 
 
 def print_line(text: str) -> None:
-    """The default sink: one line on standard output, at once."""
-    print(text, flush=True)
+    r"""The default sink: one line on standard output, at once.
+
+    Characters that the terminal's encoding lacks are written as \xNN.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def silent(text: str) -> None:

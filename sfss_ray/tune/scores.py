@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,9 @@ class TrialWatch:
         source = self._source_scores(network) if self.examination.held_out else {}
         share = tuple(source.get("class_share", ()))
         seen = dataclasses.replace(self.examination, source_share=share)(network, teacher)
-        value = worth(self.score, seen[self.score])
+        value = worth(self.score, seen.get(self.score, math.nan))
+        if not math.isfinite(value):  # Tune would take NaN for the best of all
+            return seen | {GUARDED: COLLAPSED, "collapsed": 0.0}
         judged = {"score": value, GUARDED: value, "collapsed": 0.0}
         if source and lost_variety(_variety(seen), _variety(source)):
             judged |= {GUARDED: COLLAPSED, "collapsed": 1.0}

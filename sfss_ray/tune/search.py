@@ -20,7 +20,7 @@ from sfss_ray import cluster
 from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, override
 from sfss_ray.config.consistency import require_held_out, score_name
-from sfss_ray.errors import TrainingError
+from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.files import write_text
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import write_json
@@ -54,8 +54,9 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """What trials are compared by, the higher the better; -inf for a failed trial."""
-        return self.metrics.get("score", -math.inf) if self.status != "failed" else -math.inf
+        """What trials are compared by, the higher the better; -inf for a failed trial or no score."""
+        score = self.metrics.get("score", -math.inf)
+        return score if self.status != "failed" and math.isfinite(score) else -math.inf
 
     @property
     def collapsed(self) -> bool:
@@ -96,6 +97,7 @@ def run_search(
     """Search in a claimed folder; goes on with a search that was interrupted there."""
     score = score_name(config.tune, bool(prepared.labelled))
     require_held_out(score, len(prepared.held_out))
+    _require_masks(score, prepared)
     prepared = prepared.placed(folder)
     folder = folder / "trials"
     # Decided once: on a node with GPUs a trial that reserved none would choose anew.
@@ -114,6 +116,18 @@ def run_search(
     best_config = folder.parent / BEST_CONFIG_FILE
     write_json(best_config, trials[best].values)
     return SearchResult(trials, best, score, score == "val_miou", best_config)
+
+
+def _require_masks(score: str, prepared: Prepared) -> None:
+    """ConfigError when a score of masks has none to look at: all trials would be worth the same."""
+    if "mask_information" not in score:
+        return
+    if not prepared.store.count(image.image_id for image in prepared.held_out):
+        raise ConfigError(
+            f"score is {score!r} but the {len(prepared.held_out)} held-out images have no masks: raise"
+            " evaluation.held_out_share, make more masks (lower masks.pred_iou_thresh or"
+            " masks.stability_score_thresh), or choose another tune.score"
+        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,7 @@ def best_trial(trials: list[Trial]) -> int:
     """The finished trial with the highest score; one that collapsed never wins.
 
     Raises:
-        TrainingError: no trial finished, or all that did collapsed.
+        TrainingError: no trial finished, or all that did collapsed or have no score.
     """
     finished = [i for i, t in enumerate(trials) if t.status == "finished"]
     if not finished:
@@ -157,7 +171,14 @@ def best_trial(trials: list[Trial]) -> int:
             " than the source model. Lower train.optim.learning_rate or the contrast_weight_range,"
             " and search in a new folder"
         )
-    return max(sound, key=lambda i: trials[i].score)
+    best = max(sound, key=lambda i: trials[i].score)
+    if not math.isfinite(trials[best].score):
+        raise TrainingError(
+            f"none of {len(sound)} finished trials has a score, so that none can be chosen: the held-out"
+            " images have no masks, or a network returns NaN. Look at the masks with `sfss-ray masks"
+            " inspect`, hold out more images (evaluation.held_out_share), or choose another tune.score"
+        )
+    return best
 
 
 def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSink) -> list[Trial]:
