@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import IMPORTED, RegionRecipe
 from sfss_ray.masks.resume import FoundRow, changed_images, find_rows, remove_leftovers
-from sfss_ray.masks.store import SCHEMA, MaskStore, content_columns, shard_name, write_shard
+from sfss_ray.masks.store import MaskStore, as_stored, content_columns, shard_name, write_shard
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
@@ -223,22 +224,21 @@ def _write_all(
                 rows.append(row)
                 errors += row["error"] is not None
                 bar.advance(1, f", {errors} without masks" if errors else "")
-            if any(_whole(row) not in shard.before for row in rows):
-                new_rows = sorted(shard.kept + rows, key=lambda row: row["image_id"])
-                write_shard(shard.path, new_rows, recipe.as_dict())
-            former = [_result(row) for row in shard.before]
+            rows = as_stored(rows)
+            if rows != shard.before:
+                write_shard(
+                    shard.path,
+                    sorted(shard.kept + rows, key=lambda row: row["image_id"]),
+                    recipe.as_dict(),
+                )
+            former = {_result(row) for row in shard.before}
             made += sum(_result(row) not in former for row in rows)
     return made
 
 
-def _whole(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as a shard gives it back: every column is there."""
-    return dict.fromkeys(SCHEMA.names) | dict(row)
-
-
-def _result(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What an import found, whatever the times of the files."""
-    return tuple(row[name] for name in ("image_id", "height", "width", "masks", "error"))
+def _result(row: Mapping[str, Any]) -> str:
+    """What an import found, whatever the times of the files; as text, NaN equals NaN."""
+    return json.dumps([row[name] for name in ("image_id", "height", "width", "masks", "error")])
 
 
 def _row(file: ImageFile, place: Path | str) -> dict[str, Any]:

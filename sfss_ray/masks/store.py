@@ -119,6 +119,11 @@ def write_shard(
             temporary.unlink(missing_ok=True)
 
 
+def as_stored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as a shard gives them back: every column is present, and scores are float32."""
+    return pa.Table.from_pylist(rows, schema=SCHEMA).to_pylist()
+
+
 def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> None:
     """Write a shard again without some of its rows; a shard without rows is removed."""
     with pq.ParquetFile(path) as parquet:

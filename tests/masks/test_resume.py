@@ -18,7 +18,7 @@ from PIL import Image
 
 from sfss_ray import cli
 from sfss_ray.cluster import Resources
-from sfss_ray.config import MaskConfig
+from sfss_ray.config import Config, MaskConfig, override
 from sfss_ray.data.folders import list_images
 from sfss_ray.deaths import DIED
 from sfss_ray.errors import DataError, ResumeError
@@ -332,3 +332,82 @@ def test_masks_by_other_weights_are_refused_by_name(images: Path, tmp_path: Path
     write_shard(out / f"masks-{'0' * 16}.parquet", [row], other)
     with pytest.raises(ResumeError, match=f"sam_sha256: {'0' * 64} -> {recipe.sam_sha256}"):
         find_rows(out, recipe)
+
+
+def counts_of(out: Path, image_id: str) -> list[str]:
+    return [mask["counts"] for mask in MaskStore(out).load(image_id)["masks"]]
+
+
+def test_images_replaced_under_their_names_get_new_masks(images: Path, tmp_path: Path):
+    out, lines = tmp_path / "masks", []
+    make(images, out)
+    before = {i: counts_of(out, i) for i in "abc"}
+    put(images, "b.png", seed=9)
+    summary = generate_masks(images, out, progress=lines.append)
+    assert summary.made == 1
+    assert "1 of 3 images to do (1 changed since their masks were made), 2 are done" in lines[-2]
+    after = {i: counts_of(out, i) for i in "abc"}
+    assert [i for i in "abc" if before[i] != after[i]] == ["b"]
+    assert rows_in(out) == ["a", "b", "c"]
+    assert make(images, out).made == 0
+
+
+def test_an_image_of_equal_size_and_another_time_is_told_by_its_hash(tmp_path: Path):
+    """Uncompressed: each file has as many bytes as the others."""
+    out, images = tmp_path / "masks", put(tmp_path / "images", "a.bmp", "b.bmp")
+    make(images, out)
+    os.utime(images / "a.bmp", ns=(5, 5))
+    assert make(images, out).made == 0, "touched, not changed"
+    put(images, "b.bmp", seed=4)
+    assert make(images, out).made == 1
+
+
+def test_masks_of_a_former_release_are_made_again_where_the_image_is_newer(
+    images: Path, tmp_path: Path
+):
+    out = tmp_path / "masks"
+    make(images, out)
+    for shard in shards(out):
+        table = pq.read_table(shard)
+        first = [n for n in table.column_names if not n.startswith("image_") or n == "image_id"]
+        pq.write_table(table.select([n for n in first if n != "imported_from"]), shard)
+    assert make(images, out).made == 0
+    put(images, "c.png", seed=3)
+    newest = max(shard.stat().st_mtime_ns for shard in shards(out)) + 10**9
+    os.utime(images / "c.png", ns=(newest, newest))
+    assert make(images, out).made == 1
+
+
+def test_masks_imported_again_follow_their_files(tmp_path: Path):
+    frames = put_images(tmp_path / "frames", *MASKS)
+    source = put_masks(tmp_path / "sam", write_json)
+    out = tmp_path / "masks"
+    assert take(source, frames, out).made == 5
+    assert take(source, frames, out).made == 0
+    former = MaskStore(out).load("frame2")["masks"]
+    (source / "frame2.json").write_text((source / "frame4.json").read_text())
+    assert take(source, frames, out).made == 1
+    store = MaskStore(out)
+    assert store.load("frame2")["masks"] == store.load("frame4")["masks"] != former
+    (source / "frame1.json").touch()
+    assert take(source, frames, out).made == 0, "written again with the same masks"
+    put(frames, "frame3.png", seed=8)
+    assert take(source, frames, out).made == 0
+    assert MaskStore(out).contents["frame3"].size == (frames / "frame3.png").stat().st_size
+
+
+def test_another_white_is_another_recipe(tmp_path: Path):
+    """A folder of 12 bits whose masks were made with 16 bits is not resumed silently."""
+    images, out = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    values = np.random.default_rng(0).integers(0, 4096, (24, 40), dtype=np.uint16)
+    values[0, 0] = 4095
+    Image.fromarray(values).save(images / "a.png")
+    lines: list[str] = []
+    first = generate_masks(images, out, progress=lines.append)
+    assert first.made == 1
+    assert lines[0].startswith("images of more than 8 bits: white is 4095")
+    assert MaskStore(out).recipe["white_level"] == 4095
+    config = override(Config(), {"white_level": 65535.0})
+    with pytest.raises(ResumeError, match=r"white_level: 4095.0 -> 65535.0"):
+        generate_masks(images, out, config=config, progress=str)

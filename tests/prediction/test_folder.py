@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -178,3 +180,66 @@ def test_errors_of_the_network_are_not_taken_for_the_images(images, tmp_path: Pa
     monkeypatch.setattr(evaluate, "predict_probabilities", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
+
+
+def test_images_replaced_under_their_names_are_predicted_again(images, tmp_path: Path):
+    """One of another size, one of the same size, one that was only touched."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(images, folder)
+    predict(SOURCE_MODEL, folder, out, config=CPU, progress=str)
+    first, second, third = sorted(folder.rglob("*.png"))
+    height, width = read_image(first).shape[:2]
+    Image.new("RGB", (2 * width, height), "gray").save(first)
+    Image.fromarray(255 - read_image(second)).save(second)
+    os.utime(third, ns=(7, 7))
+    lines: list[str] = []
+    result = predict(SOURCE_MODEL, folder, out, config=CPU, progress=lines.append)
+    assert (result.images, result.made, result.changed) == (3, 2, 2)
+    assert "images: 3 (1 were predicted before) (2 changed since and predicted again)" in (
+        result.lines()
+    )
+    assert lines[0].startswith("2 images were changed since they were predicted")
+    name = first.relative_to(folder)
+    for kind in result.kinds:
+        assert Image.open(out / kind / name).size == (2 * width, height)
+    fresh = tmp_path / "fresh"
+    predict(SOURCE_MODEL, folder, fresh, config=CPU, progress=str)
+    for path in sorted((fresh / "train_ids").rglob("*.png")):
+        same = out / "train_ids" / path.relative_to(fresh / "train_ids")
+        assert np.array_equal(np.asarray(Image.open(same)), np.asarray(Image.open(path)))
+    assert predict(SOURCE_MODEL, folder, out, config=CPU, progress=str).made == 0
+
+
+def test_predictions_of_a_former_release_are_compared_by_size_and_time(images, tmp_path: Path):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(images, folder)
+    predict(SOURCE_MODEL, folder, out, config=CPU, progress=str)
+    for path in (out / "train_ids").rglob("*.png"):
+        ids = Image.open(path)
+        ids.load()
+        Image.fromarray(np.asarray(ids)).save(path)  # without the text
+    assert predict(SOURCE_MODEL, folder, out, config=CPU, progress=str).made == 0
+    first = min(folder.rglob("*.png"))
+    height, width = read_image(first).shape[:2]
+    Image.new("RGB", (width + 8, height)).save(first)
+    os.utime(first, ns=(7, 7))
+    assert predict(SOURCE_MODEL, folder, out, config=CPU, progress=str).made == 1
+
+
+def test_12_bit_images_are_predicted_as_their_8_bit_versions(images, tmp_path: Path):
+    deep = tmp_path / "deep"
+    for path in images.rglob("*.png"):
+        pixels = read_image(path)
+        pixels[0, 0] = 255
+        target = deep / "shallow" / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(target)
+        values = np.rint(pixels * (4095 / 255)).astype(np.uint16)
+        target = deep / "deep" / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), values[..., ::-1])
+    for name in ("deep", "shallow"):
+        predict(SOURCE_MODEL, deep / name, tmp_path / f"out-{name}", config=CPU, progress=str)
+    for path in (tmp_path / "out-deep" / "train_ids").rglob("*.png"):
+        other = tmp_path / "out-shallow" / path.relative_to(tmp_path / "out-deep")
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))

@@ -151,3 +151,27 @@ def test_a_trial_is_never_started_again_without_end(asked, workers, allowed):
     """A trial whose loss is NaN fails again each time; trials of several restart inside Ray Train."""
     compute = {"compute.max_failures": asked, "compute.num_workers": workers}
     assert _restarts(override(Config(), compute)) == allowed
+
+
+def scored(score: float, **metrics: float) -> Trial:
+    return Trial("t", Path(), {}, {"score": score, "collapsed": 0.0} | metrics, "finished")
+
+
+def test_a_trial_without_a_score_is_never_picked():
+    assert best_trial([scored(float("nan")), scored(0.2), scored(0.1)]) == 1
+    assert best_trial([scored(float("-inf")), scored(-3.0)]) == 1
+    with pytest.raises(TrainingError, match="none of 2 finished trials has a score"):
+        best_trial([scored(float("nan")), scored(float("nan"))])
+    without = Trial("t", Path(), {}, {"step": 3.0}, "finished")
+    with pytest.raises(TrainingError, match="none of 1 finished trials has a score"):
+        best_trial([without])
+
+
+def test_tune_is_never_told_nan(watch):
+    """NaN is neither greater nor smaller than others: a scheduler would keep what it met first."""
+    network = colours(0, 1, 2)
+    with torch.no_grad():
+        network.classifier.weight.fill_(float("nan"))
+    seen = watch("entropy")(network)
+    assert seen[GUARDED] == COLLAPSED
+    assert "score" not in seen
