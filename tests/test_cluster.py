@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import pytest
 import ray
@@ -131,3 +132,80 @@ def test_a_gpu_that_the_cluster_has_not_is_an_error(machine):
     machine(False, None)
     with pytest.raises(ClusterError, match="this machine has no CUDA device"):
         cluster.resolve_device(compute)
+
+
+def test_what_an_autoscaler_may_bring_counts(machine, monkeypatch):
+    """A group of GPUs that stands at zero."""
+    machine(False, 0)
+    most = {"CPU": 64, "GPU": 8}
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: most)
+    resources = cluster.capacity(ComputeConfig())
+    assert resources.gpus == 0
+    assert cluster.resolve_device(ComputeConfig()) == "cuda"
+    assert cluster.resolve_device(ComputeConfig(device="cuda")) == "cuda"
+    cluster.training_demand(ComputeConfig(num_workers=8), "cuda").require(resources)
+    with pytest.raises(ClusterError, match=r"holds 8 \(2 CPUs and 0 GPUs, at most 64 and 8\)"):
+        cluster.training_demand(ComputeConfig(num_workers=9), "cuda").require(resources)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "needs", "number"),
+    [
+        (((4.0, 0.0),), (1.0, 0.0), 4),
+        (((1.0, 0.0), (1.0, 0.0)), (2.0, 0.0), 0),
+        (((0.3, 0.0),), (0.1, 0.0), 3),
+        (((8.0, 2.0), (1.0, 4.0)), (2.0, 1.0), 2),
+        (((8.0, 4.0),), (0.0, 0.5), 8),
+        ((), (1.0, 0.0), 6),
+    ],
+)
+def test_no_process_is_split_over_nodes(nodes, needs, number):
+    assert cluster.Resources(6.0, 0, nodes).holds(*needs) == number
+
+
+def test_several_workers_need_room_for_their_trial():
+    compute = ComputeConfig(num_workers=2)
+    exact = cluster.Resources(2.0, 0, ((2.0, 0.0),))
+    cluster.training_demand(compute, "cpu").require(exact)
+    with pytest.raises(ClusterError, match=r"2 training workers of 1 CPU each .* holds 1"):
+        cluster.trials_demand(compute, "cpu").require(exact)
+    cluster.trials_demand(compute, "cpu").require(cluster.Resources(2.02, 0, ((2.02, 0.0),)))
+
+
+@pytest.mark.parametrize("where", ["config", "variable"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_dashboards_address_is_named_as_such(where, scheme, machine, monkeypatch):
+    machine(False, None)
+    address = f"{scheme}://10.0.0.1:8265"
+    compute = ComputeConfig(address=address if where == "config" else "auto")
+    if where == "variable":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=rf"dashboard.*ray job submit --address {address}"):
+        cluster.check_address(compute)
+
+
+@pytest.mark.parametrize("value", ["", "  ", "local"])
+def test_an_empty_ray_address_is_none(value, machine, monkeypatch):
+    machine(True, None)
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    assert cluster.cluster_address(ComputeConfig()) == "local"
+    cluster.check_address(ComputeConfig())
+    assert cluster.capacity(ComputeConfig()).gpus == 1
+    cluster.prepare_environment()
+    assert os.environ.get("RAY_ADDRESS", "local").strip() == "local"
+
+
+def test_local_starts_a_cluster_although_another_is_named(machine, monkeypatch):
+    machine(False, None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    compute = ComputeConfig(address="local")
+    assert cluster.cluster_address(compute) == "local"
+    cluster.check_address(compute)
+    assert cluster.resolve_device(compute) == "cpu"
+
+
+def test_a_connection_of_the_callers_own_may_have_gpus(machine):
+    """`ray.init` was called before, without an address in the config."""
+    machine(False, 2)
+    assert cluster.local_device(ComputeConfig(device="cuda")) == "cpu"
+    assert cluster.resolve_device(ComputeConfig(device="cuda")) == "cuda"
