@@ -14,7 +14,17 @@ from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
 
-LabelsFormat = Literal["auto", "train_ids", "cityscapes_label_ids", "gta5", "synthia", "camvid"]
+LabelsFormat = Literal[
+    "auto",
+    "train_ids",
+    "cityscapes_label_ids",
+    "gta5",
+    "synthia",
+    "camvid",
+    "camvid_colours",
+    "idd_level3",
+    "idd_ids",
+]
 SourceWeights = Literal["auto", "student", "ema"]
 
 

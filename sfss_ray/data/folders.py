@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,14 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
-from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
+from sfss_ray.data.label_formats import Decoding, make_decoding, read_raw
+from sfss_ray.data.label_names import (
+    absent_splits,
+    in_split,
+    is_label_name,
+    is_other_picture,
+    pair_names,
+)
 from sfss_ray.data.names import printable
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
@@ -27,11 +33,6 @@ memory."""
 
 # Where a PNG file may hold the orientation that Pillow applies: EXIF as a chunk or a text, or XMP.
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-
-# Cityscapes names a label after its image by exchanging the last part of the name.
-_IMAGE_ENDING = "_leftImg8bit"
-_LABEL_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
-_CITYSCAPES_LABEL = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|labelIds|labelTrainIds)$")
 
 
 @dataclass(frozen=True, order=True)
@@ -125,7 +126,7 @@ def list_images(folder: Path | str, what: str = "target images") -> list[ImageFi
     """
     root = require_folder(folder, what)
     found = _by_id(_walk(root), what)
-    label = next((i for i in found if _CITYSCAPES_LABEL.search(i)), None)
+    label = next((i for i in found if is_label_name(i)), None)
     if label is not None:
         raise DataError(
             f"{what}: {str(found[label])!r} is a label map and would count as an image; give the folder"
@@ -223,27 +224,54 @@ class Matching:
     pairs: list[LabelledImage]
     images_alone: list[str]
     labels_alone: list[str]
+    image_splits: dict[str, int] = field(default_factory=dict)
+    """Splits of the images that the labels do not have (test), with their number of images."""
+    label_splits: dict[str, int] = field(default_factory=dict)
+    """Splits of the labels that the images do not have, with their number of labels."""
+    notes: list[str] = field(default_factory=list)
+    """What was chosen among several encodings, a line each."""
+
+    def lines(self) -> list[str]:
+        """The notes and what was left out, for people."""
+        absent = [
+            f"{number} {kind} of {split}/ are left out: the {others} have no such folder"
+            for kind, others, splits in (
+                ("images", "labels", self.image_splits),
+                ("labels", "images", self.label_splits),
+            )
+            for split, number in splits.items()
+        ]
+        return self.notes + absent
 
 
 def match_labels(
     images: Path | str, labels: Path | str, what: str = "val", format_name: str = "auto"
 ) -> Matching:
-    """Every image with its label map, matched by id (or by Cityscapes' naming).
+    """Every image with its label map, matched by id or by the naming of the known data sets.
 
-    format_name: where Cityscapes has two encodings, `cityscapes_label_ids` takes the labelIds; the
-    labelTrainIds are taken otherwise.
+    format_name: of labels in several encodings, those of this format are taken.
     """
-    image_files = list_images(images, f"{what} images")
-    label_files = _label_files(labels, what)
-    paired, lonely = [], []
-    for image in image_files:
-        names = _label_ids_for(image.image_id, format_name)
-        label_id = next((i for i in names if i in label_files), None)
-        if label_id is None:
-            lonely.append(image.image_id)
-        else:
-            paired.append(LabelledImage(image.image_id, image.path, label_files.pop(label_id)))
-    return Matching(paired, lonely, _labels_of_no_image(label_files, paired))
+    image_files = {file.image_id: file.path for file in list_images(images, f"{what} images")}
+    label_files = _label_files(labels, what, image_files)
+    found = pair_names(image_files, label_files, format_name)
+    pairs = [
+        LabelledImage(image, image_files[image], label_files[label])
+        for image, label in found.label_of.items()
+    ]
+    lonely = [image for image in image_files if image not in found.label_of]
+    image_splits: dict[str, int] = {}
+    label_splits: dict[str, int] = {}
+    if pairs:
+        image_splits = absent_splits(lonely, Path(labels))
+        label_splits = absent_splits(found.spare, Path(images))
+    return Matching(
+        pairs,
+        [i for i in lonely if not in_split(i, image_splits)],
+        [i for i in found.spare if not in_split(i, label_splits)],
+        image_splits,
+        label_splits,
+        found.notes,
+    )
 
 
 def pair_labels(
@@ -254,45 +282,34 @@ def pair_labels(
     Raises DataError naming the first images without labels or labels without images.
     """
     matching = match_labels(images, labels, what, format_name)
+    refuse_unpaired(matching, images, labels, what)
+    return matching.pairs
+
+
+def refuse_unpaired(
+    matching: Matching, images: Path | str, labels: Path | str, what: str = "val"
+) -> None:
+    """DataError naming the first images without labels or labels without images."""
     lonely, spare = matching.images_alone, matching.labels_alone
     if lonely:
+        notes = "".join(f" ({note})" for note in matching.notes)
         raise DataError(
             f"{what} images without labels: {_some(lonely)}; {str(labels)!r} needs a file of the same"
-            " name for each image (or remove the images)"
+            f" name for each image (or remove the images){notes}"
         )
     if spare:
         raise DataError(
             f"{what} labels without images: {_some(spare)}; {str(images)!r} needs a file of the same"
             " name for each label (or remove the labels)"
         )
-    return matching.pairs
 
 
-def _label_files(labels: Path | str, what: str) -> dict[str, Path]:
+def _label_files(labels: Path | str, what: str, images: Collection[str]) -> dict[str, Path]:
     root = require_folder(labels, f"{what} labels")
-    files = [f for f in _walk(root) if not f[0].endswith(("_color", "_instanceIds"))]
+    files = [f for f in _walk(root) if f[0] in images or not is_other_picture(f[0])]
     if not files:
         raise DataError(f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files")
     return _by_id(files, f"{what} labels")
-
-
-def _label_ids_for(image_id: str, format_name: str) -> Iterator[str]:
-    yield image_id
-    if image_id.endswith(_IMAGE_ENDING):
-        endings = _LABEL_ENDINGS
-        if format_name == "cityscapes_label_ids":
-            endings = _LABEL_ENDINGS[1:]
-        elif format_name == TRAIN_IDS:
-            endings = _LABEL_ENDINGS[:1]
-        for ending in endings:
-            yield image_id.removesuffix(_IMAGE_ENDING) + ending
-
-
-def _labels_of_no_image(unused: dict[str, Path], paired: list[LabelledImage]) -> list[str]:
-    """Unused labels, but for the second encoding of a Cityscapes label that is in use."""
-    used = {item.image_id.removesuffix(_IMAGE_ENDING) for item in paired}
-    stem = {i: i.removesuffix(_LABEL_ENDINGS[0]).removesuffix(_LABEL_ENDINGS[1]) for i in unused}
-    return sorted(i for i in unused if stem[i] not in used)
 
 
 def _some(names: list[str]) -> str:
