@@ -33,8 +33,12 @@ class EvaluationResult:
     per_class: dict[str, float]
     """IoU in percent by class; NaN where no label shows the class."""
     images: int
+    official_miou: float = float("nan")
+    """Percent, as cityscapesScripts counts: a class that is predicted but in no label has IoU 0."""
     named: dict[str, float] = field(default_factory=dict)
     """mIoU-19, mIoU-16, mIoU-13, mIoU-11: those sets that model and labels both have whole."""
+    named_official: dict[str, float] = field(default_factory=dict)
+    """The same sets counted as `official_miou` is."""
     named_lines: tuple[str, ...] = ()
     recall: dict[str, float] = field(default_factory=dict)
     """Percent of each class's labelled pixels that are right."""
@@ -73,8 +77,17 @@ class EvaluationResult:
             f" {self.class_set} that the labels show"
             + (f"; absent: {', '.join(absent)}" if absent else "")
         )
+        if self.official_miou < self.miou:
+            lines.append(f"official_miou: {self.official_miou:.2f}")
+            lines.append(
+                "  as Cityscapes' official scorer counts: IoU 0 for absent classes that are predicted:"
+                f" {', '.join(name for name in absent if self._is_predicted(name))}"
+            )
         lines += [*self.named_lines, f"pixel_accuracy: {self.pixel_accuracy:.2f}"]
         return lines + [f"written: {path}" for path in self.files]
+
+    def _is_predicted(self, name: str) -> bool:
+        return bool(self.confusion[:, self.classes.index(name)].any())
 
     def _row(self, name: str) -> str:
         if np.isnan(self.per_class[name]):
@@ -157,7 +170,9 @@ def _result(
         pixel_accuracy=matrix.pixel_accuracy(),
         per_class=by_class(matrix.iou()),
         images=len(folder.pairs),
+        official_miou=matrix.official_miou(),
         named={entry.name: entry.miou for entry in named},
+        named_official={entry.name: entry.official for entry in named},
         named_lines=tuple(entry.line() for entry in named),
         recall=by_class(matrix.recall()),
         label_share=by_class(matrix.label_share()),

@@ -24,9 +24,10 @@ from sfss_ray.data.label_names import (
 )
 from sfss_ray.data.names import printable
 from sfss_ray.data.pillow import open_image
+from sfss_ray.data.suffixes import LeftOut, image_suffixes, is_basic, is_still_image
 from sfss_ray.errors import DataError
+from sfss_ray.progress import ProgressSink
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MAX_PIXELS = 200_000_000
 """Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
 memory."""
@@ -72,21 +73,27 @@ def require_folder(folder: Path | str, what: str) -> Path:
     return path
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Image files below a folder with their ids. Links to folders are followed, but not to one that
-    they lie in: that is a loop.
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, Path]]:
+    """Image files below a folder with their ids; other files are counted.
 
-    Names are put together as text: with a path object for each step 100,000 names take four seconds.
+    Links to folders are followed, but not to one that they lie in: that is a loop. Names are put
+    together as text: with a path object for each step 100,000 names take four seconds.
     """
-    top = len(os.path.join(folder, ""))
+    top, suffixes = len(os.path.join(folder, "")), image_suffixes()
     for root, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         folders[:] = sorted(
             f for f in folders if not f.startswith(".") and not _leads_back(folder, root, f)
         )
         below = printable(os.path.join(root, "")[top:]).replace(os.sep, "/")
         for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if not name.lower().endswith(suffixes):
+                left_out.add(name)
+            elif is_still_image(os.path.join(root, name)):
                 yield below + printable(name.rpartition(".")[0]), Path(os.path.join(root, name))
+            else:
+                left_out.add_animated()
 
 
 def _leads_back(top: Path, root: str, name: str) -> bool:
@@ -106,37 +113,50 @@ def _refuse_folder(error: OSError) -> None:
     ) from error
 
 
-def _by_id(files: Iterable[tuple[str, Path]], what: str) -> dict[str, Path]:
+def _by_id(files: Iterable[tuple[str, Path]], what: str, left_out: LeftOut) -> dict[str, Path]:
+    """Files by id; beside a file of a common suffix, one of another (a.png and a.gif) is left out."""
     found: dict[str, Path] = {}
     for image_id, path in files:
-        if image_id in found:
+        other = found.get(image_id)
+        if other is not None and is_basic(path) == is_basic(other):
             raise DataError(
-                f"{what}: {found[image_id].name!r} and {path.name!r} in {str(path.parent)!r} differ"
+                f"{what}: {other.name!r} and {path.name!r} in {str(path.parent)!r} differ"
                 " only by their suffix; keep one of them there"
             )
-        found[image_id] = path
+        if other is None or is_basic(path):
+            found[image_id] = path
+        if other is not None:
+            left_out.add(other.name if is_basic(path) else path.name)
     return found
 
 
-def list_images(folder: Path | str, what: str = "target images") -> list[ImageFile]:
+def list_images(
+    folder: Path | str, what: str = "target images", notes: ProgressSink | None = None
+) -> list[ImageFile]:
     """All images below `folder`, sorted by id.
+
+    notes: called with a line on the files that were left out by their suffix, where there are any.
 
     Raises DataError when the folder is missing, holds no image, holds Cityscapes' label maps, or two
     images of one id (a.jpg and a.png: usually a label that lies among the images).
     """
     root = require_folder(folder, what)
-    found = _by_id(_walk(root), what)
+    left_out = LeftOut()
+    found = _by_id(_walk(root, left_out), what, left_out)
     label = next((i for i in found if is_label_name(i)), None)
     if label is not None:
         raise DataError(
             f"{what}: {str(found[label])!r} is a label map and would count as an image; give the folder"
             " of the images alone (of Cityscapes leftImg8bit, or a part of it)"
         )
+    line = left_out.line()
     if not found:
         raise DataError(
-            f"{what}: no image in {str(root)!r}; looked for {', '.join(IMAGE_SUFFIXES)} there and"
-            " in its folders"
+            f"{what}: no image in {str(root)!r}; looked for {', '.join(image_suffixes())} there and"
+            f" in its folders{f' ({line})' if line else ''}"
         )
+    if line and notes:
+        notes(f"{what}: {line}")
     return [ImageFile(image_id, found[image_id]) for image_id in sorted(found)]
 
 
@@ -229,7 +249,7 @@ class Matching:
     label_splits: dict[str, int] = field(default_factory=dict)
     """Splits of the labels that the images do not have, with their number of labels."""
     notes: list[str] = field(default_factory=list)
-    """What was chosen among several encodings, a line each."""
+    """What was chosen among several encodings, and what was left out by suffix, a line each."""
 
     def lines(self) -> list[str]:
         """The notes and what was left out, for people."""
@@ -251,8 +271,10 @@ def match_labels(
 
     format_name: of labels in several encodings, those of this format are taken.
     """
-    image_files = {file.image_id: file.path for file in list_images(images, f"{what} images")}
-    label_files = _label_files(labels, what, image_files)
+    notes: list[str] = []
+    listed = list_images(images, f"{what} images", notes.append)
+    image_files = {file.image_id: file.path for file in listed}
+    label_files = _label_files(labels, what, image_files, notes)
     found = pair_names(image_files, label_files, format_name)
     pairs = [
         LabelledImage(image, image_files[image], label_files[label])
@@ -270,7 +292,7 @@ def match_labels(
         [i for i in found.spare if not in_split(i, label_splits)],
         image_splits,
         label_splits,
-        found.notes,
+        found.notes + notes,
     )
 
 
@@ -304,12 +326,21 @@ def refuse_unpaired(
         )
 
 
-def _label_files(labels: Path | str, what: str, images: Collection[str]) -> dict[str, Path]:
-    root = require_folder(labels, f"{what} labels")
-    files = [f for f in _walk(root) if f[0] in images or not is_other_picture(f[0])]
-    if not files:
-        raise DataError(f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files")
-    return _by_id(files, f"{what} labels")
+def _label_files(
+    labels: Path | str, what: str, images: Collection[str], notes: list[str]
+) -> dict[str, Path]:
+    """Label maps by id; a note is added on files left out by their suffix."""
+    root, left_out = require_folder(labels, f"{what} labels"), LeftOut()
+    files = [f for f in _walk(root, left_out) if f[0] in images or not is_other_picture(f[0])]
+    found = _by_id(files, f"{what} labels", left_out)
+    line = left_out.line()
+    if not found:
+        raise DataError(
+            f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files"
+            f"{f' ({line})' if line else ''}"
+        )
+    notes += [f"{what} labels: {line}"] if line else []
+    return found
 
 
 def _some(names: list[str]) -> str:

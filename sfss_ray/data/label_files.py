@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from sfss_ray.data.class_sets import IGNORE_INDEX
@@ -166,9 +166,11 @@ def _times(values: np.ndarray, mode: str, bits: int) -> np.ndarray:
 
 def _pgm_largest(image: Image.Image) -> int | None:
     """The largest value that a PGM's header names, where Pillow scales to it."""
-    arguments = image.tile[0][3]
-    scaled = image.tile[0][0] in ("ppm", "ppm_plain") and isinstance(arguments, tuple)
-    return int(arguments[1]) if scaled and len(arguments) > 1 else None
+    assert isinstance(image, ImageFile.ImageFile), "opened from a file"
+    decoder, arguments = image.tile[0][0], image.tile[0][3]
+    if decoder in ("ppm", "ppm_plain") and isinstance(arguments, tuple) and len(arguments) > 1:
+        return int(arguments[1])
+    return None
 
 
 def _unscaled_tiff(image: TiffImageFile) -> np.ndarray:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import (
     ClassSet,
@@ -16,7 +18,7 @@ from sfss_ray.data.class_sets import (
     synonyms_in,
     synonyms_line,
 )
-from sfss_ray.data.folders import LabelledImage, pair_labels
+from sfss_ray.data.folders import LabelledImage, match_labels, refuse_unpaired
 from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
@@ -35,10 +37,12 @@ class LabelledFolder:
     label_classes: ClassSet
     skipped: tuple[str, ...] = ()
     """Ids of pairs left out because image and labels differ in size."""
+    notes: tuple[str, ...] = ()
+    """What was chosen among several encodings, and what was left out, a line each."""
 
     def describe(self, wanted: ClassSet) -> list[str]:
         """What was taken for what, in lines for people."""
-        lines = [f"labels: {FORMATS[self.format].what} ({self.format}: {self.reason})"]
+        lines = [f"labels: {FORMATS[self.format].what} ({self.format}: {self.reason})", *self.notes]
         matched = matched_names(self.label_classes, wanted)
         synonyms = synonyms_in(matched)
         lacking = [c for c in wanted.classes if c not in matched.values()]
@@ -124,22 +128,49 @@ def load_labelled(
     config = config or Config()
     format_name = config.labels_format if named else "auto"
     classes = config.labels_classes if named else ""
-    pairs = pair_labels(images, labels, what, format_name)
+    matching = match_labels(images, labels, what, format_name)
+    refuse_unpaired(matching, images, labels, what)
+    pairs = matching.pairs
     folder = decoded(pairs, labels, wanted, format_name, classes)
-    kept, skipped = [], []
+    kept, skipped, raw = [], [], np.zeros(256, np.int64)
     bar = Progress(f"checked {what} labels", len(pairs), progress or silent)
     for facts in scan_pairs(folder.pairs):
         _refuse_damaged(facts, wanted)
         if facts.unequal and not skip_unequal:
             raise DataError(_unequal(facts))
         (skipped if facts.unequal else kept).append(facts.item)
+        raw += facts.histogram
         bar.advance(1)
     if not kept:
         raise DataError(
             f"{what} images: every pair differs in size; give labels of the images' size"
         )
+    notes = matching.lines()
+    binary = binary_masks(folder, raw)
+    if binary and format_name == "auto":
+        raise DataError(f"{what} labels {str(labels)!r}: {binary}")
+    notes += [binary] if binary else []
     return dataclasses.replace(
-        folder, pairs=tuple(kept), skipped=tuple(i.image_id for i in skipped)
+        folder,
+        pairs=tuple(kept),
+        skipped=tuple(i.image_id for i in skipped),
+        notes=tuple(notes),
+    )
+
+
+def binary_masks(folder: LabelledFolder, pixels: np.ndarray) -> str:
+    """What is wrong with train ids of two classes when the ids are 0 and 255 alone; '' for others.
+
+    pixels: (256,) pixels per raw id in all labels of the folder.
+    """
+    ids = pixels.nonzero()[0].tolist()
+    if folder.format != TRAIN_IDS or len(folder.label_classes) != 2 or ids != [0, 255]:
+        return ""
+    first, second = folder.label_classes.classes
+    return (
+        f"ids are 0 and 255 alone, and 255 is ignored, so that no pixel is {second!r}: save the pixels"
+        f" of {second!r} as 1 ({first!r} is 0); if 255 is meant to be ignored, name labels_format"
+        f" {TRAIN_IDS}"
     )
 
 
