@@ -34,7 +34,10 @@ class EvaluationResult:
     """IoU in percent by class; NaN where no label shows the class."""
     images: int
     official_miou: float = float("nan")
-    """Percent, as cityscapesScripts counts: a class that is predicted but in no label has IoU 0."""
+    """Percent, as cityscapesScripts counts: a class that is predicted but in no label has IoU 0. Classes
+    that labels of this kind cannot show do not count."""
+    only_predicted: tuple[str, ...] = ()
+    """Those classes with IoU 0."""
     named: dict[str, float] = field(default_factory=dict)
     """mIoU-19, mIoU-16, mIoU-13, mIoU-11: those sets that model and labels both have whole."""
     named_official: dict[str, float] = field(default_factory=dict)
@@ -77,17 +80,14 @@ class EvaluationResult:
             f" {self.class_set} that the labels show"
             + (f"; absent: {', '.join(absent)}" if absent else "")
         )
-        if self.official_miou < self.miou:
+        if self.only_predicted:
             lines.append(f"official_miou: {self.official_miou:.2f}")
             lines.append(
                 "  as Cityscapes' official scorer counts: IoU 0 for absent classes that are predicted:"
-                f" {', '.join(name for name in absent if self._is_predicted(name))}"
+                f" {', '.join(self.only_predicted)}"
             )
         lines += [*self.named_lines, f"pixel_accuracy: {self.pixel_accuracy:.2f}"]
         return lines + [f"written: {path}" for path in self.files]
-
-    def _is_predicted(self, name: str) -> bool:
-        return bool(self.confusion[:, self.classes.index(name)].any())
 
     def _row(self, name: str) -> str:
         if np.isnan(self.per_class[name]):
@@ -159,6 +159,8 @@ def _result(
 
     named = named_mious(matrix, classes, folder.label_classes)
     matched = matched_names(folder.label_classes, classes)
+    countable = np.isin(classes.classes, list(matched.values()))
+    only_predicted = countable & np.isnan(matrix.iou()) & np.isfinite(matrix.official_iou())
 
     def by_class(values: np.ndarray) -> dict[str, float]:
         return dict(zip(classes.classes, map(float, values), strict=True))
@@ -170,7 +172,8 @@ def _result(
         pixel_accuracy=matrix.pixel_accuracy(),
         per_class=by_class(matrix.iou()),
         images=len(folder.pairs),
-        official_miou=matrix.official_miou(),
+        official_miou=matrix.official_miou(countable),
+        only_predicted=tuple(c for c, o in zip(classes.classes, only_predicted, strict=True) if o),
         named={entry.name: entry.miou for entry in named},
         named_official={entry.name: entry.official for entry in named},
         named_lines=tuple(entry.line() for entry in named),

@@ -7,6 +7,8 @@ value stored in the file is the id, whatever the bit depth.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -23,12 +25,13 @@ _MINUS_ONE_ADVICE = (
     "save pixels that have no class as 255, or name labels_format cityscapes_label_ids where -1 is the"
     " license plate of Cityscapes' labelIds"
 )
-_LOSSY = {
+_UNFIT = {
     "JPEG": "JPEG, which is lossy",
     "MPO": "JPEG, which is lossy",
     "AVIF": "AVIF, which may be lossy",
     "HEIF": "HEIF, which may be lossy",
     "JPEG2000": "JPEG 2000, which may be lossy",
+    "GIF": "GIF, whose writers renumber ids",
 }
 """Pillow's name of a format -> what the error calls it."""
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339  # tags of TIFF
@@ -57,8 +60,22 @@ def read_ids(path: Path | str, channel: int | None = None, minus_one: bool = Fal
     Raises:
         DataError: names the file and what is wrong with it in one line.
     """
-    try:
+    with _errors_of(path):
         return _as_ids(_stored_values(Path(path), channel), minus_one)
+
+
+def read_colours(path: Path | str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a colour-coded label file in a lossless format."""
+    with _errors_of(path), open_image(path) as image:
+        _refuse_unfit(image, Path(path))
+        return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _errors_of(path: Path | str) -> Iterator[None]:
+    """Errors within as a DataError that names the file."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"labels {str(path)!r}: {error}") from error
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
@@ -66,23 +83,10 @@ def read_ids(path: Path | str, channel: int | None = None, minus_one: bool = Fal
         raise DataError(f"labels {str(path)!r}: cannot be read ({reason}); {_ADVICE}") from error
 
 
-def read_colours(path: Path | str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a colour-coded label file in a lossless format."""
-    try:
-        with open_image(path) as image:
-            _refuse_lossy(image, Path(path))
-            return np.array(image.convert("RGB"))
-    except DataError as error:
-        raise DataError(f"labels {str(path)!r}: {error}") from error
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise DataError(f"labels {str(path)!r}: cannot be read ({reason}); {_ADVICE}") from error
-
-
 def _stored_values(path: Path, channel: int | None) -> np.ndarray:
     try:
         with open_image(path) as image:
-            _refuse_lossy(image, path)
+            _refuse_unfit(image, path)
             if _has_one_channel(image):
                 return _unscaled(image, path)
             if image.format == "WEBP":  # always colour: a grey label map has three equal channels
@@ -102,20 +106,20 @@ def _several_channels(count: int) -> str:
     return f"{count} channels; give one channel of class ids, not a colour picture"
 
 
-def _refuse_lossy(image: Image.Image, path: Path) -> None:
-    name = _LOSSY.get(image.format or "")
+def _refuse_unfit(image: Image.Image, path: Path) -> None:
+    name = _UNFIT.get(image.format or "")
     if isinstance(image, TiffImageFile):
         name = _lossy_tiff(image.tag_v2)
     elif image.format == "WEBP" and not _is_lossless_webp(path.read_bytes()):
         name = "lossy WebP"
     _refuse(name)
-    if image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False):
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise DataError(f"an animation is no label map; {_ADVICE}")
 
 
-def _refuse(lossy: str | None) -> None:
-    if lossy:
-        raise DataError(f"stored as {lossy}: its pixels are not the ids that were saved; {_ADVICE}")
+def _refuse(unfit: str | None) -> None:
+    if unfit:
+        raise DataError(f"stored as {unfit}: its pixels are not the ids that were saved; {_ADVICE}")
 
 
 def _lossy_tiff(tags: ImageFileDirectory_v2) -> str | None:

@@ -235,6 +235,13 @@ def recognise(files: Sequence[Path]) -> Recognised:
     return Recognised(TRAIN_IDS, "nothing else was recognised")
 
 
+def as_named(format_name: str, files: Sequence[Path]) -> Recognised:
+    """A format that the user named; names such as *_labelTrainIds still state the classes."""
+    stated = _stated_by_names(files)
+    classes = stated.classes if stated and stated.format == format_name else None
+    return Recognised(format_name, "as named", classes)
+
+
 def _stated_by_names(files: Sequence[Path]) -> Recognised | None:
     """The format that the names of the files or of their folders state."""
     by_encoding = {encoding_of(f.stem): f for f in files}

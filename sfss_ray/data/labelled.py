@@ -19,7 +19,7 @@ from sfss_ray.data.class_sets import (
     synonyms_line,
 )
 from sfss_ray.data.folders import LabelledImage, match_labels, refuse_unpaired
-from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_decoding, recognise
+from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, as_named, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.progress import Progress, ProgressSink, silent
@@ -82,10 +82,8 @@ def decoded(
 
     format_name: a name of FORMATS, or auto. classes: of train ids, where they are not `wanted`.
     """
-    if format_name == "auto":
-        found = recognise([pair.label_path for pair in pairs])
-    else:
-        found = Recognised(format_name, "as named")
+    files = [pair.label_path for pair in pairs]
+    found = recognise(files) if format_name == "auto" else as_named(format_name, files)
     listed = parse_classes(classes) if classes else found.classes or class_list(labels)
     wanted = wanted or _own_classes(found.format, listed)
     decoding = make_decoding(found.format, wanted, listed)

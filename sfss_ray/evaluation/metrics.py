@@ -35,9 +35,12 @@ class ConfusionMatrix:
         union = self.counts.sum(1) + self.counts.sum(0) - hit
         return np.where(union > 0, 100 * hit / np.maximum(union, 1), np.nan)
 
-    def official_miou(self) -> float:
-        """Mean of `official_iou` over the classes that have one; NaN without labels."""
-        iou = self.official_iou()
+    def official_miou(self, countable: np.ndarray | None = None) -> float:
+        """Mean of `official_iou` over the classes that have one; NaN without labels.
+
+        countable: (C,) bool, the classes that labels of this kind can show at all; default all.
+        """
+        iou = self.official_iou() if countable is None else self.official_iou()[countable]
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
     def recall(self) -> np.ndarray:

@@ -115,10 +115,13 @@ def test_cityscapes_encodings_are_named_and_can_be_chosen(tmp_path: Path):
     label_ids, train_ids = ids_of(ROAD, CAR), ids_of(0, 18)
     root = cityscapes(tmp_path, label_ids, train_ids)
     auto = load(root, CITYSCAPES_19, "leftImg8bit", "gtFine")
-    assert (auto.format, first_row(auto)[:2]) == ("train_ids", [0, 18])
-    named = load(root, CITYSCAPES_19, "leftImg8bit", "gtFine", labels_format="cityscapes_label_ids")
-    assert first_row(named)[:2] == of(CITYSCAPES_19, "road", "car")
+    assert auto.format == "cityscapes_label_ids"
+    assert first_row(auto)[:2] == of(CITYSCAPES_19, "road", "car")
+    assert "the labelIds are taken" in "\n".join(auto.describe(CITYSCAPES_19))
+    named = load(root, CITYSCAPES_19, "leftImg8bit", "gtFine", labels_format="train_ids")
+    assert (named.format, first_row(named)[:2]) == ("train_ids", [0, 18])
     # labelTrainIds are Cityscapes' 19, whatever the model has: 18 is bicycle, the 16th of SYNTHIA.
+    (root / "gtFine/train/aachen/a_gtFine_labelIds.png").unlink()
     sixteen = load(root, SYNTHIA_16, "leftImg8bit", "gtFine")
     assert first_row(sixteen)[:2] == of(SYNTHIA_16, "road", "bicycle")
 
