@@ -124,8 +124,8 @@ def evaluate_model(
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
         images: Folder of images.
-        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA or CamVid
-            (see `config.labels_format`). Classes are matched by name.
+        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
+            CamVid (see `config.labels_format`). Classes are matched by name.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         output: Folder for evaluation.json, per_class.csv and confusion.png.

@@ -35,7 +35,8 @@ class Config:
     seed: int = 0
     """Seeds data order, augmentation, pair sampling and the search."""
     labels_format: LabelsFormat = "auto"
-    """How label maps name classes; auto recognises it and says what it took. Speaks of `labels` of
+    """How label maps name classes; auto recognises it and says what it took: of Cityscapes' labelIds and
+    labelTrainIds the labelIds, as its scorer does (train_ids takes the others). Speaks of `labels` of
     pretrain and evaluate and of `val_labels` elsewhere (val_labels of pretrain are always auto)."""
     labels_classes: str = ""
     """Classes of train ids where they are not the model's: a class set, or names separated by commas;

@@ -120,8 +120,9 @@ def check_dataset(
     """Say what a data set is and list everything that is missing, unequal, unreadable or unknown.
 
     Args:
-        folder: Root of Cityscapes, GTA5, SYNTHIA-RAND-CITYSCAPES, CamVid, or a folder with images/ and
-            labels/ (and classes.txt); with `labels` the folder of the images.
+        folder: Root of Cityscapes (with its coarse labels or fog), ACDC, Dark Zurich, GTA5, IDD, BDD100K,
+            SYNTHIA-RAND-CITYSCAPES, CamVid, or a folder with images/ and labels/ (and classes.txt);
+            with `labels` the folder of the images.
         labels: Folder of the label maps.
         classes: Class set of train ids (cityscapes-19), or class names separated by commas.
         headers_only: Read only the headers of images: faster, and does not see damaged pixels.
