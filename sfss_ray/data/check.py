@@ -13,7 +13,7 @@ from sfss_ray.config import Config
 from sfss_ray.data.class_sets import parse_classes
 from sfss_ray.data.folders import Matching, match_labels
 from sfss_ray.data.label_formats import FORMATS, LabelFormat
-from sfss_ray.data.labelled import LabelledFolder, binary_masks, decoded
+from sfss_ray.data.labelled import UNNAMED, LabelledFolder, binary_masks, decoded
 from sfss_ray.data.layouts import Folders, find_layout
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
@@ -120,9 +120,9 @@ def check_dataset(
     """Say what a data set is and list everything that is missing, unequal, unreadable or unknown.
 
     Args:
-        folder: Root of Cityscapes (with its coarse labels or fog), ACDC, Dark Zurich, GTA5, IDD, BDD100K,
-            SYNTHIA-RAND-CITYSCAPES, CamVid, or a folder with images/ and labels/ (and classes.txt);
-            with `labels` the folder of the images.
+        folder: Root of Cityscapes (with its coarse labels or fog), ACDC, Dark Zurich, GTA5, IDD,
+            BDD100K, SYNTHIA-RAND-CITYSCAPES or CamVid, or of a folder with images/ and labels/ (and
+            classes.txt); with `labels` the folder of the images.
         labels: Folder of the label maps.
         classes: Class set of train ids (cityscapes-19), or class names separated by commas.
         headers_only: Read only the headers of images: faster, and does not see damaged pixels.
@@ -153,7 +153,8 @@ def check_dataset(
         _lines_of(layout.folders, matchings),
     )
     _scan(ready, report, not headers_only, progress)
-    if report.binary and config.labels_format != "auto":  # 255 is meant to be ignored
+    settled = config.labels_format != "auto"  # 255 is meant to be ignored
+    if report.binary and (settled or ready.label_classes.name == UNNAMED):
         report.notes, report.binary = [*report.notes, report.binary], ""
     return report
 
@@ -174,7 +175,7 @@ def _class_set_name(ready: LabelledFolder) -> str:
     name = ready.label_classes.name
     return (
         f"{name} (no class list was given: ids are counted as they are)"
-        if name == "unnamed"
+        if name == UNNAMED
         else name
     )
 
@@ -230,6 +231,6 @@ def _shares(
         pixels[name] += int(raw[i])
     labelled, total = sum(pixels.values()), int(raw.sum())
     shares = {name: 100 * pixels[name] / max(labelled, 1) for name in ready.label_classes.classes}
-    if ready.label_classes.name == "unnamed":  # of 254 possible ids, those that are there
+    if ready.label_classes.name == UNNAMED:  # of 254 possible ids, those that are there
         shares = {name: share for name, share in shares.items() if share}
     return shares, 100 * (total - labelled) / max(total, 1)

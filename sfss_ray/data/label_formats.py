@@ -1,4 +1,4 @@
-"""How the pixels of a label map name classes: train ids, labelIds, GTA5, SYNTHIA, CamVid.
+"""How the pixels of a label map name classes: train ids, labelIds, GTA5, SYNTHIA, CamVid, IDD.
 
 A `LabelFormat` says which class name a raw id stands for. A `Decoding` is a format together with the
 classes wanted: a table from raw id to index, made by class NAME. Which format a folder is in can be

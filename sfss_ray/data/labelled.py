@@ -25,6 +25,8 @@ from sfss_ray.errors import DataError
 from sfss_ray.progress import Progress, ProgressSink, silent
 
 CLASS_LIST = "classes.txt"
+UNNAMED = "unnamed"
+"""Class set of train ids of which no class list is known."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _own_classes(format_name: str, listed: ClassSet | None) -> ClassSet:
     known = FORMATS[format_name].classes if format_name in FORMATS else None
     if known or listed:
         return known or listed  # pyright: ignore[reportReturnType]
-    return class_set_of([f"class {i}" for i in range(254)], "unnamed")
+    return class_set_of([f"class {i}" for i in range(254)], UNNAMED)
 
 
 def load_labelled(
@@ -157,18 +159,22 @@ def load_labelled(
 
 
 def binary_masks(folder: LabelledFolder, pixels: np.ndarray) -> str:
-    """What is wrong with train ids of two classes when the ids are 0 and 255 alone; '' for others.
+    """What is wrong with train ids of two classes that are 0 and 255 alone; empty for others.
 
     pixels: (256,) pixels per raw id in all labels of the folder.
     """
-    ids = pixels.nonzero()[0].tolist()
-    if folder.format != TRAIN_IDS or len(folder.label_classes) != 2 or ids != [0, 255]:
+    classes = folder.label_classes
+    if folder.format != TRAIN_IDS or pixels.nonzero()[0].tolist() != [0, 255]:
         return ""
-    first, second = folder.label_classes.classes
+    found = "the ids are 0 and 255 alone, and 255 is ignored"
+    if classes.name == UNNAMED:
+        return f"{found}: if 255 is an object, save its pixels as 1"
+    if len(classes) != 2:
+        return ""
+    first, second = classes.classes
     return (
-        f"ids are 0 and 255 alone, and 255 is ignored, so that no pixel is {second!r}: save the pixels"
-        f" of {second!r} as 1 ({first!r} is 0); if 255 is meant to be ignored, name labels_format"
-        f" {TRAIN_IDS}"
+        f"{found}, so that no pixel is {second!r}: save the pixels of {second!r} as 1 ({first!r} is 0);"
+        f" if 255 is meant to be ignored, name labels_format {TRAIN_IDS}"
     )
 
 

@@ -280,6 +280,9 @@ def test_masks_of_0_and_255_say_that_their_object_is_ignored(tmp_path: Path):
     report = check_dataset(root, classes="background,crack", progress=str)
     assert not report.sound
     assert "save the pixels of 'crack' as 1" in "\n".join(report.lines())
+    unnamed = check_dataset(root, progress=str)  # one class may be all there is
+    assert unnamed.sound
+    assert "if 255 is an object, save its pixels as 1" in "\n".join(unnamed.lines())
 
 
 def test_other_labels_of_two_classes_hear_nothing_of_it(tmp_path: Path):
