@@ -285,7 +285,7 @@ def test_masks_of_0_and_255_say_that_their_object_is_ignored(tmp_path: Path):
     assert "if 255 is an object, save its pixels as 1" in "\n".join(unnamed.lines())
 
 
-def test_other_labels_of_two_classes_hear_nothing_of_it(tmp_path: Path):
+def test_other_labels_of_two_classes_get_no_such_note(tmp_path: Path):
     two = class_set_of(["background", "crack"])
     for number, maps in enumerate(([ids_of(0, 1, 255)], [ids_of(0, 255), ids_of(1)], [ids_of(0)])):
         root = plain(tmp_path / str(number), *maps)

@@ -77,7 +77,7 @@ CASES = {
         (f"gt/{ACDC}_gt_labelIds.png",),
         LABEL_IDS,
         "cityscapes_label_ids",
-        tuple(f"gt/{ACDC}_gt_{n}.png" for n in ("labelColor", "invGray", "invIds", "invIdsX")[:3]),
+        tuple(f"gt/{ACDC}_gt_{n}.png" for n in ("labelColor", "invGray", "invIds")),
         ("rgb_anon", "gt"),
     ),
     "ACDC, labelTrainIds": Case(
