@@ -34,8 +34,15 @@ class EvaluationResult:
     per_class: dict[str, float]
     """IoU in percent by class; NaN where no label shows the class."""
     images: int
+    official_miou: float = float("nan")
+    """Percent, as cityscapesScripts counts: a class that is predicted but in no label has IoU 0. Classes
+    that labels of this kind cannot show do not count."""
+    only_predicted: tuple[str, ...] = ()
+    """Those classes with IoU 0."""
     named: dict[str, float] = field(default_factory=dict)
     """mIoU-19, mIoU-16, mIoU-13, mIoU-11: those sets that model and labels both have whole."""
+    named_official: dict[str, float] = field(default_factory=dict)
+    """The same sets counted as `official_miou` is."""
     named_lines: tuple[str, ...] = ()
     recall: dict[str, float] = field(default_factory=dict)
     """Percent of each class's labelled pixels that are right."""
@@ -74,6 +81,12 @@ class EvaluationResult:
             f" {self.class_set} that the labels show"
             + (f"; absent: {', '.join(absent)}" if absent else "")
         )
+        if self.only_predicted:
+            lines.append(f"official_miou: {self.official_miou:.2f}")
+            lines.append(
+                "  as Cityscapes' official scorer counts: IoU 0 for absent classes that are predicted:"
+                f" {', '.join(self.only_predicted)}"
+            )
         lines += [*self.named_lines, f"pixel_accuracy: {self.pixel_accuracy:.2f}"]
         return lines + [f"written: {path}" for path in self.files]
 
@@ -112,8 +125,8 @@ def evaluate_model(
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
         images: Folder of images.
-        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA or CamVid
-            (see `config.labels_format`). Classes are matched by name.
+        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
+            CamVid (see `config.labels_format`). Classes are matched by name.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         output: Folder for evaluation.json, per_class.csv and confusion.png.
@@ -154,6 +167,8 @@ def _result(
 
     named = named_mious(matrix, classes, folder.label_classes)
     matched = matched_names(folder.label_classes, classes)
+    countable = np.isin(classes.classes, list(matched.values()))
+    only_predicted = countable & np.isnan(matrix.iou()) & np.isfinite(matrix.official_iou())
 
     def by_class(values: np.ndarray) -> dict[str, float]:
         return dict(zip(classes.classes, map(float, values), strict=True))
@@ -165,7 +180,10 @@ def _result(
         pixel_accuracy=matrix.pixel_accuracy(),
         per_class=by_class(matrix.iou()),
         images=len(folder.pairs),
+        official_miou=matrix.official_miou(countable),
+        only_predicted=tuple(c for c, o in zip(classes.classes, only_predicted, strict=True) if o),
         named={entry.name: entry.miou for entry in named},
+        named_official={entry.name: entry.official for entry in named},
         named_lines=tuple(entry.line() for entry in named),
         recall=by_class(matrix.recall()),
         label_share=by_class(matrix.label_share()),

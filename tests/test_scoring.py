@@ -131,6 +131,41 @@ def test_absent_classes_are_stated_and_not_counted(data):
     assert "mean of the 16 of 19 classes of cityscapes-19" in text
     assert "absent: terrain, truck, train" in text
     assert "no flip" in text
+    # SYNTHIA's labels cannot show these three: no official mean counts them.
+    assert (result.official_miou, result.only_predicted) == (result.miou, ())
+    assert "official" not in text
+
+
+def test_the_official_mean_is_printed_where_it_differs(data, tmp_path):
+    """All labels are road; the model predicts other classes too, which the official mean counts as 0."""
+    mine = model(CITYSCAPES_19)
+    guesses = []
+    for path in sorted((data / "city").iterdir()):
+        label = tmp_path / "labels" / path.name.replace("leftImg8bit", "gtFine_labelIds")
+        label.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(label)  # 7 is road
+        probabilities = predict_probabilities(mine.network.eval(), read_image(path), CPU.evaluation)
+        guesses.append(probabilities.argmax(0))
+    predicted = [CITYSCAPES_19.classes[i] for i in np.unique(guesses)]
+    others = [name for name in predicted if name != "road"]
+    assert others
+    road = 100 * float(np.mean(np.array(guesses) == 0))
+    result = evaluate_model(
+        mine, data / "city", tmp_path / "labels", output=tmp_path / "out", config=CPU, progress=str
+    )
+    official = road / (1 + len(others))
+    assert (result.miou, result.official_miou) == pytest.approx((road, official))
+    assert result.only_predicted == tuple(others)
+    assert (result.named["mIoU-19"], result.named_official["mIoU-19"]) == pytest.approx(
+        (road, official)
+    )
+    text = "\n".join(result.lines())
+    assert f"miou: {road:.2f}\n" in text
+    assert f"official_miou: {official:.2f}\n" in text
+    assert f"IoU 0 for absent classes that are predicted: {', '.join(others)}" in text
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["official_miou"] == pytest.approx(official)
+    assert written["only_predicted"] == others
 
 
 def test_table_picture_and_json_are_written(data, tmp_path):

@@ -15,7 +15,17 @@ from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
 from sfss_ray.text_files import read_text
 
-LabelsFormat = Literal["auto", "train_ids", "cityscapes_label_ids", "gta5", "synthia", "camvid"]
+LabelsFormat = Literal[
+    "auto",
+    "train_ids",
+    "cityscapes_label_ids",
+    "gta5",
+    "synthia",
+    "camvid",
+    "camvid_colours",
+    "idd_level3",
+    "idd_ids",
+]
 SourceWeights = Literal["auto", "student", "ema"]
 
 
@@ -26,7 +36,8 @@ class Config:
     seed: int = 0
     """Seeds data order, augmentation, pair sampling and the search."""
     labels_format: LabelsFormat = "auto"
-    """How label maps name classes; auto recognises it and says what it took. Speaks of `labels` of
+    """How label maps name classes; auto recognises it and says what it took: of Cityscapes' labelIds and
+    labelTrainIds the labelIds, as its scorer does (train_ids takes the others). Speaks of `labels` of
     pretrain and evaluate and of `val_labels` elsewhere (val_labels of pretrain are always auto)."""
     labels_classes: str = ""
     """Classes of train ids where they are not the model's: a class set, or names separated by commas;

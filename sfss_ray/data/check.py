@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +14,8 @@ from sfss_ray.data.class_sets import parse_classes
 from sfss_ray.data.depth import with_white
 from sfss_ray.data.folders import Matching, match_labels
 from sfss_ray.data.label_formats import FORMATS, LabelFormat
-from sfss_ray.data.labelled import LabelledFolder, decoded
-from sfss_ray.data.layouts import find_layout
+from sfss_ray.data.labelled import UNNAMED, LabelledFolder, binary_masks, decoded
+from sfss_ray.data.layouts import Folders, find_layout
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.progress import Progress, ProgressSink, print_line
@@ -33,6 +35,10 @@ class DatasetReport:
     pairs: int = 0
     images_without_labels: list[str] = field(default_factory=list)
     labels_without_images: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was chosen among several encodings, and what was left out."""
+    binary: str = ""
+    """Why labels of 0 and 255 alone are no labels of two classes; empty for others."""
     unequal: list[str] = field(default_factory=list)
     """'ID: image WxH, labels WxH'."""
     unreadable: list[str] = field(default_factory=list)
@@ -57,6 +63,7 @@ class DatasetReport:
                 self.unequal,
                 self.unreadable,
                 self.unknown_ids,
+                self.binary,
             )
         )
 
@@ -67,6 +74,7 @@ class DatasetReport:
             f"labels: {FORMATS[self.labels_format].what} ({self.labels_format}:"
             f" {self.format_reason}), class set {self.class_set}",
             f"pairs: {self.pairs}",
+            *self.notes,
             f"image sizes: {_sizes(self.image_sizes)}",
         ]
         lines += _some("images without labels", self.images_without_labels)
@@ -77,6 +85,8 @@ class DatasetReport:
         lines += ["", f"{'class':16}{'pixels %':>10}"]
         for name, share in self.class_share.items():
             lines.append(f"{name:16}{f'{share:.2f}' if share else 'absent':>10}")
+        if self.binary:
+            lines += ["", self.binary]
         lines += [f"{'(ignored)':16}{self.ignored_share:>10.2f}  of all pixels", ""]
         lines.append("sound" if self.sound else "not sound: see above")
         return lines
@@ -111,8 +121,9 @@ def check_dataset(
     """Say what a data set is and list everything that is missing, unequal, unreadable or unknown.
 
     Args:
-        folder: Root of Cityscapes, GTA5, SYNTHIA-RAND-CITYSCAPES, CamVid, or a folder with images/ and
-            labels/ (and classes.txt); with `labels` the folder of the images.
+        folder: Root of Cityscapes (with its coarse labels or fog), ACDC, Dark Zurich, GTA5, IDD,
+            BDD100K, SYNTHIA-RAND-CITYSCAPES or CamVid, or of a folder with images/ and labels/ (and
+            classes.txt); with `labels` the folder of the images.
         labels: Folder of the label maps.
         classes: Class set of train ids (cityscapes-19), or class names separated by commas.
         headers_only: Read only the headers of images: faster, and does not see damaged pixels.
@@ -135,7 +146,7 @@ def check_dataset(
     wanted = parse_classes(classes) if classes else None
     ready = decoded(pairs, layout.folders[0][1], wanted, config.labels_format, classes)
     report = DatasetReport(
-        layout.name_with(ready.format),
+        layout.name_with(ready.format, pairs[0].label_path.stem),
         Path(folder),
         ready.format,
         ready.reason,
@@ -143,16 +154,32 @@ def check_dataset(
         len(pairs),
         [i for m in matchings for i in m.images_alone],
         [i for m in matchings for i in m.labels_alone],
+        _lines_of(layout.folders, matchings),
     )
     _scan(ready, report, not headers_only, progress)
+    settled = config.labels_format != "auto"  # 255 is meant to be ignored
+    if report.binary and (settled or ready.label_classes.name == UNNAMED):
+        report.notes, report.binary = [*report.notes, report.binary], ""
     return report
+
+
+def _lines_of(folders: Sequence[Folders], matchings: Sequence[Matching]) -> list[str]:
+    """What the matchings say, without splits whose images are paired with other labels."""
+    lines, elsewhere = [], {images for images, _ in folders}
+    for (images, labels), matching in zip(folders, matchings, strict=True):
+        paired = {split for split in matching.image_splits if images / split in elsewhere}
+        rest = {s: n for s, n in matching.image_splits.items() if s not in paired}
+        if len(folders) > 1:
+            lines.append(f"  {images.name}/ with {labels.name}/: {len(matching.pairs)} pairs")
+        lines += dataclasses.replace(matching, image_splits=rest).lines()
+    return lines
 
 
 def _class_set_name(ready: LabelledFolder) -> str:
     name = ready.label_classes.name
     return (
         f"{name} (no class list was given: ids are counted as they are)"
-        if name == "unnamed"
+        if name == UNNAMED
         else name
     )
 
@@ -163,7 +190,8 @@ def _nothing_pairs(folder: Path | str, matchings: list[Matching]) -> str:
     example += f", labels such as {labels[0]!r}" if labels else ", no labels"
     return (
         f"data set {str(folder)!r}: no image has labels of its name. Found: {example}. Expected: equal"
-        " names, or NAME_leftImg8bit with NAME_gtFine_labelTrainIds or NAME_gtFine_labelIds"
+        " names, or NAME_leftImg8bit with NAME_gtFine_labelIds or NAME_gtFine_labelTrainIds, or"
+        " NAME_rgb_anon with NAME_gt_labelIds or NAME_gt_labelTrainIds"
     )
 
 
@@ -180,6 +208,7 @@ def _scan(
     assert decoding is not None
     report.unknown_ids = {i: int(raw[i]) for i in decoding.strange(raw.nonzero()[0].tolist())}
     report.class_share, report.ignored_share = _shares(raw, ready, FORMATS[ready.format])
+    report.binary = binary_masks(ready, raw)
 
 
 def _note(facts: PairFacts, report: DatasetReport) -> None:
@@ -201,9 +230,11 @@ def _shares(
 ) -> tuple[dict[str, float], float]:
     """Percent of labelled pixels per class, in the class set's order; percent of ignored pixels."""
     names = known.names if known.classes else dict(enumerate(ready.label_classes.classes))
-    pixels = {names[i]: int(raw[i]) for i in names}
+    pixels = dict.fromkeys(names.values(), 0)
+    for i, name in names.items():  # several ids may be one class
+        pixels[name] += int(raw[i])
     labelled, total = sum(pixels.values()), int(raw.sum())
     shares = {name: 100 * pixels[name] / max(labelled, 1) for name in ready.label_classes.classes}
-    if ready.label_classes.name == "unnamed":  # of 254 possible ids, those that are there
+    if ready.label_classes.name == UNNAMED:  # of 254 possible ids, those that are there
         shares = {name: share for name, share in shares.items() if share}
     return shares, 100 * (total - labelled) / max(total, 1)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +15,20 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
 from sfss_ray.data.depth import White, depth_of, read_deep, tiff_size, to_8_bits, white_of
-from sfss_ray.data.label_formats import TRAIN_IDS, Decoding, make_decoding, read_raw
+from sfss_ray.data.label_formats import Decoding, make_decoding, read_raw
+from sfss_ray.data.label_names import (
+    absent_splits,
+    in_split,
+    is_label_name,
+    is_other_picture,
+    pair_names,
+)
 from sfss_ray.data.names import printable
 from sfss_ray.data.pillow import open_image
+from sfss_ray.data.suffixes import LeftOut, image_suffixes, is_basic, is_still_image
 from sfss_ray.errors import DataError
+from sfss_ray.progress import ProgressSink
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 MAX_PIXELS = 200_000_000
 """Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
 memory."""
@@ -29,11 +36,6 @@ memory."""
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
 # Where a PNG file may hold the orientation that Pillow applies: EXIF as a chunk or a text, or XMP.
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-
-# Cityscapes names a label after its image by exchanging the last part of the name.
-_IMAGE_ENDING = "_leftImg8bit"
-_LABEL_ENDINGS = ("_gtFine_labelTrainIds", "_gtFine_labelIds")
-_CITYSCAPES_LABEL = re.compile(r"_gt(Fine|Coarse)_(color|instanceIds|labelIds|labelTrainIds)$")
 
 
 @dataclass(frozen=True, order=True)
@@ -85,21 +87,27 @@ def require_folder(folder: Path | str, what: str) -> Path:
     return path
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Image files below a folder with their ids. Links to folders are followed, but not to one that
-    they lie in: that is a loop.
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, Path]]:
+    """Image files below a folder with their ids; other files are counted.
 
-    Names are put together as text: with a path object for each step 100,000 names take four seconds.
+    Links to folders are followed, but not to one that they lie in: that is a loop. Names are put
+    together as text: with a path object for each step 100,000 names take four seconds.
     """
-    top = len(os.path.join(folder, ""))
+    top, suffixes = len(os.path.join(folder, "")), image_suffixes()
     for root, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         folders[:] = sorted(
             f for f in folders if not f.startswith(".") and not _leads_back(folder, root, f)
         )
         below = printable(os.path.join(root, "")[top:]).replace(os.sep, "/")
         for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if name.startswith("."):
+                continue
+            if not name.lower().endswith(suffixes):
+                left_out.add(name)
+            elif is_still_image(os.path.join(root, name)):
                 yield below + printable(name.rpartition(".")[0]), Path(os.path.join(root, name))
+            else:
+                left_out.add_animated()
 
 
 def _leads_back(top: Path, root: str, name: str) -> bool:
@@ -119,37 +127,50 @@ def _refuse_folder(error: OSError) -> None:
     ) from error
 
 
-def _by_id(files: Iterable[tuple[str, Path]], what: str) -> dict[str, Path]:
+def _by_id(files: Iterable[tuple[str, Path]], what: str, left_out: LeftOut) -> dict[str, Path]:
+    """Files by id; beside a file of a common suffix, one of another (a.png and a.gif) is left out."""
     found: dict[str, Path] = {}
     for image_id, path in files:
-        if image_id in found:
+        other = found.get(image_id)
+        if other is not None and is_basic(path) == is_basic(other):
             raise DataError(
-                f"{what}: {found[image_id].name!r} and {path.name!r} in {str(path.parent)!r} differ"
+                f"{what}: {other.name!r} and {path.name!r} in {str(path.parent)!r} differ"
                 " only by their suffix; keep one of them there"
             )
-        found[image_id] = path
+        if other is None or is_basic(path):
+            found[image_id] = path
+        if other is not None:
+            left_out.add(other.name if is_basic(path) else path.name)
     return found
 
 
-def list_images(folder: Path | str, what: str = "target images") -> list[ImageFile]:
+def list_images(
+    folder: Path | str, what: str = "target images", notes: ProgressSink | None = None
+) -> list[ImageFile]:
     """All images below `folder`, sorted by id.
+
+    notes: called with a line on the files that were left out by their suffix, where there are any.
 
     Raises DataError when the folder is missing, holds no image, holds Cityscapes' label maps, or two
     images of one id (a.jpg and a.png: usually a label that lies among the images).
     """
     root = require_folder(folder, what)
-    found = _by_id(_walk(root), what)
-    label = next((i for i in found if _CITYSCAPES_LABEL.search(i)), None)
+    left_out = LeftOut()
+    found = _by_id(_walk(root, left_out), what, left_out)
+    label = next((i for i in found if is_label_name(i)), None)
     if label is not None:
         raise DataError(
             f"{what}: {str(found[label])!r} is a label map and would count as an image; give the folder"
             " of the images alone (of Cityscapes leftImg8bit, or a part of it)"
         )
+    line = left_out.line()
     if not found:
         raise DataError(
-            f"{what}: no image in {str(root)!r}; looked for {', '.join(IMAGE_SUFFIXES)} there and"
-            " in its folders"
+            f"{what}: no image in {str(root)!r}; looked for {', '.join(image_suffixes())} there and"
+            f" in its folders{f' ({line})' if line else ''}"
         )
+    if line and notes:
+        notes(f"{what}: {line}")
     return [ImageFile(image_id, found[image_id]) for image_id in sorted(found)]
 
 
@@ -279,27 +300,56 @@ class Matching:
     pairs: list[LabelledImage]
     images_alone: list[str]
     labels_alone: list[str]
+    image_splits: dict[str, int] = field(default_factory=dict)
+    """Splits of the images that the labels do not have (test), with their number of images."""
+    label_splits: dict[str, int] = field(default_factory=dict)
+    """Splits of the labels that the images do not have, with their number of labels."""
+    notes: list[str] = field(default_factory=list)
+    """What was chosen among several encodings, and what was left out by suffix, a line each."""
+
+    def lines(self) -> list[str]:
+        """The notes and what was left out, for people."""
+        absent = [
+            f"{number} {kind} of {split}/ are left out: the {others} have no such folder"
+            for kind, others, splits in (
+                ("images", "labels", self.image_splits),
+                ("labels", "images", self.label_splits),
+            )
+            for split, number in splits.items()
+        ]
+        return self.notes + absent
 
 
 def match_labels(
     images: Path | str, labels: Path | str, what: str = "val", format_name: str = "auto"
 ) -> Matching:
-    """Every image with its label map, matched by id (or by Cityscapes' naming).
+    """Every image with its label map, matched by id or by the naming of the known data sets.
 
-    format_name: where Cityscapes has two encodings, `cityscapes_label_ids` takes the labelIds; the
-    labelTrainIds are taken otherwise.
+    format_name: of labels in several encodings, those of this format are taken.
     """
-    image_files = list_images(images, f"{what} images")
-    label_files = _label_files(labels, what)
-    paired, lonely = [], []
-    for image in image_files:
-        names = _label_ids_for(image.image_id, format_name)
-        label_id = next((i for i in names if i in label_files), None)
-        if label_id is None:
-            lonely.append(image.image_id)
-        else:
-            paired.append(LabelledImage(image.image_id, image.path, label_files.pop(label_id)))
-    return Matching(paired, lonely, _labels_of_no_image(label_files, paired))
+    notes: list[str] = []
+    listed = list_images(images, f"{what} images", notes.append)
+    image_files = {file.image_id: file.path for file in listed}
+    label_files = _label_files(labels, what, image_files, notes)
+    found = pair_names(image_files, label_files, format_name)
+    pairs = [
+        LabelledImage(image, image_files[image], label_files[label])
+        for image, label in found.label_of.items()
+    ]
+    lonely = [image for image in image_files if image not in found.label_of]
+    image_splits: dict[str, int] = {}
+    label_splits: dict[str, int] = {}
+    if pairs:
+        image_splits = absent_splits(lonely, Path(labels))
+        label_splits = absent_splits(found.spare, Path(images))
+    return Matching(
+        pairs,
+        [i for i in lonely if not in_split(i, image_splits)],
+        [i for i in found.spare if not in_split(i, label_splits)],
+        image_splits,
+        label_splits,
+        found.notes + notes,
+    )
 
 
 def pair_labels(
@@ -310,45 +360,43 @@ def pair_labels(
     Raises DataError naming the first images without labels or labels without images.
     """
     matching = match_labels(images, labels, what, format_name)
+    refuse_unpaired(matching, images, labels, what)
+    return matching.pairs
+
+
+def refuse_unpaired(
+    matching: Matching, images: Path | str, labels: Path | str, what: str = "val"
+) -> None:
+    """DataError naming the first images without labels or labels without images."""
     lonely, spare = matching.images_alone, matching.labels_alone
     if lonely:
+        notes = "".join(f" ({note})" for note in matching.notes)
         raise DataError(
             f"{what} images without labels: {_some(lonely)}; {str(labels)!r} needs a file of the same"
-            " name for each image (or remove the images)"
+            f" name for each image (or remove the images){notes}"
         )
     if spare:
         raise DataError(
             f"{what} labels without images: {_some(spare)}; {str(images)!r} needs a file of the same"
             " name for each label (or remove the labels)"
         )
-    return matching.pairs
 
 
-def _label_files(labels: Path | str, what: str) -> dict[str, Path]:
-    root = require_folder(labels, f"{what} labels")
-    files = [f for f in _walk(root) if not f[0].endswith(("_color", "_instanceIds"))]
-    if not files:
-        raise DataError(f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files")
-    return _by_id(files, f"{what} labels")
-
-
-def _label_ids_for(image_id: str, format_name: str) -> Iterator[str]:
-    yield image_id
-    if image_id.endswith(_IMAGE_ENDING):
-        endings = _LABEL_ENDINGS
-        if format_name == "cityscapes_label_ids":
-            endings = _LABEL_ENDINGS[1:]
-        elif format_name == TRAIN_IDS:
-            endings = _LABEL_ENDINGS[:1]
-        for ending in endings:
-            yield image_id.removesuffix(_IMAGE_ENDING) + ending
-
-
-def _labels_of_no_image(unused: dict[str, Path], paired: list[LabelledImage]) -> list[str]:
-    """Unused labels, but for the second encoding of a Cityscapes label that is in use."""
-    used = {item.image_id.removesuffix(_IMAGE_ENDING) for item in paired}
-    stem = {i: i.removesuffix(_LABEL_ENDINGS[0]).removesuffix(_LABEL_ENDINGS[1]) for i in unused}
-    return sorted(i for i in unused if stem[i] not in used)
+def _label_files(
+    labels: Path | str, what: str, images: Collection[str], notes: list[str]
+) -> dict[str, Path]:
+    """Label maps by id; a note is added on files left out by their suffix."""
+    root, left_out = require_folder(labels, f"{what} labels"), LeftOut()
+    files = [f for f in _walk(root, left_out) if f[0] in images or not is_other_picture(f[0])]
+    found = _by_id(files, f"{what} labels", left_out)
+    line = left_out.line()
+    if not found:
+        raise DataError(
+            f"{what} labels: no label map in {str(root)!r}; give a folder of PNG files"
+            f"{f' ({line})' if line else ''}"
+        )
+    notes += [f"{what} labels: {line}"] if line else []
+    return found
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A folder of images as every verb opens it: listed, and with one rule for what is white."""
+"""A folder of images as every verb opens it: listed, what is left out counted, one rule for white."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def open_images(
     white_of_model: float | None = None,
     what: str = "target images",
 ) -> tuple[list[ImageFile], list[str]]:
-    """All images below a folder, sorted by id, and lines for people on how they are read.
+    """All images below a folder, sorted by id, and lines for people.
+
+    The lines say what was left out and how images are read, where there is something to say.
 
     Args:
         folder: Its folders are searched too.
@@ -26,5 +28,7 @@ def open_images(
     Raises:
         DataError: see `list_images` and `with_white`.
     """
-    images, notes = with_white(list_images(folder, what), config.white_level, white_of_model)
-    return images, notes
+    notes: list[str] = []
+    listed = list_images(folder, what, notes=notes.append)
+    images, lines = with_white(listed, config.white_level, white_of_model)
+    return images, notes + lines

@@ -1,4 +1,4 @@
-"""How the pixels of a label map name classes: train ids, labelIds, GTA5, SYNTHIA, CamVid.
+"""How the pixels of a label map name classes: train ids, labelIds, GTA5, SYNTHIA, CamVid, IDD.
 
 A `LabelFormat` says which class name a raw id stands for. A `Decoding` is a format together with the
 classes wanted: a table from raw id to index, made by class NAME. Which format a folder is in can be
@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from sfss_ray.data.class_sets import (
@@ -22,12 +21,15 @@ from sfss_ray.data.class_sets import (
     IGNORE_INDEX,
     SYNTHIA_16,
     ClassSet,
+    class_set_of,
     matched_names,
 )
+from sfss_ray.data.label_files import read_colours, read_ids
+from sfss_ray.data.label_names import PLAIN, TRAIN_IDS, encoding_of
+from sfss_ray.data.label_tables import CAMVID_COLOURS, IDD_IDS, IDD_LEVEL3
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
-TRAIN_IDS = "train_ids"
 _CITYSCAPES: dict[int, str] = {v: k for k, v in CITYSCAPES_LABEL_IDS.items()}
 _SYNTHIA = {
     1: "sky",
@@ -62,6 +64,10 @@ class LabelFormat:
     """Raw ids that belong to the format and are ignored."""
     first_channel: bool = False
     """Class ids stand in the first channel of a picture of several."""
+    minus_one: bool = False
+    """An id of -1 belongs to the format and is ignored."""
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """Of pictures that show classes as colours: the colour of each raw id."""
 
 
 def _others(names: Mapping[int, str], last: int) -> frozenset[int]:
@@ -69,6 +75,8 @@ def _others(names: Mapping[int, str], last: int) -> frozenset[int]:
 
 
 _CAMVID = dict(enumerate(CAMVID_11.classes))
+_CAMVID_COLOURS = {i: name for i, (_, name) in enumerate(CAMVID_COLOURS) if name}
+_IDD_LEVEL3, _IDD_IDS = dict(enumerate(IDD_LEVEL3)), dict(enumerate(IDD_IDS))
 FORMATS: dict[str, LabelFormat] = {
     known.name: known
     for known in (
@@ -79,6 +87,7 @@ FORMATS: dict[str, LabelFormat] = {
             CITYSCAPES_19,
             _CITYSCAPES,
             _others(_CITYSCAPES, 33),
+            minus_one=True,
         ),
         LabelFormat(
             "gta5",
@@ -86,6 +95,7 @@ FORMATS: dict[str, LabelFormat] = {
             CITYSCAPES_19,
             _CITYSCAPES,
             _others(_CITYSCAPES, 34),
+            minus_one=True,
         ),
         LabelFormat(
             "synthia",
@@ -96,6 +106,24 @@ FORMATS: dict[str, LabelFormat] = {
             first_channel=True,
         ),
         LabelFormat("camvid", "CamVid, void 11", CAMVID_11, _CAMVID, _others(_CAMVID, 11)),
+        LabelFormat(
+            "camvid_colours",
+            "CamVid's colour-coded originals",
+            CAMVID_11,
+            _CAMVID_COLOURS,
+            _others(_CAMVID_COLOURS, len(CAMVID_COLOURS) - 1),
+            colours=tuple(colour for colour, _ in CAMVID_COLOURS),
+        ),
+        LabelFormat(
+            "idd_level3",
+            "IDD's level3Ids",
+            class_set_of(IDD_LEVEL3, "idd-26"),
+            _IDD_LEVEL3,
+            _others(_IDD_LEVEL3, len(IDD_LEVEL3) - 1),
+        ),
+        LabelFormat(
+            "idd_ids", "IDD's ids", class_set_of(IDD_IDS, "idd-35"), _IDD_IDS, _others(_IDD_IDS, 39)
+        ),
     )
 }
 
@@ -118,7 +146,7 @@ class Decoding:
 
     def read_raw(self, path: Path | str) -> np.ndarray:
         """(H, W) uint8 ids as they stand in the file."""
-        return read_raw(path, FORMATS[self.format].first_channel)
+        return read_raw(path, FORMATS[self.format])
 
     def strange(self, ids: Sequence[int]) -> list[int]:
         """Those raw ids that the format does not know."""
@@ -142,44 +170,33 @@ def make_decoding(format_name: str, wanted: ClassSet, listed: ClassSet | None = 
     return Decoding(format_name, label_classes, table, mask)
 
 
-def read_raw(path: Path | str, first_channel: bool = False) -> np.ndarray:
+def read_raw(path: Path | str, known: LabelFormat | None = None) -> np.ndarray:
     """(H, W) uint8 ids of a label file; palette images give the index, not the colour.
 
-    first_channel: take the first of several channels (SYNTHIA); otherwise several are refused.
+    known: the format, where several channels, colours or an id of -1 belong to it.
     """
-    values = _read_first_channel(path) if first_channel else _read_one_channel(path)
-    if values.size and (values.max() > 255 or values.min() < 0):
-        raise DataError(f"labels {str(path)!r}: id {values.max()} found; allowed are 0 to 255")
-    return values.astype(np.uint8)
+    if known is None:
+        return read_ids(path)
+    if known.colours:
+        return _ids_of_colours(path, known)
+    return read_ids(path, 0 if known.first_channel else None, known.minus_one)
 
 
-def _read_one_channel(path: Path | str) -> np.ndarray:
-    try:
-        with open_image(path) as image:
-            values = np.array(image)
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
+def _ids_of_colours(path: Path | str, known: LabelFormat) -> np.ndarray:
+    packed = read_colours(path).astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    codes = np.array(known.colours, np.int64) @ (1 << 16, 1 << 8, 1)
+    order = np.argsort(codes)
+    at = np.searchsorted(codes[order], packed).clip(max=len(codes) - 1)
+    ids = order[at]
+    strange = packed[codes[ids] != packed]
+    if strange.size:
+        code = int(strange[0])
+        colour = code >> 16, code >> 8 & 255, code & 255
         raise DataError(
-            f"labels {str(path)!r}: cannot be read ({type(error).__name__}); give PNG label maps"
-        ) from error
-    if values.ndim != 2:
-        raise DataError(
-            f"labels {str(path)!r}: {values.shape[2]} channels; give one channel of class ids,"
-            " not a colour picture"
+            f"labels {str(path)!r}: colour {colour} found, which {known.name} has not; give"
+            f" {known.what} as they were published, or label maps of class ids"
         )
-    return values
-
-
-def _read_first_channel(path: Path | str) -> np.ndarray:
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-        # Pillow would bring 16-bit colour pictures to 8 bits, which loses the ids.
-        values = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    except (OSError, cv2.error) as error:
-        raise DataError(f"labels {str(path)!r}: cannot be read ({error})") from error
-    if values is None:
-        raise DataError(f"labels {str(path)!r}: cannot be read; give PNG label maps")
-    # OpenCV orders channels blue, green, red(, alpha): the file's first one is the third.
-    return values if values.ndim == 2 else values[..., 2]
+    return ids.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -201,19 +218,57 @@ def recognise(files: Sequence[Path]) -> Recognised:
     Looks at all names and at a few files, spread over the list. CamVid's ids look like train ids,
     so they are told by the names of its drives.
     """
-    if all(f.stem.endswith("_labelTrainIds") for f in files):
-        return Recognised(TRAIN_IDS, "files are named *_labelTrainIds", CITYSCAPES_19)
-    if all(f.stem.endswith("_labelIds") for f in files):
-        return Recognised("cityscapes_label_ids", "files are named *_labelIds")
+    stated = _stated_by_names(files)
+    if stated:
+        return stated
     step = max(1, len(files) // _SAMPLED)
     sample = list(files[::step])[:_SAMPLED]
     if sample and all(_png_kind(f) in ((16, 2), (16, 6)) for f in sample):
         return Recognised("synthia", "16-bit PNGs of several channels")
     if sample and all(_has_label_id_palette(f) for f in sample):
         return Recognised("gta5", "palette images coloured by Cityscapes labelId")
-    if all(_CAMVID_DRIVE.match(f.name) for f in files) and _at_most(sample, CAMVID_11):
-        return Recognised("camvid", "files are named after CamVid's drives")
+    if all(_CAMVID_DRIVE.match(f.name) for f in files):
+        if sample and all(_is_colour_picture(f) for f in sample):
+            return Recognised("camvid_colours", "colour pictures named after CamVid's drives")
+        if _at_most(sample, CAMVID_11):
+            return Recognised("camvid", "files are named after CamVid's drives")
     return Recognised(TRAIN_IDS, "nothing else was recognised")
+
+
+def as_named(format_name: str, files: Sequence[Path]) -> Recognised:
+    """A format that the user named; names such as *_labelTrainIds still state the classes."""
+    stated = _stated_by_names(files)
+    classes = stated.classes if stated and stated.format == format_name else None
+    return Recognised(format_name, "as named", classes)
+
+
+def _stated_by_names(files: Sequence[Path]) -> Recognised | None:
+    """The format that the names of the files or of their folders state."""
+    by_encoding = {encoding_of(f.stem): f for f in files}
+    if len({encoding.format for encoding in by_encoding}) > 1:
+        raise DataError(
+            "labels of several encodings: "
+            + ", ".join(str(f) for f in list(by_encoding.values())[:2])
+            + "; give those of one, or name labels_format"
+        )
+    encoding = next(iter(by_encoding), PLAIN)
+    if encoding.format:
+        classes = CITYSCAPES_19 if encoding.format == TRAIN_IDS else None
+        return Recognised(encoding.format, f"files are named *_{encoding.name}", classes)
+    if files and all(f.parts[-4:-1][:2] == _BDD100K or f.parts[-3:-1] == _BDD100K for f in files):
+        return Recognised(TRAIN_IDS, "they lie in BDD100K's sem_seg/masks", CITYSCAPES_19)
+    return None
+
+
+_BDD100K = ("sem_seg", "masks")
+
+
+def _is_colour_picture(path: Path) -> bool:
+    try:
+        with open_image(path) as image:
+            return image.mode in ("RGB", "RGBA")
+    except Exception:  # damaged files are named when they are read
+        return False
 
 
 def _png_kind(path: Path) -> tuple[int, int] | None:

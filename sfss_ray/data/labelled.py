@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import (
+    IGNORE_INDEX,
     ClassSet,
     class_set_of,
     matched_names,
@@ -17,14 +20,16 @@ from sfss_ray.data.class_sets import (
     synonyms_line,
 )
 from sfss_ray.data.depth import with_white
-from sfss_ray.data.folders import LabelledImage, pair_labels
-from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, Recognised, make_decoding, recognise
+from sfss_ray.data.folders import LabelledImage, match_labels, refuse_unpaired
+from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, as_named, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.progress import Progress, ProgressSink, silent
 from sfss_ray.text_files import read_text
 
 CLASS_LIST = "classes.txt"
+UNNAMED = "unnamed"
+"""Class set of train ids of which no class list is known."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,11 @@ class LabelledFolder:
     skipped: tuple[str, ...] = ()
     """Ids of pairs left out because image and labels differ in size."""
     notes: tuple[str, ...] = ()
-    """What was found of the images, in lines for people."""
+    """What was chosen among several encodings, left out, or found of the images, a line each."""
 
     def describe(self, wanted: ClassSet) -> list[str]:
         """What was taken for what, in lines for people."""
-        lines = [f"labels: {FORMATS[self.format].what} ({self.format}: {self.reason})"]
+        lines = [f"labels: {FORMATS[self.format].what} ({self.format}: {self.reason})", *self.notes]
         matched = matched_names(self.label_classes, wanted)
         synonyms = synonyms_in(matched)
         lacking = [c for c in wanted.classes if c not in matched.values()]
@@ -83,10 +88,8 @@ def decoded(
 
     format_name: a name of FORMATS, or auto. classes: of train ids, where they are not `wanted`.
     """
-    if format_name == "auto":
-        found = recognise([pair.label_path for pair in pairs])
-    else:
-        found = Recognised(format_name, "as named")
+    files = [pair.label_path for pair in pairs]
+    found = recognise(files) if format_name == "auto" else as_named(format_name, files)
     listed = parse_classes(classes) if classes else found.classes or class_list(labels)
     wanted = wanted or _own_classes(found.format, listed)
     decoding = make_decoding(found.format, wanted, listed)
@@ -104,7 +107,7 @@ def _own_classes(format_name: str, listed: ClassSet | None) -> ClassSet:
     known = FORMATS[format_name].classes if format_name in FORMATS else None
     if known or listed:
         return known or listed  # pyright: ignore[reportReturnType]
-    return class_set_of([f"class {i}" for i in range(254)], "unnamed")
+    return class_set_of([f"class {i}" for i in range(254)], UNNAMED)
 
 
 def load_labelled(
@@ -131,26 +134,68 @@ def load_labelled(
     config = config or Config()
     format_name = config.labels_format if named else "auto"
     classes = config.labels_classes if named else ""
-    pairs = pair_labels(images, labels, what, format_name)
-    pairs, notes = with_white(pairs, config.white_level, white_of_model)
+    matching = match_labels(images, labels, what, format_name)
+    refuse_unpaired(matching, images, labels, what)
+    pairs, notes = with_white(matching.pairs, config.white_level, white_of_model)
     folder = decoded(pairs, labels, wanted, format_name, classes)
-    kept, skipped = [], []
+    kept, skipped, raw = [], [], np.zeros(256, np.int64)
     bar = Progress(f"checked {what} labels", len(pairs), progress or silent)
     for facts in scan_pairs(folder.pairs):
         _refuse_damaged(facts, wanted)
         if facts.unequal and not skip_unequal:
             raise DataError(_unequal(facts))
         (skipped if facts.unequal else kept).append(facts.item)
+        raw += facts.histogram
         bar.advance(1)
     if not kept:
         raise DataError(
             f"{what} images: every pair differs in size; give labels of the images' size"
         )
+    notes += matching.lines()
+    binary = binary_masks(folder, raw)
+    if binary and format_name == "auto":
+        raise DataError(f"{what} labels {str(labels)!r}: {binary}")
+    notes += [binary] if binary else []
+    _refuse_void(folder, raw, f"{what} labels {str(labels)!r}")
     return dataclasses.replace(
         folder,
         pairs=tuple(kept),
         skipped=tuple(i.image_id for i in skipped),
         notes=tuple(notes),
+    )
+
+
+def _refuse_void(folder: LabelledFolder, pixels: np.ndarray, where: str) -> None:
+    """DataError when no pixel has a class: every score would be NaN."""
+    decoding = folder.pairs[0].decoding
+    assert decoding is not None
+    labelled = np.frombuffer(decoding.table, np.uint8) != IGNORE_INDEX
+    if not pixels[labelled].any():
+        ids = ", ".join(map(str, pixels.nonzero()[0][:5]))
+        raise DataError(
+            f"{where}: no pixel of {len(folder.pairs)} label maps has a class, all are ignored (ids"
+            f" {ids}; read as {folder.format}): give labels of the model's classes, or name their"
+            " labels_format"
+        )
+
+
+def binary_masks(folder: LabelledFolder, pixels: np.ndarray) -> str:
+    """What is wrong with train ids of two classes that are 0 and 255 alone; empty for others.
+
+    pixels: (256,) pixels per raw id in all labels of the folder.
+    """
+    classes = folder.label_classes
+    if folder.format != TRAIN_IDS or pixels.nonzero()[0].tolist() != [0, 255]:
+        return ""
+    found = "the ids are 0 and 255 alone, and 255 is ignored"
+    if classes.name == UNNAMED:
+        return f"{found}: if 255 is an object, save its pixels as 1"
+    if len(classes) != 2:
+        return ""
+    first, second = classes.classes
+    return (
+        f"{found}, so that no pixel is {second!r}: save the pixels of {second!r} as 1 ({first!r} is 0);"
+        f" if 255 is meant to be ignored, name labels_format {TRAIN_IDS}"
     )
 
 

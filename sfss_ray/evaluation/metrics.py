@@ -27,6 +27,22 @@ class ConfusionMatrix:
         union = shown + self.counts.sum(0) - hit
         return np.where(shown > 0, 100 * hit / np.maximum(union, 1), np.nan)
 
+    def official_iou(self) -> np.ndarray:
+        """(C,) IoU in percent as cityscapesScripts counts it: a class that is predicted and that no
+        label shows has 0; NaN only for classes that are neither shown nor predicted.
+        """
+        hit = np.diag(self.counts).astype(np.float64)
+        union = self.counts.sum(1) + self.counts.sum(0) - hit
+        return np.where(union > 0, 100 * hit / np.maximum(union, 1), np.nan)
+
+    def official_miou(self, countable: np.ndarray | None = None) -> float:
+        """Mean of `official_iou` over the classes that have one; NaN without labels.
+
+        countable: (C,) bool, the classes that labels of this kind can show at all; default all.
+        """
+        iou = self.official_iou() if countable is None else self.official_iou()[countable]
+        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
+
     def recall(self) -> np.ndarray:
         """(C,) share of each class's labelled pixels that are right, in percent; NaN where absent."""
         shown = self.counts.sum(1)

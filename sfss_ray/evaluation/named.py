@@ -21,6 +21,8 @@ class NamedMiou:
     """Those of them that no label shows: they have no IoU, and the mean leaves them out."""
     miou: float
     """Percent; NaN when no class is shown."""
+    official: float = float("nan")
+    """Percent, with IoU 0 for classes that are predicted but that no label shows."""
 
     @property
     def name(self) -> str:
@@ -35,6 +37,8 @@ class NamedMiou:
             if not self.absent
             else (f", mean of {shown} classes; absent from the labels: {', '.join(self.absent)}")
         )
+        if self.official < self.miou:
+            note += f"; official (IoU 0 for those that are predicted): {self.official:.2f}"
         return f"{self.name} ({self.class_set}): {self.miou:.2f}{note}"
 
 
@@ -46,13 +50,18 @@ def named_mious(
     The IoUs are those of the one matrix: mIoU-13 is a mean of the same numbers as mIoU-16.
     """
     iou = dict(zip(classes.classes, matrix.iou(), strict=True))
+    official = dict(zip(classes.classes, matrix.official_iou(), strict=True))
     both = set(classes.classes) & set(label_classes.classes)
     sets = [known for known in CLASS_SETS.values() if both >= set(known.classes)]
-    return [_mean(known, {name: iou[name] for name in known.classes}) for known in sets]
+    return [_named(known, iou, official) for known in sets]
 
 
-def _mean(known: ClassSet, iou: dict[str, float]) -> NamedMiou:
-    shown = [value for value in iou.values() if not np.isnan(value)]
-    absent = tuple(name for name, value in iou.items() if np.isnan(value))
-    miou = float(np.mean(shown)) if shown else float("nan")
-    return NamedMiou(known.name, len(known), absent, miou)
+def _named(known: ClassSet, iou: dict[str, float], official: dict[str, float]) -> NamedMiou:
+    absent = tuple(name for name in known.classes if np.isnan(iou[name]))
+    means = [_mean([values[name] for name in known.classes]) for values in (iou, official)]
+    return NamedMiou(known.name, len(known), absent, *means)
+
+
+def _mean(values: list[float]) -> float:
+    shown = [value for value in values if not np.isnan(value)]
+    return float(np.mean(shown)) if shown else float("nan")

@@ -155,8 +155,8 @@ def pretrain_source(
     Args:
         images: Folder of labelled images.
         labels: Their label maps, same names: train ids (255 ignored), or those of Cityscapes, GTA5,
-            SYNTHIA or CamVid (see `config.labels_format`). Pairs whose sizes differ are left out, and
-            their number is told.
+            SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs whose sizes differ are left out,
+            and their number is told.
         output_dir: The run's folder; run again with the same arguments to go on.
         classes: What the model learns: cityscapes-19, synthia-16, camvid-11 or class names separated
             by commas.

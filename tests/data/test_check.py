@@ -67,10 +67,12 @@ def test_segnets_camvid_has_a_folder_per_split(tmp_path: Path):
 
 def test_cityscapes_names_the_encoding_it_took(tmp_path: Path):
     root = cityscapes(tmp_path, ids_of(ROAD), ids_of(13))
-    assert check(root).class_share["car"] == 100
-    named = check(root, {"labels_format": "cityscapes_label_ids"})
-    assert named.class_share["road"] == 100
-    assert "cityscapes_label_ids" in "\n".join(named.lines())
+    report = check(root)
+    assert report.class_share["road"] == 100
+    assert "1 images have labelIds and labelTrainIds: the labelIds are taken" in str(report.notes)
+    assert "cityscapes_label_ids" in "\n".join(report.lines())
+    named = check(root, {"labels_format": "train_ids"})
+    assert (named.class_share["car"], named.notes) == (100, [])
 
 
 def test_everything_wrong_is_listed_and_nothing_is_fatal(tmp_path: Path):

@@ -139,9 +139,13 @@ def test_cityscapes_names_are_paired(ending, tmp_path: Path):
     assert pair.label_path.name == f"1_gtFine_{ending}.png"
 
 
-def test_train_ids_are_taken_where_cityscapes_has_both(tmp_path: Path):
+def test_label_ids_are_taken_where_cityscapes_has_both(tmp_path: Path):
+    """As cityscapesScripts' evaluation does."""
     labels = ("1_gtFine_labelIds.png", "1_gtFine_labelTrainIds.png", "1_gtFine_instanceIds.png")
-    (pair,) = pair_labels(*both(tmp_path, ("1_leftImg8bit.png",), labels))
+    folders = both(tmp_path, ("1_leftImg8bit.png",), labels)
+    (pair,) = pair_labels(*folders)
+    assert pair.label_path.name == "1_gtFine_labelIds.png"
+    (pair,) = pair_labels(*folders, format_name="train_ids")
     assert pair.label_path.name == "1_gtFine_labelTrainIds.png"
 
 
@@ -230,7 +234,7 @@ def test_cityscapes_is_read_as_it_lies(shared_data):
     pairs = pair_labels(city / "leftImg8bit", city / "gtFine")
     assert len(pairs) == 4
     assert all(p.image_id.startswith("train/aachen/") for p in pairs)
-    assert all(p.label_path.name.endswith("_labelTrainIds.png") for p in pairs)
+    assert all(p.label_path.name.endswith("_labelIds.png") for p in pairs)
     assert image_size(pairs[0].path) == (1024, 2048)
 
 

@@ -115,10 +115,13 @@ def test_cityscapes_encodings_are_named_and_can_be_chosen(tmp_path: Path):
     label_ids, train_ids = ids_of(ROAD, CAR), ids_of(0, 18)
     root = cityscapes(tmp_path, label_ids, train_ids)
     auto = load(root, CITYSCAPES_19, "leftImg8bit", "gtFine")
-    assert (auto.format, first_row(auto)[:2]) == ("train_ids", [0, 18])
-    named = load(root, CITYSCAPES_19, "leftImg8bit", "gtFine", labels_format="cityscapes_label_ids")
-    assert first_row(named)[:2] == of(CITYSCAPES_19, "road", "car")
+    assert auto.format == "cityscapes_label_ids"
+    assert first_row(auto)[:2] == of(CITYSCAPES_19, "road", "car")
+    assert "the labelIds are taken" in "\n".join(auto.describe(CITYSCAPES_19))
+    named = load(root, CITYSCAPES_19, "leftImg8bit", "gtFine", labels_format="train_ids")
+    assert (named.format, first_row(named)[:2]) == ("train_ids", [0, 18])
     # labelTrainIds are Cityscapes' 19, whatever the model has: 18 is bicycle, the 16th of SYNTHIA.
+    (root / "gtFine/train/aachen/a_gtFine_labelIds.png").unlink()
     sixteen = load(root, SYNTHIA_16, "leftImg8bit", "gtFine")
     assert first_row(sixteen)[:2] == of(SYNTHIA_16, "road", "bicycle")
 
@@ -193,3 +196,21 @@ def test_real_camvid_needs_no_option(shared_data):
     folder = load_labelled(root / "images/val", root / "labels/val", CAMVID_11)
     assert (folder.format, len(folder.pairs)) == ("camvid", 101)
     assert {*np.unique(folder.pairs[0].labels())} <= {*range(11), 255}
+
+
+@pytest.mark.parametrize("void", [255, 254])
+def test_labels_without_a_labelled_pixel_are_refused(void, tmp_path: Path):
+    """All scores would be NaN. 254 belongs to no class of these, 255 is ignored."""
+    for name, shape in (("images", (4, 6, 3)), ("labels", (4, 6))):
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            pixels = np.full(shape, void, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.png")
+    reason = "no pixel of 2 label maps has a class" if void == 255 else "hold id 254"
+    with pytest.raises(DataError, match=reason):
+        load_labelled(tmp_path / "images", tmp_path / "labels", CITYSCAPES_19)
+    one = np.full((4, 6), 255, np.uint8)
+    one[0, 0] = 3
+    for k in range(2):
+        Image.fromarray(one if k else np.full_like(one, 255)).save(tmp_path / "labels" / f"{k}.png")
+    assert len(load_labelled(tmp_path / "images", tmp_path / "labels", CITYSCAPES_19).pairs) == 2

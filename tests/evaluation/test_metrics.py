@@ -40,6 +40,37 @@ def test_iou_is_that_of_its_definition(labels, predictions):
     assert matrix.miou() == pytest.approx(np.mean(shown) if shown else np.nan, nan_ok=True)
 
 
+def official_scores(labels, predictions, index: int) -> float:
+    """getIouScoreForLabel of cityscapesScripts, pixel by pixel: NaN only when tp + fp + fn is 0."""
+    tp = fp = fn = 0
+    for label, prediction in zip(
+        labels.ravel().tolist(), predictions.ravel().tolist(), strict=True
+    ):
+        if label == IGNORE_INDEX:
+            continue
+        tp += label == index and prediction == index
+        fp += label != index and prediction == index
+        fn += label == index and prediction != index
+    return 100 * tp / (tp + fp + fn) if tp + fp + fn else float("nan")
+
+
+@given(LABELS, PREDICTIONS)
+def test_official_iou_is_that_of_cityscapesscripts(labels, predictions):
+    expected = [official_scores(labels, predictions, c) for c in range(CLASSES)]
+    matrix = counted(labels, predictions)
+    np.testing.assert_allclose(matrix.official_iou(), expected)
+    valid = [value for value in expected if value == value]
+    mean = sum(valid) / len(valid) if valid else np.nan
+    assert matrix.official_miou() == pytest.approx(mean, nan_ok=True)
+
+
+def test_the_official_mean_counts_a_class_that_is_only_predicted_as_0():
+    matrix = counted([[0, 0, 0, 0, 255]], [[0, 0, 0, 3, 2]])
+    np.testing.assert_allclose(matrix.official_iou(), [75, np.nan, np.nan, 0])
+    assert (matrix.miou(), matrix.official_miou()) == (75, 37.5)
+    assert matrix.official_miou(np.array([True, True, True, False])) == 75
+
+
 @given(LABELS, PREDICTIONS)
 def test_counts_are_label_by_prediction(labels, predictions):
     counts = counted(labels, predictions).counts

@@ -63,6 +63,21 @@ def test_named_means_are_those_of_counting(images, matrix):
     assert named["mIoU-13"].line().startswith("mIoU-13 (synthia-13): ")
 
 
+def test_named_means_are_also_counted_as_the_official_scorer_does(images, matrix):
+    """`train` is in no label, and predicted: 0 of 19; the sets of 16 and 13 lack it."""
+    assert any((guesses[labels != 255] == ABSENT).any() for labels, guesses in images)
+    named = {n.name: n for n in named_mious(matrix, CITYSCAPES_19, CITYSCAPES_19)}
+    shown = [slow_iou(images, i) for i in range(19) if i != ABSENT]
+    assert named["mIoU-19"].miou == pytest.approx(sum(shown) / 18)
+    assert named["mIoU-19"].official == pytest.approx(sum(shown) / 19)
+    assert f"official (IoU 0 for those that are predicted): {sum(shown) / 19:.2f}" in (
+        named["mIoU-19"].line()
+    )
+    for name in ("mIoU-16", "mIoU-13"):
+        assert named[name].official == named[name].miou
+        assert "official" not in named[name].line()
+
+
 def test_iou_agrees_with_torchmetrics(images, matrix):
     metrics = pytest.importorskip("torchmetrics.classification")
     jaccard = metrics.MulticlassJaccardIndex(19, average="none", ignore_index=255)
