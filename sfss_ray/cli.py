@@ -6,6 +6,7 @@ No knob is stated here: tyro reads arguments, types and texts from the functions
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import importlib
 import inspect
@@ -15,10 +16,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from sfss_ray.compute import keep_freed_memory
 from sfss_ray.errors import SfssError
+from sfss_ray.version import __version__
 
 VERBS: dict[str, tuple[str, str, str]] = {
     "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
@@ -56,39 +58,61 @@ VERBS: dict[str, tuple[str, str, str]] = {
 }
 POSITIONAL = ("masks import", "masks inspect", "data check", "predict", "export")
 """Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""
+_GROUPS = {verb.partition(" ")[0] for verb in VERBS if " " in verb} - VERBS.keys()
+"""First words of verbs that are no verb themselves."""
+_HELP = ("-h", "--help")
 INTERRUPTED = 130
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
-def usage() -> str:
-    """The help page of the command itself."""
-    lines = [f"  {verb:15}{text}" for verb, (_, _, text) in VERBS.items()]
+def usage(group: str = "") -> str:
+    """The help page of the command itself, or of verbs that begin with one word."""
+    shown = {
+        verb: text for verb, (_, _, text) in VERBS.items() if verb.startswith(f"{group} ".lstrip())
+    }
+    lines = [f"  {verb:15}{text}" for verb, text in shown.items()]
     return (
-        "usage: sfss-ray VERB [OPTIONS]\n\nAdapt a segmentation model without the source data.\n\n"
+        f"usage: sfss-ray {f'{group} VERB'.lstrip()} [OPTIONS]\n\n"
+        "Adapt a segmentation model without the source data.\n\n"
         + "\n".join(lines)
-        + "\n\n`sfss-ray VERB --help` shows the options of a verb."
+        + "\n\n`sfss-ray VERB --help` shows the options of a verb, `sfss-ray --version` the version."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the console script; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in _HELP:
         print(usage())
         return 0
+    if words[0] in ("-V", "--version"):
+        print(f"sfss-ray {__version__}")
+        return 0
     verb, rest = split_verb(words)
+    if verb in _GROUPS and (not rest or rest[0] in _HELP):
+        print(usage(verb))
+        return 0
     if verb not in VERBS:
-        print(f"error: unknown verb {verb!r}: known are {', '.join(VERBS)}", file=sys.stderr)
+        print(_unknown_verb(verb), file=sys.stderr)
         return 2
     return run_guarded(lambda: _call(verb, rest))
 
 
+def _unknown_verb(verb: str) -> str:
+    near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.6)
+    advice = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"error: unknown verb {verb!r}: {advice or 'known are ' + ', '.join(VERBS)}"
+
+
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb, which may be two words (the longest known one), and the words behind it."""
-    for length in (2, 1):
-        verb = " ".join(words[:length])
-        if verb in VERBS:
-            return verb, list(words[length:])
+    """The verb, which may be two words (the longest known one), and the words behind it.
+
+    A second word that is no option belongs to the verb where the first one has verbs below it, so
+    that a misspelt one is named whole.
+    """
+    has_verbs_below = any(verb.startswith(f"{words[0]} ") for verb in VERBS)
+    if has_verbs_below and words[1:] and not words[1].startswith("-"):
+        return " ".join(words[:2]), list(words[2:])
     return words[0], list(words[1:])
 
 
@@ -169,8 +193,12 @@ def command(
     ]
     if positional:
         options = [_without_name(p) if p.default is p.empty else p for p in options]
-    options.append(inspect.Parameter("preset", _KEYWORD, default=preset, annotation=str | None))
-    options.append(inspect.Parameter("config_file", _KEYWORD, default=None, annotation=Path | None))
+    options.append(
+        inspect.Parameter("preset", _KEYWORD, default=preset, annotation=_preset_option())
+    )
+    options.append(
+        inspect.Parameter("config_file", _KEYWORD, default=None, annotation=_config_file_option())
+    )
     options.append(inspect.Parameter("config", _KEYWORD, default=base, annotation=knobs))
 
     def prepare(
@@ -184,6 +212,26 @@ def command(
     prepare.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
     prepare.__annotations__ = {p.name: p.annotation for p in options}
     return prepare
+
+
+def _preset_option() -> Any:
+    import tyro
+
+    from sfss_ray.config import PRESETS
+
+    names = Literal[tuple(PRESETS)]  # pyright: ignore[reportInvalidTypeForm]
+    text = "Named settings that single options are laid over."
+    return Annotated[names | None, tyro.conf.arg(help=text)]
+
+
+def _config_file_option() -> Any:
+    import tyro
+
+    text = (
+        "JSON file of settings by dotted name, such as best_config.json of a search. It is laid over the"
+        " single options."
+    )
+    return Annotated[Path | None, tyro.conf.arg(help=text)]
 
 
 def _without_name(option: inspect.Parameter) -> inspect.Parameter:
@@ -208,6 +256,9 @@ def run_guarded(work: Callable[[], int | None]) -> int:
     SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal whose encoding lacks a character
+            stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
         return work() or 0

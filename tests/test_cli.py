@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sfss_ray
 from sfss_ray import cli, cluster
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import CITYSCAPES_19
@@ -24,6 +26,8 @@ from sfss_ray.errors import DataError
 from sfss_ray.masks.store import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.run_folder import claim
+from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.streets.scenes import write_streets
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "experiments" / "tune_gta2cs.py"
@@ -393,3 +397,62 @@ def test_the_recipes_help_loads_nothing_heavy():
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "sfss_ray.cli" in loaded
     assert not loaded & {"torch", "ray", "cv2", "pyarrow", "torchvision", "tyro"}
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+def test_the_version_is_said(word, capsys):
+    assert cli.main([word]) == 0
+    assert capsys.readouterr().out == f"sfss-ray {sfss_ray.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["data"], ["data", "--help"], ["data", "-h"]])
+def test_a_group_of_verbs_shows_its_verbs(words, capsys):
+    assert cli.main(words) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("usage: sfss-ray data VERB")
+    assert "data check" in page
+    assert "predict" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["adpt"], "'adapt'"),
+        (["data", "chek", "folder"], "'data check'"),
+        (["masks", "inspekt", "folder"], "'masks inspect'"),
+        (["Evaluate", "--model", "x"], "'evaluate'"),
+    ],
+)
+def test_a_misspelt_verb_names_its_neighbour(words, near, capsys):
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: unknown verb ")
+    assert f"did you mean {near}" in line
+
+
+def test_presets_and_config_files_are_explained(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    page = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--preset {None,cnn,transformer,paper_like,recommended} Named settings" in page
+    assert "JSON file of settings by dotted name, such as best_config.json" in page
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_character_is_no_error(encoding, tmp_path):
+    """Work whose names cannot be shown is done, and told with escapes."""
+    images = tmp_path / "東京"
+    write_streets(tmp_path / "drawn", "camera", 0, 1, (32, 64), with_labels=False)
+    (tmp_path / "drawn" / "images").rename(images)
+    (images / "broken-夜.png").write_bytes(b"")
+    words = ["predict", str(SOURCE_MODEL), str(images), str(tmp_path / "out-東")]
+    done = subprocess.run(
+        [sys.executable, "-m", "sfss_ray.cli", *words, "--compute.device", "cpu"],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b""
+    page = done.stdout.decode(encoding)
+    assert r"broken-\u591c" in page
+    assert r"out-\u6771" in page

@@ -20,6 +20,7 @@ from dataset_files import (
     synthia,
 )
 from image_files import put
+from PIL import Image
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import (
