@@ -178,7 +178,10 @@ def _images(request: Request, seen: Survey) -> tuple[tuple[ImageFile, ...], str]
 def _labelled(request: Request, seen: Survey) -> tuple[tuple[LabelledImage, ...], str]:
     images, labels = request.val_images, request.val_labels
     if seen.source is not None:
-        pairs = labelled_images(images, labels, seen.source.classes, request.config)
+        target_white = next((image.white.value for image in seen.images if image.white), None)
+        white = target_white or seen.source.white_level
+        classes = seen.source.classes
+        pairs = labelled_images(images, labels, classes, request.config, white=white)
     else:
         pairs = tuple(pair_labels(*_require_both(images, labels)))
     return pairs, f"{len(pairs)} pairs"
@@ -275,15 +278,24 @@ def labelled_images(
     classes: ClassSet,
     config: Config | None = None,
     progress: ProgressSink | None = None,
+    white: float | None = None,
 ) -> tuple[LabelledImage, ...]:
     """Pairs to score on; empty without labels.
+
+    Args:
+        images, labels: Folders; both or neither.
+        classes: What labels are mapped to.
+        config: `labels_format`, `labels_classes` and `white_level` are used.
+        progress: Called with lines on what was found.
+        white: What is white in the images of more than 8 bits that the model is used for.
 
     Raises:
         DataError: only one folder is given, or `load_labelled` refuses the labels.
     """
     if images is None and labels is None:
         return ()
-    folder = load_labelled(*_require_both(images, labels), classes, config, progress=progress)
+    both = _require_both(images, labels)
+    folder = load_labelled(*both, classes, config, white_of_model=white, progress=progress)
     for line in folder.describe(classes):
         (progress or silent)(line)
     return folder.pairs

@@ -113,7 +113,9 @@ def verify_source(
         for note in notes:
             progress(note)
     else:
-        files = pairs = labelled_images(images, labels, source.classes, config, progress)
+        files = pairs = labelled_images(
+            images, labels, source.classes, config, progress, source.white_level
+        )
     model = source.load(cluster.local_device(config.compute))
     seen = _look(model.network, files, source.classes, config, progress)
     report = model.load_report

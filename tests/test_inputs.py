@@ -282,3 +282,28 @@ def read_bytes(data: bytes, tmp_path: Path) -> set:
 def test_a_request_names_every_argument_of_adapt():
     fields = {field.name for field in dataclasses.fields(Request)}
     assert set(inspect.signature(sfss_ray.adapt).parameters) - {"progress"} == fields - {"kind"}
+
+
+def test_val_images_are_as_bright_as_the_target_images(streets, tmp_path: Path):
+    """A dim folder of labelled frames by the camera of the target images, which has 12 bits."""
+    rng = np.random.default_rng(0)
+    for folder, brightest in (("target", 4096), ("val", 700)):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", "b.png"):
+            values = rng.integers(0, brightest, (32, 64), dtype=np.uint16)
+            values[0, 0] = brightest - 1
+            Image.fromarray(values).save(tmp_path / folder / name)
+    (tmp_path / "labels").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((32, 64), np.uint8)).save(tmp_path / "labels" / name)
+    request = request_for(
+        streets,
+        tmp_path / "out",
+        target_images=tmp_path / "target",
+        val_images=tmp_path / "val",
+        val_labels=tmp_path / "labels",
+    )
+    inputs = check_inputs(request)
+    assert {image.white.value for image in inputs.images if image.white} == {4095}
+    assert {pair.white.value for pair in inputs.labelled if pair.white} == {4095}
+    assert any("white is 4095" in note for note in inputs.notes)

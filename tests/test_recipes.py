@@ -132,3 +132,22 @@ def test_a_dry_run_names_all_that_is_missing(tmp_path: Path, capsys):
     assert page.count("MISSING") == 3
     assert "not ready: 3 missing" in page
     assert "no target images were given" in page
+
+
+def test_masks_are_passed_on(tmp_path: Path, capsys):
+    """To the plan as to the run; without a model they are no data of the embedded default."""
+    masks = ["--masks", str(tmp_path / "nowhere")]
+    write_streets(tmp_path / "t", "camera", 5, 4, (64, 128), with_labels=False)
+    words = ["--source-model", str(SOURCE_MODEL), "--target-images", str(tmp_path / "t" / "images")]
+    words += ["--output", str(tmp_path / "out"), *masks]
+    assert run_recipe("tune_gta2cs", [*words, "--dry-run"]) == 1
+    page = capsys.readouterr().out
+    assert page.count("MISSING") == 1
+    (missing,) = [line for line in page.splitlines() if "MISSING" in line]
+    assert run_recipe("tune_gta2cs", words) == 2
+    (refused,) = capsys.readouterr().err.splitlines()
+    reason = refused.removeprefix("error: ")
+    assert "nowhere" in reason
+    assert missing.endswith(reason)
+    assert run_recipe("tune_gta2cs", ["--output", str(tmp_path / "out"), *masks]) == 2
+    assert "--source-model and --target-images are missing" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sfss_ray.files import write_bytes
+from sfss_ray.files import write_bytes, writing
 from sfss_ray.streets.appearance import develop, draw, sample_look, shade
 from sfss_ray.streets.brush import Brush
 from sfss_ray.streets.canvas import Camera, Canvas
@@ -128,7 +128,8 @@ def write_streets(
         raise ValueError(f"count is {count}, but must be 0 or more")
     folders = ("images", "labels") if with_labels else ("images",)
     for folder in folders:
-        (Path(root) / folder).mkdir(parents=True, exist_ok=True)
+        with writing(Path(root) / folder):
+            (Path(root) / folder).mkdir(parents=True, exist_ok=True)
     for index in range(start, start + count):
         paths = [Path(root) / folder / f"{index:05d}.png" for folder in folders]
         if all(path.exists() for path in paths):

@@ -189,7 +189,8 @@ def pretrain_source(
     pairs = training.pairs
     # A named encoding is that of the training labels; those of others are recognised.
     auto = dataclasses.replace(config, labels_format="auto", labels_classes="")
-    labelled = labelled_images(val_images, val_labels, class_set, auto, progress)
+    white = next((pair.white.value for pair in pairs if pair.white), None)
+    labelled = labelled_images(val_images, val_labels, class_set, auto, progress, white)
     check_stage(config.pretrain, config.compute)
     network = build_network(config.pretrain.network, len(class_set))
     record = flatten(config.pretrain, "pretrain.") | {
@@ -212,6 +213,7 @@ def pretrain_source(
         network.load_state_dict(state["student"])
         facts = {"made_by": "sfss_ray.pretrain_source", "steps": state["step"]}
         facts |= {"images": len(pairs), "seed": config.seed}
+        facts |= {"white_level": white} if white else {}
         save_model(model, SourceModel(network, config.pretrain.network, class_set, facts))
     curve = read_progress(folder / "train")
     write_json(folder / "curve.json", curve)

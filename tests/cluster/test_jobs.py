@@ -104,6 +104,15 @@ def test_the_main_job_runs_as_a_submitted_job(head, source_model, streets, tiny_
     assert (out / "report.html").exists()
 
 
+def test_a_relative_output_of_a_job_is_refused(head):
+    """The recipe's default lies in Ray's package cache, which goes with the job."""
+    address, env = head
+    result = submit(address, env)
+    assert result.returncode != 0
+    assert "lies in the folder that Ray unpacked for this job" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout
+
+
 def test_without_the_token_nobody_submits(head):
     address, env = head
     stranger = env | {"RAY_AUTH_TOKEN_PATH": os.devnull}
