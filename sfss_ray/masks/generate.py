@@ -109,7 +109,7 @@ def mask_images(
     recipe = recipe.of(images)
     with claimed(folder) as claim:
         remove_leftovers(folder)
-        rows = find_rows(folder, recipe)
+        rows = find_rows(folder, recipe, remove_damaged=True)
         left = remaining(folder, rows, images, config.masks.max_pixels)
         drop_rows_of(left.retried | left.changed, rows, recipe)
         if left.images:

@@ -89,7 +89,7 @@ def import_masks(
     size = config.masks.images_per_shard
     with claimed(folder):
         remove_leftovers(folder)
-        rows = find_rows(folder, recipe.of(files))
+        rows = find_rows(folder, recipe.of(files), remove_damaged=True)
         again = _to_import_again(folder, rows, files, places)
         work = [*_shards_again(rows, again), *_new_shards(folder, files, rows, size)]
         made = _write_all(work, places, recipe.of(files), progress)

@@ -57,7 +57,9 @@ class Shard:
         filesystem = _open(self.folder)[0]
         try:
             footer = _footer(self) if self._is_as_listed() else None
-            with pq.ParquetFile(self.path, filesystem=filesystem, metadata=footer) as parquet:
+            with pq.ParquetFile(
+                self.path, filesystem=filesystem, metadata=footer, page_checksum_verification=True
+            ) as parquet:
                 yield parquet
         except FileNotFoundError as error:
             raise MovedRowError(

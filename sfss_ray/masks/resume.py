@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from sfss_ray.masks.store import (
     has_shard_name,
     is_damaged,
     parquet_files,
-    read_columns,
-    read_recipe,
+    read_shard,
 )
 
 _MOST_COMPARED = 2000  # of a data set that was moved: on a network disk a size takes milliseconds
@@ -75,24 +74,35 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a killed run left: half-written shards. Files of others are left alone."""
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
-    for path in parquet_files(folder):
-        if read_recipe(path) is None and has_shard_name(path) and is_damaged(path):
-            path.unlink()
 
 
-def find_rows(folder: Path, recipe: RegionRecipe) -> dict[str, FoundRow]:
-    """Rows of a folder by image id. Nothing is written.
+def find_rows(
+    folder: Path, recipe: RegionRecipe, remove_damaged: bool = False
+) -> dict[str, FoundRow]:
+    """Rows of a folder by image id.
+
+    Args:
+        folder: Of the shards.
+        recipe: How masks are made now.
+        remove_damaged: Remove shards of ours that are no whole Parquet files.
 
     Raises:
         ResumeError: masks that were made otherwise.
         DataError: a shard that cannot be read.
     """
-    rows: dict[str, FoundRow] = {}
-    for shard in _own_shards(folder, recipe):
-        for image_id, row in _rows_of(shard):
-            if not row.failed or image_id not in rows:
-                rows[image_id] = row
-    return rows
+    found: dict[str, FoundRow] = {}
+    for path in parquet_files(folder):
+        if not path.is_file():
+            continue
+        made_by, rows = read_shard(Shard.at(path), _ROW_COLUMNS)
+        if made_by is not None:
+            _refuse_other_recipe(folder, made_by, recipe)
+        elif remove_damaged and has_shard_name(path) and is_damaged(path):
+            path.unlink()
+        for image_id, row in _found_rows(path, rows):
+            if not row.failed or image_id not in found:
+                found[image_id] = row
+    return found
 
 
 def images_to_do(
@@ -132,15 +142,6 @@ def drop_rows_of(image_ids: set[str], rows: Mapping[str, FoundRow], recipe: Regi
         drop_rows(shard, dropped, recipe.as_dict())
 
 
-def _own_shards(folder: Path, recipe: RegionRecipe) -> Iterator[Path]:
-    """Shards of masks, all of this recipe."""
-    for path in parquet_files(folder):
-        made_by = read_recipe(path)
-        if made_by is not None:
-            _refuse_other_recipe(folder, made_by, recipe)
-            yield path
-
-
 def _refuse_other_recipe(folder: Path, made_by: dict[str, Any], recipe: RegionRecipe) -> None:
     changed = differences(_flat(made_by), _flat(recipe.as_dict()))
     if changed:
@@ -156,16 +157,11 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"precision": "fp32"} | rest | recipe.get("knobs", {})
 
 
-def _rows_of(shard: Path) -> Iterator[tuple[str, FoundRow]]:
-    with Shard.at(shard).opened() as parquet:
-        table = read_columns(parquet, _ROW_COLUMNS)
-    for row in table.to_pylist():
-        size = (row["height"], row["width"])
-        stamp = row.get("imported_from")
-        yield (
-            row["image_id"],
-            FoundRow(shard, row["path"], size, row["error"], content_of(row), stamp),
-        )
+def _found_rows(shard: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, FoundRow]]:
+    for row in rows:
+        size, stamp = (row["height"], row["width"]), row.get("imported_from")
+        found = FoundRow(shard, row["path"], size, row["error"], content_of(row), stamp)
+        yield row["image_id"], found
 
 
 _ROW_COLUMNS = ("image_id", "path", "height", "width", "error")

@@ -15,7 +15,7 @@ from PIL import Image
 pytestmark = pytest.mark.ray
 
 GPU_CLUSTER = '''
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
 
@@ -56,6 +56,13 @@ class Actor(MaskActor):
             [self.spec["device"], ray.get_gpu_ids(), ray.get_runtime_context().get_node_id()]
         ))
         return build_region_source(make_recipe(Config().masks, None)[0], None, 64, "cpu")
+
+    def __call__(self, batch):
+        """Work begins once all actors are there: the first ones would leave the others none."""
+        end = time.monotonic() + 90
+        while len(list(folder.glob("gpu-*"))) < 4 and time.monotonic() < end:
+            time.sleep(0.2)
+        return super().__call__(batch)
 
 generate.MaskActor = Actor
 config = override(Config(), {"masks.regions": "small_sam"})
