@@ -108,9 +108,20 @@ def _more_than_weights(path: Path, said: str) -> str:
     return (
         f"source model {str(path)!r} is no checkpoint of plain weights: it holds a {wanted[1]}, and"
         " unpickling that could run code; if you trust the file, write its weights to another one and"
-        " give that; in a folder from which Python imports the code that the file was made with, run:"
-        f" {_command(path, _PLAIN)}"
+        f" give that; in a folder from which Python imports {_place(wanted[1])}, run:"
+        f" {_command(path, _imports(wanted[1]) + _PLAIN)}"
     )
+
+
+def _place(name: str) -> str:
+    if name.startswith("__main__."):
+        return f"SCRIPT, the name of the program that defines {name.removeprefix('__main__.')}"
+    return "the code that the file was made with"
+
+
+def _imports(name: str) -> str:
+    """What the command does first: classes of a program are looked for among its own."""
+    return "from SCRIPT import *; " if name.startswith("__main__.") else ""
 
 
 def _torchscript(path: Path) -> str:

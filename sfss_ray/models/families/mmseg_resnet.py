@@ -40,8 +40,8 @@ def deeplab_of_mmseg(state: State, content: Any) -> Recognised | None:
     if not (head and has(backbone, "layer1.0.conv1.")):
         return None
     backbone = {key: v for key, v in backbone.items() if not not_needed(f"backbone.{key}")}
-    network = _backbone(backbone)
     kind, renamed = _head(head)
+    network = _backbone(backbone)
     outputs = _outputs(renamed)
     settings = settings_of(content, kind, outputs)
     options = _options(settings, kind, head)
