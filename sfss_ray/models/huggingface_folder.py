@@ -6,6 +6,7 @@ The weights are one file, or several (shards) with an index that says which tens
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ CONFIG = "huggingface_config"
 PREPROCESSOR = "huggingface_preprocessor"
 """Entries under which the two JSON files of a folder are handed on beside `state_dict`."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ".index.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
 _CONFIG_FILE = "config.json"
 _PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -68,6 +71,19 @@ def with_folder(path: Path, content: Any) -> Any:
     return {"state_dict": content} | _configurations(path.parent)
 
 
+def refuse_part(path: Path) -> None:
+    """CheckpointError for a file that is a part of such a folder's weights, or their index."""
+    if _SHARD.search(path.name):
+        what = "one of several shards"
+    elif path.name.endswith(_INDEX) and path.name.removesuffix(_INDEX) in WEIGHTS:
+        what = "the index of several shards"
+    else:
+        return
+    raise CheckpointError(
+        f"source model {str(path)!r} is {what}: give its folder, {str(path.parent)!r}"
+    )
+
+
 def files_of(folder: Path) -> list[Path]:
     """Every file that decides what is read from a folder, in a fixed order."""
     names, _ = _weight_files(folder)
@@ -80,7 +96,7 @@ def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return [name], []
-        index = folder / f"{name}.index.json"
+        index = folder / f"{name}{_INDEX}"
         if index.is_file():
             shards = _read_json(index).get("weight_map")
             # A shard lies in the folder itself: a name with a path could point anywhere.
@@ -92,7 +108,7 @@ def _weight_files(folder: Path) -> tuple[list[str], list[str]]:
                     " files: copy the folder again"
                 )
             return sorted(set(shards.values())), list(shards)
-    expected = ", ".join(f"{name}, {name}.index.json" for name in WEIGHTS)
+    expected = ", ".join(f"{name}, {name}{_INDEX}" for name in WEIGHTS)
     raise CheckpointError(
         f"source model {str(folder)!r} holds config.json but no weights ({expected}): copy the whole"
         " folder"

@@ -16,7 +16,7 @@ import torch
 from numpy._core import multiarray
 
 from sfss_ray.errors import CheckpointError
-from sfss_ray.models.huggingface_folder import files_of, read_folder, with_folder
+from sfss_ray.models.huggingface_folder import files_of, read_folder, refuse_part, with_folder
 
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -65,6 +65,7 @@ def read_checkpoint(path: Path) -> Any:
         raise CheckpointError(
             f"source model {str(path)!r} does not exist; give the path of a model file"
         )
+    refuse_part(path)
     return with_folder(path, _read_file(path))
 
 

@@ -280,6 +280,7 @@ def test_a_missing_tensor_of_backbone_or_classifier_is_refused(key, multi, tmp_p
     del state[key]
     message = refusal(written(tmp_path / "x.pth", state))
     assert "1 tensors missing" in message
+    assert "so it is incomplete: copy it again" in message
     assert key.removeprefix("layer6.") in message
 
 
@@ -288,6 +289,7 @@ def test_a_tensor_of_another_shape_is_refused(multi, tmp_path):
     message = refusal(written(tmp_path / "x.pth", state))
     assert "1 of wrong shape" in message
     assert "body.layer1.0.conv1.weight is (64, 32, 1, 1), not (64, 64, 1, 1)" in message
+    assert "so it is a variant that this package does not build" in message
 
 
 def test_unexpected_tensors_are_reported_and_not_refused(multi, tmp_path):
