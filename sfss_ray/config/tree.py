@@ -31,8 +31,8 @@ class Config:
     """Classes of train ids where they are not the model's: a class set, or names separated by commas;
     a classes.txt beside the labels does the same."""
     source_weights: SourceWeights = "auto"
-    """Which copy is read from a checkpoint that holds a student and its EMA copy (`ema_model.`; of
-    DAFormer, HRDA, MIC, SePiCo); auto: the student, or the EMA copy where it is alone."""
+    """Which copy is read from a checkpoint that holds a student and its EMA copy (DAFormer, HRDA, MIC,
+    SePiCo, CROTS, torchvision's references); auto: the student, or the EMA copy where it is alone."""
     masks: MaskConfig = field(default_factory=MaskConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

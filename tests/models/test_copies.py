@@ -89,3 +89,28 @@ def test_torchvisions_references_keep_model_and_model_ema(prefix, images, tmp_pa
     alone = written(tmp_path / "alone.pth", {"model_ema": content["model_ema"]})
     assert "those of the EMA copy" in load_source_model(alone).load_report.notes[0]
     assert "alone" in refusal(alone, "student")
+
+
+def test_a_decay_and_a_counter_are_no_copy(tmp_path):
+    network = segmentation.lraspp_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=11
+    )
+    state = network.state_dict() | {"ema.decay": torch.tensor(0.9), "ema.steps": torch.tensor(3)}
+    model = load_source_model(written(tmp_path / "x.pth", state))
+    assert model.load_report.notes == ()
+    assert "holds no EMA copy" in refusal(tmp_path / "x.pth", "ema")
+
+
+@pytest.mark.parametrize(
+    ("entry", "copy"),
+    [("student", "teacher"), ("state_dict", "state_dict_ema"), ("net", "ema_net")],
+)
+def test_other_programs_keep_the_copy_in_an_entry(entry, copy, tmp_path):
+    torch.manual_seed(2)
+    build = segmentation.lraspp_mobilenet_v3_large
+    two = [build(weights=None, weights_backbone=None, num_classes=11).state_dict() for _ in "ab"]
+    path = written(tmp_path / "x.pth", {entry: two[0], copy: two[1]})
+    key = "body.cbr.0.weight"
+    for weights, state in (("auto", two[0]), ("student", two[0]), ("ema", two[1])):
+        found = load_source_model(path, weights=weights).network.state_dict()
+        assert torch.equal(found[key], state["classifier.cbr.0.weight"])

@@ -302,6 +302,20 @@ model = dict(backbone=dict(depth=101), head=dict(_delete_=True, c=3))
     assert model["head"] == {"c": 3}
 
 
+def test_a_configuration_that_cannot_be_read_is_said(backbone, tmp_path):
+    path = saved(tmp_path / "x.pth", backbone, mm.v2_head(), {"cfg": "model = ("})
+    (note,) = load_source_model(path).load_report.notes
+    assert "the configuration (meta.cfg) cannot be read" in note
+    assert "output stride 8" in note
+    partly = {"cfg": "_base_ = ['d8.py']\nmodel = dict(decode_head=dict(align_corners=True))"}
+    model = load_source_model(saved(path, backbone, mm.v2_head(), partly))
+    read, assumed = model.load_report.notes
+    assert "align_corners true" in read
+    assert "leaves out these" in assumed
+    assert "strides 1, 2, 1, 1" in assumed
+    assert model.card.align_corners
+
+
 @pytest.mark.parametrize("meta", [None, {}, {"cfg": "x = ("}, {"cfg": 3}, {"cfg": "a = 1"}])
 def test_files_without_a_configuration_that_can_be_read(meta):
     assert config_of({"meta": meta}) is None

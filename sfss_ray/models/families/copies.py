@@ -17,7 +17,15 @@ from sfss_ray.config import SourceWeights
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.families.keys import container_of, strip_wrappers, tensors_of
 
-ENTRIES = ("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema", "teacher")
+ENTRIES = (
+    "model_ema",
+    "ema_model",
+    "ema_net",
+    "state_dict_ema",
+    "ema_state_dict",
+    "ema",
+    "teacher",
+)
 """Entries of a file beside the one that holds the student."""
 PREFIXES = ("ema_model.", "ema_net.", "model_ema.", "ema.")
 """Starts of keys beside those of the student."""
@@ -82,7 +90,9 @@ def _ema_copy(
         keys = tuple(key for key in state if key.startswith(prefix))
         copy = {strip_wrappers(key.removeprefix(prefix)): state[key] for key in keys}
         copy.pop(_COUNTER, None)
-        if copy:
+        rest = state.keys() - keys
+        # A few tensors that the rest has not are a decay or a counter, no copy.
+        if copy and (len(copy) >= len(rest) or not rest.isdisjoint(copy)):
             return prefix, copy, keys
     if isinstance(content, Mapping) and container_of(content) is not None:
         for name in ENTRIES:

@@ -29,13 +29,21 @@ _FILE_NAME = re.compile(r"^\s*\S+\.py\s*$", re.MULTILINE)
 """mmcv joins the texts of a file and of its bases, each after a line with its path."""
 
 
-def config_of(content: Any) -> Config | None:
-    """The configuration in a checkpoint's `meta`, or None where there is none that can be read."""
+def has_config(content: Any) -> bool:
+    """Whether a checkpoint's `meta` has an entry for a configuration."""
+    return bool(_entries(content))
+
+
+def _entries(content: Any) -> list[Any]:
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping):
-        return None
-    for name in _ENTRIES:
-        value = meta.get(name)
+        return []
+    return [meta[name] for name in _ENTRIES if meta.get(name)]
+
+
+def config_of(content: Any) -> Config | None:
+    """The configuration in a checkpoint's `meta`, or None where there is none that can be read."""
+    for value in _entries(content):
         found = parse_config(value) if isinstance(value, str) else value
         if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
             return found

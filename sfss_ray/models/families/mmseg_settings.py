@@ -13,7 +13,7 @@ from typing import Any
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.card import ChannelOrder, Triple
 from sfss_ray.models.families.epsilon import EPSILON
-from sfss_ray.models.families.mmseg_config import Config, config_of, entry
+from sfss_ray.models.families.mmseg_config import Config, config_of, entry, has_config
 
 MMSEG_MEAN: Triple = (123.675, 116.28, 103.53)
 MMSEG_STD: Triple = (58.395, 57.12, 57.375)
@@ -34,6 +34,8 @@ class Settings:
     """What is known of a file beside its tensors, `read` from its configuration or `assumed`."""
 
     config: Config | None
+    unreadable: bool = False
+    """Whether the file has a configuration that is no Python, or has no model."""
     mean: Triple = MMSEG_MEAN
     std: Triple = MMSEG_STD
     channel_order: ChannelOrder = "rgb"
@@ -90,13 +92,21 @@ class Settings:
         if self.read:
             lines.append(f"read from the file's configuration (meta.cfg): {'; '.join(self.read)}")
         if self.assumed:
-            why = "leaves out" if self.config else "is not in the file, so nothing tells"
+            grid = any(value.startswith("output stride") for value in self.assumed)
+            others = ", as those of 769x769 crops (align_corners true) or d16 (output stride 16),"
             lines.append(
-                f"the configuration (meta.cfg) {why} these, which are assumed: {'; '.join(self.assumed)}"
-                " (a model made otherwise, as those of 769x769 crops with align_corners true or of d16"
-                " with output stride 16, predicts worse here)"
+                f"the configuration (meta.cfg) {self._gap()} these, which are assumed:"
+                f" {'; '.join(self.assumed)} (a model made otherwise{others if grid else ''} predicts"
+                " worse here)"
             )
         return (*lines, *self.remarks)
+
+    def _gap(self) -> str:
+        if self.config is not None:
+            return "leaves out"
+        return (
+            "cannot be read, so nothing tells" if self.unreadable else "is not in the file to tell"
+        )
 
 
 def shown(value: Any) -> str:
@@ -118,7 +128,8 @@ def conflict(what: str, value: Any, known: str) -> CheckpointError:
 
 def settings_of(content: Any, kind: str, outputs: int) -> Settings:
     """Preprocessing and corner rule; CheckpointError for a head of another kind than the keys say."""
-    settings = Settings(config_of(content))
+    config = config_of(content)
+    settings = Settings(config, unreadable=config is None and has_config(content))
     _read_preprocessing(settings)
     _check_head(settings, kind, outputs)
     corners = settings.of("decode_head", "align_corners")
