@@ -43,8 +43,8 @@ class Config:
     """Classes of train ids where they are not the model's: a class set, or names separated by commas;
     a classes.txt beside the labels does the same."""
     source_weights: SourceWeights = "auto"
-    """Which copy is read from a checkpoint that holds a student and its EMA copy (`ema_model.`; of
-    DAFormer, HRDA, MIC, SePiCo); auto: the student, or the EMA copy where it is alone."""
+    """Which copy is read from a checkpoint that holds a student and its EMA copy (DAFormer, HRDA, MIC,
+    SePiCo, CROTS, torchvision's references); auto: the student, or the EMA copy where it is alone."""
     white_level: float | None = None
     """The value that means white in images of more than 8 bits (1023 for 10 bits, 4095 for 12, 16383
     for 14, 65535 for 16, 1 or 255 for floats). None: found once for each folder, and printed."""

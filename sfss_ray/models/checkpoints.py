@@ -15,8 +15,8 @@ from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, Class
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.card import Card, CardLike, card_values, class_names
 from sfss_ray.models.families import FAMILIES, Recognised
-from sfss_ray.models.families.keys import tensors_of
-from sfss_ray.models.load_report import compare, refuse_unfit
+from sfss_ray.models.families.copies import choose_copy, no_copy
+from sfss_ray.models.load_report import LoadReport, compare, refuse_unfit
 from sfss_ray.models.model_file import SourceModel, full_precision, is_model_file, model_of
 from sfss_ray.models.networks import build_network
 from sfss_ray.models.reading import read_checkpoint
@@ -37,15 +37,16 @@ def load_source_model(
     """Read a source checkpoint of any known family, or a model file of this package.
 
     Args:
-        path: The file. Its family is told by its keys, never by its name.
+        path: The file, or a folder that save_pretrained of transformers wrote. Its family is told by its
+            keys, never by its name.
         classes: What the outputs mean: a class set (cityscapes-19, synthia-16), its name, or names in
             order. By default the file's own, else told by the number of outputs (19, 16 or 11). Fewer
             classes than outputs keep the outputs of these names.
         card: Entries that replace the family's: a Card, a mapping, or a JSON file of one.
         device: Where the network goes.
         module: The user's own module, for a model file that was made with one.
-        weights: Of a checkpoint that holds a student and its EMA copy (`ema_model.`; DAFormer, HRDA,
-            MIC, SePiCo): student, ema, or auto, the student where there is one.
+        weights: Of a checkpoint that holds a student and its EMA copy (DAFormer, HRDA, MIC, SePiCo,
+            CROTS, torchvision's references): student, ema, or auto, the student where there is one.
 
     Returns:
         A module in eval mode that takes RGB images (B, 3, H, W) in [0, 1], prepares them as its `card`
@@ -62,7 +63,7 @@ def load_source_model(
     content = read_checkpoint(Path(path))
     if is_model_file(content):
         if weights == "ema":
-            raise CheckpointError(_no_copy(path))
+            raise CheckpointError(no_copy(path))
         model = model_of(content, path, module)
     else:
         model = _of_family(recognise(content, path, weights), path, values.get("classes"))
@@ -71,42 +72,23 @@ def load_source_model(
 
 def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -> Recognised:
     """The family of a checkpoint's content; CheckpointError says what was found and what is known."""
-    state = _chosen(tensors_of(content), weights, path)
+    chosen = choose_copy(content, weights, path)
     for _, family in FAMILIES:
         try:
-            recognised = family(state, content)
+            recognised = family(chosen.state, content)
         except CheckpointError as error:
             raise CheckpointError(f"source model {str(path)!r}: {error}") from error
         if recognised is not None:
-            return recognised
+            return dataclasses.replace(
+                recognised,
+                unused=(*chosen.unused, *recognised.unused),
+                notes=(*chosen.notes, *recognised.notes),
+            )
+    found = _shown(chosen.state, content)
     raise CheckpointError(
-        f"source model {str(path)!r} is of no known family (found: {_shown(state, content)}): known"
+        f"source model {str(path)!r} is of no known family (found: {found}): known"
         f" are model files of this package, {'; '.join(name for name, _ in FAMILIES)}; any other"
         " network can be given in Python with sfss_ray.wrap_model"
-    )
-
-
-def _chosen(
-    state: dict[str, Tensor], weights: SourceWeights, path: Path | str
-) -> dict[str, Tensor]:
-    """The tensors among which a family looks for a network."""
-    copy = [key for key in state if key.startswith("ema_model.")]
-    if weights == "ema":
-        if not copy:
-            raise CheckpointError(_no_copy(path))
-        return {key: state[key] for key in copy}
-    if weights == "student" and copy and not any(key.startswith("backbone.") for key in state):
-        raise CheckpointError(
-            f"source model {str(path)!r} holds an EMA copy (ema_model.) alone: give auto or ema for its"
-            " weights (source_weights)"
-        )
-    return state
-
-
-def _no_copy(path: Path | str) -> str:
-    return (
-        f"source model {str(path)!r} holds no EMA copy (ema_model.): leave the choice of weights"
-        " (source_weights) at auto"
     )
 
 
@@ -119,10 +101,10 @@ def _shown(state: Mapping[str, Tensor], content: Any) -> str:
 
 
 def _of_family(found: Recognised, path: Path | str, given: tuple[str, ...] | None) -> SourceModel:
-    network = build_network(found.network, found.num_classes)
+    network = build_network(found.network, found.num_classes, found.options)
     state = {name: full_precision(value) for name, value in found.state.items()}
     report = compare(found.family, found.network, state, network.state_dict(), found.unused)
-    refuse_unfit(report, path, "it is damaged, or of another network; nothing was loaded")
+    refuse_unfit(report, path, _advice(report))
     network.load_state_dict({name: state[name] for name in report.matched}, strict=False)
     network.use_card(
         Card(found.mean, found.std, found.channel_order, found.value_range, found.align_corners)
@@ -131,6 +113,19 @@ def _of_family(found: Recognised, path: Path | str, given: tuple[str, ...] | Non
     report = dataclasses.replace(report, classes_from=origin, notes=found.notes)
     facts = {"made_by": found.family, "file": Path(path).name}
     return SourceModel(network, found.network, class_set_of(outputs), facts, report)
+
+
+def _advice(report: LoadReport) -> str:
+    """What a file that does not fit may be."""
+    if report.wrong_shape or report.unexpected:
+        return (
+            "its keys are those of this family, so it is a variant that this package does not build, or"
+            " was edited; any other network can be given in Python with sfss_ray.wrap_model"
+        )
+    return (
+        "its keys are those of this family, so it is incomplete: copy it again, or give the whole"
+        " checkpoint"
+    )
 
 
 def _meaning(
@@ -193,7 +188,7 @@ def keep_outputs(model: SourceModel, classes: tuple[str, ...]) -> SourceModel:
         # Only what makes the outputs has one row for each of them.
         if name.startswith("classifier.") and value.ndim and value.shape[0] == len(model.classes):
             state[name] = value[rows.to(value.device)]
-    network = build_network(model.name, len(classes))
+    network = build_network(model.name, len(classes), model.network.options)
     network.load_state_dict(state)
     network.use_card(card)
     chosen = class_set_of(classes)

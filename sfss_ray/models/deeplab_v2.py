@@ -11,6 +11,8 @@ nonsense in the other:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from sfss_ray.models.segmenter import Segmenter
@@ -86,12 +88,14 @@ class TorchvisionResNet101(nn.Module):
 
 
 class AtrousClassifier(nn.Module):
-    """Sum of four 3x3 convolutions of one feature map, dilated by 6, 12, 18 and 24."""
+    """Sum of 3x3 convolutions of one feature map, by default four dilated by 6, 12, 18 and 24."""
 
-    def __init__(self, num_classes: int, inputs: int = FEATURES):
+    def __init__(
+        self, num_classes: int, inputs: int = FEATURES, dilations: Sequence[int] = DILATIONS
+    ):
         super().__init__()
         self.conv2d_list = nn.ModuleList(
-            nn.Conv2d(inputs, num_classes, 3, 1, dilation, dilation) for dilation in DILATIONS
+            nn.Conv2d(inputs, num_classes, 3, 1, dilation, dilation) for dilation in dilations
         )
         for layer in self.conv2d_list:
             assert isinstance(layer, nn.Conv2d)

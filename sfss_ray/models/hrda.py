@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfss_ray.errors import ConfigError
-from sfss_ray.models.mit_heads import ScaleAttentionHead
 from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
 
 CROP = 512
@@ -31,12 +30,10 @@ SMALLEST = 58
 class HRDABody(nn.Module):
     """Encoder and one decode head for both sizes, and the head that attention is read from."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, widths: tuple[int, ...], width: int):
+    def __init__(self, encoder: nn.Module, head: nn.Module, attention: nn.Module):
         super().__init__()
         self.encoder = encoder
-        self.decode_head = nn.ModuleDict(
-            {"head": head, "scale_attention": ScaleAttentionHead(widths, width)}
-        )
+        self.decode_head = nn.ModuleDict({"head": head, "scale_attention": attention})
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, F, h, w) of detail and (B, F, h / 2, w / 2) of context, and of attention."""

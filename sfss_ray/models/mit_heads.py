@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.models.segmenter import ResizingHead
+
 DROPOUT = 0.1
-DILATIONS = (1, 6, 12, 18)
 
 
 class ConvNorm(nn.Module):
@@ -28,18 +29,18 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """A dilated 3x3 convolution of each channel alone, then a 1x1 over all."""
+    """A dilated convolution of each channel alone, 3x3 by default, then a 1x1 over all."""
 
-    def __init__(self, inputs: int, outputs: int, dilation: int):
+    def __init__(self, inputs: int, outputs: int, dilation: int, kernel: int = 3):
         super().__init__()
-        self.depthwise_conv = ConvNorm(inputs, inputs, 3, dilation, groups=inputs)
+        self.depthwise_conv = ConvNorm(inputs, inputs, kernel, dilation, groups=inputs)
         self.pointwise_conv = ConvNorm(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pointwise_conv(self.depthwise_conv(x))
 
 
-class MMSegHead(nn.Module):
+class MMSegHead(ResizingHead):
     """mmsegmentation's SegFormer head: each stage through a 1x1, side by side, fused by a 1x1."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int):
@@ -50,7 +51,7 @@ class MMSegHead(nn.Module):
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         embedded = [conv(stage) for conv, stage in zip(self.convs, stages, strict=True)]
-        return self.dropout(self.fusion_conv(_side_by_side(embedded)))
+        return self.dropout(self.fusion_conv(side_by_side(embedded, self.align_corners)))
 
 
 class StageEmbedding(nn.Module):
@@ -64,54 +65,11 @@ class StageEmbedding(nn.Module):
         return self.proj(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class SeparableContext(nn.Module):
-    """Four dilations of one map side by side (ASPP, separable but for the 1x1), then a 3x3."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.aspp_modules = nn.ModuleList(
-            ConvNorm(inputs, outputs, 1) if d == 1 else SeparableConv(inputs, outputs, d)
-            for d in DILATIONS
-        )
-        self.bottleneck = ConvNorm(len(DILATIONS) * outputs, outputs, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bottleneck(torch.cat([module(x) for module in self.aspp_modules], 1))
-
-
-class DAFormerHead(nn.Module):
-    """Each stage through a linear map, side by side, fused with context of four dilations."""
-
-    def __init__(self, widths: tuple[int, ...], outputs: int):
-        super().__init__()
-        self.embed_layers = nn.ModuleList(StageEmbedding(width, outputs) for width in widths)
-        self.fuse_layer = SeparableContext(len(widths) * outputs, outputs)
-        self.dropout = nn.Dropout2d(DROPOUT)
-
-    def forward(self, stages: list[Tensor]) -> Tensor:
-        embedded = [layer(stage) for layer, stage in zip(self.embed_layers, stages, strict=True)]
-        return self.dropout(self.fuse_layer(_side_by_side(embedded)))
-
-
-class ScaleAttentionHead(nn.Module):
-    """HRDA's second head: as DAFormer's, fused by a 1x1 convolution."""
-
-    def __init__(self, widths: tuple[int, ...], outputs: int):
-        super().__init__()
-        self.embed_layers = nn.ModuleList(StageEmbedding(width, outputs) for width in widths)
-        self.fuse_layer = ConvNorm(len(widths) * outputs, outputs, 1)
-        self.dropout = nn.Dropout2d(DROPOUT)
-
-    def forward(self, stages: list[Tensor]) -> Tensor:
-        embedded = [layer(stage) for layer, stage in zip(self.embed_layers, stages, strict=True)]
-        return self.dropout(self.fuse_layer(_side_by_side(embedded)))
-
-
-def _side_by_side(stages: list[Tensor]) -> Tensor:
+def side_by_side(stages: list[Tensor], align_corners: bool = False) -> Tensor:
     """All stages on the grid of the first, joined along the channels."""
     size = stages[0].shape[-2:]
     resized = [
-        F.interpolate(stage, size=size, mode="bilinear", align_corners=False)
+        F.interpolate(stage, size=size, mode="bilinear", align_corners=align_corners)
         for stage in stages[1:]
     ]
     return torch.cat([stages[0], *resized], 1)

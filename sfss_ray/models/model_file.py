@@ -2,7 +2,9 @@
 
 A model file is a plain dict that `torch.load(path, weights_only=True)` reads: `format`, `network`,
 `classes`, `class_set`, `card` (how images become its input), `state_dict`, `facts` (who made it, from
-what), and for a user's own module `feature_layer` and `example_size`.
+what), and for a user's own module `feature_layer` and `example_size`. A network that was built with
+options (strides, the kind of a head) has them under `options`, and a format of its own, so that an
+earlier version of this package, which would ignore them, refuses the file.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
-from sfss_ray.errors import CheckpointError
+from sfss_ray.errors import CheckpointError, SfssError
 from sfss_ray.files import write_torch
 from sfss_ray.models.card import Card
 from sfss_ray.models.custom import (
@@ -29,6 +31,7 @@ from sfss_ray.models.reading import read_checkpoint
 from sfss_ray.models.segmenter import Segmenter
 
 FORMAT = "sfss_ray.model/2"
+_WITH_OPTIONS = "sfss_ray.model/3"
 _WITHOUT_CARD = "sfss_ray.model/1"
 _KEYS = ("network", "classes", "class_set", "state_dict", "facts")
 
@@ -92,6 +95,8 @@ def save_model(path: Path | str, model: SourceModel, *, half: bool = False) -> P
     if isinstance(network, WrappedSegmenter):
         content["feature_layer"] = network.feature_layer
         content["example_size"] = list(network.example_size)
+    if network.options:
+        content |= {"format": _WITH_OPTIONS, "options": network.options}
     return write_torch(Path(path), content)
 
 
@@ -122,12 +127,14 @@ def load_model(
 
 def is_model_file(content: Any) -> bool:
     """Whether a checkpoint's content is a model file of this package."""
-    return isinstance(content, dict) and content.get("format") in (FORMAT, _WITHOUT_CARD)
+    formats = (FORMAT, _WITH_OPTIONS, _WITHOUT_CARD)
+    return isinstance(content, dict) and content.get("format") in formats
 
 
 def model_of(content: dict[str, Any], path: Path | str, module: nn.Module | None) -> SourceModel:
     """The model in the content of a model file, on the CPU."""
-    keys = _KEYS if content["format"] == _WITHOUT_CARD else (*_KEYS, "card")
+    later = {FORMAT: ("card",), _WITH_OPTIONS: ("card", "options")}
+    keys = (*_KEYS, *later.get(content["format"], ()))
     absent = [key for key in keys if key not in content]
     if absent:
         raise CheckpointError(
@@ -166,7 +173,26 @@ def _network_of(
             f"source model {str(path)!r} holds the unknown network {name!r}: known are"
             f" {', '.join(NETWORKS)}"
         )
-    return build_network(name, num_classes).use_card(card)
+    try:
+        network = build_network(name, num_classes, _options_of(content))
+    except SfssError:
+        raise
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"source model {str(path)!r}: the options {content.get('options')!r} of network {name!r}"
+            " cannot be used: the file was edited; make it again"
+        ) from error
+    return network.use_card(card)
+
+
+def _options_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The options a file was made with."""
+    options = dict(content.get("options", {}))
+    bottleneck = "body.decode_head.bottleneck.depthwise_conv.conv.weight"
+    if content["format"] != _WITH_OPTIONS and bottleneck in content["state_dict"]:
+        # DeepLabV3+ was built with another bottleneck before networks had options.
+        options["separable_bottleneck"] = True
+    return options
 
 
 def _custom_network(

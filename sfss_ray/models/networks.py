@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +31,7 @@ def _compact_wide(num_classes: int) -> Segmenter:
     return _compact(num_classes, width=32)
 
 
-NETWORKS: dict[str, Callable[[int], Segmenter]] = {
+NETWORKS: dict[str, Callable[..., Segmenter]] = {
     "compact": _compact,
     "compact_wide": _compact_wide,
     "deeplabv2_resnet101": deeplabv2,
@@ -48,8 +50,29 @@ NETWORKS: dict[str, Callable[[int], Segmenter]] = {
 }
 
 
-def build_network(name: str, num_classes: int) -> Segmenter:
-    """A network with random weights; ConfigError lists the known names."""
+def build_network(
+    name: str, num_classes: int, options: Mapping[str, Any] | None = None
+) -> Segmenter:
+    """A network with random weights.
+
+    Args:
+        name: A key of NETWORKS.
+        num_classes: Outputs of its classifier.
+        options: What its builder takes besides, in plain values (strides, the kind of a head); model
+            files keep them.
+
+    Raises:
+        ConfigError: unknown name or option; lists the known ones.
+    """
     if name not in NETWORKS:
         raise ConfigError(f"unknown network {name!r}: known are {', '.join(NETWORKS)}")
-    return NETWORKS[name](num_classes)
+    options = dict(options or {})
+    _, *known = inspect.signature(NETWORKS[name]).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ConfigError(
+            f"network {name!r} has no option {unknown[0]!r}: known are {', '.join(known) or 'none'}"
+        )
+    network = NETWORKS[name](num_classes, **options)
+    network.options = options
+    return network

@@ -10,15 +10,16 @@ LayerNorm alone. The teacher is always in eval mode: it drops nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from sfss_ray.errors import ConfigError
+from sfss_ray.models.daformer_head import POINTWISE, SEPARABLE_CONTEXT, DAFormerHead
 from sfss_ray.models.hrda import HRDABody, HRDASegmenter
-from sfss_ray.models.mit_heads import DAFormerHead, MMSegHead
+from sfss_ray.models.mit_heads import MMSegHead
 from sfss_ray.models.segmenter import Segmenter
 
 
@@ -63,15 +64,20 @@ class MitBody(nn.Module):
         return self.decode_head(stages)
 
 
-def segformer_builder(size: str) -> Callable[[int], Segmenter]:
+def segformer_builder(size: str) -> Callable[..., Segmenter]:
     """transformers' SegformerForSemanticSegmentation, taken apart before its classifier.
 
-    Checkpoints of NVlabs' own code fit too; their LayerNorms add 1e-6 to the variance where those of
-    transformers add 1e-5, which moves logits in the fifth digit.
+    Checkpoints of NVlabs' code and of DAFormer's fit too, with `original_norms`: most of their
+    LayerNorms add 1e-6 to the variance where those of transformers add 1e-5. `decoder_width` is that of
+    the decode head, where it is not the size's own.
     """
 
-    def build(num_classes: int) -> Segmenter:
-        whole = _of_transformers(size, num_classes)
+    def build(
+        num_classes: int, original_norms: bool = False, decoder_width: int | None = None
+    ) -> Segmenter:
+        whole = _of_transformers(size, num_classes, decoder_width)
+        if original_norms:
+            _use_original_norms(whole.segformer)
         classifier = whole.decode_head.classifier
         whole.decode_head.classifier = nn.Identity()
         return Segmenter(MitBody(whole.segformer, whole.decode_head), classifier)
@@ -79,7 +85,7 @@ def segformer_builder(size: str) -> Callable[[int], Segmenter]:
     return build
 
 
-def segformer_mmseg_builder(size: str) -> Callable[[int], Segmenter]:
+def segformer_mmseg_builder(size: str) -> Callable[..., Segmenter]:
     """SegFormer as mmsegmentation builds it: 1x1 convolutions with BatchNorm and ReLU in the head."""
 
     def build(num_classes: int) -> Segmenter:
@@ -91,30 +97,43 @@ def segformer_mmseg_builder(size: str) -> Callable[[int], Segmenter]:
     return build
 
 
-def daformer_builder(size: str) -> Callable[[int], Segmenter]:
-    """DAFormer: context of four dilations over the fused stages (MiT-B5 in its paper)."""
+def daformer_builder(size: str) -> Callable[..., Segmenter]:
+    """DAFormer: by default context of four dilations over the fused stages (MiT-B5 in its paper)."""
 
-    def build(num_classes: int) -> Segmenter:
-        head = DAFormerHead(SIZES[size].widths, FUSED)
+    def build(
+        num_classes: int,
+        fusion: Mapping[str, Any] = SEPARABLE_CONTEXT,
+        last: Mapping[str, Any] | None = None,
+    ) -> Segmenter:
+        head = DAFormerHead(SIZES[size].widths, FUSED, fusion, last)
         return Segmenter(MitBody(_original_encoder(size), head), _classifier(num_classes))
 
     return build
 
 
-def hrda_builder(size: str) -> Callable[[int], Segmenter]:
+def hrda_builder(size: str) -> Callable[..., Segmenter]:
     """HRDA, and MIC made from it: DAFormer's head at two sizes (MiT-B5 in its paper)."""
 
-    def build(num_classes: int) -> Segmenter:
+    def build(
+        num_classes: int,
+        fusion: Mapping[str, Any] = SEPARABLE_CONTEXT,
+        attention_fusion: Mapping[str, Any] = POINTWISE,
+    ) -> Segmenter:
         widths = SIZES[size].widths
-        body = HRDABody(_original_encoder(size), DAFormerHead(widths, FUSED), widths, FUSED)
+        head = DAFormerHead(widths, FUSED, fusion)
+        attention = DAFormerHead(widths, FUSED, attention_fusion)
+        body = HRDABody(_original_encoder(size), head, attention)
         return HRDASegmenter(body, _classifier(num_classes), _classifier(num_classes))
 
     return build
 
 
 def _original_encoder(size: str) -> nn.Module:
-    """With the LayerNorms of DAFormer's code: patch embedding and reduction keep 1e-5."""
-    encoder = _of_transformers(size, 2).segformer
+    return _use_original_norms(_of_transformers(size, 2).segformer)
+
+
+def _use_original_norms(encoder: Any) -> nn.Module:
+    """Give it the LayerNorms of NVlabs' code: patch embedding and reduction keep 1e-5."""
     _set_epsilon(encoder, ("layernorm_before", "layernorm_after"), 1e-6)
     for stage in encoder.stages:
         stage.layer_norm.eps = 1e-6
@@ -135,7 +154,7 @@ def _set_epsilon(encoder: nn.Module, names: tuple[str, ...], epsilon: float) -> 
             module.eps = epsilon
 
 
-def _of_transformers(size: str, num_classes: int) -> Any:
+def _of_transformers(size: str, num_classes: int, decoder_width: int | None = None) -> Any:
     """A SegformerForSemanticSegmentation with random weights; ConfigError without the package."""
     try:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -148,7 +167,7 @@ def _of_transformers(size: str, num_classes: int) -> Any:
         num_attention_heads=(1, 2, 5, 8),
         sr_ratios=(8, 4, 2, 1),
         mlp_ratios=(4, 4, 4, 4),
-        decoder_hidden_size=shape.decoder,
+        decoder_hidden_size=decoder_width or shape.decoder,
         num_labels=num_classes,  # pyright: ignore[reportCallIssue]
     )
     whole = SegformerForSemanticSegmentation(config)

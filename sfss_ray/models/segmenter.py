@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,12 @@ class SegmenterOutput(NamedTuple):
 
     features: Tensor
     logits: Tensor
+
+
+class ResizingHead(nn.Module):
+    """A decode head that resizes maps inside, by the corner rule that the logits are scaled up with."""
+
+    align_corners = False
 
 
 class Segmenter(nn.Module):
@@ -42,6 +48,8 @@ class Segmenter(nn.Module):
         align_corners: bool = False,
     ):
         super().__init__()
+        self.options: dict[str, Any] = {}
+        """Those it was built with, see `build_network`."""
         self.body = body
         self.classifier = classifier
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
@@ -53,6 +61,9 @@ class Segmenter(nn.Module):
         self.mean.copy_(torch.tensor(card.mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(card.std).view(1, 3, 1, 1))
         self._card = card
+        for module in self.body.modules():
+            if isinstance(module, ResizingHead):
+                module.align_corners = card.align_corners
         return self
 
     @property

@@ -81,7 +81,7 @@ def open_source(
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
     from sfss_ray.models.load_report import OWN_FAMILY
-    from sfss_ray.models.reading import file_sha256
+    from sfss_ray.models.reading import checkpoint_sha256
 
     values = card_values(card)
     if isinstance(source_model, (str, Path)):
@@ -89,7 +89,7 @@ def open_source(
         path = Path(source_model).absolute()
         own = model.load_report is not None and model.load_report.family == OWN_FAMILY
         foreign = bool(values) or not own
-        return _source(model, path, str(path), file_sha256(path), foreign)
+        return _source(model, path, str(path), checkpoint_sha256(path), foreign)
     given = copy.deepcopy(source_model)  # stages move and change it; the caller's stays as it is
     model = with_card(given, values, given.name).cpu().eval()
     origin = type(model.network.body).__name__ if model.architecture is not None else model.name

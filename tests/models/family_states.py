@@ -66,20 +66,51 @@ def head(name: str, num_classes: int, inputs: int = 2048, seed: int = 1) -> Stat
     return state
 
 
+def with_small_variances(state: State, lowest: float, highest: float, seed: int = 5) -> State:
+    """A fifth of the channels of every BatchNorm, log-uniform between the two."""
+    generator = torch.Generator().manual_seed(seed)
+    changed = dict(state)
+    for key, variance in state.items():
+        if key.endswith("running_var"):
+            share = torch.rand(variance.shape, generator=generator)
+            small = lowest * (highest / lowest) ** torch.rand(variance.shape, generator=generator)
+            changed[key] = torch.where(share < 0.2, small, variance)
+            # A channel that varies little is as far from its mean: the scale makes up for it.
+            start = key.removesuffix("running_var")
+            scale = (changed[key] / variance).sqrt()
+            changed[f"{start}weight"] = state[f"{start}weight"] * scale
+    return changed
+
+
+def counters(state: State) -> State:
+    """What ordinary BatchNorm keeps besides, and a frozen one does not."""
+    names = [key for key in state if key.endswith("running_var")]
+    return {n.replace("running_var", "num_batches_tracked"): torch.tensor(3) for n in names}
+
+
 def prefixed(prefix: str, state: State) -> State:
     return {f"{prefix}{key}": value for key, value in state.items()}
 
 
-def forward(state: State, x: Tensor, head_name: str, *, caffe: bool, branches: int = 4) -> Tensor:
+def forward(
+    state: State,
+    x: Tensor,
+    head_name: str,
+    *,
+    caffe: bool,
+    branches: int = 4,
+    epsilon: float = 1e-5,
+) -> Tensor:
     """Prepared images -> logits on the grid: a ResNet-101 of stride 8 and a sum of convolutions.
 
     caffe: stride in the first 1x1, one dilation for a whole stage, pooling that rounds up. Else as
     torchvision: stride in the 3x3, the first block of a stage with the dilation of the one before.
+    epsilon: that of BatchNorm; 0 is FADA's FrozenBatchNorm2d, weight * rsqrt(running_var).
     """
 
     def norm(x: Tensor, name: str) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-        scale = state[f"{name}.weight"] / torch.sqrt(var + 1e-5)
+        scale = state[f"{name}.weight"] / torch.sqrt(var + epsilon)
         shift = state[f"{name}.bias"] - mean * scale
         return x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
 
@@ -133,3 +164,15 @@ def imagenet(images: Tensor) -> Tensor:
 
 def enlarged(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=True)
+
+
+@torch.no_grad()
+def shaken(network: torch.nn.Module) -> torch.nn.Module:
+    """Statistics and gains that differ from layer to layer, so that a wrong place shows; eval mode."""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            layer.weight.uniform_(0.8, 1.2)
+            layer.bias.normal_(0, 0.1)
+    return network.eval()

@@ -1,6 +1,9 @@
 """State dicts of Mix Transformers by their makers' key patterns, and a forward pass from the papers.
 
-Nothing here uses the package or transformers: names, shapes and arithmetic are stated a second time.
+Nothing here uses the package or transformers: names, shapes and arithmetic are stated a second time,
+from NVlabs' SegFormer (mix_transformer.py, segformer_head.py), mmsegmentation (backbones/mit.py,
+decode_heads/segformer_head.py), DAFormer (segformer_head.py, daformer_head.py, isa_head.py,
+necks/segformer_adapter.py) and HRDA (hrda_head.py, hrda_encoder_decoder.py).
 Each maker's pattern is written from one set of random numbers under plain names:
     stage.embed, stage.embed_norm, stage.BLOCK.{norm1, q, k, v, out, sr, sr_norm, norm2, fc1, dw, fc2},
     stage.norm; and the head's own names.
@@ -147,8 +150,8 @@ def per_cell(state: State, x: Tensor, name: str) -> Tensor:
     return torch.einsum("bchw,oc->bohw", x, weight) + bias.view(-1, 1, 1)
 
 
-def enlarged(x: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
-    return F.interpolate(x, tuple(size)[-2:], mode="bilinear", align_corners=False)
+def enlarged(x: Tensor, size: torch.Size | tuple[int, ...], align_corners: bool = False) -> Tensor:
+    return F.interpolate(x, tuple(size)[-2:], mode="bilinear", align_corners=align_corners)
 
 
 # ---- heads: weights under the maker's names without `decode_head.`, and logits on the grid -----------
@@ -177,9 +180,9 @@ def mmseg_head(seed: int = 2) -> State:
     return state | make.layer("conv_seg", CLASSES, EMBED, 1, 1)
 
 
-def mmseg_logits(state: State, stages: list[Tensor]) -> Tensor:
+def mmseg_logits(state: State, stages: list[Tensor], align_corners: bool = False) -> Tensor:
     embedded = [conv_norm(state, x, f"convs.{i}") for i, x in enumerate(stages)]
-    joined = torch.cat([enlarged(x, stages[0].shape) for x in embedded], 1)
+    joined = torch.cat([enlarged(x, stages[0].shape, align_corners) for x in embedded], 1)
     return per_cell(state, conv_norm(state, joined, "fusion_conv"), "conv_seg")
 
 
@@ -196,9 +199,13 @@ def daformer_head(seed: int = 3) -> State:
     return state | make.layer("conv_seg", CLASSES, EMBED, 1, 1)
 
 
-def daformer_features(state: State, stages: list[Tensor]) -> Tensor:
+def joined_stages(state: State, stages: list[Tensor]) -> Tensor:
     embedded = [per_cell(state, x, f"embed_layers.{i}.proj") for i, x in enumerate(stages)]
-    joined = torch.cat([enlarged(x, stages[0].shape) for x in embedded], 1)
+    return torch.cat([enlarged(x, stages[0].shape) for x in embedded], 1)
+
+
+def daformer_features(state: State, stages: list[Tensor]) -> Tensor:
+    joined = joined_stages(state, stages)
     context = "fuse_layer.aspp_modules"
     seen = [conv_norm(state, joined, f"{context}.0")]
     for i, dilation in ((1, 6), (2, 12), (3, 18)):

@@ -1,9 +1,21 @@
-"""State dicts of mmsegmentation's DeepLabs on ResNets by their key patterns, and forward passes.
+"""State dicts of mmsegmentation's DeepLabs on ResNets by their published definitions, and their logits.
 
-Nothing here uses the package or torchvision: names, shapes and arithmetic are stated a second time.
+Nothing here uses the package or torchvision: names, shapes and arithmetic are stated a second time, from
+
+- mmseg/models/backbones/resnet.py and utils/res_layer.py: a stage's first block has the stride, and with
+  contract_dilation half the stage's dilation; multi_grid gives the dilations of the last stage's blocks;
+- decode_heads/aspp_head.py (ASPPHead): image_pool.1 (1x1), aspp_modules (1x1 for dilation 1, else 3x3),
+  bottleneck (3x3 over all of them), conv_seg;
+- decode_heads/sep_aspp_head.py (DepthwiseSeparableASPPHead, a subclass): aspp_modules of a dilation
+  above 1 are depthwise_conv and pointwise_conv; the bottleneck is its base class's plain 3x3;
+  c1_bottleneck (1x1 of the first stage), two separable convolutions in sep_bottleneck;
+- DAFormer's dlv2_head.py (DLV2Head): aspp_modules alone, without norm, with biases, summed. Its
+  `dlv2red` has the dilations 6 and 12.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from family_states import DILATIONS, WIDTHS, State, convolution, normalisation
@@ -59,10 +71,10 @@ def _last(make: torch.Generator, num_classes: int) -> State:
     return {"conv_seg.weight": convolution(make, num_classes, 512, 1), "conv_seg.bias": bias}
 
 
-def v2_head(num_classes: int = 19, seed: int = 1) -> State:
-    """DAFormer's DLV2Head."""
+def v2_head(num_classes: int = 19, seed: int = 1, branches: int = 4) -> State:
+    """DLV2Head."""
     make, state = torch.Generator().manual_seed(seed), {}
-    for i in range(4):
+    for i in range(branches):
         state[f"aspp_modules.{i}.conv.weight"] = convolution(make, num_classes, 2048, 3)
         state[f"aspp_modules.{i}.conv.bias"] = torch.randn(num_classes, generator=make)
     return state
@@ -85,7 +97,7 @@ def v3plus_head(num_classes: int = 19, seed: int = 3) -> State:
     state |= _conv_norm(make, "aspp_modules.0", 512, 2048, 1)
     for i in (1, 2, 3):
         state |= _separable(make, f"aspp_modules.{i}", 512, 2048)
-    state |= _separable(make, "bottleneck", 512, 2560)
+    state |= _conv_norm(make, "bottleneck", 512, 2560, 3)
     state |= _conv_norm(make, "c1_bottleneck", 48, 256, 1)
     state |= _separable(make, "sep_bottleneck.0", 512, 560)
     state |= _separable(make, "sep_bottleneck.1", 512, 512)
@@ -98,8 +110,25 @@ def _norm(state: State, x: Tensor, name: str) -> Tensor:
     return x * scale.view(-1, 1, 1) + (state[f"{name}.bias"] - mean * scale).view(-1, 1, 1)
 
 
-def stages_of(state: State, x: Tensor) -> list[Tensor]:
-    """Prepared images -> the four stages at stride 4, 8, 8, 8."""
+@dataclass(frozen=True)
+class Grid:
+    """The backbone's configuration; the default is that of the d8 files."""
+
+    strides: tuple[int, ...] = (1, 2, 1, 1)
+    dilations: tuple[int, ...] = (1, 1, 2, 4)
+    contract: bool = True
+    multi_grid: tuple[int, ...] | None = None
+
+    def rate(self, stage: int, block: int) -> int:
+        """Dilation of a block's 3x3 convolution."""
+        if self.multi_grid is not None and stage == 4:
+            return self.multi_grid[block]
+        rate = self.dilations[stage - 1]
+        return rate // 2 if self.contract and block == 0 and rate > 1 else rate
+
+
+def stages_of(state: State, x: Tensor, grid: Grid = Grid()) -> list[Tensor]:
+    """Prepared images -> the four stages, by default at stride 4, 8, 8, 8."""
     if "conv1.weight" in state:
         x = torch.relu(_norm(state, F.conv2d(x, state["conv1.weight"], None, 2, 3), "bn1"))
     else:
@@ -107,12 +136,12 @@ def stages_of(state: State, x: Tensor) -> list[Tensor]:
             x = F.conv2d(x, state[f"stem.{place}.weight"], None, stride, 1)
             x = torch.relu(_norm(state, x, f"stem.{place + 1}"))
     x = F.max_pool2d(x, 3, 2, 1)
-    stages, before = [], 1
-    for stage, (stride, dilation) in {1: (1, 1), 2: (2, 1), 3: (1, 2), 4: (1, 4)}.items():
+    stages = []
+    for stage in (1, 2, 3, 4):
         block = 0
         while f"layer{stage}.{block}.conv1.weight" in state:
             name = f"layer{stage}.{block}"
-            step, rate = (stride, before) if block == 0 else (1, dilation)
+            step, rate = grid.strides[stage - 1] if block == 0 else 1, grid.rate(stage, block)
             y = F.conv2d(x, state[f"{name}.conv1.weight"])
             y = torch.relu(_norm(state, y, f"{name}.bn1"))
             y = F.conv2d(y, state[f"{name}.conv2.weight"], None, step, rate, rate)
@@ -123,7 +152,6 @@ def stages_of(state: State, x: Tensor) -> list[Tensor]:
                 x = _norm(state, x, f"{name}.downsample.1")
             x, block = torch.relu(x + y), block + 1
         stages.append(x)
-        before = dilation
     return stages
 
 
@@ -139,24 +167,26 @@ def _context_unit(head: State, x: Tensor, name: str, rate: int = 1) -> Tensor:
     return _context_unit(head, x, f"{name}.pointwise_conv")
 
 
-def v2_logits(head: State, stages: list[Tensor]) -> Tensor:
+def v2_logits(head: State, stages: list[Tensor], rates: tuple[int, ...] = DILATIONS) -> Tensor:
     total = torch.zeros(())
-    for i, rate in enumerate(DILATIONS):
+    for i, rate in enumerate(rates):
         weight, bias = head[f"aspp_modules.{i}.conv.weight"], head[f"aspp_modules.{i}.conv.bias"]
         total = total + F.conv2d(stages[3], weight, bias, 1, rate, rate)
     return total
 
 
-def v3_logits(head: State, stages: list[Tensor]) -> Tensor:
+def v3_logits(
+    head: State, stages: list[Tensor], rates: tuple[int, ...] = RATES, align_corners: bool = False
+) -> Tensor:
     """With `c1_bottleneck` in the head: DeepLabV3+."""
     x = stages[3]
     mean = _context_unit(head, x.mean((2, 3), keepdim=True), "image_pool.1")
     parts = [mean.repeat(1, 1, *x.shape[2:])]
-    parts += [_context_unit(head, x, f"aspp_modules.{i}", rate) for i, rate in enumerate(RATES)]
+    parts += [_context_unit(head, x, f"aspp_modules.{i}", rate) for i, rate in enumerate(rates)]
     x = _context_unit(head, torch.cat(parts, 1), "bottleneck")
     if "c1_bottleneck.conv.weight" in head:
         detail = _context_unit(head, stages[0], "c1_bottleneck")
-        x = F.interpolate(x, detail.shape[2:], mode="bilinear", align_corners=False)
+        x = F.interpolate(x, detail.shape[2:], mode="bilinear", align_corners=align_corners)
         x = torch.cat([x, detail], 1)
         x = _context_unit(head, _context_unit(head, x, "sep_bottleneck.0"), "sep_bottleneck.1")
     return F.conv2d(x, head["conv_seg.weight"], head["conv_seg.bias"])

@@ -167,7 +167,7 @@ def test_saving_makes_folders_and_leaves_nothing_else(model, tmp_path: Path):
 
 def test_missing_files_are_named(tmp_path: Path):
     assert "nowhere.pt' does not exist; give" in refusal(tmp_path / "nowhere.pt")
-    assert "does not exist" in refusal(tmp_path)
+    assert "is a folder without config.json" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage, no weights", bytes(range(256)) * 40])

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from sfss_ray import load_model, load_source_model, save_model
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import CheckpointError
+from sfss_ray.models.model_file import SourceModel
+from sfss_ray.models.networks import build_network
 
+NAME = "deeplabv3plus_mmseg_resnet50_v1c"
 SIZE = (24, 328)  # 3 x 41 cells: every dilation of the heads, up to 36, reaches another cell
 
 
@@ -88,6 +91,22 @@ def test_fewer_classes_and_a_model_file_give_the_same_logits(images, tmp_path):
     torch.testing.assert_close(some(images), every[:, [13, 0]])
     save_model(tmp_path / "own.pt", some)
     assert torch.equal(load_model(tmp_path / "own.pt")(images), some(images))
+
+
+@torch.no_grad()
+def test_model_files_from_before_the_bottleneck_was_as_published_still_load(images, tmp_path):
+    """DeepLabV3+ had a separable bottleneck then, and its files name no options."""
+    torch.manual_seed(0)
+    network = build_network(NAME, 19, {"separable_bottleneck": True}).eval()
+    path = save_model(tmp_path / "new.pt", SourceModel(network, NAME, CITYSCAPES_19))
+    content = torch.load(path, weights_only=True)
+    assert content.pop("options") == {"separable_bottleneck": True}
+    content["format"] = "sfss_ray.model/2"
+    again = load_model(saved(tmp_path / "old.pt", content))
+    assert torch.equal(again(images), network.logits(images))
+    content |= {"format": "sfss_ray.model/3", "options": {"head_dilations": 3}}
+    with pytest.raises(CheckpointError, match=r"the options \{'head_dilations': 3\} of network"):
+        load_model(saved(tmp_path / "edited.pt", content))
 
 
 @pytest.mark.parametrize(

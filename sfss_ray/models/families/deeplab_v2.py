@@ -13,7 +13,9 @@ from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.deeplab_v2 import CAFFE_MEAN, FEATURES
+from sfss_ray.models.families.epsilon import with_epsilon
 from sfss_ray.models.families.recognised import Recognised
+from sfss_ray.models.load_report import COUNTERS
 
 _BODY = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 _COPIES = ("ema_", "teacher", "ema.")
@@ -27,6 +29,8 @@ def caffe_deeplab_v2(state: Mapping[str, Tensor], content: Any) -> Recognised | 
     the auxiliary `layer5` on 1024, or `layer5` alone on 2048.
     """
     state = {key.removeprefix("Scale."): value for key, value in state.items()}
+    if _has(state, "features.0.") and _has(state, "classifier.conv2d_list."):
+        raise CheckpointError(_vgg("AdaptSegNet's"))
     heads = [name for name in ("layer6.", "layer5.") if _has(state, f"{name}conv2d_list.")]
     if not heads:
         if not (_has(state, "layer4.2.conv3.") and _has(state, "conv1.")):
@@ -72,6 +76,8 @@ def torchvision_deeplab_v2(state: Mapping[str, Tensor], content: Any) -> Recogni
         return None
     if not (_has(state, extractor) or _has(state, classifier)):
         return None
+    if _has(state, "feature_extractor.backbone.0."):
+        raise CheckpointError(_vgg("FADA's"))
     renamed, unused = {}, []
     for key, value in state.items():
         if key.startswith("feature_extractor.backbone.fc."):
@@ -82,6 +88,7 @@ def torchvision_deeplab_v2(state: Mapping[str, Tensor], content: Any) -> Recogni
             renamed[key] = value
         else:
             unused.append(key)
+    renamed, notes = _with_makers_epsilon(renamed)
     return Recognised(
         family="DeepLabV2 (FADA, DT-ST, TRSFUDA)",
         network="deeplabv2_resnet101_torchvision",
@@ -89,6 +96,29 @@ def torchvision_deeplab_v2(state: Mapping[str, Tensor], content: Any) -> Recogni
         state=renamed,
         unused=tuple(unused),
         align_corners=True,
+        notes=notes,
+    )
+
+
+def _with_makers_epsilon(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Scales of BatchNorm for a file that was made with this code's frozen one, which has no epsilon.
+
+    DT-ST and TRSFUDA, and FADA with MODEL.FREEZE_BN, replace BatchNorm by a module that divides by
+    sqrt(running_var). It has no counter of batches, ordinary BatchNorm has one per layer.
+    """
+    if any(key.endswith(COUNTERS) for key in state):
+        return state, ()
+    note = (
+        "BatchNorm was frozen without an epsilon (the file has no num_batches_tracked): its scales were"
+        " changed to give the same values with the epsilon of 1e-5 that is used here"
+    )
+    return with_epsilon(state, 0.0), (note,)
+
+
+def _vgg(whose: str) -> str:
+    return (
+        f"{whose} VGG16 DeepLab is not supported: supported are the DeepLabV2 checkpoints of the same"
+        " code on ResNet-101; any other network can be given in Python with sfss_ray.wrap_model"
     )
 
 

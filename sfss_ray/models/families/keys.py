@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "student")
 """Entries that training programs keep the weights in."""
 _WRAPPERS = (r"^module\.", r"^net\.", r"^model\.", r"^module\.")
 """Anchored: `ema_model.` and `backbone.module.` are names of their own. DDP may stand on both sides."""
+_COMPILED = re.compile(r"(^|\.)_orig_mod\.")
+"""torch.compile inserts this level, before or after DDP's, around a part or around the whole."""
 
 
 def tensors_of(content: Any) -> dict[str, Tensor]:
@@ -22,18 +24,27 @@ def tensors_of(content: Any) -> dict[str, Tensor]:
     """
     if not isinstance(content, Mapping):
         return {}
-    for name in CONTAINERS:
-        inner = content.get(name)
-        if isinstance(inner, Mapping) and _has_tensors(inner):
-            return _stripped(inner)
+    name = container_of(content)
+    if name is not None:
+        return _stripped(content[name])
     flat = _stripped(content)
     for name, inner in content.items():
-        if isinstance(inner, Mapping) and _has_tensors(inner):
+        if isinstance(inner, Mapping) and has_tensors(inner):
             flat |= {f"{name}.{key}": value for key, value in _stripped(inner).items()}
     return flat
 
 
-def _has_tensors(values: Mapping[Any, Any]) -> bool:
+def container_of(content: Mapping[Any, Any]) -> str | None:
+    """The entry of CONTAINERS that holds the weights, or None where they lie open."""
+    for name in CONTAINERS:
+        inner = content.get(name)
+        if isinstance(inner, Mapping) and has_tensors(inner):
+            return name
+    return None
+
+
+def has_tensors(values: Mapping[Any, Any]) -> bool:
+    """Whether a value of the mapping is a tensor."""
     return any(isinstance(value, Tensor) for value in values.values())
 
 
@@ -43,7 +54,8 @@ def _stripped(values: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def strip_wrappers(key: str) -> str:
-    """`module.`, then `net.`, then a leading `model.` off a key."""
+    """`_orig_mod.` anywhere, then `module.`, `net.` and a leading `model.` off a key."""
+    key = _COMPILED.sub(r"\1", key)
     for wrapper in _WRAPPERS:
         key = re.sub(wrapper, "", key)
     return key

@@ -10,31 +10,26 @@ from torch import Tensor
 from sfss_ray.errors import CheckpointError
 
 State = Mapping[str, Tensor]
-MMSEG_MEAN = (123.675, 116.28, 103.53)
-MMSEG_STD = (58.395, 57.12, 57.375)
-COPIES = ("ema_model.", "imnet_model.", "teacher_model.")
 _KNOWN_HEADS = (
-    "SegFormer's (linear_c1-4, linear_fuse, linear_pred; or convs, fusion_conv, conv_seg), DAFormer's"
-    " (embed_layers, fuse_layer.aspp_modules, conv_seg) and HRDA's with DAFormer's (head,"
+    "SegFormer's (linear_c1-4 or linear_c, linear_fuse, linear_pred; or convs, fusion_conv, conv_seg),"
+    " DAFormer's (embed_layers, fuse_layer, conv_seg) and HRDA's with DAFormer's (head,"
     " scale_attention), each on a Mix Transformer; DeepLabV2's (aspp_modules with biases), DeepLabV3's"
     " (image_pool, aspp_modules, bottleneck, conv_seg) and DeepLabV3+'s (c1_bottleneck, sep_bottleneck"
     " too), each on ResNet-50 or -101, plain or v1c"
 )
-
-
-def one_copy(state: State) -> tuple[State, list[str], tuple[str, ...]]:
-    """(the weights to take, keys of other copies, notes): the student, or the EMA copy where alone."""
-    copies = [key for key in state if key.startswith(COPIES)]
-    if not has(state, "backbone.") and has(state, "ema_model.backbone."):
-        note = "the weights are those of the EMA copy (ema_model.)"
-        return under(state, "ema_model."), [], (note,)
-    if any(key.startswith("ema_model.") for key in copies):
-        note = (
-            "the file also holds an EMA copy (ema_model.): the student was loaded; source_weights"
-            " (--source-weights ema) takes the copy"
-        )
-        return state, copies, (note,)
-    return state, copies, ()
+_NAMES_OF_HEADS = (
+    ("scale_attention.", "HRDAHead"),
+    ("psp_modules.", "UPerHead or PSPHead"),
+    ("fuse_layer.", "DAFormerHead"),
+    ("global_relation.", "ISAHead"),
+    ("pam.", "DAHead"),
+    ("linear_fuse.", "SegFormerHead"),
+    ("fusion_conv.", "SegformerHead"),
+    ("0.", "several heads in a row"),
+    ("object_context_block.", "OCRHead"),
+    ("convs.", "FCNHead"),
+)
+"""Starts of keys in a decode head -> mmsegmentation's name for it."""
 
 
 def classes_of_meta(content: Any) -> tuple[str, ...] | None:
@@ -52,10 +47,11 @@ def classes_of_meta(content: Any) -> tuple[str, ...] | None:
 def unknown_head(head: State, why: str) -> CheckpointError:
     """The refusal of a decode head of no known kind."""
     parts = sorted({key.split(".")[0] for key in head})
+    name = next((name for start, name in _NAMES_OF_HEADS if has(head, start)), "")
     return CheckpointError(
-        f"an mmsegmentation checkpoint whose decode head is not known ({why}; decode_head holds"
-        f" {', '.join(parts) or 'nothing'}): known decode heads are {_KNOWN_HEADS}; any other network"
-        " can be given in Python with sfss_ray.wrap_model"
+        f"an mmsegmentation checkpoint whose decode head {name and name + ' '}is not known ({why};"
+        f" decode_head holds {', '.join(parts) or 'nothing'}): known decode heads are {_KNOWN_HEADS};"
+        " any other network can be given in Python with sfss_ray.wrap_model"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,9 @@ class Recognised:
     state: dict[str, Tensor]
     """Weights under the network's own names."""
     unused: tuple[str, ...] = ()
-    """The file's keys that are known and not needed: auxiliary heads, EMA copies, counters."""
+    """The file's keys that are known and not needed: auxiliary heads, counters."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the network, see `build_network`."""
     mean: Triple = IMAGENET_MEAN
     """See Card."""
     std: Triple = IMAGENET_STD
@@ -48,6 +50,6 @@ class Recognised:
 Recogniser = Callable[[Mapping[str, Tensor], Any], Recognised | None]
 """(state, content) -> what it is, or None when the keys are not this family's.
 
-`content` is the whole loaded object; `state` its tensors, flat, with the prefixes `module.`, `net.`
-and a leading `model.` taken off (see sfss_ray.models.families.keys).
+`content` is the whole loaded object; `state` the tensors of its student or of its EMA copy, flat, with
+the prefixes `module.`, `net.` and a leading `model.` taken off (see sfss_ray.models.families.keys).
 """

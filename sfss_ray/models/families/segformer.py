@@ -1,4 +1,4 @@
-"""SegFormer, DAFormer, HRDA checkpoints: Hugging Face, mmsegmentation, NVlabs, MIC, SePiCo."""
+"""SegFormer, DAFormer and HRDA checkpoints of mmsegmentation, NVlabs, MIC, SePiCo."""
 
 from __future__ import annotations
 
@@ -6,80 +6,66 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
-from sfss_ray.models.families.mit_names import (
-    from_mmseg,
-    from_original,
-    from_transformers,
-    size_of,
-)
+from sfss_ray.models.families.daformer import daformer_options, hrda_options
+from sfss_ray.models.families.epsilon import with_epsilon
+from sfss_ray.models.families.mit_names import from_mmseg, from_original, size_of
 from sfss_ray.models.families.mmseg import (
-    MMSEG_MEAN,
-    MMSEG_STD,
     State,
     classes_of_meta,
     has,
     not_needed,
-    one_copy,
     strangers,
     under,
     unknown_head,
 )
+from sfss_ray.models.families.mmseg_settings import Settings, conflict, settings_of, shown
 from sfss_ray.models.families.recognised import Recognised
+from sfss_ray.models.segformer import SIZES
 
-
-def huggingface_segformer(state: State, content: Any) -> Recognised | None:
-    """`segformer.*` and `decode_head.*` under the names of transformers 4 or 5."""
-    if not has(state, "segformer."):
-        return None
-    if not has(state, "decode_head."):
-        raise CheckpointError(
-            "the file holds a SegFormer encoder alone, its decode_head is missing: give a checkpoint"
-            " that was trained to segment"
-        )
-    head_start = "body.decode_head.linear_projections."
-    renamed = from_transformers(under(state, "segformer."))
-    for key, value in under(state, "decode_head.").items():
-        if key.startswith("classifier."):
-            renamed[key] = value
-        else:
-            old = re.match(r"linear_c\.(.*)", key)
-            renamed[f"{head_start}{old[1]}" if old else f"body.decode_head.{key}"] = value
-    known = ("segformer.", "decode_head.")
-    return Recognised(
-        family="SegFormer (Hugging Face)",
-        network=f"segformer_{size_of(renamed)}",
-        num_classes=_outputs(renamed, "decode_head.classifier"),
-        state=renamed | strangers(state, known),
-    )
+_GRID = {
+    "num_heads": [1, 2, 5, 8],
+    "patch_sizes": [7, 3, 3, 3],
+    "strides": [4, 2, 2, 2],
+    "sr_ratios": [8, 4, 2, 1],
+}
+"""Of every Mix Transformer that is built here."""
 
 
 def mmseg_mit(state: State, content: Any) -> Recognised | None:
-    """`backbone.*` and `decode_head.*` of mmsegmentation and of the programs made from it.
-
-    The student's weights are taken; where there are EMA weights alone, those.
-    """
-    state, copies, notes = one_copy(state)
+    """`backbone.*` and `decode_head.*` of mmsegmentation and of the programs made from it."""
     naming = _naming(state)
     if naming is None:
         return _refuse_other_heads(state)
     backbone = {k: v for k, v in under(state, "backbone.").items() if not k.startswith("head.")}
     renamed = naming(backbone)
-    family, network, head, last = _head(under(state, "decode_head."))
-    unused = [*copies, *(key for key in state if _not_needed(key, last))]
+    size = size_of(renamed)
+    head = under(state, "decode_head.")
+    kind = _kind(head)
+    last = _LAST[kind]
+    weights = _NAMINGS[kind](head)
+    outputs = outputs_of(weights, f"decode_head.{last}")
+    settings = settings_of(content, kind, outputs)
+    _check_backbone(settings)
+    weights = with_epsilon(weights, settings.epsilon("decode_head"))
+    unused = [key for key in state if _not_needed(key, last)]
     return Recognised(
-        family=family,
-        network=f"{network}_{size_of(renamed)}",
-        num_classes=_outputs(head, f"decode_head.{last}"),
-        state=renamed | head | strangers(state, ("backbone.", "decode_head.", *unused)),
+        family=_FAMILIES[kind],
+        network=f"{kind}_{size}",
+        num_classes=outputs,
+        state=renamed | weights | strangers(state, ("backbone.", "decode_head.", *unused)),
+        options=_options(kind, head, settings, size),
         unused=tuple(unused),
-        mean=MMSEG_MEAN,
-        std=MMSEG_STD,
+        mean=settings.mean,
+        std=settings.std,
+        channel_order=settings.channel_order,
         value_range=255.0,
+        align_corners=settings.align_corners,
         classes=classes_of_meta(content),
-        notes=notes,
+        notes=settings.notes(),
     )
 
 
@@ -104,27 +90,76 @@ def _refuse_other_heads(state: State) -> None:
     raise unknown_head(under(state, "decode_head."), "its backbone is no Mix Transformer")
 
 
-def _head(head: State) -> tuple[str, str, dict[str, Tensor], str]:
-    """(family, network, weights under our names, the maker's name of the classifier)."""
+def _kind(head: State) -> str:
+    """The network's kind by the keys of its decode head; CheckpointError for other heads."""
     if not head:
         raise CheckpointError(
             "the file's decode_head is missing: give a checkpoint that was trained to segment"
         )
     if has(head, "scale_attention."):
-        return ("HRDA, MIC", "hrda", _hrda_names(head), "head.conv_seg")
-    if has(head, "linear_fuse."):
-        rules = (
-            (r"^linear_c([1-4])\.", lambda m: f"linear_projections.{int(m[1]) - 1}."),
-            (r"^linear_fuse\.conv\.", "linear_fuse."),
-            (r"^linear_fuse\.bn\.", "batch_norm."),
-        )
-        last = "linear_pred"
-        return ("SegFormer (NVlabs)", "segformer", _head_names(head, last, rules), last)
-    if has(head, "embed_layers.") and has(head, "fuse_layer.aspp_modules."):
-        return ("DAFormer, MIC, SePiCo", "daformer", _head_names(head, "conv_seg"), "conv_seg")
+        return "hrda"
+    if has(head, "linear_fuse.") and (has(head, "linear_c1.") or has(head, "linear_c.")):
+        return "segformer"
+    if has(head, "embed_layers.") and has(head, "fuse_layer."):
+        return "daformer"
     if has(head, "fusion_conv."):
-        return ("SegFormer (mmseg)", "segformer_mmseg", _head_names(head, "conv_seg"), "conv_seg")
+        return "segformer_mmseg"
     raise unknown_head(head, "on a Mix Transformer")
+
+
+def _options(kind: str, head: State, settings: Settings, size: str) -> dict[str, Any]:
+    if kind == "daformer":
+        return daformer_options(head, settings)
+    if kind == "hrda":
+        return hrda_options(head, settings)
+    if settings.of("neck"):
+        raise conflict("neck", settings.of("neck", "type"), "none")
+    mode = settings.of("decode_head", "interpolate_mode")
+    if mode not in (None, "bilinear"):
+        raise conflict("decode_head.interpolate_mode", mode, "bilinear")
+    if kind == "segformer":
+        return {"original_norms": True} | decoder_width(head.get("linear_fuse.conv.weight"), size)
+    return {}
+
+
+def decoder_width(fusion: Tensor | None, size: str) -> dict[str, Any]:
+    """The option for a decode head of another width than the size's own, from its fusing layer."""
+    width = SIZES[size].decoder if fusion is None else fusion.shape[0]
+    return {} if width == SIZES[size].decoder else {"decoder_width": width}
+
+
+def _check_backbone(settings: Settings) -> None:
+    """CheckpointError for a Mix Transformer whose keys and shapes hide that it is another one."""
+    for name, known in _GRID.items():
+        value = settings.of("backbone", name)
+        if isinstance(value, (list, tuple)) and list(value) != known:
+            raise conflict(f"backbone.{name}", value, shown(known))
+    epsilon = settings.of("backbone", "norm_cfg", "eps")
+    if epsilon not in (None, 1e-6):
+        raise conflict("backbone.norm_cfg.eps", epsilon, "1e-6")
+
+
+def _segformer_names(head: State) -> dict[str, Tensor]:
+    """NVlabs' names, which count from 1, and DAFormer's, which count from 0.
+
+    NVlabs' code and transformers' join the stages from the last to the first, DAFormer's from the first
+    to the last: its fusing weights are turned round.
+    """
+    rules = (
+        (r"^linear_c([1-4])\.", lambda m: f"linear_projections.{int(m[1]) - 1}."),
+        (r"^linear_c\.", "linear_projections."),
+        (r"^linear_fuse\.conv\.", "linear_fuse."),
+        (r"^linear_fuse\.bn\.", "batch_norm."),
+    )
+    fusion = head.get("linear_fuse.conv.weight")
+    if fusion is not None and has(head, "linear_c."):
+        turned = torch.cat(fusion.chunk(len(_GRID["num_heads"]), 1)[::-1], 1)
+        head = dict(head) | {"linear_fuse.conv.weight": turned}
+    return _head_names(head, "linear_pred", rules)
+
+
+def _plain_names(head: State) -> dict[str, Tensor]:
+    return _head_names(head, "conv_seg")
 
 
 def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
@@ -141,7 +176,7 @@ def _head_names(head: State, last: str, rules: tuple = ()) -> dict[str, Tensor]:
 
 def _hrda_names(head: State) -> dict[str, Tensor]:
     """One head for both sizes, one for attention, each with its last convolution."""
-    if not (has(head, "head.embed_layers.") and has(head, "scale_attention.fuse_layer.conv.")):
+    if not (has(head, "head.embed_layers.") and has(head, "scale_attention.fuse_layer.")):
         raise unknown_head(head, "HRDA is known with DAFormer's head alone")
     last = {
         "head.conv_seg.": "classifier.seg.",
@@ -161,7 +196,7 @@ def _not_needed(key: str, last: str) -> bool:
     return not_needed(key) or idle
 
 
-def _outputs(state: State, name: str) -> int:
+def outputs_of(state: State, name: str) -> int:
     """Rows of the classifier; CheckpointError where it is missing."""
     layers = (
         "classifier.weight",
@@ -173,3 +208,24 @@ def _outputs(state: State, name: str) -> int:
     if rows is None:
         raise CheckpointError(f"its classifier {name} is missing: give the whole checkpoint")
     return rows.shape[0]
+
+
+_FAMILIES = {
+    "daformer": "DAFormer, MIC, SePiCo",
+    "hrda": "HRDA, MIC",
+    "segformer": "SegFormer (NVlabs)",
+    "segformer_mmseg": "SegFormer (mmseg)",
+}
+_NAMINGS = {
+    "daformer": _plain_names,
+    "hrda": _hrda_names,
+    "segformer": _segformer_names,
+    "segformer_mmseg": _plain_names,
+}
+_LAST = {
+    "daformer": "conv_seg",
+    "hrda": "head.conv_seg",
+    "segformer": "linear_pred",
+    "segformer_mmseg": "conv_seg",
+}
+"""The makers' names of the classifier."""
