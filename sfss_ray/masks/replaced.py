@@ -14,7 +14,7 @@ from typing import Any
 
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, automatic_mask_generator
 from segment_anything.modeling import Sam
-from segment_anything.utils import transforms
+from segment_anything.utils import amg, transforms
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from sfss_ray.errors import ConfigError
@@ -52,14 +52,11 @@ def _replaced_parts(generator: SamAutomaticMaskGenerator) -> Iterator[str]:
     yield from _of_generator(generator)
     predictor = generator.predictor
     yield from _of_predictor(predictor)
-    yield from _of_transform(predictor.transform, predictor.model)
     if not _runs_stock(predictor.model, "postprocess_masks", Sam):
         yield "generator.predictor.model.postprocess_masks is not segment_anything's"
+    yield from _of_transform(predictor.transform, predictor.model)
     yield from changes(predictor.model, "generator.predictor.model")
-    for (user, source), names in _FUNCTIONS.items():
-        for name in names:
-            if origin(getattr(user, name, None)) != (source, name):
-                yield f"{user.__name__}.{name} was replaced"
+    yield from _of_functions()
 
 
 def _runs_stock(holder: object, name: str, owner: type) -> bool:
@@ -104,6 +101,15 @@ def _of_transform(transform: Any, model: Any) -> Iterator[str]:
             f"{path} makes images of {transform.target_length} pixels, while the image encoder takes"
             f" {model.image_encoder.img_size}"
         )
+
+
+def _of_functions() -> Iterator[str]:
+    for (user, source), names in _FUNCTIONS.items():
+        for name in names:
+            if origin(getattr(user, name, None)) != (source, name):
+                yield f"{user.__name__}.{name} was replaced"
+    if automatic_mask_generator.MaskData is not amg.MaskData:
+        yield f"{automatic_mask_generator.__name__}.MaskData was replaced"
 
 
 def mismatch(predictor: Any) -> ConfigError | None:
