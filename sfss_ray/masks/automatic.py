@@ -1,15 +1,19 @@
 """SAM's "segment everything" with the masks of the stock generator in a fraction of the time.
 
-AutomaticMaskGenerator takes the place of segment_anything.SamAutomaticMaskGenerator. The stock
-generator spends its time on candidates that it throws away: it enlarges every candidate to image
-size in float32, then filters. Here a candidate pays for a step only if it passed the one before:
-predicted IoU, then low-resolution mask, then pixels of its region (stability, box, crop edge), then
-non-maximum suppression, and only then its RLE. Masks that stay and have a pixel where rounding
+AutomaticMaskGenerator is a segment_anything.SamAutomaticMaskGenerator. The stock generator spends
+its time on candidates that it throws away: it enlarges every candidate to image size in float32, then
+filters. Here a candidate pays for a step only if it passed the one before: predicted IoU, then
+low-resolution mask, then pixels of its region (stability, box, crop edge), then non-maximum
+suppression, and only then its RLE. Masks that stay and have a pixel where rounding
 decides are decoded once more in the order of stock's sums (stock_order.py). candidates.py has the
 steps up to the suppression, decoder.py, upsample.py, packed.py (CPU) and whole_images.py (GPU) their
 arithmetic.
+
+All of this skips calls that the stock generator makes. Where a caller replaced one of them
+(replaced.py), the inherited methods run instead.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamPredictor
+from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -28,7 +32,16 @@ from torchvision.ops import batched_nms
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks import rle
 from sfss_ray.masks.candidates import Thresholds, encode_crop, find_candidates, settle_doubtful
+from sfss_ray.masks.generator_checks import (
+    FLOATS_ABOVE_ONE,
+    check_counts,
+    check_image,
+    check_point_grids,
+    check_sides,
+    wraps_around,
+)
 from sfss_ray.masks.packed import Box, tight_box
+from sfss_ray.masks.replaced import mismatch, replaced_part
 from sfss_ray.masks.resize import PillowResize
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
@@ -59,7 +72,7 @@ class _Masks:
         )
 
 
-class AutomaticMaskGenerator:
+class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
     """Generates masks for a whole image from a grid of point prompts.
 
     Drop-in for segment_anything.SamAutomaticMaskGenerator: the same parameters, and in float32 the
@@ -68,8 +81,13 @@ class AutomaticMaskGenerator:
     with an error because a crop has no mask, or no pixel at the network's size, the result has none
     of that crop.
 
+    Where a call that stock makes would run something other than segment_anything's own code (another
+    predictor, an overridden method, a patched function, a mask decoder of another class, a hook),
+    generate() makes stock's calls in stock's order, in float32. The result is then stock's, errors
+    included, and a warning names what was replaced. An image encoder may be replaced at no cost.
+
     Args:
-        model: the Sam; its device is used. A Sam with changed decoder classes runs its own decoder.
+        model: the Sam; its device is used.
         points_per_side: the grid has points_per_side ** 2 points; None to give `point_grids`.
         points_per_batch: upper bound of the points decoded at once. On a CPU fewer are taken, as
             many as its caches hold (at most 8); masks do not depend on it.
@@ -91,6 +109,11 @@ class AutomaticMaskGenerator:
     Raises:
         ConfigError: a parameter outside of what is allowed.
     """
+
+    # Defaults of the class, for callers who set stock's attributes without this constructor.
+    dtype: torch.dtype = torch.float32
+    _resize: PillowResize | None = None
+    _warned_of: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -114,35 +137,41 @@ class AutomaticMaskGenerator:
             raise ConfigError(f"output_mode is {output_mode!r}; choose one of {_OUTPUT_MODES}")
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype is {dtype}; choose torch.float32 or torch.bfloat16")
-        if points_per_batch < 1 or crop_n_layers < 0:
+        check_counts(points_per_batch, crop_n_layers)
+        if (points_per_side is None) == (point_grids is None):
             raise ConfigError(
-                f"points_per_batch is {points_per_batch}, crop_n_layers {crop_n_layers}; allowed "
-                "are at least 1 and at least 0; raise the one that is lower"
+                f"points_per_side is {points_per_side} and point_grids is "
+                f"{'None' if point_grids is None else 'given'}; give exactly one, and None for the"
+                " other"
             )
-        self.point_grids = _point_grids(
-            points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor
+        if points_per_side is not None:
+            check_sides(points_per_side, crop_n_layers, crop_n_points_downscale_factor)
+        if point_grids is not None:
+            check_point_grids(point_grids, crop_n_layers)
+        super().__init__(
+            model=model,
+            points_per_side=points_per_side,
+            points_per_batch=points_per_batch,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            box_nms_thresh=box_nms_thresh,
+            crop_n_layers=crop_n_layers,
+            crop_nms_thresh=crop_nms_thresh,
+            crop_overlap_ratio=crop_overlap_ratio,
+            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+            point_grids=point_grids,  # pyright: ignore[reportArgumentType]
+            min_mask_region_area=min_mask_region_area,
         )
-        self.predictor = SamPredictor(model)
-        self.points_per_batch = points_per_batch
-        self.pred_iou_thresh = pred_iou_thresh
-        self.stability_score_thresh = stability_score_thresh
-        self.stability_score_offset = stability_score_offset
-        self.box_nms_thresh = box_nms_thresh
-        self.crop_n_layers = crop_n_layers
-        self.crop_nms_thresh = crop_nms_thresh
-        self.crop_overlap_ratio = crop_overlap_ratio
-        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
-        self.min_mask_region_area = min_mask_region_area
+        # Set here because stock's constructor imports pycocotools for "coco_rle".
         self.output_mode = output_mode
         self.dtype = dtype
-        self._resize = PillowResize()
 
-    @torch.no_grad()
-    def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    def generate(self, image: NDArray[Any]) -> list[dict[str, Any]]:
         """Masks of an image, best predicted IoU first within a crop.
 
         Args:
-            image: uint8 (H, W, 3), RGB.
+            image: uint8 (H, W, 3), RGB. Floating values are taken as stock takes them, in [0, 1].
 
         Returns:
             A dict for each mask: segmentation (see output_mode), area (pixels), bbox (x, y, w, h in
@@ -151,8 +180,46 @@ class AutomaticMaskGenerator:
 
         Raises:
             DataError: not such an array, or so narrow that the network would see no pixel of it.
+            ConfigError: an attribute was set to a value that is not allowed, or the predictor
+                cannot run the model.
         """
-        _check_image(image)
+        part = replaced_part(self)
+        if part is not None:
+            self._warn_once("stock's calls", _text_of_replaced(part, self.dtype))
+            return self._generate_by_stock(image)
+        check_image(image)
+        if wraps_around(image):
+            self._warn_once("floats", FLOATS_ABOVE_ONE.format(image.dtype, image.max()))
+        check_counts(self.points_per_batch, self.crop_n_layers)
+        check_point_grids(self.point_grids, self.crop_n_layers)
+        return self._generate_fast(image)
+
+    def _warn_once(self, topic: str, text: str) -> None:
+        """A warning for the caller of generate(), unless this generator gave one on the topic."""
+        if topic not in self._warned_of:
+            self._warned_of |= {topic}
+            warnings.warn(text, stacklevel=3)
+
+    def _generate_by_stock(self, image: NDArray[Any]) -> list[dict[str, Any]]:
+        """Stock's generate(); errors of which the cause is known get one line."""
+        try:
+            return super().generate(image)
+        except ModuleNotFoundError as error:
+            if error.name != "pycocotools":
+                raise
+            raise ConfigError(
+                "output_mode is 'coco_rle', for which segment_anything's own generator needs"
+                " pycocotools: install it, or set output_mode to 'uncompressed_rle'"
+            ) from error
+        except (TypeError, AttributeError) as error:
+            clear_error = mismatch(self.predictor)
+            if clear_error is None:
+                raise
+            raise clear_error from error
+
+    @torch.no_grad()
+    def _generate_fast(self, image: NDArray[Any]) -> list[dict[str, Any]]:
+        """The masks of stock without its calls; nothing of what it skips was replaced."""
         size = image.shape[:2]
         boxes, layers = _crop_boxes(size, self.crop_n_layers, self.crop_overlap_ratio)
         if not self._is_seen(boxes[0]):
@@ -177,12 +244,14 @@ class AutomaticMaskGenerator:
         side = self.predictor.model.image_encoder.img_size
         return min(self.predictor.transform.get_preprocess_shape(y1 - y0, x1 - x0, side)) > 0
 
-    def _masks_of_crop(self, image: NDArray[np.uint8], box: Box, layer: int) -> _Masks:
+    def _masks_of_crop(self, image: NDArray[Any], box: Box, layer: int) -> _Masks:
         """Masks of one crop without duplicates among them."""
         x0, y0, x1, y1 = box
         size = image.shape[:2]
+        if self._resize is None:
+            self._resize = PillowResize()
         crop = encode_crop(self.predictor, image[y0:y1, x0:x1], self.dtype, self._resize)
-        points = self.point_grids[layer] * np.array([crop.size[::-1]])
+        points = np.asarray(self.point_grids[layer]) * np.array([crop.size[::-1]])
         thresholds = Thresholds(
             self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset
         )
@@ -244,51 +313,12 @@ class AutomaticMaskGenerator:
         return [{"size": list(size), "counts": counts.tolist()} for counts in masks]
 
 
-def _check_image(image: NDArray[np.uint8]) -> None:
-    ok = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
-    if not ok or image.shape[2] != 3 or image.size == 0:
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise DataError(
-            f"image is {kind}; allowed is a numpy array uint8 (H, W, 3), RGB, with at least one "
-            "pixel; convert it first"
-        )
-
-
-def _point_grids(
-    points_per_side: int | None,
-    grids: Sequence[NDArray[np.float64]] | None,
-    n_layers: int,
-    downscale: int,
-) -> list[NDArray[np.float64]]:
-    """One array (n, 2) of x, y in [0, 1] for each crop layer."""
-    if (points_per_side is None) == (grids is None):
-        raise ConfigError(
-            f"points_per_side is {points_per_side} and point_grids is "
-            f"{'None' if grids is None else 'given'}; give exactly one, and None for the other"
-        )
-    if points_per_side is not None:
-        sides = [int(points_per_side / downscale**layer) for layer in range(n_layers + 1)]
-        if min(sides) < 1:
-            raise ConfigError(
-                f"the crop layers would have {sides} points a side; at least 1 is needed; raise "
-                "points_per_side or lower crop_n_points_downscale_factor"
-            )
-        return [_grid(n) for n in sides]
-    shapes = [np.shape(grid) for grid in grids or ()]
-    if len(shapes) <= n_layers or any(len(s) != 2 or s[0] < 1 or s[1] != 2 for s in shapes):
-        raise ConfigError(
-            f"point_grids have shapes {shapes}; needed are {n_layers + 1} arrays (one for each "
-            "crop layer) of shape (n, 2) with n at least 1"
-        )
-    return [np.asarray(grid) for grid in grids or ()]
-
-
-def _grid(n_per_side: int) -> NDArray[np.float64]:
-    """Centres of n x n equal cells of the unit square, row by row."""
-    margin = 1 / (2 * n_per_side)
-    centres = np.linspace(margin, 1 - margin, n_per_side)
-    x, y = np.meshgrid(centres, centres)
-    return np.stack([x.ravel(), y.ravel()], axis=1)
+def _text_of_replaced(part: str, dtype: torch.dtype) -> str:
+    precision = "" if dtype == torch.float32 else f", in float32 although dtype is {dtype}"
+    return (
+        f"{part}, so the masks are made by the calls of segment_anything's own generator{precision}:"
+        " they are the same as its masks, but take longer"
+    )
 
 
 def _crop_boxes(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from sfss_ray.masks import rle
-from sfss_ray.masks.decoder import DecodedPoints, ModelDecoder, SharedImageDecoder
+from sfss_ray.masks.decoder import DecodedPoints, SharedImageDecoder
 from sfss_ray.masks.encoder import encode_image
 from sfss_ray.masks.packed import PackedMasks, measure_mask
+from sfss_ray.masks.replaced import not_one_tensor
 from sfss_ray.masks.resize import PillowResize
-from sfss_ray.masks.stock_modules import is_stock
 from sfss_ray.masks.stock_order import StockOrderDecoder
 from sfss_ray.masks.upsample import RegionUpsampler
 from sfss_ray.masks.whole_images import LaterMasks, WholeUpsampler, measure_whole
@@ -62,7 +63,7 @@ class EncodedCrop:
 
     sam: Sam
     embedding: Tensor
-    decoder: ModelDecoder | SharedImageDecoder
+    decoder: SharedImageDecoder
     size: tuple[int, int]
     input_size: tuple[int, int]
     dtype: torch.dtype
@@ -70,8 +71,7 @@ class EncodedCrop:
     @property
     def may_be_settled(self) -> bool:
         """Whether masks differ from stock's by the order of float32 sums, and by nothing else."""
-        ours = isinstance(self.decoder, SharedImageDecoder)
-        return ours and self.dtype == torch.float32 and self.sam.device.type == "cpu"
+        return self.dtype == torch.float32 and self.sam.device.type == "cpu"
 
 
 Pixels = TypeVar("Pixels", PackedMasks, LaterMasks)
@@ -109,15 +109,19 @@ Found = Candidates[PackedMasks] | Candidates[LaterMasks]
 
 
 def encode_crop(
-    predictor: SamPredictor, cropped: NDArray[np.uint8], dtype: torch.dtype, resize: PillowResize
+    predictor: SamPredictor, cropped: NDArray[Any], dtype: torch.dtype, resize: PillowResize
 ) -> EncodedCrop:
     """Runs the image encoder as SamPredictor.set_image does.
 
     Args:
-        predictor: holds the model; it is left as it was.
-        cropped: uint8 (h, w, 3), RGB.
+        predictor: holds the model, of which replaced.replaced_part() finds nothing; it is left as
+            it was.
+        cropped: (h, w, 3), RGB, uint8 or floating as torchvision's to_pil_image takes it.
         dtype: torch.float32, or torch.bfloat16 to run under autocast.
         resize: for a GPU.
+
+    Raises:
+        ConfigError: the image encoder returns something other than one tensor.
     """
     sam = predictor.model
     height, width = cropped.shape[:2]
@@ -129,15 +133,15 @@ def encode_crop(
             embedding = _embed_here(predictor, cropped)
         else:
             embedding = _embed_there(predictor, cropped, seen, resize)
-    embedding = embedding.float()
-    if is_stock(sam):
-        decoder = SharedImageDecoder(sam, embedding, dtype, seen)
-    else:
-        decoder = ModelDecoder(sam, embedding, dtype)
+    if not isinstance(embedding, Tensor):
+        raise not_one_tensor(sam.image_encoder, embedding)
+    grid = sam.prompt_encoder.image_embedding_size
+    embedding = embedding.float().expand(1, -1, *grid)
+    decoder = SharedImageDecoder(sam, embedding, dtype, seen)
     return EncodedCrop(sam, embedding, decoder, (height, width), seen, dtype)
 
 
-def _embed_here(predictor: SamPredictor, cropped: NDArray[np.uint8]) -> Tensor:
+def _embed_here(predictor: SamPredictor, cropped: NDArray[Any]) -> Any:
     """predictor.set_image with an encoder that suits a CPU; channels in the model's order."""
     sam, resized = predictor.model, predictor.transform.apply_image(cropped)
     pixels = torch.as_tensor(resized).permute(2, 0, 1)[None].contiguous()
@@ -145,11 +149,13 @@ def _embed_here(predictor: SamPredictor, cropped: NDArray[np.uint8]) -> Tensor:
 
 
 def _embed_there(
-    predictor: SamPredictor, cropped: NDArray[np.uint8], seen: tuple[int, int], resize: PillowResize
-) -> Tensor:
+    predictor: SamPredictor, cropped: NDArray[Any], seen: tuple[int, int], resize: PillowResize
+) -> Any:
     """predictor.set_image without work on the CPU and without copies in between."""
     sam = predictor.model
-    resized = resize(np.ascontiguousarray(cropped), seen, sam.device)
+    if cropped.dtype != np.uint8:
+        cropped = np.asarray(to_pil_image(cropped))
+    resized = resize(np.require(cropped, requirements=["C", "W"]), seen, sam.device)
     pixels = resized.permute(2, 0, 1)[None].contiguous()
     # The encoder makes tables of positions on the default device, and copies them to its own.
     with sam.device:
@@ -338,7 +344,7 @@ def settle_doubtful(crop: EncodedCrop, found: Found, offset: float) -> Found:
 
     SharedImageDecoder adds the same numbers in another order. What differs are the last bits of a
     logit, which matter where it is that near to the cut; such masks are decoded once more. On a
-    GPU, in bfloat16 and when the model's own decoder ran nothing is done.
+    GPU and in bfloat16 nothing is done.
 
     Args:
         crop: the encoded crop.

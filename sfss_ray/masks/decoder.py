@@ -50,39 +50,6 @@ class DecodedPoints:
     low_size: tuple[int, int]
 
 
-class ModelDecoder:
-    """Runs the model's own mask_decoder; for Sam variants whose algebra is not known.
-
-    Args:
-        sam: the model.
-        embedding: float32 (1, C, h, w), the image encoder's output.
-        dtype: torch.float32, or torch.bfloat16 to run under autocast.
-    """
-
-    def __init__(self, sam: Sam, embedding: Tensor, dtype: torch.dtype) -> None:
-        self._sam, self._embedding, self._dtype = sam, embedding, dtype
-
-    def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
-        """Masks of foreground points (B, 2), (x, y) in pixels of the model input.
-
-        With `min_quality` only masks of a greater predicted IoU are returned, else all.
-        """
-        sparse, dense = _embed_prompts(self._sam, points)
-        reduced = self._dtype != torch.float32
-        with torch.autocast(self._embedding.device.type, torch.bfloat16, enabled=reduced):
-            logits, quality = self._sam.mask_decoder(
-                image_embeddings=self._embedding,
-                image_pe=self._sam.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
-            )
-        quality = quality.float()
-        kept = _passing(quality, min_quality)
-        low_size = (logits.shape[-2], logits.shape[-1])
-        return DecodedPoints(quality, kept, logits.flatten(0, 1)[kept].float(), low_size)
-
-
 class SharedImageDecoder:
     """The stock decoder rearranged as the module's text says.
 
@@ -206,11 +173,6 @@ def embed_points(encoder: PromptEncoder, points: Tensor) -> Tensor:
     code = encoder.pe_layer.forward_with_coords(pair, encoder.input_image_size)[:, 0]
     code = code + cast(nn.Embedding, encoder.point_embeddings[1]).weight
     return torch.stack([code, encoder.not_a_point_embed.weight.expand_as(code)], dim=1)
-
-
-def _embed_prompts(sam: Sam, points: Tensor) -> tuple[Tensor, Tensor]:
-    labels = torch.ones((len(points), 1), dtype=torch.int, device=points.device)
-    return sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
 
 
 def _passing(quality: Tensor, min_quality: float | None) -> Tensor:
