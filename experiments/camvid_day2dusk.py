@@ -179,7 +179,8 @@ def write_page(
     """Draw a few frames and write the report."""
     from sfss_ray import MaskStore, load_model
     from sfss_ray.config import EvaluationConfig
-    from sfss_ray.data.folders import pair_labels, read_image, read_labels
+    from sfss_ray.data.decoding import read_image
+    from sfss_ray.data.folders import pair_labels, read_labels
     from sfss_ray.evaluation.evaluate import predict_probabilities
     from sfss_ray.report.page import write_report
     from sfss_ray.report.pictures import Strip

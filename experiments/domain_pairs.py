@@ -18,20 +18,14 @@ from camvid_day2dusk import DUSK, SELF_TRAINING, arrange, make_config
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
-from sfss_ray.data.folders import (
-    ImageFile,
-    LabelledImage,
-    list_images,
-    pair_labels,
-    read_image,
-    read_labels,
-)
+from sfss_ray.data.decoding import read_image
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, pair_labels, read_labels
 from sfss_ray.masks.regions import (
     build_region_source,
     make_recipe,
     region_records,
 )
-from sfss_ray.masks.store import read_recipe, write_shard
+from sfss_ray.masks.shard_rows import read_recipe, write_shard
 from sfss_ray.streets.default import (
     SOURCE_MODEL,
     TARGET_SEED,

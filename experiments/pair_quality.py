@@ -48,7 +48,7 @@ class Tally:
 
 def measure(pair: DomainPair, regions: str, images: int, batch: int = 8) -> dict[str, Any]:
     """Shares in percent for one source of regions, over `images` target images."""
-    from sfss_ray.data.folders import read_image
+    from sfss_ray.data.decoding import read_image
     from sfss_ray.masks.store import MaskStore
     from sfss_ray.models.build import load_model
     from sfss_ray.train.mask_vote import ClassPrior, relabel

@@ -118,7 +118,8 @@ def protocol_values(protocol: str, target_images: Path | None) -> dict[str, Any]
 
 
 def _longest_side(images: Path | None) -> int:
-    from sfss_ray.data.folders import image_size, list_images
+    from sfss_ray.data.decoding import image_size
+    from sfss_ray.data.folders import list_images
 
     try:
         return max(image_size(list_images(images or Path())[0].path))

@@ -30,7 +30,8 @@ import numpy as np
 import torch
 from skimage.segmentation import felzenszwalb
 
-from sfss_ray.data.folders import read_image, read_labels
+from sfss_ray.data.decoding import read_image
+from sfss_ray.data.folders import read_labels
 from sfss_ray.masks.automatic import AutomaticMaskGenerator
 from sfss_ray.masks.painting import paint_id_map, paint_order
 from sfss_ray.masks.sam import load_sam, shipped_small_sam

@@ -6,17 +6,17 @@ them. Both come from the same checks, so that a plan never promises what a run r
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sfss_ray import cluster
+from sfss_ray.claims import claim_run, hash_of_ids, labelled_files, unchanged_contents
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage, require_held_out, score_name
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.content import Content, contents, read_manifest, write_manifest
+from sfss_ray.data.content import Content
 from sfss_ray.data.folders import (
     ImageFile,
     LabelledImage,
@@ -25,7 +25,7 @@ from sfss_ray.data.folders import (
 )
 from sfss_ray.data.images import open_images
 from sfss_ray.data.labelled import load_labelled
-from sfss_ray.errors import DataError, ResumeError, SfssError
+from sfss_ray.errors import DataError, SfssError
 from sfss_ray.files import require_lasting
 from sfss_ray.masks.given import open_masks
 from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, make_recipe
@@ -33,10 +33,7 @@ from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, silent
-from sfss_ray.run_folder import claim, refuse_other_run
-
-MANIFEST_FILE = "inputs.parquet"
-"""Size, time and hash of every input file of a run, beside its record."""
+from sfss_ray.run_folder import refuse_other_run
 
 
 @dataclass(frozen=True)
@@ -335,11 +332,6 @@ def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
-    """SHA-256 of the sorted image ids."""
-    return hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()
-
-
 def input_files(inputs: Inputs) -> dict[str, Path]:
     """Every file whose content decides the result, by a name that stays when folders are moved."""
     files = {f"target images/{image.image_id}": image.path for image in inputs.images}
@@ -349,61 +341,7 @@ def input_files(inputs: Inputs) -> dict[str, Path]:
     return files
 
 
-def labelled_files(what: str, pairs: Sequence[LabelledImage]) -> dict[str, Path]:
-    """Files of labelled images by name."""
-    images = {f"{what} images/{pair.image_id}": pair.path for pair in pairs}
-    return images | {f"{what} labels/{pair.image_id}": pair.label_path for pair in pairs}
-
-
-def unchanged_contents(
-    folder: Path, files: Mapping[str, Path], progress: ProgressSink = silent
-) -> dict[str, Content]:
-    """The contents of a run's input files, which are those that the run in `folder` began with.
-
-    Raises:
-        ResumeError: files were replaced since then; their number and the first name.
-    """
-    known = read_manifest(folder / MANIFEST_FILE)
-    found = contents(files, known, progress)
-    replaced = [n for n in found if n in known and found[n].sha256 != known[n].sha256]
-    if replaced:
-        raise ResumeError(
-            f"{len(replaced)} of {len(files)} input files were changed since the run in {str(folder)!r}"
-            f" began (first: {replaced[0]!r}): give another output folder, or put the former files back"
-        )
-    return found
-
-
 def claim_inputs(request: Request, inputs: Inputs, progress: ProgressSink) -> Path:
     """Make the request's output folder this run's own, or resume in it; see `claim_run`."""
     record, files = run_record(request, inputs), input_files(inputs)
     return claim_run(request.output_dir, record, files, inputs.contents, progress)
-
-
-def claim_run(
-    output_dir: Path | str,
-    record: Mapping[str, Any],
-    files: Mapping[str, Path],
-    found: Mapping[str, Content] | None = None,
-    progress: ProgressSink = silent,
-) -> Path:
-    """Make a folder this run's own, or resume in it: same record and same contents of input files.
-
-    Args:
-        output_dir: The run's folder.
-        record: What decides the result, apart from contents.
-        files: Input files by name.
-        found: Their contents, where they are known already.
-        progress: Called with a line of text while many files are read.
-
-    Raises:
-        ResumeError, OutputError: see `claim` and `unchanged_contents`.
-    """
-    folder = require_lasting(output_dir)
-    refuse_other_run(folder, record)
-    if found is None:
-        found = unchanged_contents(folder, files, progress)
-    folder = claim(folder, record)
-    if found != read_manifest(folder / MANIFEST_FILE):
-        write_manifest(folder / MANIFEST_FILE, found)
-    return folder

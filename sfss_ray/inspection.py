@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import Config
-from sfss_ray.data.folders import read_image
+from sfss_ray.data.decoding import read_image
 from sfss_ray.errors import ConfigError, DataError, SfssError
 from sfss_ray.files import require_lasting
 from sfss_ray.masks.regions import NOTES, white_in
 from sfss_ray.masks.rle import from_coco_string
-from sfss_ray.masks.store import MaskStore, parquet_files, read_recipe
+from sfss_ray.masks.shard_rows import parquet_files, read_recipe
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.progress import Progress, ProgressSink, print_line
 
 SHEET = "inspect.png"

@@ -23,7 +23,7 @@ from sfss_ray import cli, cluster
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import DataError
-from sfss_ray.masks.store import write_shard
+from sfss_ray.masks.shard_rows import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.run_folder import claim
 from sfss_ray.streets.default import SOURCE_MODEL

@@ -17,10 +17,11 @@ from PIL import Image
 
 import sfss_ray
 from sfss_ray import cluster
+from sfss_ray.claims import MANIFEST_FILE
 from sfss_ray.config import Config, override
 from sfss_ray.data import label_files
 from sfss_ray.errors import ResumeError, SfssError
-from sfss_ray.inputs import MANIFEST_FILE, Request, check_inputs, claim_inputs, survey
+from sfss_ray.inputs import Request, check_inputs, claim_inputs, survey
 from sfss_ray.masks.sam import shipped_small_sam
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets

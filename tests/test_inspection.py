@@ -12,11 +12,13 @@ from pycocotools import mask as coco
 
 from sfss_ray import __version__, cli
 from sfss_ray.config import Config, MaskConfig, override
-from sfss_ray.data.folders import list_images, read_image
+from sfss_ray.data.decoding import read_image
+from sfss_ray.data.folders import list_images
 from sfss_ray.errors import ConfigError, DataError, OutputError
 from sfss_ray.inspection import MaskReport, Spread, inspect_masks, mask_depth
 from sfss_ray.masks.regions import build_region_source, make_recipe
-from sfss_ray.masks.store import MaskStore, shards, write_shard
+from sfss_ray.masks.shard_rows import shards, write_shard
+from sfss_ray.masks.store import MaskStore
 
 SIZE = (20, 30)
 RECIPE = {"source": "sam", "sam_type": "vit_b", "sam_sha256": "", "knobs": {"points_per_side": 32}}

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16
-from sfss_ray.data.folders import read_image
+from sfss_ray.data.decoding import read_image
 from sfss_ray.evaluation.views import predict_probabilities
 from sfss_ray.models.build import SourceModel, build_network
 from sfss_ray.scoring import evaluate_model

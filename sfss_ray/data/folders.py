@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from sfss_ray.data.class_sets import CITYSCAPES_19, IGNORE_INDEX, ClassSet
-from sfss_ray.data.depth import White, depth_of, read_deep, tiff_size, to_8_bits, white_of
+from sfss_ray.data.decoding import MAX_PIXELS, read_image
+from sfss_ray.data.depth import White
 from sfss_ray.data.label_formats import Decoding, make_decoding, read_raw
 from sfss_ray.data.label_names import (
     absent_splits,
@@ -24,18 +22,9 @@ from sfss_ray.data.label_names import (
     pair_names,
 )
 from sfss_ray.data.names import printable
-from sfss_ray.data.pillow import open_image
 from sfss_ray.data.suffixes import LeftOut, image_suffixes, is_basic, is_still_image
 from sfss_ray.errors import DataError
 from sfss_ray.progress import ProgressSink
-
-MAX_PIXELS = 200_000_000
-"""Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
-memory."""
-
-_ORIENTATION = 0x0112  # tag of EXIF and TIFF
-# Where a PNG file may hold the orientation that Pillow applies: EXIF as a chunk or a text, or XMP.
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 @dataclass(frozen=True, order=True)
@@ -172,114 +161,6 @@ def list_images(
     if line and notes:
         notes(f"{what}: {line}")
     return [ImageFile(image_id, found[image_id]) for image_id in sorted(found)]
-
-
-def decode_image(
-    data: bytes, max_pixels: int | None = MAX_PIXELS, white: White | None = None
-) -> np.ndarray:
-    """Bytes of an image file -> uint8 (H, W, 3) RGB, EXIF rotation applied, alpha dropped.
-
-    Args:
-        data: The whole file.
-        max_pixels: Larger images are refused; None: any number.
-        white: What becomes 255 where the file has more than 8 bits and does not say so itself.
-
-    Raises:
-        DataError: the bytes are empty, truncated, not an image or too large, or what is white in an
-            image of more than 8 bits is not known.
-    """
-    if not data:
-        raise DataError("the file is empty (0 bytes)")
-    depth = depth_of(data)
-    if depth is not None:
-        return _decode_deep(data, max_pixels, white_of(depth, white))
-    try:
-        with open_image(io.BytesIO(data)) as image:
-            _refuse_huge(image.size, max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
-        reason = str(error).replace(repr(io.BytesIO), "").split("<_io")[0].strip() or "unknown"
-        raise DataError(f"cannot be read as an image ({type(error).__name__}: {reason})") from error
-
-
-def _decode_deep(data: bytes, max_pixels: int | None, white: White) -> np.ndarray:
-    try:
-        with open_image(io.BytesIO(data)) as image:
-            _refuse_huge(image.size, max_pixels)
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            is_tiff = isinstance(image, TiffImageFile)
-            image.load()  # OpenCV takes files that were cut short
-    except UnidentifiedImageError:  # of the kinds that only OpenCV reads
-        orientation, is_tiff = 1, True
-    except DataError:
-        raise
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
-        raise DataError(f"cannot be read as an image ({type(error).__name__}: {error})") from error
-    values = read_deep(data)
-    _refuse_huge((values.shape[1], values.shape[0]), max_pixels)
-    pixels = to_8_bits(values, white)
-    # OpenCV turns TIFF files itself.
-    return pixels if is_tiff else _turned(pixels, orientation)
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as EXIF's orientation (1 to 8) says they are looked at."""
-    flipped = pixels[:, ::-1] if orientation in (2, 4, 5, 7) else pixels
-    quarter_turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
-    return np.ascontiguousarray(np.rot90(flipped, quarter_turns))
-
-
-def _refuse_huge(size: tuple[int, int], max_pixels: int | None) -> None:
-    if max_pixels is not None and size[0] * size[1] > max_pixels:
-        raise DataError(
-            f"{size[0]}x{size[1]} pixels: more than {max_pixels:,} are refused; shrink it, or raise"
-            " masks.max_pixels where masks are made"
-        )
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":  # JPEG 2000, which Pillow scales to 16 bits
-        return to_8_bits(np.asarray(image, np.float64), White(65535.0))
-    return np.array(image.convert("RGB"))
-
-
-def read_image(
-    path: Path | str, max_pixels: int | None = MAX_PIXELS, white: White | None = None
-) -> np.ndarray:
-    """Read an image file as uint8 (H, W, 3) RGB; DataError names the file and the reason."""
-    try:
-        return decode_image(Path(path).read_bytes(), max_pixels, white)
-    except OSError as error:
-        raise DataError(f"image {str(path)!r}: {error.strerror or error}") from error
-    except DataError as error:
-        raise DataError(f"image {str(path)!r}: {error}") from error
-
-
-def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) from the file's header alone, turned as `decode_image` turns it."""
-    try:
-        with open_image(path) as image:
-            width, height = image.size
-            # Pillow decodes all of a PNG to look for an orientation: only where there may be one.
-            may_turn = image.format != "PNG" or _has_any(Path(path), _PNG_ORIENTATION)
-            turned = may_turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            if isinstance(image, TiffImageFile):  # `size` is turned already, by newer Pillows
-                width, height = image.tag_v2[256], image.tag_v2[257]
-    except UnidentifiedImageError as error:
-        size = tiff_size(path)
-        if size is None:
-            raise DataError(f"image {str(path)!r}: cannot be read as an image") from error
-        return size
-    except Exception as error:
-        raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
-    return (width, height) if turned else (height, width)
-
-
-def _has_any(path: Path, words: tuple[bytes, ...]) -> bool:
-    data = path.read_bytes()
-    return any(word in data for word in words)
 
 
 def read_labels(path: Path | str) -> np.ndarray:

@@ -10,7 +10,8 @@ from itertools import islice
 
 import numpy as np
 
-from sfss_ray.data.folders import LabelledImage, image_size
+from sfss_ray.data.decoding import image_size
+from sfss_ray.data.folders import LabelledImage
 from sfss_ray.errors import DataError
 
 Size = tuple[int, int]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfss_ray.data.content import changed
-from sfss_ray.data.folders import ImageFile, evenly_spread, image_size
+from sfss_ray.data.decoding import image_size
+from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.store import MaskStore

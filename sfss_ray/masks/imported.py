@@ -30,7 +30,8 @@ from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import IMPORTED, RegionRecipe
 from sfss_ray.masks.resume import FoundRow, changed_images, find_rows, remove_leftovers
-from sfss_ray.masks.store import MaskStore, as_stored, content_columns, shard_name, write_shard
+from sfss_ray.masks.shard_rows import as_stored, content_columns, shard_name, write_shard
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.progress import Progress, ProgressSink, print_line
 

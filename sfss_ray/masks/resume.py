@@ -9,13 +9,14 @@ from typing import Any
 
 from sfss_ray.config import differences
 from sfss_ray.data.content import Content, changed
-from sfss_ray.data.folders import ImageFile, evenly_spread, image_size
+from sfss_ray.data.decoding import image_size
+from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.data.names import printable
 from sfss_ray.deaths import killed_its_process
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks.places import Shard
 from sfss_ray.masks.regions import RegionRecipe
-from sfss_ray.masks.store import (
+from sfss_ray.masks.shard_rows import (
     CODE_VERSION,
     content_of,
     drop_rows,

@@ -18,7 +18,7 @@ import numpy as np
 from sfss_ray.config import Config, override
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
-from sfss_ray.masks.store import write_shard
+from sfss_ray.masks.shard_rows import write_shard
 from sfss_ray.models.source import Source
 
 SLOW_STEP_S = 10.0

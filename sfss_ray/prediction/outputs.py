@@ -118,7 +118,7 @@ def _differs(file: ImageFile, path: Path) -> bool:
 
     For predictions of former releases, which do not say what they were made from.
     """
-    from sfss_ray.data.folders import image_size
+    from sfss_ray.data.decoding import image_size
 
     try:
         newer = file.path.stat().st_mtime_ns > path.stat().st_mtime_ns
@@ -136,7 +136,7 @@ def predict_file(
         DataError: the image cannot be read, or is too large for the memory.
         OutputError: a file cannot be written.
     """
-    from sfss_ray.data.folders import decode_image
+    from sfss_ray.data.decoding import decode_image
     from sfss_ray.evaluation.evaluate import predict_probabilities
 
     try:

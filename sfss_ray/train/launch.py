@@ -8,20 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfss_ray.claims import claim_run, hash_of_ids, labelled_files
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.files import require_lasting
-from sfss_ray.inputs import (
-    Request,
-    check_cluster,
-    check_inputs,
-    claim_inputs,
-    claim_run,
-    hash_of_ids,
-    labelled_files,
-    labelled_images,
-)
+from sfss_ray.inputs import Request, check_cluster, check_inputs, claim_inputs, labelled_images
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.progress import ProgressSink, print_line

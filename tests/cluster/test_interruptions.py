@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sfss_ray.masks.store import MaskStore, shards
+from sfss_ray.masks.shard_rows import shards
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.train.run import read_progress
 
 pytestmark = pytest.mark.slow

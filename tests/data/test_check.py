@@ -138,7 +138,8 @@ def test_names_that_do_not_match_are_shown(tmp_path: Path):
 
 def test_the_verb_is_two_words_and_takes_the_folder(tmp_path: Path, capsys):
     assert cli.split_verb(["data", "check", "x"]) == ("data check", ["x"])
-    assert cli.split_verb(["masks", "x"]) == ("masks", ["x"])
+    assert cli.split_verb(["masks", "x"]) == ("masks x", []), "a misspelt verb, named whole"
+    assert cli.split_verb(["masks", "--help"]) == ("masks", ["--help"])
     root = gta5(tmp_path, ids_of(ROAD))
     assert cli.main(["data", "check", str(root)]) == 0
     shown = capsys.readouterr().out

@@ -12,14 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfss_ray.data.class_sets import CITYSCAPES_19
-from sfss_ray.data.folders import (
-    LabelledImage,
-    check_label_ids,
-    decode_image,
-    image_size,
-    read_image,
-    read_labels,
-)
+from sfss_ray.data.decoding import decode_image, image_size, read_image
+from sfss_ray.data.folders import LabelledImage, check_label_ids, read_labels
 from sfss_ray.errors import DataError
 
 LARGE = noise(64, 64)

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from sfss_ray.config import Config, override
+from sfss_ray.data.decoding import decode_image, image_size
 from sfss_ray.data.depth import White, depth_of, with_white
-from sfss_ray.data.folders import ImageFile, LabelledImage, decode_image, image_size, list_images
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
 from sfss_ray.data.images import open_images
 from sfss_ray.errors import ConfigError, DataError
 

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from image_files import label_map, put, put_all
 
 from sfss_ray.data.class_sets import CAMVID_11, IGNORE_INDEX
+from sfss_ray.data.decoding import image_size, read_image
 from sfss_ray.data.folders import (
     ImageFile,
     check_label_ids,
-    image_size,
     list_images,
     pair_labels,
-    read_image,
     read_labels,
     split_held_out,
 )

@@ -13,7 +13,8 @@ from PIL import Image, features
 from sfss_ray.data import suffixes
 from sfss_ray.data.check import check_dataset
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.data.folders import image_size, list_images, read_image
+from sfss_ray.data.decoding import image_size, read_image
+from sfss_ray.data.folders import list_images
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import DataError
 

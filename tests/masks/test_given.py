@@ -16,7 +16,8 @@ from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.errors import DataError
 from sfss_ray.masks.given import describe_masks, is_of_file, open_masks
 from sfss_ray.masks.regions import NOTES
-from sfss_ray.masks.store import MaskStore, shards, write_shard
+from sfss_ray.masks.shard_rows import shards, write_shard
+from sfss_ray.masks.store import MaskStore
 
 
 @pytest.fixture

@@ -28,11 +28,13 @@ from segment_anything.utils.amg import mask_to_rle_pytorch, rle_to_mask
 
 from sfss_ray import cli, import_masks
 from sfss_ray.config import MaskConfig
-from sfss_ray.data.folders import list_images, read_image
+from sfss_ray.data.decoding import read_image
+from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks.regions import IMPORTED, NOTES, build_region_source, make_recipe
 from sfss_ray.masks.sam import load_sam, shipped_small_sam
-from sfss_ray.masks.store import MaskStore, shards, write_shard
+from sfss_ray.masks.shard_rows import shards, write_shard
+from sfss_ray.masks.store import MaskStore
 
 OPEN: dict[str, Any] = {
     "points_per_side": 6,

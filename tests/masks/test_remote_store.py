@@ -18,7 +18,8 @@ from sfss_ray.errors import DataError
 from sfss_ray.masks import places
 from sfss_ray.masks.places import folder_address, local_folder
 from sfss_ray.masks.regions import region_records
-from sfss_ray.masks.store import MaskStore, shard_name, write_shard
+from sfss_ray.masks.shard_rows import shard_name, write_shard
+from sfss_ray.masks.store import MaskStore
 
 RECIPE = {"source": "felzenszwalb", "sam_type": "", "knobs": {"felzenszwalb_scale": 300.0}}
 GOOGLE_STORAGE = Path(__file__).resolve().parents[1] / "google_storage.py"

@@ -28,7 +28,8 @@ from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.resume import find_rows
-from sfss_ray.masks.store import MaskStore, shards, write_shard
+from sfss_ray.masks.shard_rows import shards, write_shard
+from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary
 
 

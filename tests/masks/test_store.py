@@ -18,17 +18,17 @@ from sfss_ray.data.augment import draw_geometry
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks import store as store_module
 from sfss_ray.masks.cache import PaintedCache
-from sfss_ray.masks.store import (
+from sfss_ray.masks.shard_rows import (
     CODE_VERSION,
     METADATA_KEY,
     SCHEMA,
-    MaskStore,
     drop_rows,
     read_recipe,
     shard_name,
     shards,
     write_shard,
 )
+from sfss_ray.masks.store import MaskStore
 
 RECIPE = {"source": "felzenszwalb", "sam_type": "", "knobs": {"felzenszwalb_scale": 300.0}}
 SIZE = (20, 30)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from sfss_ray import cluster
 from sfss_ray.config import Config, override
-from sfss_ray.data.folders import list_images, read_image, split_held_out
+from sfss_ray.data.decoding import read_image
+from sfss_ray.data.folders import list_images, split_held_out
 from sfss_ray.inputs import Request, check_inputs, claim_inputs
 from sfss_ray.masks.regions import RegionRecipe, make_recipe
 from sfss_ray.models.source import open_source
@@ -107,7 +108,7 @@ def test_a_plan_counts_what_a_run_would_do(streets, tmp_path: Path):
 
 
 def test_masks_that_are_there_are_not_made_again(streets, tmp_path: Path):
-    from sfss_ray.masks.store import write_shard
+    from sfss_ray.masks.shard_rows import write_shard
 
     begin_run(streets, tmp_path / "run")
     folder = tmp_path / "run" / "masks"
@@ -190,7 +191,7 @@ def test_a_checkpoint_is_as_large_as_was_said(streets, tmp_path: Path):
     assert measured.note == f"{len(masks)} masks on this image"
     assert len(masks) > 1
     said = measure_training(source, file, masks, CONFIG, "cpu")
-    from sfss_ray.masks.store import write_shard
+    from sfss_ray.masks.shard_rows import write_shard
 
     row = {"image_id": file.image_id, "path": "", "height": 64, "width": 128, "error": None}
     write_shard(tmp_path / "masks-1.parquet", [row | {"masks": masks}], recipe.as_dict())

@@ -19,7 +19,8 @@ from sfss_ray.data.class_sets import (
     SYNTHIA_16,
     ClassSet,
 )
-from sfss_ray.data.folders import read_image, read_labels
+from sfss_ray.data.decoding import read_image
+from sfss_ray.data.folders import read_labels
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.evaluation import evaluate
 from sfss_ray.evaluation.evaluate import predict_probabilities

@@ -13,7 +13,7 @@ from sfss_ray.config import Config, PairConfig, override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import LabelledImage, list_images, pair_labels
 from sfss_ray.masks.rle import area, encode_masks, to_coco_strings
-from sfss_ray.masks.store import write_shard
+from sfss_ray.masks.shard_rows import write_shard
 from sfss_ray.models.build import SourceModel, build_network, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import AdaptationTask, estimate_statistics
