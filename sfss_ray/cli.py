@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from sfss_ray.compute import keep_freed_memory
 from sfss_ray.errors import SfssError
+from sfss_ray.files import DISK_FULL
 from sfss_ray.version import __version__
 
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -271,6 +272,14 @@ def run_guarded(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(
+            f"error: the disk is full ({error}): free some space and run again, what is finished is kept",
+            file=sys.stderr,
+        )
+        return 2
 
 
 def describe(result: Any) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 from sfss_ray.errors import OutputError
 
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a disk that takes no more."""
 _PACKAGE_CACHE = re.compile(r"/runtime_resources/(working_dir|py_modules)_files/")
 """Where Ray unpacks a submitted job's files on a node. It is deleted after the job."""
 
@@ -29,7 +30,7 @@ def writing(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        is_full = error.errno in _FULL or "No space left" in str(error)
+        is_full = error.errno in DISK_FULL or "No space left" in str(error)
         advice = (
             "free some space, or give an output folder on another disk"
             if is_full

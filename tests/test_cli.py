@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -456,3 +457,15 @@ def test_a_terminal_that_lacks_a_character_is_no_error(encoding, tmp_path):
     page = done.stdout.decode(encoding)
     assert r"broken-\u591c" in page
     assert r"out-\u6771" in page
+
+
+def test_a_full_disk_below_any_work_is_one_line(capsys):
+    """Of libraries whose writes are none of ours: Ray's own files, for instance."""
+
+    def work() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/ray/x")
+
+    assert cli.run_guarded(work) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device: '/tmp/ray/x'" in line
+    assert "free some space and run again" in line
