@@ -276,7 +276,7 @@ def run_guarded(work: Callable[[], int | None]) -> int:
         if error.errno not in DISK_FULL:
             raise
         print(
-            f"error: the disk is full ({error}): free some space and run again, what is finished is kept",
+            f"error: the disk is full ({error}): free some space and run again; what is finished stays",
             file=sys.stderr,
         )
         return 2
