@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
@@ -180,3 +181,18 @@ def _resources(compute: ComputeConfig) -> Resources:
     if compute.device == "cuda" and not resources.gpus:
         raise ClusterError("device is 'cuda' but the cluster has no GPU: choose device cpu or auto")
     return resources
+
+
+def pickled(value: object, by_value: Sequence[ModuleType] = ()) -> bytes:
+    """What Ray would send of a value, with the code of some modules in it instead of their names."""
+    import ray.cloudpickle
+
+    registered = ray.cloudpickle.list_registry_pickle_by_value()
+    added = [module for module in by_value if module.__name__ not in registered]
+    for module in added:
+        ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        return ray.cloudpickle.dumps(value)  # pyright: ignore[reportPrivateImportUsage]
+    finally:
+        for module in added:
+            ray.cloudpickle.unregister_pickle_by_value(module)

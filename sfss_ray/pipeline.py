@@ -19,6 +19,7 @@ from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.models.card import CardLike
+from sfss_ray.models.carried import check_travels
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim
@@ -242,6 +243,7 @@ def _check(
     else:
         given = describe_masks(open_masks(masks, images), images)
     check_stage(config.train, config.compute)
+    check_travels(source)
     cluster.local_device(config.compute)
     cluster.check_address(config.compute)
     return _Inputs(

@@ -23,6 +23,7 @@ from sfss_ray.models.custom import (
     with_room_for_weights,
     without_weights,
 )
+from sfss_ray.models.layers import torch_methods
 from sfss_ray.models.load_report import OWN_FAMILY, LoadReport, compare, refuse_unfit
 from sfss_ray.models.networks import NETWORKS, build_network
 from sfss_ray.models.reading import read_checkpoint
@@ -179,9 +180,10 @@ def _custom_network(
 ) -> Segmenter:
     body = with_room_for_weights(module)
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
-    report = compare(OWN_FAMILY, CUSTOM, state, body.state_dict())
-    refuse_unfit(report, path, "give the module that the file was made with")
-    body.load_state_dict(state, strict=False)
+    with torch_methods(body):
+        report = compare(OWN_FAMILY, CUSTOM, state, body.state_dict())
+        refuse_unfit(report, path, "give the module that the file was made with")
+        body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
     return WrappedSegmenter(body, content["feature_layer"], card, (height, width))
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from sfss_ray.models.carried import CarriedModule
     from sfss_ray.models.model_file import SourceModel
 
 SourceLike = Union[Path, str, "SourceModel"]
@@ -42,10 +43,15 @@ class Source:
     network: str
     classes: ClassSet
     card: Card
-    architecture: nn.Module | None = None
-    """A user's own module without its weights: Ray carries its code, the file its weights."""
+    carried: CarriedModule | None = None
+    """A user's own module without its weights, which the file holds."""
     unplaced: SourceModel | None = None
     """The model, where no file of this package holds it yet."""
+
+    @property
+    def architecture(self) -> nn.Module | None:
+        """The user's own module without its weights."""
+        return self.carried.module if self.carried else None
 
     def placed(self, folder: Path) -> Source:
         """The source with a model file that workers can read, in the run's folder if need be."""
@@ -95,6 +101,9 @@ def open_source(
 
 
 def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:
+    from sfss_ray.models.carried import CarriedModule
+
+    architecture = model.architecture
     return Source(
         path,
         origin,
@@ -102,7 +111,7 @@ def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: b
         model.name,
         model.classes,
         model.card,
-        model.architecture,
+        None if architecture is None else CarriedModule(architecture),
         model if foreign else None,
     )
 

@@ -269,7 +269,7 @@ def measure_training(
         row = _row(file, read_image(file.path), masks)
         write_shard(folder / "masks-0.parquet", [row], recipe.as_dict())
         placed = source.placed(folder)
-        task = AdaptationTask(placed.path, (file,), folder, short, placed.architecture)
+        task = AdaptationTask(placed.path, (file,), folder, short, placed.carried)
         adapt_student(task, run)
     height, width = config.train.augment.crop_size
     note = f"{part} crops of {height}x{width}"

@@ -12,6 +12,7 @@ from sfss_ray.config import Config, flatten
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
+from sfss_ray.models.carried import check_travels
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import claim, write_json
@@ -24,7 +25,7 @@ from sfss_ray.train.prepared import (
     record_of_masks,
     run_record,
 )
-from sfss_ray.train.trainer import carried_code, fit
+from sfss_ray.train.trainer import fit
 
 STUDENT_FILE = "student.pt"
 
@@ -77,6 +78,7 @@ def train_student(
     config = config or Config()
     source = open_source(source_model, card, config.source_weights)
     prepared = prepare_training(source, target_images, masks, val_images, val_labels, config)
+    check_travels(source)
     images = list(prepared.training + prepared.held_out)
     record = {"kind": "train"} | run_record(config, source, images, prepared.labelled)
     store = MaskStore(prepared.masks)
@@ -97,8 +99,7 @@ def run_training(
     prepared = prepared.placed(folder)
     if not student.exists():
         task, watch = prepared.task(config), prepared.examination(config)
-        with carried_code(prepared.source):
-            state = fit(adapt_student, task, watch, folder, config, progress)
+        state = fit(adapt_student, task, watch, folder, config, progress)
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(log), time.monotonic() - started)
 

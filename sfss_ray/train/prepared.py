@@ -49,7 +49,7 @@ class Prepared:
         from sfss_ray.train.adaptation import AdaptationTask
 
         source = self.source
-        return AdaptationTask(source.path, self.training, self.masks, config, source.architecture)
+        return AdaptationTask(source.path, self.training, self.masks, config, source.carried)
 
     def examination(self, config: Config):
         """What students of this adaptation are scored on."""
