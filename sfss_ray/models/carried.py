@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sfss_ray import cluster
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.code_finder import keep_originals, make_importable
-from sfss_ray.models.own_code import OwnCode, SourceFile, imports_of, own_code
+from sfss_ray.models.own_code import OwnCode, SourceFile, imports_of, needed_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +62,7 @@ class CarriedModule:
     @cached_property
     def code(self) -> OwnCode:
         """The user's modules that the module needs."""
-        return own_code(_names_in(self._pickled()))
+        return needed_code(_names_in(self._pickled()))
 
     def packed(self, *, by_value: bool = False) -> Payload:
         """The payload; `by_value` sends classes and functions as they are now, not their names.

@@ -70,6 +70,9 @@ class WrappedSegmenter(Segmenter):
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.requires_grad_(gradient is not None)
+        # Modules that keep tensors in attributes keep none of that pass: it could not be copied.
+        with torch.no_grad():
+            self._look(self._example())
 
     # Layers of the user's may have attributes such as `children` or `modules`, which hide the methods
     # that torch calls on its way through a network.

@@ -47,11 +47,16 @@ def main(folder: Path) -> None:
     try:
         _predict(folder, request)
     except BaseException as error:  # a user's module may even call sys.exit
-        lines = str(error).strip().splitlines() or ["no message"]
-        outcome = {"type": type(error).__name__, "message": lines[0][:200]}
-        if isinstance(error, ImportError):
-            outcome["name"] = error.name
+        outcome = _described(error)
     (folder / OUTCOME).write_text(json.dumps(outcome))
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    while error.__cause__ is not None:  # what this package says of an error names another remedy
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or ["no message"]
+    described: dict[str, Any] = {"type": type(error).__name__, "message": lines[0][:200]}
+    return described | ({"name": error.name} if isinstance(error, ImportError) else {})
 
 
 def _predict(folder: Path, request: dict[str, Any]) -> None:

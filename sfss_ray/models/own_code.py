@@ -67,7 +67,7 @@ class OwnCode:
         return [module for module in loaded if module and module.__name__ in self.sources]
 
 
-def own_code(names: Iterable[str]) -> OwnCode:
+def needed_code(names: Iterable[str]) -> OwnCode:
     """The user's modules among some names, and all of the user's that these import.
 
     Imports are read from the source, so those inside functions are found as well. Of a package every

@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values
 
 if TYPE_CHECKING:
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 
     from sfss_ray.models.carried import CarriedModule
     from sfss_ray.models.model_file import SourceModel
+    from sfss_ray.models.segmenter import Segmenter
 
-SourceLike = Union[Path, str, "SourceModel"]
-"""The path of a checkpoint of any known family or of a model file, or a source model in memory."""
+SourceLike = Union[Path, str, "SourceModel", "Segmenter"]
+"""The path of a checkpoint of any known family or of a model file, or a model in memory: a source model
+or its network, as `AdaptResult.student` is."""
 
 SOURCE_FILE = "source_model.pt"
 
@@ -81,23 +85,36 @@ def open_source(
     `weights` chooses between a student and its EMA copy in a checkpoint that holds both.
 
     Raises:
-        CheckpointError: see `load_source_model`.
+        CheckpointError: see `load_source_model`. ConfigError: what was given is no model.
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
     from sfss_ray.models.load_report import OWN_FAMILY
+    from sfss_ray.models.model_file import source_model_of
     from sfss_ray.models.reading import file_sha256
 
     values = card_values(card)
-    if isinstance(source_model, (str, Path)):
+    if isinstance(source_model, (str, os.PathLike)):
         model = load_source_model(source_model, card=card, weights=weights)
         path = Path(source_model).absolute()
         own = model.load_report is not None and model.load_report.family == OWN_FAMILY
         foreign = bool(values) or not own
         return _source(model, path, str(path), file_sha256(path), foreign)
-    given = copy.deepcopy(source_model)  # stages move and change it; the caller's stays as it is
+    given = _copied(source_model_of(source_model))
     model = with_card(given, values, given.name).cpu().eval()
     origin = type(model.network.body).__name__ if model.architecture is not None else model.name
     return _source(model, Path(SOURCE_FILE), f"a {origin} in memory", _weights_sha256(model), True)
+
+
+def _copied(model: SourceModel) -> SourceModel:
+    """A copy, for stages move and change a model, and the caller's stays as it is."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # copying calls methods of the user's classes
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ConfigError(
+            f"the model cannot be copied ({type(error).__name__}: {reason[:200]}): remove the attribute"
+            " that cannot, such as a lock, an open file, or a tensor kept from a training step"
+        ) from error
 
 
 def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:

@@ -50,12 +50,12 @@ class AdaptationTask:
     images: tuple[ImageFile, ...]
     masks: Path | str
     config: Config
-    carried: CarriedModule | None = None
+    architecture: CarriedModule | None = None
     """The source model's module without weights, where it is the user's own."""
 
     def load_source(self, device: torch.device) -> SourceModel:
         """The source model on a device."""
-        module = self.carried.module if self.carried else None
+        module = self.architecture.module if self.architecture else None
         return load_model(self.source_model, device, module=module)
 
 
