@@ -137,8 +137,8 @@ def check_travels(source: Source) -> None:
     """Try in a fresh process what a worker does with a user's own module, before any stage starts.
 
     The process has the installed packages alone. It builds the network from what travels, loads its
-    weights and predicts an image; its logits must be those of this process. A module that was checked
-    before in this process is not checked again, and other source models need no check.
+    weights and predicts an image; its logits must be those of this process. Code that was checked before
+    in this process is not checked again, and other source models need no check.
 
     Raises:
         ConfigError: the module cannot be pickled, needs what a worker lacks, or does something else in
@@ -149,7 +149,7 @@ def check_travels(source: Source) -> None:
         return
 
     payload = carried.packed()
-    key = source.sha256 + payload.digest() + carried.state()
+    key = payload.digest() + carried.state()
     if key not in _CHECKED:
         _CHECKED[key] = _payload_that_works(source, carried, payload)
     carried.payload = _CHECKED[key]
