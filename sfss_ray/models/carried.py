@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sfss_ray import cluster
 from sfss_ray.errors import ConfigError
-from sfss_ray.models.code_finder import keep_originals, make_importable
+from sfss_ray.models.code_finder import leave_alone, make_importable
 from sfss_ray.models.own_code import OwnCode, SourceFile, imports_of, needed_code
 
 if TYPE_CHECKING:
@@ -69,10 +69,8 @@ class CarriedModule:
 
         ConfigError for a module that cannot be pickled.
         """
-        loaded = self.code.loaded()
-        keep_originals(loaded)
-        network = self._pickled(by_value=by_value)
-        return Payload(self.code.sources, network)
+        leave_alone(self.code.sources)
+        return Payload(self.code.sources, self._pickled(by_value=by_value))
 
     def state(self) -> str:
         """SHA-256 of the module with its classes and functions as they are in this process."""
@@ -147,7 +145,6 @@ def check_travels(source: Source) -> None:
     carried = source.carried
     if carried is None:
         return
-
     payload = carried.packed()
     key = payload.digest() + carried.state()
     if key not in _CHECKED:

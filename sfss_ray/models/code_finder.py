@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.abc
 import sys
+from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -52,12 +53,12 @@ class CodeFinder(importlib.abc.ExecutionLoader, importlib.abc.MetaPathFinder):
 
 
 _FINDER = CodeFinder()
-_ORIGINALS: dict[str, ModuleType] = {}
+_SENT_FROM_HERE: set[str] = set()
 
 
-def keep_originals(modules: list[ModuleType]) -> None:
-    """Modules that travel from here: `make_importable` never replaces them in this process."""
-    _ORIGINALS.update({module.__name__: module for module in modules})
+def leave_alone(names: Iterable[str]) -> None:
+    """Modules of these names travel from here, so this process imports them as it did before."""
+    _SENT_FROM_HERE.update(names)
 
 
 def make_importable(sources: dict[str, SourceFile]) -> None:
@@ -65,8 +66,9 @@ def make_importable(sources: dict[str, SourceFile]) -> None:
 
     Modules that were loaded under these names from elsewhere, or from older source, are forgotten.
     """
-    originals = {name for name, module in _ORIGINALS.items() if sys.modules.get(name) is module}
-    arriving = {name: file for name, file in sources.items() if name not in originals}
+    arriving = {name: file for name, file in sources.items() if name not in _SENT_FROM_HERE}
+    if not arriving:
+        return
     held = _FINDER.sources
     changed = any(name in held and held[name] != file for name, file in arriving.items())
     stale = set(arriving) - set(held) | (set(held) if changed else set())

@@ -66,6 +66,9 @@ def test_helper_modules_travel_with_a_network(project):
     }
     again = pickle.loads(pickle.dumps(carried))
     assert type(again.module) is type(carried.module)
+    import late  # pyright: ignore[reportMissingImports]
+
+    assert Path(late.__file__) == project / "late.py"  # this process keeps importing its own files
 
 
 def test_a_network_is_checked_once(project, monkeypatch):
