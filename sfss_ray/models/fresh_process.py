@@ -40,6 +40,7 @@ def main(folder: Path) -> None:
     request = json.loads((folder / REQUEST).read_text())
     sys.path[:] = request["search_path"]
     sys.meta_path.insert(0, _Pinned(request["pinned"]))  # pyright: ignore[reportArgumentType]
+    sys.argv[1:] = ["--node-ip-address=127.0.0.1"]  # a worker has Ray's arguments, not the user's
     empty = folder / "empty"
     empty.mkdir()
     os.chdir(empty)

@@ -132,6 +132,19 @@ def test_values_that_were_read_from_files_travel(project):
     check_travels(source_of(derived(project, "reading", head)))
 
 
+def test_values_of_the_command_line_travel(project, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "3"])
+    head = "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('factor', type=int)\n"
+    module = derived(project, "parsing", f"{head}FACTOR = parser.parse_args().factor\n")
+    source = source_of(module)
+    check_travels(source)
+    with torch.no_grad():
+        plain = module_of()(torch.zeros(1, 3, 32, 32))
+        assert torch.allclose(module(torch.zeros(1, 3, 32, 32)), 3 * plain)
+    monkeypatch.setattr(sys, "argv", ["worker", "--of", "Ray"])
+    assert logits_elsewhere(source, project).shape == plain.shape
+
+
 def reading_a_file(project: Path) -> nn.Module:
     """It reads a file of its package in every pass."""
     (project / "helpers" / "factor.txt").write_text("3")
