@@ -8,8 +8,9 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
@@ -314,3 +315,18 @@ def _autoscaler_limit() -> tuple[float, float] | None:
 
     most = state.get_max_resources_from_cluster_config()
     return (float(most.get("CPU", 0)), float(most.get("GPU", 0))) if most else None
+
+
+def pickled(value: object, by_value: Sequence[ModuleType] = ()) -> bytes:
+    """What Ray would send of a value, with the code of some modules in it instead of their names."""
+    import ray.cloudpickle
+
+    registered = ray.cloudpickle.list_registry_pickle_by_value()
+    added = [module for module in by_value if module.__name__ not in registered]
+    for module in added:
+        ray.cloudpickle.register_pickle_by_value(module)
+    try:
+        return ray.cloudpickle.dumps(value)  # pyright: ignore[reportPrivateImportUsage]
+    finally:
+        for module in added:
+            ray.cloudpickle.unregister_pickle_by_value(module)

@@ -31,6 +31,7 @@ from sfss_ray.masks.given import open_masks
 from sfss_ray.masks.regions import NOTES, RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.store import MaskStore
 from sfss_ray.models.card import CardLike
+from sfss_ray.models.carried import check_travels
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.progress import ProgressSink, silent
 from sfss_ray.run_folder import refuse_other_run
@@ -159,6 +160,7 @@ def _source(request: Request) -> tuple[Source, str]:
     if request.source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
     source = open_source(request.source_model, request.card, request.config.source_weights)
+    check_travels(source)
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
 
 

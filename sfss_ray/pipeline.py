@@ -45,7 +45,7 @@ class AdaptResult:
 
     @functools.cached_property
     def student(self) -> Segmenter:
-        """The adapted network, on the CPU, in eval mode."""
+        """The adapted network, on the CPU, in eval mode; every function that takes a model takes it."""
         from sfss_ray.models.model_file import load_model
 
         return load_model(self.student_path, module=self.architecture).network

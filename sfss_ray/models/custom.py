@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-import sys
-import sysconfig
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +13,13 @@ from torch.nn import functional as F
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card
+from sfss_ray.models.layers import (
+    OF_TRAINING,
+    layer_named,
+    layers_of,
+    named_layers,
+    torch_methods,
+)
 from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
 
 CUSTOM = "custom"
@@ -59,18 +62,46 @@ class WrappedSegmenter(Segmenter):
 
         Data-parallel training waits for a gradient of every weight that asks for one.
         """
-        weights = [p for p in self.body.parameters() if p.requires_grad]
-        self.body.eval()  # a pass in training mode would move BatchNorm's statistics
+        weights = [p for p in self.parameters() if p.requires_grad]
+        self.eval()  # a pass in training mode would move BatchNorm's statistics
         with torch.enable_grad():
             features, logits = self._look(self._example())
             total = features.float().sum() + logits.float().sum()
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.requires_grad_(gradient is not None)
+        # Modules that keep tensors in attributes keep none of that pass: it could not be copied.
+        with torch.no_grad():
+            self._look(self._example())
+
+    # Layers of the user's may have attributes such as `children` or `modules`, which hide the methods
+    # that torch calls on its way through a network.
+
+    def train(self, mode: bool = True) -> WrappedSegmenter:
+        """Set the training mode, as `nn.Module.train` does."""
+        with torch_methods(self, OF_TRAINING):
+            super().train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """All weights and buffers, as `nn.Module.state_dict` returns them."""
+        with torch_methods(self, ("state_dict",)):
+            return super().state_dict(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """(name, layer) of every layer, as `nn.Module.named_modules` yields them."""
+        with torch_methods(self, ("named_modules",)):
+            layers = list(super().named_modules(*args, **kwargs))
+        return iter(layers)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> WrappedSegmenter:
+        with torch_methods(self, ("children", "named_children")):
+            super()._apply(fn, recurse)
+        return self
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Any] = []
-        layer = self.body.get_submodule(self.feature_layer)
+        layer = layer_named(self.body, self.feature_layer)
         # Registered for this pass alone, so that the module stays the user's own and can be copied.
         hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
         try:
@@ -85,16 +116,17 @@ class WrappedSegmenter(Segmenter):
     @torch.no_grad()
     def _probe(self) -> tuple[int, int]:
         """(feature width, number of outputs), from a look at an empty image."""
-        training = self.body.training
+        modes = [(layer, layer.training) for layer in layers_of(self)]
         try:
             features, logits = self._look_at_example()
         finally:
-            self.body.train(training)
+            for layer, training in modes:
+                layer.training = training
         return features.shape[1], logits.shape[1]
 
     def _look_at_example(self) -> tuple[Tensor, Tensor]:
-        self.body.eval()
-        first = next(self.body.parameters(), None)
+        self.eval()
+        first = next(self.parameters(), None)
         if first is not None:
             self.to(first.device)
         try:
@@ -111,7 +143,7 @@ class WrappedSegmenter(Segmenter):
 
 
 def _check_layer(module: nn.Module, name: str) -> None:
-    known = [known for known, _ in module.named_modules() if known]
+    known = [known for known, _ in named_layers(module) if known]
     if name in known:
         return
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known[-5:]
@@ -159,23 +191,6 @@ def _on_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
-def own_packages(module: nn.Module) -> list[ModuleType]:
-    """Top-level modules of the user's that define its layers: code other machines may not have."""
-    names = {type(layer).__module__.partition(".")[0] for layer in module.modules()}
-    found = [sys.modules[name] for name in sorted(names) if name in sys.modules]
-    installed = [
-        Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib", "stdlib")
-    ]
-
-    def is_own(package: ModuleType) -> bool:
-        file = getattr(package, "__file__", None)
-        if package.__name__ in ("__main__", "sfss_ray") or file is None:
-            return False
-        return not any(Path(file).resolve().is_relative_to(place) for place in installed)
-
-    return [package for package in found if is_own(package)]
-
-
 def without_weights(module: nn.Module) -> nn.Module:
     """A copy whose weights are shapes alone (on the meta device): what a model file does not hold.
 
@@ -191,7 +206,9 @@ def with_room_for_weights(module: nn.Module) -> nn.Module:
 
 def _copy(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
     memo: dict[int, Any] = {}
-    for tensor in module.state_dict(keep_vars=True).values():
+    with torch_methods(module, ("state_dict",)):
+        tensors = list(module.state_dict(keep_vars=True).values())
+    for tensor in tensors:
         if not isinstance(tensor, Tensor) or id(tensor) in memo:
             continue
         new = make(tensor.detach())

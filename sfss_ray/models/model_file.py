@@ -10,13 +10,13 @@ earlier version of this package, which would ignore them, refuses the file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
-from sfss_ray.errors import CheckpointError, SfssError
+from sfss_ray.errors import CheckpointError, ConfigError, SfssError
 from sfss_ray.files import write_torch
 from sfss_ray.models.card import Card
 from sfss_ray.models.custom import (
@@ -25,6 +25,7 @@ from sfss_ray.models.custom import (
     with_room_for_weights,
     without_weights,
 )
+from sfss_ray.models.layers import torch_methods
 from sfss_ray.models.load_report import OWN_FAMILY, LoadReport, compare, refuse_unfit
 from sfss_ray.models.networks import NETWORKS, build_network
 from sfss_ray.models.reading import read_checkpoint
@@ -34,6 +35,21 @@ FORMAT = "sfss_ray.model/2"
 _WITH_OPTIONS = "sfss_ray.model/3"
 _WITHOUT_CARD = "sfss_ray.model/1"
 _KEYS = ("network", "classes", "class_set", "state_dict", "facts")
+
+Value = TypeVar("Value")
+
+
+class _OfNetwork(Generic[Value]):
+    """An attribute of a source model that its network keeps, so that the network alone is enough."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: SourceModel, owner: type | None = None) -> Value:
+        return getattr(model.network, self.name)
+
+    def __set__(self, model: SourceModel, value: Value) -> None:
+        setattr(model.network, self.name, value)
 
 
 class SourceModel(nn.Module):
@@ -46,6 +62,11 @@ class SourceModel(nn.Module):
         facts: Who made it, from what.
         load_report: How the file it was read from fitted it.
     """
+
+    name = _OfNetwork[str]()
+    classes = _OfNetwork[ClassSet]()
+    facts = _OfNetwork[dict[str, Any]]()
+    load_report = _OfNetwork["LoadReport | None"]()
 
     def __init__(
         self,
@@ -77,8 +98,38 @@ class SourceModel(nn.Module):
         return self.network.logits(images)
 
 
-def save_model(path: Path | str, model: SourceModel, *, half: bool = False) -> Path:
-    """Write a model file, whole or not at all; `half` keeps floating-point weights in float16."""
+def source_model_of(given: Any) -> SourceModel:
+    """A source model in memory, of itself or of its network (`AdaptResult.student`).
+
+    ConfigError for anything else.
+    """
+    if isinstance(given, SourceModel):
+        return given
+    if isinstance(given, Segmenter):
+        if given.classes is None:
+            raise ConfigError(
+                f"the network given as a model ({type(given).__name__}) has no class names: give"
+                " sfss_ray.SourceModel(network, name, classes)"
+            )
+        return SourceModel(given, given.name, given.classes, given.facts, given.load_report)
+    kind = f"{type(given).__module__}.{type(given).__qualname__}"
+    if isinstance(given, nn.Module):
+        raise ConfigError(
+            f"the model given is a torch module ({kind}), which says neither what its outputs mean nor"
+            " what images it takes: wrap it, sfss_ray.wrap_model(module, classes=..., feature_layer=...)"
+        )
+    raise ConfigError(
+        f"the model given is of type {kind}: allowed are the path of a checkpoint, a source model"
+        " (load_source_model, load_model, wrap_model) and the student of a result"
+    )
+
+
+def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool = False) -> Path:
+    """Write a model file, whole or not at all; `half` keeps floating-point weights in float16.
+
+    `model` is a source model, or the network of one (`AdaptResult.student`).
+    """
+    model = source_model_of(model)
     network = model.network
     state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
     if half:
@@ -200,9 +251,10 @@ def _custom_network(
 ) -> Segmenter:
     body = with_room_for_weights(module)
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
-    report = compare(OWN_FAMILY, CUSTOM, state, body.state_dict())
-    refuse_unfit(report, path, "give the module that the file was made with")
-    body.load_state_dict(state, strict=False)
+    with torch_methods(body):
+        report = compare(OWN_FAMILY, CUSTOM, state, body.state_dict())
+        refuse_unfit(report, path, "give the module that the file was made with")
+        body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
     return WrappedSegmenter(body, content["feature_layer"], card, (height, width))
 

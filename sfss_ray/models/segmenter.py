@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Card, ChannelOrder, Triple
+
+if TYPE_CHECKING:
+    from sfss_ray.models.load_report import LoadReport
 
 
 class SegmenterOutput(NamedTuple):
@@ -32,6 +36,12 @@ class Segmenter(nn.Module):
         body: (B, 3, H, W) normalised images -> features (B, F, h, w).
         classifier: features -> logits (B, C, h, w) on the same grid.
         mean, std, channel_order, value_range, align_corners: see `Card`; `use_card` changes them.
+
+    Attributes:
+        name: Its key in NETWORKS, or `custom`; like the next three set by the `SourceModel` it is in.
+        classes: What its outputs mean; None for a network that never was in a source model.
+        facts: Who made it, from what.
+        load_report: How the file it was read from fitted it.
     """
 
     mean: Tensor
@@ -48,6 +58,10 @@ class Segmenter(nn.Module):
         align_corners: bool = False,
     ):
         super().__init__()
+        self.name = ""
+        self.classes: ClassSet | None = None
+        self.facts: dict[str, Any] = {}
+        self.load_report: LoadReport | None = None
         self.options: dict[str, Any] = {}
         """Those it was built with, see `build_network`."""
         self.body = body

@@ -9,22 +9,27 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from sfss_ray.models.carried import CarriedModule
     from sfss_ray.models.model_file import SourceModel
+    from sfss_ray.models.segmenter import Segmenter
 
-SourceLike = Union[Path, str, "SourceModel"]
-"""The path of a checkpoint of any known family or of a model file, or a source model in memory."""
+SourceLike = Union[Path, str, "SourceModel", "Segmenter"]
+"""The path of a checkpoint of any known family or of a model file, or a model in memory: a source model
+or its network, as `AdaptResult.student` is."""
 
 SOURCE_FILE = "source_model.pt"
 
@@ -42,12 +47,17 @@ class Source:
     network: str
     classes: ClassSet
     card: Card
-    architecture: nn.Module | None = None
-    """A user's own module without its weights: Ray carries its code, the file its weights."""
+    carried: CarriedModule | None = None
+    """A user's own module without its weights, which the file holds."""
     unplaced: SourceModel | None = None
     """The model, where no file of this package holds it yet."""
     white_level: float | None = None
     """What was white in the images of more than 8 bits that the model was adapted to."""
+
+    @property
+    def architecture(self) -> nn.Module | None:
+        """The user's own module without its weights."""
+        return self.carried.module if self.carried else None
 
     def placed(self, folder: Path) -> Source:
         """The source with a model file that workers can read, in the run's folder if need be."""
@@ -77,26 +87,42 @@ def open_source(
     `weights` chooses between a student and its EMA copy in a checkpoint that holds both.
 
     Raises:
-        CheckpointError: see `load_source_model`.
+        CheckpointError: see `load_source_model`. ConfigError: what was given is no model.
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
     from sfss_ray.models.load_report import OWN_FAMILY
+    from sfss_ray.models.model_file import source_model_of
     from sfss_ray.models.reading import checkpoint_sha256
 
     values = card_values(card)
-    if isinstance(source_model, (str, Path)):
+    if isinstance(source_model, (str, os.PathLike)):
         model = load_source_model(source_model, card=card, weights=weights)
         path = Path(source_model).absolute()
         own = model.load_report is not None and model.load_report.family == OWN_FAMILY
         foreign = bool(values) or not own
         return _source(model, path, str(path), checkpoint_sha256(path), foreign)
-    given = copy.deepcopy(source_model)  # stages move and change it; the caller's stays as it is
+    given = _copied(source_model_of(source_model))
     model = with_card(given, values, given.name).cpu().eval()
     origin = type(model.network.body).__name__ if model.architecture is not None else model.name
     return _source(model, Path(SOURCE_FILE), f"a {origin} in memory", _weights_sha256(model), True)
 
 
+def _copied(model: SourceModel) -> SourceModel:
+    """A copy, for stages move and change a model, and the caller's stays as it is."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # copying calls methods of the user's classes
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ConfigError(
+            f"the model cannot be copied ({type(error).__name__}: {reason[:200]}): remove the attribute"
+            " that cannot, such as a lock, an open file, or a tensor kept from a training step"
+        ) from error
+
+
 def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:
+    from sfss_ray.models.carried import CarriedModule
+
+    architecture = model.architecture
     return Source(
         path,
         origin,
@@ -104,7 +130,7 @@ def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: b
         model.name,
         model.classes,
         model.card,
-        model.architecture,
+        None if architecture is None else CarriedModule(architecture),
         model if foreign else None,
         model.facts.get("white_level"),
     )

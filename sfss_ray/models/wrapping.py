@@ -26,6 +26,10 @@ def wrap_model(
     logits as the module returns them. All its weights learn at the backbone's rate
     (`train.optim.head_multiplier` is for classifiers the package knows).
 
+    Workers get the module with the source of its own Python modules, in whatever folder they lie.
+    Compiled extensions and files that the code reads must be installed on every node; stages that
+    use workers try that in a fresh process before they start.
+
     Args:
         module: Takes images (B, 3, H, W), normalised as the card says, and returns logits
             (B, C, h, w): a tensor, a mapping with `out` or `logits`, or an object with `.logits`. It is

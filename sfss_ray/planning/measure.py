@@ -268,7 +268,7 @@ def measure_training(
         row = _row(file, file.read(), masks)
         write_shard(folder / "masks-0.parquet", [row], {})
         placed = source.placed(folder)
-        task = AdaptationTask(placed.path, (file,), folder, short, placed.architecture)
+        task = AdaptationTask(placed.path, (file,), folder, short, placed.carried)
         adapt_student(task, run)
     height, width = config.train.augment.crop_size
     note = f"{part} crops of {height}x{width}"

@@ -19,6 +19,7 @@ from sfss_ray.data.images import open_images
 from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
+from sfss_ray.models.carried import check_travels
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.pool import Pool, pool_size
 from sfss_ray.prediction.outputs import (
@@ -28,7 +29,6 @@ from sfss_ray.prediction.outputs import (
 )
 from sfss_ray.progress import Progress, ProgressSink, print_line
 from sfss_ray.run_folder import claim
-from sfss_ray.train.trainer import carried_code
 
 if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
@@ -180,6 +180,8 @@ def predict(
     if on_ray:
         _check_pool(config.compute)
     work = _over_actors if on_ray else _in_this_process
+    if on_ray and missing:
+        check_travels(source)
     errors = work(source, missing, folder, config, progress) if missing else {}
     if len(errors) == len(files):
         raise DataError(
@@ -268,7 +270,7 @@ def _over_actors(
     }
     errors: dict[str, str] = {}
     bar = Progress("predicted", len(files), progress)
-    with cluster.connected(config.compute) as resources, carried_code(source):
+    with cluster.connected(config.compute) as resources:
         spec["device"] = cluster.resolve_device(config.compute)
         for facts in _pool_results(files, spec, config.compute, resources):
             errors |= json.loads(str(facts["errors"]))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfss_ray.config import Config, TrainConfig
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.models.carried import CarriedModule
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.bank import PrototypeBank
@@ -49,8 +50,13 @@ class AdaptationTask:
     images: tuple[ImageFile, ...]
     masks: Path | str
     config: Config
-    architecture: nn.Module | None = None
-    """The source model's, without weights, where it is the user's own module."""
+    architecture: CarriedModule | None = None
+    """The source model's module without weights, where it is the user's own."""
+
+    def load_source(self, device: torch.device) -> SourceModel:
+        """The source model on a device."""
+        module = self.architecture.module if self.architecture else None
+        return load_model(self.source_model, device, module=module)
 
 
 @dataclass
@@ -92,7 +98,7 @@ def adapt_student(task: AdaptationTask, run: Run, watch: Watch | None = None) ->
     """
     config = task.config.train
     torch.manual_seed(task.config.seed)
-    source = load_model(task.source_model, run.device, module=task.architecture)
+    source = task.load_source(run.device)
     players = _players(source, config, run.device)
     samples = TargetSamples(task.images, task.masks, config.augment, task.config.seed)
     loader_processes = task.config.compute.loader_processes

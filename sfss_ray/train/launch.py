@@ -19,7 +19,7 @@ from sfss_ray.models.source import SourceLike
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.run_folder import refuse_other_run, write_json
 from sfss_ray.train.prepared import Prepared, prepare_training
-from sfss_ray.train.trainer import carried_code, fit
+from sfss_ray.train.trainer import fit
 
 STUDENT_FILE = "student.pt"
 
@@ -103,8 +103,7 @@ def run_training(
     prepared = prepared.placed(folder)
     if not student.exists():
         task, watch = prepared.task(config), prepared.examination(config)
-        with carried_code(prepared.source):
-            state = fit(adapt_student, task, watch, folder, config, progress)
+        state = fit(adapt_student, task, watch, folder, config, progress)
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(log), time.monotonic() - started)
 

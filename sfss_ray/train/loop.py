@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfss_ray.config import OptimConfig
 from sfss_ray.errors import TrainingError
+from sfss_ray.models.layers import torch_methods, weights_of
 from sfss_ray.train.collective import mean_over_workers
 from sfss_ray.train.run import Run
 from sfss_ray.train.samples import Share
@@ -25,9 +26,9 @@ def build_optimizer(body: nn.Module, heads: Iterable[nn.Module], config: OptimCo
 
     A head may be a part of the body: its weights learn at the head's rate.
     """
-    of_heads = [p for head in heads for p in head.parameters()]
+    of_heads = [p for head in heads for p in weights_of(head)]
     taken = set(map(id, of_heads))
-    of_body = [p for p in body.parameters() if id(p) not in taken]
+    of_body = [p for p in weights_of(body) if id(p) not in taken]
     groups = []
     for members, multiplier in ((of_body, 1.0), (of_heads, config.head_multiplier)):
         parameters = [p for p in members if p.requires_grad]
@@ -62,10 +63,11 @@ def distribute(module: nn.Module, run: Run) -> nn.Module:
     """
     if run.world == 1:
         return module
-    if run.device.type == "cuda":
+    with torch_methods(module):
+        if run.device.type != "cuda":
+            return DistributedDataParallel(module, broadcast_buffers=False)
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return DistributedDataParallel(module, [run.device.index or 0], broadcast_buffers=False)
-    return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def share_of(run: Run, parts: int) -> Share:

@@ -45,7 +45,7 @@ class Prepared:
         from sfss_ray.train.adaptation import AdaptationTask
 
         source = self.source
-        return AdaptationTask(source.path, self.training, self.masks, config, source.architecture)
+        return AdaptationTask(source.path, self.training, self.masks, config, source.carried)
 
     @functools.cached_property
     def store(self) -> MaskStore:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.errors import TrainingError
-from sfss_ray.models.source import Source
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.train.follow import following
 
@@ -62,29 +60,6 @@ def fit(
         assert checkpoint is not None, "a loop of one step or more saves a checkpoint"
         with checkpoint.as_directory() as saved:
             return load_state(Path(saved))
-
-
-@contextlib.contextmanager
-def carried_code(source: Source) -> Iterator[None]:
-    """While the block runs, the code of a user's own module travels to workers with it.
-
-    Ray sends classes of importable files by name, and other machines have not these files.
-    """
-    import ray.cloudpickle
-
-    if source.architecture is None:
-        yield
-        return
-    from sfss_ray.models.custom import own_packages
-
-    packages = own_packages(source.architecture)
-    for package in packages:
-        ray.cloudpickle.register_pickle_by_value(package)
-    try:
-        yield
-    finally:
-        for package in packages:
-            ray.cloudpickle.unregister_pickle_by_value(package)
 
 
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:

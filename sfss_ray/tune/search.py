@@ -27,7 +27,7 @@ from sfss_ray.run_folder import write_json
 from sfss_ray.train.follow import following
 from sfss_ray.train.launch import save_student
 from sfss_ray.train.prepared import Prepared
-from sfss_ray.train.trainer import carried_code, fit
+from sfss_ray.train.trainer import fit
 from sfss_ray.tune.scores import GUARDED, TrialWatch
 
 TEMPERATURE = "train.loss.temperature"
@@ -107,7 +107,7 @@ def run_search(
     if results.exists():
         trials = [_from_json(item) for item in json.loads(results.read_text())]
     else:
-        with cluster.connected(config.compute) as resources, carried_code(prepared.source):
+        with cluster.connected(config.compute) as resources:
             trials = _run_trials(plan, resources, progress)
         # Where none finished the cause may pass: the next run starts the trials again.
         if any(trial.status == "finished" for trial in trials):

@@ -1,5 +1,6 @@
 """Foreign checkpoints and users' own modules through every stage on a real cluster."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,10 +9,14 @@ import torch
 from PIL import Image
 from torch import nn
 from torchvision.models import segmentation
+from user_projects import FILES, on_path, write_files
 
 import sfss_ray
 from sfss_ray.config import override
-from sfss_ray.errors import CheckpointError, ResumeError
+from sfss_ray.errors import CheckpointError, ConfigError, ResumeError
+from sfss_ray.models.source import open_source
+
+__all__ = ["on_path"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 CARD = {"channel_order": "bgr", "value_range": 255, "mean": [104, 117, 123], "std": [60, 60, 60]}
@@ -127,3 +132,74 @@ def test_actors_predict_with_a_users_own_module(streets, tiny_config, tmp_path):
         other = tmp_path / "ray" / one.relative_to(tmp_path / "one")
         assert np.array_equal(np.array(Image.open(one)), np.array(Image.open(other)))
     assert sfss_ray.predict(model, images, tmp_path / "ray", config=on_ray, progress=str).made == 0
+
+
+@pytest.fixture
+def of_helpers(tmp_path, on_path):
+    """A network whose code lies in several top-level modules, in a folder that no worker knows."""
+    on_path(write_files(tmp_path / "project", FILES))
+    torch.manual_seed(0)
+    module = importlib.import_module("model").Net()
+    return sfss_ray.wrap_model(module, classes="cityscapes-19", feature_layer="encoder.1")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_module_with_helper_modules_is_searched_and_predicted_with(
+    workers, of_helpers, streets, tiny_config, tmp_path
+):
+    config = override(
+        tiny_config,
+        {
+            "compute.num_workers": workers,
+            "compute.cpus_per_worker": 0.4,
+            "compute.predict_on_ray_from": 1,
+            "tune.num_trials": 1,
+        },
+    )
+    images = streets / "target" / "images"
+    result = sfss_ray.tune_hyperparameters(
+        of_helpers, images, tmp_path / "run", config=config, progress=str
+    )
+    assert [trial.status for trial in result.search.trials] == ["finished"]
+    predicted = sfss_ray.predict(
+        result.student, images, tmp_path / "out", config=config, progress=str
+    )
+    assert predicted.made == 12
+    pixels = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(result.student.logits(pixels), of_helpers(pixels))
+
+
+def test_a_module_that_cannot_travel_is_refused_before_masks_are_made(
+    of_helpers, streets, tiny_config, tmp_path
+):
+    (tmp_path / "project" / "reading.py").write_text(
+        "from pathlib import Path\nfrom model import Net as Base\n\n\nclass Net(Base):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x) * int(Path('factor.txt').read_text())\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        (tmp_path / "factor.txt").write_text("2")
+        module = importlib.import_module("reading").Net()
+        model = sfss_ray.wrap_model(module, classes="cityscapes-19", feature_layer="encoder.1")
+        images = streets / "target" / "images"
+        with pytest.raises(ConfigError, match=r"FileNotFoundError.*factor\.txt.*do not travel"):
+            sfss_ray.adapt(model, images, tmp_path / "run", config=tiny_config, progress=str)
+        on_ray = override(tiny_config, {"compute.predict_on_ray_from": 1})
+        with pytest.raises(ConfigError, match=r"FileNotFoundError.*factor\.txt.*do not travel"):
+            sfss_ray.predict(model, images, tmp_path / "out", config=on_ray, progress=str)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_is_adapted_again(streets, tiny_config, tmp_path):
+    images = streets / "target" / "images"
+    options = {"config": tiny_config, "progress": str}
+    once = sfss_ray.adapt(wrapped(), images, tmp_path / "once", **options)
+    masks = once.masks_dir
+    twice = sfss_ray.adapt(once.student, images, tmp_path / "twice", masks=masks, **options)
+    report = twice.report["source_model"]
+    assert report["sha256"] == open_source(once.student).sha256
+    pixels = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(once.student.logits(pixels), twice.student.logits(pixels))

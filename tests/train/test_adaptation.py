@@ -23,6 +23,7 @@ from train_samples import (
     write_image,
 )
 
+from sfss_ray import wrap_model
 from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
@@ -32,6 +33,7 @@ from sfss_ray.masks.store import MaskStore
 from sfss_ray.models import networks
 from sfss_ray.models.build import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation, step
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student, estimate_statistics
 from sfss_ray.train.prepared import prepare_training
@@ -128,6 +130,54 @@ def test_resuming_a_network_with_dropout_draws_the_same_units(root, tmp_path, mo
     adapt(root, source, config, tmp_path / "whole")
     adapt_in_two_parts(root, source, config, tmp_path / "parts", at=2)
     assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-6)
+
+
+class ListNet(nn.Module):
+    """A user's network whose layers stand in a list; the list's name may hide a method of torch's."""
+
+    def __init__(self, list_name: str):
+        super().__init__()
+        self.list_name = list_name
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.classifier = nn.Conv2d(8, len(CLASSES), 1)
+        setattr(self, list_name, [self.encoder, self.classifier])
+
+    def forward(self, x):
+        for layer in vars(self)[self.list_name]:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("list_name", ["modules", "children", "named_modules", "parameters"])
+def test_attributes_that_hide_methods_of_torch_change_no_training(root, tmp_path, list_name):
+    config = small_config(num_steps=4, evaluate_every=2, batch_norm="target")
+    for name in (list_name, "blocks"):
+        torch.manual_seed(0)
+        model = wrap_model(ListNet(name), classes=CLASSES, feature_layer="encoder.1")
+        source = open_source(model).placed(tmp_path / f"source_{name}")
+        task = dataclasses.replace(
+            adaptation_task(root, source.path, config), architecture=source.carried
+        )
+        adapt_student(task, LocalRun(tmp_path / name))
+    assert_states_close(tmp_path / list_name, tmp_path / "blocks")
+
+
+class KeepingNet(ListNet):
+    """It keeps its last features in an attribute."""
+
+    def forward(self, x):
+        self.last = self.encoder(x)
+        return self.classifier(self.last)
+
+
+def test_networks_that_keep_tensors_in_attributes_are_adapted(root, tmp_path):
+    model = wrap_model(KeepingNet("blocks"), classes=CLASSES, feature_layer="encoder.1")
+    source = open_source(model).placed(tmp_path)
+    task = adaptation_task(root, source.path, small_config(num_steps=2, evaluate_every=2))
+    adapt_student(
+        dataclasses.replace(task, architecture=source.carried), LocalRun(tmp_path / "run")
+    )
+    assert load_state(tmp_path / "run")["step"] == 2
 
 
 def test_a_finished_run_is_left_as_it_is(root, source, tmp_path):

@@ -1,12 +1,15 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from sfss_ray.config import OptimConfig
 from sfss_ray.train.loop import (
     build_optimizer,
+    distribute,
     learning_rate,
     run_steps,
     set_learning_rate,
@@ -88,3 +91,25 @@ def test_a_state_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         save_state(tmp_path, {"step": lambda: None})
     assert load_state(tmp_path) == {"step": 1}
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:.*broadcast_buffers")
+@pytest.mark.parametrize("name", ["modules", "parameters", "named_parameters", "named_children"])
+def test_layers_that_hide_methods_of_torch_are_distributed(name, group):
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 1)))
+    hiding = [net[0][0]]
+    setattr(net[0], name, hiding)
+    run = SimpleNamespace(world=2, device=torch.device("cpu"))
+    images = torch.rand(1, 3, 4, 4)
+    distributed = distribute(net, run)  # pyright: ignore[reportArgumentType]
+    distributed(images).sum().backward()
+    assert torch.allclose(net[0][0].weight.grad[0, :, 0, 0], images.sum((0, 2, 3)))
+    assert vars(net[0])[name] is hiding
