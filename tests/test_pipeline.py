@@ -156,7 +156,6 @@ def calls(model, folder: Path, streets: Path):
         (nn.Conv2d(3, 19, 1), r"a torch module \(torch\.nn.*Conv2d\).*sfss_ray\.wrap_model\("),
         (build_network("compact", 19), "has no class names: give sfss_ray.SourceModel"),
         ({"state_dict": {}}, r"of type builtins\.dict: allowed are the path"),
-        (None, r"of type builtins\.NoneType: allowed are the path"),
     ],
 )
 def test_other_objects_are_refused_in_one_line(model, message, streets, tmp_path):

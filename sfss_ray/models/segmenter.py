@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Card, ChannelOrder, Triple
+from sfss_ray.models.layers import named_layers
 
 if TYPE_CHECKING:
     from sfss_ray.models.load_report import LoadReport
@@ -75,9 +76,9 @@ class Segmenter(nn.Module):
         self.mean.copy_(torch.tensor(card.mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(card.std).view(1, 3, 1, 1))
         self._card = card
-        for module in self.body.modules():
-            if isinstance(module, ResizingHead):
-                module.align_corners = card.align_corners
+        for _, layer in named_layers(self.body):
+            if isinstance(layer, ResizingHead):
+                layer.align_corners = card.align_corners
         return self
 
     @property
