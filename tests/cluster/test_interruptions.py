@@ -124,7 +124,7 @@ def test_masks_go_on_where_they_were(streets, tmp_path):
     again = start(*words)
     output = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, output
-    assert f"masks: {12 - len(done)} of 12 images to do" in output
+    assert f": {12 - len(done)} of 12 images to do, {len(done)} are done already" in output
     assert len(MaskStore(out)) == 12
     assert {f.name: f.stat().st_mtime_ns for f in shards(out) if f.name in done} == done
 

@@ -54,10 +54,10 @@ def test_an_image_that_kills_its_process_costs_that_image(
     """As the kernel does when memory runs out; Ray would start the image again without end."""
 
     class DeadlyFolder(PredictionFolder):
-        def write(self, image_id, image, train_ids):
+        def write(self, image_id, image, train_ids, content):
             if image_id == "deadly":
                 os.kill(os.getpid(), signal.SIGKILL)
-            super().write(image_id, image, train_ids)
+            super().write(image_id, image, train_ids, content)
 
     class Deadly(PredictionActor):
         def __init__(self, spec):

@@ -151,7 +151,7 @@ def test_adaptation_takes_masks_that_are_there(source_model, streets, masks, tin
     regions = json.loads((tmp_path / "run" / "report.json").read_text())["regions"]
     assert (regions["source"], regions["folder"]) == ("imported", str(given))
     assert (regions["images"], regions["masks"]) == (12, store.num_masks)
-    assert f"masks: {store.num_masks} of 12 images by imported are given" in lines
+    assert f"masks: {store.num_masks} masks of 12 images by imported given" in lines
     assert str(given) in result.report_html.read_text()
     assert adapt(given).metrics == result.metrics
     with pytest.raises(ResumeError, match="holds another run"):
