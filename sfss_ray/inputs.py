@@ -179,8 +179,10 @@ def _labelled(request: Request, seen: Survey) -> tuple[tuple[LabelledImage, ...]
     if seen.source is not None:
         target_white = next((image.white.value for image in seen.images if image.white), None)
         white = target_white or seen.source.white_level
-        classes = seen.source.classes
-        pairs = labelled_images(images, labels, classes, request.config, white=white)
+        both, classes = _require_both(images, labels), seen.source.classes
+        folder = load_labelled(*both, classes, request.config, white_of_model=white)
+        seen.notes.extend(f"val: {note}" for note in folder.notes)
+        pairs = folder.pairs
     else:
         pairs = tuple(pair_labels(*_require_both(images, labels)))
     return pairs, f"{len(pairs)} pairs"

@@ -308,3 +308,21 @@ def test_val_images_are_as_bright_as_the_target_images(streets, tmp_path: Path):
     assert {image.white.value for image in inputs.images if image.white} == {4095}
     assert {pair.white.value for pair in inputs.labelled if pair.white} == {4095}
     assert any("white is 4095" in note for note in inputs.notes)
+
+
+def test_what_was_chosen_among_labels_is_a_note_of_the_run(streets, tmp_path: Path):
+    """Of two encodings the labelIds are taken, and the run says so."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in ("a_1", "b_1"):
+        pixels = np.zeros((32, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}_leftImg8bit.png")
+        for encoding, road in (("labelIds", 7), ("labelTrainIds", 0)):
+            ids = Image.fromarray(np.full((32, 64), road, np.uint8))
+            ids.save(tmp_path / "labels" / f"{name}_gtFine_{encoding}.png")
+    folders = {"val_images": tmp_path / "images", "val_labels": tmp_path / "labels"}
+    inputs = check_inputs(request_for(streets, tmp_path / "out", **folders))
+    assert len(inputs.labelled) == 2
+    assert {int(pair.labels()[0, 0]) for pair in inputs.labelled} == {0}
+    (note,) = [note for note in inputs.notes if note.startswith("val: ")]
+    assert "labelIds" in note

@@ -58,7 +58,6 @@ class LabelledFolder:
             lines.append(f"classes that the labels cannot show: {', '.join(lacking)}")
         if foreign:
             lines.append(f"classes of the labels that are ignored: {', '.join(foreign)}")
-        lines += self.notes
         if self.skipped:
             lines.append(
                 f"{len(self.skipped)} pairs skipped: image and labels differ in size (first:"
