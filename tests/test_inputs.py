@@ -176,6 +176,7 @@ def test_a_pool_larger_than_the_cluster_is_refused(verb, streets, tmp_path: Path
         work = functools.partial(sfss_ray.predict, SOURCE_MODEL)
     with pytest.raises(SfssError, match=rf"3 {verb} actors .* holds 2 .*compute.{verb}_actors"):
         work(images, out, config=config, progress=str)
+    assert not out.exists()
 
 
 def test_a_plan_prints_what_the_checks_found(streets, tmp_path: Path):

@@ -18,6 +18,7 @@ from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.images import open_images
 from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
+from sfss_ray.files import require_lasting
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.carried import check_travels
 from sfss_ray.models.source import Source, SourceLike, open_source
@@ -28,7 +29,7 @@ from sfss_ray.prediction.outputs import (
     predict_file,
 )
 from sfss_ray.progress import Progress, ProgressSink, print_line
-from sfss_ray.run_folder import claim
+from sfss_ray.run_folder import claim, refuse_other_run
 
 if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
@@ -170,18 +171,19 @@ def predict(
     cluster.check_address(config.compute)
     cluster.local_device(config.compute)
     _refuse_inside(output_dir, images)
-    root = claim(output_dir, _record(source, config, files))
+    root, record = require_lasting(output_dir), _record(source, config, files)
+    refuse_other_run(root, record)
     folder = PredictionFolder(root, source.classes)
-    _remove_leftovers(root)
     missing, altered = folder.remaining(files)
     if altered:
         progress(f"{len(altered)} images were changed since they were predicted: predicted again")
     on_ray = len(missing) >= config.compute.predict_on_ray_from
     if on_ray:
         _check_pool(config.compute)
-    work = _over_actors if on_ray else _in_this_process
-    if on_ray and missing:
         check_travels(source)
+    claim(root, record)
+    _remove_leftovers(root)
+    work = _over_actors if on_ray else _in_this_process
     errors = work(source, missing, folder, config, progress) if missing else {}
     if len(errors) == len(files):
         raise DataError(
