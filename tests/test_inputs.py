@@ -327,3 +327,26 @@ def test_what_was_chosen_among_labels_is_a_note_of_the_run(streets, tmp_path: Pa
     assert {int(pair.labels()[0, 0]) for pair in inputs.labelled} == {0}
     (note,) = [note for note in inputs.notes if note.startswith("val: ")]
     assert "labelIds" in note
+
+
+def test_a_pretraining_is_not_resumed_with_other_labels(streets, tmp_path: Path, monkeypatch):
+    """Stopped before its first step, then a label map is replaced under its name."""
+    shutil.copytree(streets / "val", tmp_path / "day")
+    images, labels = tmp_path / "day" / "images", tmp_path / "day" / "labels"
+
+    def stopped(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfss_ray.train.launch.fit", stopped)
+    config = override(Config(), CPU | {"pretrain.batch_size": 2})
+
+    def pretrain() -> None:
+        sfss_ray.pretrain_source(images, labels, tmp_path / "out", config=config, progress=str)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain()
+    path = labels / "00001.png"
+    Image.fromarray(np.zeros((64, 128), np.uint8)).save(path)
+    with pytest.raises(ResumeError, match=r"1 of 4 input files .*'training labels/00001'"):
+        pretrain()

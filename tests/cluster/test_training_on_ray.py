@@ -8,6 +8,7 @@ import torch
 
 import sfss_ray
 from sfss_ray.config import load_config, override
+from sfss_ray.data import folders
 from sfss_ray.errors import ResumeError
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.store import MaskStore
@@ -112,8 +113,13 @@ def test_adapt_leaves_model_report_and_pictures(source_model, streets, tiny_conf
     assert any(line.startswith("train: step 6/6") for line in lines)
 
 
-def test_adaptation_takes_masks_that_are_there(source_model, streets, masks, tiny_config, tmp_path):
-    """Imported ones too; labelled images of other folders have no masks then."""
+def test_adaptation_takes_masks_that_are_there(
+    source_model, streets, masks, tiny_config, tmp_path, monkeypatch
+):
+    """Imported ones too; labelled images of other folders have no masks then.
+
+    No folder is listed twice.
+    """
     target, given = streets / "target" / "images", tmp_path / "given"
     store, source = MaskStore(masks), tmp_path / "sam"
     source.mkdir()
@@ -144,7 +150,10 @@ def test_adaptation_takes_masks_that_are_there(source_model, streets, masks, tin
             progress=lines.append,
         )
 
+    listed, walk = [], folders._walk
+    monkeypatch.setattr(folders, "_walk", lambda *args: listed.append(args[0]) or walk(*args))
     result = adapt(given)
+    assert sorted(listed) == sorted([target, val / "images", val / "labels"])
     assert result.masks_dir == given
     assert not (tmp_path / "run" / "masks").exists()
     assert not (tmp_path / "run" / "masks_of_pictures").exists()
