@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ MANIFEST_FILE = "inputs.parquet"
 
 def hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
     """SHA-256 of the sorted image ids."""
-    return hashlib.sha256("\n".join(sorted(i.image_id for i in images)).encode()).hexdigest()
+    return hash_of_names(image.image_id for image in images)
+
+
+def hash_of_names(names: Iterable[str]) -> str:
+    """SHA-256 of sorted names."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def labelled_files(what: str, pairs: Sequence[LabelledImage]) -> dict[str, Path]:

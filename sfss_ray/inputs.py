@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sfss_ray import cluster
-from sfss_ray.claims import claim_run, hash_of_ids, labelled_files, unchanged_contents
+from sfss_ray.claims import (
+    claim_run,
+    hash_of_ids,
+    hash_of_names,
+    labelled_files,
+    unchanged_contents,
+)
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage, require_held_out, score_name
 from sfss_ray.data.class_sets import ClassSet
@@ -333,6 +339,8 @@ def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
         "inputs.masks_source": recipe.get("source", "unknown"),
         "inputs.masks_knobs": recipe.get("knobs", {}),
         "inputs.masks": inputs.masks.count(image.image_id for image in images),
+        # Shards on this machine are known by their contents, see `input_files`.
+        "inputs.remote_masks_sha256": hash_of_names(inputs.masks.remote_listing()),
     }
 
 

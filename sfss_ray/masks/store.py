@@ -108,6 +108,12 @@ class MaskStore:
             return []
         return sorted({Path(shard.path) for shard, _ in self._place.values()})
 
+    def remote_listing(self) -> list[str]:
+        """'NAME SIZE' of each shard behind an address, by name; none of a folder of this machine."""
+        if not is_address(self.folder):
+            return []
+        return sorted({f"{Path(s.path).name} {s.size}" for s, _ in self._place.values()})
+
     def count(self, image_ids: Iterable[str]) -> int:
         """Masks of some images; one without a row has none."""
         return sum(self._masks.get(image_id, 0) for image_id in image_ids)

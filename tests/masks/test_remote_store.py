@@ -100,6 +100,15 @@ def test_a_bucket_holds_what_the_folder_holds(folder, bucket):
     assert _same(MaskStore(bucket), MaskStore(folder))
 
 
+def test_shards_of_a_bucket_are_known_by_name_and_size(folder, bucket):
+    assert MaskStore(bucket).remote_listing() == sorted(
+        f"{path.name} {path.stat().st_size}" for path in folder.glob("*.parquet")
+    )
+    assert MaskStore(folder).remote_listing() == []
+    assert MaskStore(bucket).local_shards() == []
+    assert MaskStore(folder).local_shards() == sorted(folder.glob("*.parquet"))
+
+
 def test_training_reads_a_bucket(folder, bucket, tmp_path):
     from PIL import Image
 
