@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from sfss_ray.compute import keep_freed_memory
 from sfss_ray.errors import SfssError
-from sfss_ray.files import DISK_FULL
+from sfss_ray.files import is_disk_full
 from sfss_ray.version import __version__
 
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -273,7 +273,7 @@ def run_guarded(work: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not is_disk_full(error):
             raise
         print(
             f"error: the disk is full ({error}): free some space and run again; what is finished stays",

@@ -13,10 +13,14 @@ from typing import Any
 from sfss_ray.errors import OutputError
 
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Error numbers of a disk that takes no more."""
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PACKAGE_CACHE = re.compile(r"/runtime_resources/(working_dir|py_modules)_files/")
 """Where Ray unpacks a submitted job's files on a node. It is deleted after the job."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether an error says so; Arrow's do by their text alone."""
+    return error.errno in _DISK_FULL or "No space left" in str(error)
 
 
 @contextlib.contextmanager
@@ -30,10 +34,9 @@ def writing(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        is_full = error.errno in DISK_FULL or "No space left" in str(error)
         advice = (
             "free some space, or give an output folder on another disk"
-            if is_full
+            if is_disk_full(error)
             else "give a place that you may write to"
         )
         raise OutputError(

@@ -76,10 +76,7 @@ class Pool:
         try:
             yield from dataset.iter_rows()
         except ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"the pool of {self.what} stopped ({_cause(error)}): put that right and run again, what"
-                " is finished is kept"
-            ) from error
+            raise ClusterError(_explained(self.what, str(error) or type(error).__name__)) from error
         finally:
             forget_deaths(self.folder)
 
@@ -100,8 +97,16 @@ def _hand_over_by_value() -> None:
         pool._map_transformer_ref = property(lambda self: self._map_transformer)  # pyright: ignore
 
 
-def _cause(error: Exception) -> str:
-    """What an actor raised: Ray sends a text of all exceptions, the first cause first."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _explained(what: str, text: str) -> str:
+    """Why a pool stopped: Ray sends a text of all exceptions, the first cause first.
+
+    An error of this package, such as that of a full disk, says what to do itself.
+    """
+    own = re.search(r"^sfss_ray\.errors\.\w+: (.+)$", text, re.MULTILINE)
+    if own is not None:
+        return f"the pool of {what} stopped: {own[1].strip()}"
+    lines = text.strip().splitlines()
     raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
-    return next(raised, lines[0]).strip()[:200]
+    cause = next(raised, lines[0]).strip()[:200]
+    advice = "put that right and run again, what is finished is kept"
+    return f"the pool of {what} stopped ({cause}): {advice}"

@@ -9,6 +9,7 @@ from typing import Any
 from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.errors import TrainingError
+from sfss_ray.files import is_disk_full
 from sfss_ray.progress import ProgressSink, print_line
 from sfss_ray.train.follow import following
 
@@ -78,4 +79,7 @@ def _fit_or_explain(trainer: Any):
         while getattr(cause, "cause", None) or cause.__cause__:
             cause = getattr(cause, "cause", None) or cause.__cause__
         text = str(cause).strip().splitlines()[-1] if str(cause).strip() else repr(cause)
-        raise TrainingError(f"training stopped: {text}") from error
+        advice = ""
+        if isinstance(cause, OSError) and is_disk_full(cause):
+            advice = "; free some space and run again: training resumes from its last checkpoint"
+        raise TrainingError(f"training stopped: {text}{advice}") from error

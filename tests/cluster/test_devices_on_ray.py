@@ -129,3 +129,47 @@ def test_a_first_run_prints_no_warning_of_ray(images: Path, tmp_path: Path):
     done = run(FIRST_RUN, images, tmp_path / "masks")
     assert "masks 16/16" in done.stdout
     assert done.stderr == ""
+
+
+def test_masks_on_a_full_disk_are_one_line_and_resume(images: Path, small_disk):
+    """Shards are written by actors, whose errors come back through Ray."""
+    disk = small_disk(16)
+    done = run_verb("masks", "--target-images", images, "--output-dir", disk / "masks")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: the pool of masks stopped: ")
+    assert "No space left on device" in line
+    assert ".parquet' cannot be written" in line
+    assert "free some space" in line
+    small_disk.grow(8192)
+    done = run_verb("masks", "--target-images", images, "--output-dir", disk / "masks")
+    assert done.returncode == 0, done.stderr
+    assert "images: 16" in done.stdout
+
+
+def run_verb(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sfss_ray.cli", *map(str, words)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """Mounts a real file system of some KiB, and lets it grow."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(kib: int) -> Path:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+        try:
+            subprocess.run(words, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a small disk needs root")
+        return folder
+
+    def grow(kib: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={kib}k", str(folder)], check=True)
+
+    mount.grow = grow
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
