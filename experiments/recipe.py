@@ -10,7 +10,7 @@ from typing import Any
 from sfss_ray.cli import describe, run_guarded
 from sfss_ray.config import PRESETS, PROTOCOLS, Config, load_config, override
 from sfss_ray.errors import ConfigError, DataError
-from sfss_ray.files import require_lasting
+from sfss_ray.storage.files import require_lasting
 
 _NETWORK_INPUT = 1024
 """Pixels on the longest side of the image that both protocols show the network."""

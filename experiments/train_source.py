@@ -43,8 +43,9 @@ def source_config(steps: int, seed: int) -> Config:
 def run(arguments: argparse.Namespace) -> None:
     """Draw, train, score, write."""
     from sfss_ray import evaluate_model, pretrain_source
-    from sfss_ray.models.build import file_sha256, load_model, save_model
-    from sfss_ray.run_folder import write_json
+    from sfss_ray.models.model_file import load_model, save_model
+    from sfss_ray.models.reading import file_sha256
+    from sfss_ray.runtime.run_folder import write_json
     from sfss_ray.streets.default import SOURCE_MODEL
     from sfss_ray.streets.scenes import DOMAINS, write_streets
 

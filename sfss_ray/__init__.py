@@ -13,21 +13,21 @@ from sfss_ray.version import __version__ as __version__
 if TYPE_CHECKING:
     from sfss_ray.config import Config, load_config, override
     from sfss_ray.errors import SfssError
-    from sfss_ray.masks.automatic import AutomaticMaskGenerator
+    from sfss_ray.evaluation.scoring import evaluate_model
+    from sfss_ray.inspection.run_plan import plan
+    from sfss_ray.inspection.source_model import verify_source
+    from sfss_ray.masks.bank.store import MaskStore
     from sfss_ray.masks.generate import generate_masks
-    from sfss_ray.masks.imported import import_masks
-    from sfss_ray.masks.store import MaskStore
+    from sfss_ray.masks.importing.import_folder import import_masks
+    from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
     from sfss_ray.models.card import Card
     from sfss_ray.models.checkpoints import load_source_model
     from sfss_ray.models.model_file import SourceModel, load_model, save_model
-    from sfss_ray.models.wrapping import wrap_model
+    from sfss_ray.models.user_code.wrapping import wrap_model
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
-    from sfss_ray.planning.estimate import plan
     from sfss_ray.prediction.folder import predict
-    from sfss_ray.prediction.onnx_file import export_onnx
-    from sfss_ray.scoring import evaluate_model
+    from sfss_ray.prediction.onnx_export import export_onnx
     from sfss_ray.train.launch import pretrain_source, train_student
-    from sfss_ray.verification import verify_source
 
 __all__ = [
     "AdaptResult",
@@ -59,30 +59,30 @@ __all__ = [
 
 _HOMES = {
     "AdaptResult": "pipeline",
-    "AutomaticMaskGenerator": "masks.automatic",
+    "AutomaticMaskGenerator": "masks.sam.generator",
     "Card": "models.card",
     "Config": "config",
-    "MaskStore": "masks.store",
+    "MaskStore": "masks.bank.store",
     "SfssError": "errors",
     "SourceModel": "models.model_file",
     "TuneResult": "pipeline",
     "adapt": "pipeline",
-    "evaluate_model": "scoring",
-    "export_onnx": "prediction.onnx_file",
+    "evaluate_model": "evaluation.scoring",
+    "export_onnx": "prediction.onnx_export",
     "generate_masks": "masks.generate",
-    "import_masks": "masks.imported",
+    "import_masks": "masks.importing.import_folder",
     "load_config": "config",
     "load_model": "models.model_file",
     "load_source_model": "models.checkpoints",
     "override": "config",
-    "plan": "planning.estimate",
+    "plan": "inspection.run_plan",
     "predict": "prediction.folder",
     "pretrain_source": "train.launch",
     "save_model": "models.model_file",
     "train_student": "train.launch",
     "tune_hyperparameters": "pipeline",
-    "verify_source": "verification",
-    "wrap_model": "models.wrapping",
+    "verify_source": "inspection.source_model",
+    "wrap_model": "models.user_code.wrapping",
 }
 
 

@@ -18,20 +18,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sfss_ray.compute import keep_freed_memory
 from sfss_ray.errors import SfssError
-from sfss_ray.files import is_disk_full
+from sfss_ray.runtime.threads import keep_freed_memory
+from sfss_ray.storage.files import is_disk_full
 from sfss_ray.version import __version__
 
 VERBS: dict[str, tuple[str, str, str]] = {
     "masks": ("sfss_ray.masks.generate", "generate_masks", "make SAM masks of a folder of images"),
     "masks import": (
-        "sfss_ray.masks.imported",
+        "sfss_ray.masks.importing.import_folder",
         "import_masks",
         "take masks that segment-anything's amg.py wrote",
     ),
     "masks inspect": (
-        "sfss_ray.inspection",
+        "sfss_ray.inspection.mask_folder",
         "inspect_masks",
         "say what a folder of masks holds, and draw some",
     ),
@@ -44,18 +44,22 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "search temperature, contrast weight and EMA momentum, then adapt",
     ),
     "verify": (
-        "sfss_ray.verification",
+        "sfss_ray.inspection.source_model",
         "verify_source",
         "look at a source checkpoint before anything is trained",
     ),
-    "evaluate": ("sfss_ray.scoring", "evaluate_model", "score a model on labelled images"),
+    "evaluate": (
+        "sfss_ray.evaluation.scoring",
+        "evaluate_model",
+        "score a model on labelled images",
+    ),
     "data check": (
-        "sfss_ray.data.check",
+        "sfss_ray.inspection.data_set",
         "check_dataset",
         "say what a labelled data set is and what is wrong",
     ),
     "predict": ("sfss_ray.prediction.folder", "predict", "predict every image of a folder"),
-    "export": ("sfss_ray.prediction.onnx_file", "export_onnx", "write a model as ONNX, checked"),
+    "export": ("sfss_ray.prediction.onnx_export", "export_onnx", "write a model as ONNX, checked"),
 }
 POSITIONAL = ("masks import", "masks inspect", "data check", "predict", "export")
 """Verbs whose required paths are given without their names: `sfss-ray predict MODEL DIR OUT`."""

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfss_ray import cluster
 from sfss_ray.config import Config, override
-from sfss_ray.evidence import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
-from sfss_ray.inputs import Inputs, Request, check_inputs, claim_inputs
+from sfss_ray.inputs.survey import Inputs, Request, check_inputs, claim_inputs
+from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.existing import describe_masks, is_of_file
 from sfss_ray.masks.generate import mask_images
-from sfss_ray.masks.given import describe_masks, is_of_file
 from sfss_ray.masks.regions import SamType
-from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
-from sfss_ray.progress import ProgressSink, print_line
+from sfss_ray.run_report import ADAPTED, SOURCE_ONLY, describe_run, draw_strips, shown_images
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.train.launch import TrainResult, run_training
-from sfss_ray.train.prepared import Prepared, prepare_training
+from sfss_ray.train.training_inputs import Prepared, prepare_training
 from sfss_ray.tune.search import SearchResult, run_search
 
 if TYPE_CHECKING:

@@ -43,9 +43,10 @@ def shared_data() -> Callable[[str], Path]:
 @pytest.fixture
 def experiment(monkeypatch):
     """Imports a script of experiments/ by name; forgets all of them after the test."""
-    folder = ROOT / "experiments"
-    monkeypatch.syspath_prepend(str(folder))
+    folders = [ROOT / "experiments", *sorted((ROOT / "experiments").glob("*/"))]
+    for folder in folders:
+        monkeypatch.syspath_prepend(str(folder))
     yield importlib.import_module
     for name, module in list(sys.modules.items()):
-        if Path(getattr(module, "__file__", None) or "/").parent == folder:
+        if Path(getattr(module, "__file__", None) or "/").parent in folders:
             del sys.modules[name]

@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 
 import sfss_ray
-from sfss_ray import cli, cluster
+from sfss_ray import cli
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import DataError
-from sfss_ray.masks.shard_rows import write_shard
-from sfss_ray.models.build import SourceModel, build_network, save_model
-from sfss_ray.run_folder import claim
+from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.model_file import SourceModel, save_model
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.run_folder import claim
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
 
@@ -326,7 +328,7 @@ def test_words_that_cannot_be_parsed_exit_with_2(words, said, capsys):
 
 def test_knobs_and_config_file_reach_the_function(monkeypatch, data, capsys):
     seen: list = []
-    module = "sfss_ray.scoring"
+    module = "sfss_ray.evaluation.scoring"
     original = importlib.import_module(module).evaluate_model
 
     def evaluate_model(model: Path, images: Path, labels: Path, *, config: Config | None = None):

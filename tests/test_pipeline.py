@@ -14,7 +14,7 @@ import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import ConfigError
-from sfss_ray.models.build import build_network
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.segmenter import SegmenterOutput
 from sfss_ray.models.source import open_source
 from sfss_ray.pipeline import AdaptResult

@@ -11,8 +11,9 @@ import torch
 
 from sfss_ray import cli
 from sfss_ray.data.class_sets import CITYSCAPES_19
-from sfss_ray.models.build import SourceModel, build_network, load_model, save_model
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
+from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.streets.default import SOURCE_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]

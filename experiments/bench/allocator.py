@@ -1,4 +1,4 @@
-"""What a training step gains by keeping freed memory (sfss_ray/compute.py), on a CPU.
+"""What a training step gains by keeping freed memory (sfss_ray/runtime/threads.py), on a CPU.
 
     python experiments/bench/allocator.py [--rounds 3] [--steps 4]
 
@@ -22,8 +22,8 @@ import torch
 from records import RESULTS, keep, machine, markdown
 from step import Trainer, scenes
 
-from sfss_ray.compute import keep_freed_memory
 from sfss_ray.config import Config
+from sfss_ray.runtime.threads import keep_freed_memory
 from sfss_ray.streets.default import embedded_config
 
 CROPS = {"128x256": embedded_config, "512x512": Config}

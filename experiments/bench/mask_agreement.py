@@ -21,10 +21,10 @@ from records import machine
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
-from sfss_ray.masks import automatic
-from sfss_ray.masks.automatic import AutomaticMaskGenerator
-from sfss_ray.masks.sam import load_sam, shipped_small_sam
-from sfss_ray.run_folder import write_json
+from sfss_ray.masks.sam import generator
+from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
+from sfss_ray.runtime.run_folder import write_json
 
 _CROPS = {"points_per_side": 8, "crop_n_layers": 1, "crop_n_points_downscale_factor": 2}
 SAME_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -100,7 +100,7 @@ class Compared:
 def _sources() -> list[bytes]:
     """The code that is compared, and that compares."""
     files = [
-        *Path(automatic.__file__).parent.glob("*.py"),
+        *Path(generator.__file__).parent.glob("*.py"),
         Path(__file__),
         Path(mask_models.__file__),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sfss_ray.masks.sam import shipped_small_sam
+from sfss_ray.masks.sam.networks import shipped_small_sam
 
 CITYSCAPES = (1024, 2048)
 CAMVID = (360, 480)

@@ -16,7 +16,7 @@ from mask_models import NoEncoder, calibrated_sam, draw_masks, low_size, smooth_
 from mask_speed import drawn_logits, generator_of
 from records import machine
 
-from sfss_ray.masks.encoder import encode_image
+from sfss_ray.masks.sam.encoder import encode_image
 
 BATCHES = ("stock", "fp32", "bf16")
 ENCODERS = ("encoder, stock", "encoder, fp32")

@@ -20,8 +20,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfss_ray.masks.decoder import DecodedPoints, SharedImageDecoder
-from sfss_ray.masks.stock_order import StockOrderDecoder
+from sfss_ray.masks.sam.decoder import DecodedPoints, SharedImageDecoder
+from sfss_ray.masks.sam.reference_decoder import StockOrderDecoder
 
 BUILDERS = {"vit_b": build_sam_vit_b, "vit_h": build_sam_vit_h}
 OBJECTS = 120

@@ -27,10 +27,11 @@ from records import machine, median_seconds, seconds_of
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
-from sfss_ray.masks import automatic, candidates
-from sfss_ray.masks.automatic import AutomaticMaskGenerator
-from sfss_ray.masks.resize import PillowResize
-from sfss_ray.masks.sam import load_sam, shipped_small_sam
+from sfss_ray.masks.sam import crop as crop_module
+from sfss_ray.masks.sam import generator as generator_module
+from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
+from sfss_ray.masks.sam.resize import PillowResize
 
 
 def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
@@ -90,9 +91,9 @@ def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Ite
 
     places = {
         "ours": (
-            (automatic, "encode_crop", timed(automatic.encode_crop)),
-            (automatic, "settle_doubtful", lambda crop, found, offset: found),
-            (candidates, "SharedImageDecoder", lambda *_: Decoder(drawn)),
+            (generator_module, "encode_crop", timed(generator_module.encode_crop)),
+            (generator_module, "settle_doubtful", lambda crop, found, offset: found),
+            (crop_module, "SharedImageDecoder", lambda *_: Decoder(drawn)),
         ),
         "stock": (
             (sam, "mask_decoder", DrawnDecoder(drawn, None)),
@@ -137,7 +138,7 @@ def _encoder_seconds(predictor: SamPredictor, image: np.ndarray, who: str, repea
     """Of them, those of the image encoder with its preparation of the image, on a GPU."""
     dtype = torch.bfloat16 if who == "bf16" else torch.float32
     resize = PillowResize()
-    work = lambda: automatic.encode_crop(predictor, image, dtype, resize)  # noqa: E731
+    work = lambda: generator_module.encode_crop(predictor, image, dtype, resize)  # noqa: E731
     return median_seconds(work, repeats, "cuda")[0]
 
 
@@ -158,9 +159,9 @@ def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
         return
     height, width = low_size(CITYSCAPES)
     with (
-        patch.object(candidates, "SharedImageDecoder", drawn_shared_decoder(drawn)),
+        patch.object(crop_module, "SharedImageDecoder", drawn_shared_decoder(drawn)),
         patch.object(
-            candidates, "StockOrderDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
+            crop_module, "StockOrderDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
         ),
     ):
         yield

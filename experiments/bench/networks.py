@@ -39,15 +39,15 @@ def measure(network: str, precision: str, device: str, batch: int, threads: int)
     import torch
     from PIL import Image
 
-    from sfss_ray.compute import use_threads
     from sfss_ray.config import Config, override
     from sfss_ray.data.class_sets import CITYSCAPES_19
     from sfss_ray.data.folders import ImageFile
+    from sfss_ray.inspection.measurements import measure_training
     from sfss_ray.masks.regions import build_region_source, make_recipe
+    from sfss_ray.models.architectures.catalogue import build_network
     from sfss_ray.models.model_file import SourceModel
-    from sfss_ray.models.networks import build_network
     from sfss_ray.models.source import open_source
-    from sfss_ray.planning.measure import measure_training
+    from sfss_ray.runtime.threads import use_threads
     from sfss_ray.streets.scenes import render_scene
 
     use_threads(threads)

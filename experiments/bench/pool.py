@@ -33,12 +33,12 @@ from unittest.mock import patch
 from PIL import Image
 from records import RESULTS, keep, machine, markdown
 
-from sfss_ray import pool as ray_pool
-from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, override
 from sfss_ray.data.decoding import read_image
 from sfss_ray.masks import generate
 from sfss_ray.masks.regions import build_region_source, make_recipe
+from sfss_ray.runtime import pool as ray_pool
+from sfss_ray.runtime.threads import use_threads
 from sfss_ray.streets.scenes import render_scene
 
 SHARD = 4

@@ -33,13 +33,13 @@ from torch.nn import functional as F
 from sfss_ray.config import AugmentConfig, MaskConfig
 from sfss_ray.data.augment import Geometry, draw_geometry
 from sfss_ray.data.decoding import read_image
-from sfss_ray.masks import store as masks_store
-from sfss_ray.masks.cache import PaintedCache
-from sfss_ray.masks.painting import PaintedRuns, paint_image, paint_order
+from sfss_ray.masks.bank import store as masks_store
+from sfss_ray.masks.bank.cache import PaintedCache
+from sfss_ray.masks.bank.painting import PaintedRuns, paint_image, paint_order
+from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
+from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.masks.bank.store import PAINTED, MaskStore
 from sfss_ray.masks.regions import build_region_source, make_recipe
-from sfss_ray.masks.rle import encode_masks, to_coco_strings
-from sfss_ray.masks.shard_rows import write_shard
-from sfss_ray.masks.store import PAINTED, MaskStore
 
 SIZE = (1024, 2048)
 MASKS = 120

@@ -27,17 +27,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, TrainConfig, override
-from sfss_ray.models.networks import build_network
+from sfss_ray.method import step as steps
+from sfss_ray.method.mask_vote import ClassPrior
+from sfss_ray.method.prototype_bank import PrototypeBank
+from sfss_ray.method.pseudo_labels import ClassThresholds
+from sfss_ray.method.teacher import make_teacher, update_teacher
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.runtime.threads import use_threads
 from sfss_ray.streets.default import embedded_config
 from sfss_ray.streets.scenes import render_scene
-from sfss_ray.train import step as steps
-from sfss_ray.train.bank import PrototypeBank
 from sfss_ray.train.loop import build_optimizer, learn
-from sfss_ray.train.mask_vote import ClassPrior
-from sfss_ray.train.pseudo_labels import ClassThresholds
-from sfss_ray.train.teacher import make_teacher, update_teacher
 
 CLASSES = 19
 DEEPLAB_CROP = (512, 1024)

@@ -92,7 +92,8 @@ class TuneConfig:
         "val_miou",
     ] = "auto"
     """auto: val_miou (an oracle: needs target labels) when labels are given, else
-    balanced_mask_information, which ranked students best on both pairs of experiments/score_quality.py.
+    balanced_mask_information, which ranked students best on both pairs of
+    experiments/studies/score_quality.py.
     The others need no labels either. A collapsed student is never picked, whatever its score."""
 
     def __post_init__(self):

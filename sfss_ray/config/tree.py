@@ -13,7 +13,7 @@ from sfss_ray.config.masks import MaskConfig
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
-from sfss_ray.text_files import read_text
+from sfss_ray.storage.text import read_text
 
 LabelsFormat = Literal[
     "auto",

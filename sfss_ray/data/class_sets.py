@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfss_ray.errors import DataError
-from sfss_ray.text_files import without_mark
+from sfss_ray.storage.text import without_mark
 
 IGNORE_INDEX = 255
 

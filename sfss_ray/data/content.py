@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sfss_ray.files import whole_file
-from sfss_ray.progress import Progress, ProgressSink, silent
+from sfss_ray.runtime.progress import Progress, ProgressSink, silent
+from sfss_ray.storage.files import whole_file
 
 UNREADABLE = "unreadable"
 """Stands for the hash of a file that cannot be opened."""

@@ -24,7 +24,7 @@ from sfss_ray.data.label_names import (
 from sfss_ray.data.names import printable
 from sfss_ray.data.suffixes import LeftOut, image_suffixes, is_basic, is_still_image
 from sfss_ray.errors import DataError
-from sfss_ray.progress import ProgressSink
+from sfss_ray.runtime.progress import ProgressSink
 
 
 @dataclass(frozen=True, order=True)

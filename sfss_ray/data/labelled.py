@@ -24,8 +24,8 @@ from sfss_ray.data.folders import LabelledImage, match_labels, refuse_unpaired
 from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, as_named, make_decoding, recognise
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
-from sfss_ray.progress import Progress, ProgressSink, silent
-from sfss_ray.text_files import read_text
+from sfss_ray.runtime.progress import Progress, ProgressSink, silent
+from sfss_ray.storage.text import read_text
 
 CLASS_LIST = "classes.txt"
 UNNAMED = "unnamed"

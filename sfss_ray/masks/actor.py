@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from sfss_ray.compute import use_threads
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.content import read_with_content
 from sfss_ray.data.decoding import decode_image
 from sfss_ray.data.names import printable
-from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
-from sfss_ray.masks.lock import is_claimed_by
+from sfss_ray.masks.bank.claims import is_claimed_by
+from sfss_ray.masks.bank.schema import content_columns, shard_name, write_shard
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
-from sfss_ray.masks.shard_rows import content_columns, shard_name, write_shard
+from sfss_ray.runtime.crash_guard import DIED, Attempts, started
+from sfss_ray.runtime.threads import use_threads
 
 _REASON_LENGTH = 300
 _DIED = f"{DIED} (it is tried again once its file is newer than its masks)"

@@ -16,19 +16,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfss_ray import cluster
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.images import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
-from sfss_ray.masks.lock import claimed, refuse_former
-from sfss_ray.masks.places import local_folder
+from sfss_ray.masks.bank.claims import claimed, refuse_former
+from sfss_ray.masks.bank.shards import local_folder
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining, remove_leftovers
-from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
-from sfss_ray.pool import Pool, pool_size
-from sfss_ray.progress import Progress, ProgressSink, print_line
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.pool import Pool, pool_size
+from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 
 
 def generate_masks(

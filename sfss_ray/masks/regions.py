@@ -18,7 +18,7 @@ from sfss_ray.config import MaskConfig
 from sfss_ray.data.depth import White
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
-from sfss_ray.masks.rle import encode_masks, to_coco_strings
+from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
 
 RegionSource = Callable[[np.ndarray], list[dict[str, Any]]]
 SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small"]
@@ -128,8 +128,8 @@ def make_recipe(
     if source == "felzenszwalb":
         return RegionRecipe(source, "", "", _knobs(config, _FELZENSZWALB_KNOBS)), None
     _require_points(config)
-    from sfss_ray.masks.sam import load_sam, recognise_sam_type, shipped_small_sam
-    from sfss_ray.models.build import file_sha256
+    from sfss_ray.masks.sam.networks import load_sam, recognise_sam_type, shipped_small_sam
+    from sfss_ray.models.reading import file_sha256
 
     checkpoint = shipped_small_sam() if source == "small_sam" else Path(sam_checkpoint or "")
     found = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
@@ -170,8 +170,8 @@ def build_region_source(
         return _felzenszwalb(**recipe.knobs)
     import torch
 
-    from sfss_ray.masks.automatic import AutomaticMaskGenerator
-    from sfss_ray.masks.sam import load_sam
+    from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+    from sfss_ray.masks.sam.networks import load_sam
 
     assert checkpoint is not None
     generator = AutomaticMaskGenerator(

@@ -12,11 +12,8 @@ from sfss_ray.data.content import Content, changed
 from sfss_ray.data.decoding import image_size
 from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.data.names import printable
-from sfss_ray.deaths import killed_its_process
 from sfss_ray.errors import DataError, ResumeError
-from sfss_ray.masks.places import Shard
-from sfss_ray.masks.regions import RegionRecipe
-from sfss_ray.masks.shard_rows import (
+from sfss_ray.masks.bank.schema import (
     CODE_VERSION,
     content_of,
     drop_rows,
@@ -25,6 +22,9 @@ from sfss_ray.masks.shard_rows import (
     parquet_files,
     read_shard,
 )
+from sfss_ray.masks.bank.shards import Shard
+from sfss_ray.masks.regions import RegionRecipe
+from sfss_ray.runtime.crash_guard import killed_its_process
 
 _MOST_COMPARED = 2000  # of a data set that was moved: on a network disk a size takes milliseconds
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import NOTES
-from sfss_ray.masks.store import MaskStore
 
 _SAM_CUTS = "lower masks.pred_iou_thresh or masks.stability_score_thresh, in another folder"
 LOWER = {

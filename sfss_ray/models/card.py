@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sfss_ray.data.class_sets import ClassSet, parse_classes
 from sfss_ray.errors import CheckpointError, DataError
-from sfss_ray.text_files import read_text
+from sfss_ray.storage.text import read_text
 
 ChannelOrder = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card, CardLike, card_values, class_names
 from sfss_ray.models.families import FAMILIES, Recognised
 from sfss_ray.models.families.copies import choose_copy, no_copy
 from sfss_ray.models.load_report import LoadReport, compare, refuse_unfit
 from sfss_ray.models.model_file import SourceModel, full_precision, is_model_file, model_of
-from sfss_ray.models.networks import build_network
 from sfss_ray.models.reading import read_checkpoint
 
 BY_OUTPUTS = {len(known): known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}

@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError, ConfigError, SfssError
-from sfss_ray.files import write_torch
+from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
 from sfss_ray.models.card import Card
-from sfss_ray.models.custom import (
+from sfss_ray.models.load_report import OWN_FAMILY, LoadReport, compare, refuse_unfit
+from sfss_ray.models.reading import read_checkpoint
+from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.user_code.custom import (
     CUSTOM,
     WrappedSegmenter,
     with_room_for_weights,
     without_weights,
 )
-from sfss_ray.models.layers import torch_methods
-from sfss_ray.models.load_report import OWN_FAMILY, LoadReport, compare, refuse_unfit
-from sfss_ray.models.networks import NETWORKS, build_network
-from sfss_ray.models.reading import read_checkpoint
-from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.user_code.layers import torch_methods
+from sfss_ray.storage.files import write_torch
 
 FORMAT = "sfss_ray.model/2"
 _WITH_OPTIONS = "sfss_ray.model/3"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Card, ChannelOrder, Triple
-from sfss_ray.models.layers import named_layers
+from sfss_ray.models.user_code.layers import named_layers
 
 if TYPE_CHECKING:
     from sfss_ray.models.load_report import LoadReport

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from sfss_ray.models.carried import CarriedModule
     from sfss_ray.models.model_file import SourceModel
     from sfss_ray.models.segmenter import Segmenter
+    from sfss_ray.models.user_code.carried_module import CarriedModule
 
 SourceLike = Union[Path, str, "SourceModel", "Segmenter"]
 """The path of a checkpoint of any known family or of a model file, or a model in memory: a source model
@@ -120,7 +120,7 @@ def _copied(model: SourceModel) -> SourceModel:
 
 
 def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:
-    from sfss_ray.models.carried import CarriedModule
+    from sfss_ray.models.user_code.carried_module import CarriedModule
 
     architecture = model.architecture
     return Source(

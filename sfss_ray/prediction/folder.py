@@ -9,27 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfss_ray import cluster
-from sfss_ray.compute import use_threads
 from sfss_ray.config import ComputeConfig, Config, flatten
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.depth import White
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.images import open_images
-from sfss_ray.deaths import DIED, Attempts, started
 from sfss_ray.errors import DataError
-from sfss_ray.files import require_lasting
 from sfss_ray.models.card import CardLike
-from sfss_ray.models.carried import check_travels
 from sfss_ray.models.source import Source, SourceLike, open_source
-from sfss_ray.pool import Pool, pool_size
+from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.prediction.outputs import (
     LABEL_IDS,
     PredictionFolder,
     predict_file,
 )
-from sfss_ray.progress import Progress, ProgressSink, print_line
-from sfss_ray.run_folder import claim, refuse_other_run
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.crash_guard import DIED, Attempts, started
+from sfss_ray.runtime.pool import Pool, pool_size
+from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
+from sfss_ray.runtime.run_folder import claim, refuse_other_run
+from sfss_ray.runtime.threads import use_threads
+from sfss_ray.storage.files import require_lasting
 
 if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter

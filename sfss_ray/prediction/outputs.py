@@ -18,7 +18,7 @@ from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
 from sfss_ray.data.content import Content, changed, read_with_content
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
-from sfss_ray.files import whole_file
+from sfss_ray.storage.files import whole_file
 
 if TYPE_CHECKING:
     from sfss_ray.config import EvaluationConfig
@@ -137,7 +137,7 @@ def predict_file(
         OutputError: a file cannot be written.
     """
     from sfss_ray.data.decoding import decode_image
-    from sfss_ray.evaluation.evaluate import predict_probabilities
+    from sfss_ray.evaluation.examination import predict_probabilities
 
     try:
         data, content = read_with_content(file.path)

@@ -18,7 +18,6 @@ import jinja2
 import numpy as np
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
-from sfss_ray.files import write_text
 from sfss_ray.report import tables
 from sfss_ray.report.charts import (
     MOST_POINTS,
@@ -35,6 +34,7 @@ from sfss_ray.report.pictures import (
     save_png,
     strip_panels,
 )
+from sfss_ray.storage.files import write_text
 
 PICTURE_BYTES = 1_900_000  # of all pictures in the page, before base64 adds a third
 PANEL_WIDTHS = (480, 360, 240, 160, 96)  # the first that keeps the pictures within PICTURE_BYTES

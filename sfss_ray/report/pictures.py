@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.errors import DataError
-from sfss_ray.files import write_bytes
 from sfss_ray.report.tables import answer_name, number
+from sfss_ray.storage.files import write_bytes
 
 PAPER, INK, FAINT_INK = (255, 255, 255), (25, 28, 32), (105, 110, 118)
 NEWLY_RIGHT, NEWLY_WRONG = (64, 196, 99), (190, 24, 60)

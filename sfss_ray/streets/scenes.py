@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from sfss_ray.files import write_bytes, writing
+from sfss_ray.storage.files import write_bytes, writing
 from sfss_ray.streets.appearance import develop, draw, sample_look, shade
 from sfss_ray.streets.brush import Brush
 from sfss_ray.streets.canvas import Camera, Canvas

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from sfss_ray.config import Config, TrainConfig
 from sfss_ray.data.folders import ImageFile
-from sfss_ray.models.carried import CarriedModule
+from sfss_ray.method.collective import average_buffers
+from sfss_ray.method.mask_vote import ClassPrior
+from sfss_ray.method.prototype_bank import PrototypeBank
+from sfss_ray.method.pseudo_labels import ClassThresholds
+from sfss_ray.method.step import ContrastNet, Memory, adaptation_losses
+from sfss_ray.method.teacher import make_teacher, update_teacher, warm_up_momentum
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.bank import PrototypeBank
-from sfss_ray.train.collective import average_buffers
+from sfss_ray.models.user_code.carried_module import CarriedModule
 from sfss_ray.train.loop import (
     build_optimizer,
     distribute,
@@ -29,12 +33,8 @@ from sfss_ray.train.loop import (
     to_device,
     too_few_for_batch_norm,
 )
-from sfss_ray.train.mask_vote import ClassPrior
-from sfss_ray.train.pseudo_labels import ClassThresholds
-from sfss_ray.train.run import Run
+from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import TargetSamples, step_loader
-from sfss_ray.train.step import ContrastNet, Memory, adaptation_losses
-from sfss_ray.train.teacher import make_teacher, update_teacher, warm_up_momentum
 
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 

@@ -8,18 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfss_ray.claims import claim_run, hash_of_ids, labelled_files
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage
 from sfss_ray.data.labelled import load_labelled
-from sfss_ray.files import require_lasting
-from sfss_ray.inputs import Request, check_cluster, check_inputs, claim_inputs, labelled_images
+from sfss_ray.inputs.record import claim_run, hash_of_ids, labelled_files
+from sfss_ray.inputs.survey import (
+    Request,
+    check_cluster,
+    check_inputs,
+    claim_inputs,
+    labelled_images,
+)
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
-from sfss_ray.progress import ProgressSink, print_line
-from sfss_ray.run_folder import refuse_other_run, write_json
-from sfss_ray.train.prepared import Prepared, prepare_training
+from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.run_folder import refuse_other_run, write_json
+from sfss_ray.storage.files import require_lasting
 from sfss_ray.train.trainer import fit
+from sfss_ray.train.training_inputs import Prepared, prepare_training
 
 STUDENT_FILE = "student.pt"
 
@@ -95,7 +101,7 @@ def run_training(
 ) -> TrainResult:
     """Train on Ray in a claimed folder and write student.pt."""
     from sfss_ray.train.adaptation import adapt_student
-    from sfss_ray.train.run import read_progress
+    from sfss_ray.train.run_state import read_progress
 
     started = time.monotonic()
     student = folder / STUDENT_FILE
@@ -164,10 +170,11 @@ def pretrain_source(
         TrainingError: the loss became NaN or Inf, or workers kept dying.
     """
     from sfss_ray.data.class_sets import parse_classes
-    from sfss_ray.evaluation.evaluate import Examination
-    from sfss_ray.models.build import SourceModel, build_network, save_model
+    from sfss_ray.evaluation.examination import Examination
+    from sfss_ray.models.architectures.catalogue import build_network
+    from sfss_ray.models.model_file import SourceModel, save_model
     from sfss_ray.train.pretraining import PretrainingTask, pretrain
-    from sfss_ray.train.run import read_progress
+    from sfss_ray.train.run_state import read_progress
 
     config = config or Config()
     started = time.monotonic()

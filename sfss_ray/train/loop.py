@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sfss_ray.config import OptimConfig
 from sfss_ray.errors import TrainingError
-from sfss_ray.models.layers import torch_methods, weights_of
-from sfss_ray.train.collective import mean_over_workers
-from sfss_ray.train.run import Run
+from sfss_ray.method.collective import mean_over_workers
+from sfss_ray.models.user_code.layers import torch_methods, weights_of
+from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import Share
 
 LOG_EVERY = 10

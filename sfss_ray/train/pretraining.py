@@ -13,9 +13,11 @@ from torch import Tensor
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.data.folders import LabelledImage
-from sfss_ray.models.build import build_network, load_model
+from sfss_ray.method.collective import average_buffers, sum_over_workers, world_size
+from sfss_ray.method.losses import segmentation_loss
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.model_file import load_model
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.collective import average_buffers, sum_over_workers, world_size
 from sfss_ray.train.loop import (
     autocast,
     build_optimizer,
@@ -27,8 +29,7 @@ from sfss_ray.train.loop import (
     set_learning_rate,
     share_of,
 )
-from sfss_ray.train.losses import segmentation_loss
-from sfss_ray.train.run import Run
+from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import LabelledSamples, step_loader
 
 Watch = Callable[[Segmenter], dict[str, float]]

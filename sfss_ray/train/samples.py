@@ -22,7 +22,7 @@ from sfss_ray.config import AugmentConfig
 from sfss_ray.data.augment import draw_geometry, strong_view
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
-from sfss_ray.masks.store import MaskStore
+from sfss_ray.masks.bank.store import MaskStore
 
 
 def image_of_sample(seed: int, number: int, images: int) -> int:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sfss_ray import cluster
 from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.errors import TrainingError
-from sfss_ray.files import is_disk_full
-from sfss_ray.progress import ProgressSink, print_line
-from sfss_ray.train.follow import following
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.storage.files import is_disk_full
+from sfss_ray.train.progress_tail import following
 
 
 def fit(
@@ -35,7 +35,7 @@ def fit(
         import ray.train
         import ray.train.torch
 
-        from sfss_ray.train.run import load_state
+        from sfss_ray.train.run_state import load_state
         from sfss_ray.train.worker import train_on_worker
 
         compute = config.compute

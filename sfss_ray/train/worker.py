@@ -11,8 +11,8 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
-from sfss_ray.compute import use_threads
-from sfss_ray.train.run import append_progress, load_state, save_state
+from sfss_ray.runtime.threads import use_threads
+from sfss_ray.train.run_state import append_progress, load_state, save_state
 
 
 class RayRun:

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfss_ray import cluster
-from sfss_ray.compute import use_threads
 from sfss_ray.config import Config, override
 from sfss_ray.config.consistency import require_held_out, score_name
 from sfss_ray.errors import ConfigError, TrainingError
-from sfss_ray.files import write_text
-from sfss_ray.progress import ProgressSink, print_line
-from sfss_ray.run_folder import write_json
-from sfss_ray.train.follow import following
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.runtime.threads import use_threads
+from sfss_ray.storage.files import write_text
 from sfss_ray.train.launch import save_student
-from sfss_ray.train.prepared import Prepared
+from sfss_ray.train.progress_tail import following
 from sfss_ray.train.trainer import fit
-from sfss_ray.tune.scores import GUARDED, TrialWatch
+from sfss_ray.train.training_inputs import Prepared
+from sfss_ray.tune.trial_score import GUARDED, TrialWatch
 
 TEMPERATURE = "train.loss.temperature"
 CONTRAST_WEIGHT = "train.loss.contrast_weight"
@@ -327,7 +327,7 @@ def _trial(sampled: dict[str, float], plan: _Plan) -> None:
         return
 
     from sfss_ray.train.adaptation import adapt_student
-    from sfss_ray.train.run import LocalRun, load_state
+    from sfss_ray.train.run_state import LocalRun, load_state
 
     use_threads(config.compute.cpus_per_worker)
     prepared, failure = plan.prepared, folder / "failure.txt"
@@ -377,7 +377,7 @@ def _the_end(log: Path) -> dict[str, Any]:
     A trial saves its state before it reports. Killed in between, it goes on from its last step and
     takes no further one; Tune would judge it by what it knew before, or by nothing.
     """
-    from sfss_ray.train.run import read_progress
+    from sfss_ray.train.run_state import read_progress
 
     return read_progress(log)[-1]
 

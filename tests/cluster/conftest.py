@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session")
 def shared_cluster():
     """Two CPUs, whatever the machine has, so that scheduling is the same everywhere."""
-    from sfss_ray.cluster import prepare_environment
+    from sfss_ray.runtime.cluster import prepare_environment
 
     prepare_environment()
     ray = pytest.importorskip("ray")
@@ -35,7 +35,8 @@ def source_model(tmp_path_factory) -> Path:
     import torch
 
     from sfss_ray.data.class_sets import CITYSCAPES_19
-    from sfss_ray.models.build import SourceModel, build_network, save_model
+    from sfss_ray.models.architectures.catalogue import build_network
+    from sfss_ray.models.model_file import SourceModel, save_model
 
     torch.manual_seed(0)
     model = SourceModel(build_network("compact", 19), "compact", CITYSCAPES_19, {})

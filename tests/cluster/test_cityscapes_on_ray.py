@@ -12,7 +12,7 @@ from PIL import Image
 
 from sfss_ray import cli
 from sfss_ray.data.class_sets import CITYSCAPES_19, CITYSCAPES_LABEL_IDS
-from sfss_ray.masks.store import MaskStore
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.streets.default import SMALL_SAM_FACTS, SOURCE_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_cluster")]

@@ -24,7 +24,7 @@ for _ in range(2):
     nodes.add_node(num_cpus=3, num_gpus=2)
 os.environ["RAY_ADDRESS"] = nodes.address
 
-from sfss_ray import cluster
+from sfss_ray.runtime import cluster
 from sfss_ray.config import ComputeConfig, Config, override
 from sfss_ray.errors import ClusterError
 from sfss_ray.masks import generate

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sfss_ray.masks.shard_rows import shards
-from sfss_ray.masks.store import MaskStore
-from sfss_ray.train.run import read_progress
+from sfss_ray.masks.bank.schema import shards
+from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.train.run_state import read_progress
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240
@@ -146,13 +146,13 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     import torch
 
     from sfss_ray.config import flatten, load_config
-    from sfss_ray.inputs import Request, check_inputs
+    from sfss_ray.inputs.survey import Request, check_inputs
     from sfss_ray.masks.actor import MaskActor, actor_spec
+    from sfss_ray.masks.bank.store import MaskStore
     from sfss_ray.masks.regions import make_recipe
-    from sfss_ray.masks.store import MaskStore
     from sfss_ray.train.adaptation import adapt_student
-    from sfss_ray.train.prepared import prepare_training
-    from sfss_ray.train.run import LocalRun, load_state
+    from sfss_ray.train.run_state import LocalRun, load_state
+    from sfss_ray.train.training_inputs import prepare_training
 
     folder = tmp_path_factory.mktemp("whole")
     config_file, images = folder / "config.json", streets / "target" / "images"
@@ -175,7 +175,7 @@ def assert_uninterrupted(out: Path, whole: dict) -> None:
     """Weights of student and teacher, optimiser, thresholds, prior and bank: to the last bit."""
     import torch
 
-    from sfss_ray.train.run import load_state
+    from sfss_ray.train.run_state import load_state
 
     (out / "student.pt").stat()
     last = max((out / "train").glob("checkpoint_*/state.pt"))
@@ -248,7 +248,7 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(tmp_path):
     import numpy as np
     from PIL import Image
 
-    from sfss_ray.models.build import load_model
+    from sfss_ray.models.model_file import load_model
 
     rng = np.random.default_rng(0)
     colours = np.zeros((256, 3), np.uint8)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sfss_ray.masks.shard_rows import shards
+from sfss_ray.masks.bank.schema import shards
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240

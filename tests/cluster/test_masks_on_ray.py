@@ -13,9 +13,9 @@ from sfss_ray.config import override
 from sfss_ray.errors import ClusterError, DataError, ResumeError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.bank.schema import shards
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
-from sfss_ray.masks.shard_rows import shards
-from sfss_ray.masks.store import MaskStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 

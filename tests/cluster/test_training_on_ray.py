@@ -10,8 +10,8 @@ import sfss_ray
 from sfss_ray.config import load_config, override
 from sfss_ray.data import folders
 from sfss_ray.errors import ResumeError
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
-from sfss_ray.masks.store import MaskStore
 from sfss_ray.train.launch import pretrain_source, train_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]

@@ -13,12 +13,12 @@ from PIL import Image, features
 from png_files import GREY, PALETTE, png
 
 from sfss_ray.config import Config, override
-from sfss_ray.data.check import check_dataset
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, class_set_of
 from sfss_ray.data.folders import read_labels
 from sfss_ray.data.label_files import read_ids
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import DataError
+from sfss_ray.inspection.data_set import check_dataset
 
 FOUR = class_set_of(["a", "b", "c", "d"])
 

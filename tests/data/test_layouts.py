@@ -15,11 +15,11 @@ from dataset_files import BUILDING, CAR, ROAD, ids_of, put_palette, put_synthia
 from image_files import encode, noise, put
 
 from sfss_ray.config import Config, override
-from sfss_ray.data.check import DatasetReport, check_dataset
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.data.folders import list_images, match_labels, pair_labels
 from sfss_ray.data.labelled import LabelledFolder, load_labelled
 from sfss_ray.errors import DataError
+from sfss_ray.inspection.data_set import DatasetReport, check_dataset
 
 LABEL_IDS, TRAIN_IDS = ids_of(ROAD, CAR), ids_of(0, 13)  # road and car in the two encodings
 ROAD_AND_CAR = {"road": 500 / 9, "car": 400 / 9}

@@ -11,12 +11,12 @@ from image_files import encode, noise, put
 from PIL import Image, features
 
 from sfss_ray.data import suffixes
-from sfss_ray.data.check import check_dataset
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.decoding import image_size, read_image
 from sfss_ray.data.folders import list_images
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import DataError
+from sfss_ray.inspection.data_set import check_dataset
 
 
 def listed(folder: Path) -> tuple[list[str], list[str]]:

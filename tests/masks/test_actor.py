@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sfss_ray import deaths
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.depth import with_white
 from sfss_ray.data.folders import list_images
-from sfss_ray.deaths import MOST_DEATHS, killed_its_process
 from sfss_ray.masks import actor as actor_module
 from sfss_ray.masks.actor import MaskActor, actor_spec, reason_of
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import make_recipe
-from sfss_ray.masks.store import MaskStore
+from sfss_ray.runtime import crash_guard
+from sfss_ray.runtime.crash_guard import MOST_DEATHS, killed_its_process
 
 
 def make_actor(folder: Path, **knobs: Any) -> MaskActor:
@@ -88,7 +88,7 @@ def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatc
     def kill(*arguments: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(deaths, "_remove", lambda file: None)  # as where its process is gone
+    monkeypatch.setattr(crash_guard, "_remove", lambda file: None)  # as where its process is gone
     with monkeypatch.context() as deadly:
         deadly.setattr(actor_module, "build_region_source", kill)
         for _ in range(MOST_DEATHS + 1):  # two at a time
@@ -97,7 +97,7 @@ def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatc
     with pytest.raises(RuntimeError, match=r"3 processes died .*compute.mask_actors"):
         make_actor(tmp_path)
     monkeypatch.undo()
-    deaths.forget_deaths(tmp_path)
+    crash_guard.forget_deaths(tmp_path)
     make_actor(tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == []
 

@@ -22,8 +22,8 @@ from sfss_ray.masks.regions import (
     choose_source,
     make_recipe,
 )
-from sfss_ray.masks.sam import build_small_sam, shipped_small_sam
-from sfss_ray.models.build import file_sha256
+from sfss_ray.masks.sam.networks import build_small_sam, shipped_small_sam
+from sfss_ray.models.reading import file_sha256
 from sfss_ray.streets.scenes import render_scene
 
 

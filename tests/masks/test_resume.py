@@ -17,20 +17,20 @@ from amg_samples import MASKS, put_images, put_masks, take, write_json
 from PIL import Image
 
 from sfss_ray import cli
-from sfss_ray.cluster import Resources
 from sfss_ray.config import Config, MaskConfig, override
 from sfss_ray.data.folders import list_images
-from sfss_ray.deaths import DIED
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor, actor_spec
+from sfss_ray.masks.bank.claims import claimed
+from sfss_ray.masks.bank.schema import shards, write_shard
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
-from sfss_ray.masks.lock import claimed
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.resume import find_rows
-from sfss_ray.masks.shard_rows import shards, write_shard
-from sfss_ray.masks.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary
+from sfss_ray.runtime.cluster import Resources
+from sfss_ray.runtime.crash_guard import DIED
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_a_shard_that_cannot_be_read_is_kept_and_named(images: Path, tmp_path: P
         return parquet_file(path, **options)
 
     parquet_file = pq.ParquetFile
-    monkeypatch.setattr("sfss_ray.masks.places.pq.ParquetFile", refused)
+    monkeypatch.setattr("sfss_ray.masks.bank.shards.pq.ParquetFile", refused)
     for work in (lambda: make(images, out), lambda: MaskStore(out)):
         with pytest.raises(
             DataError, match=r"cannot be read \(.*Permission denied\): make it read"
@@ -238,7 +238,7 @@ def test_a_second_run_on_the_folder_is_refused_in_one_line(images: Path, tmp_pat
 
 def test_a_run_ends_once_another_has_its_folder(images: Path, tmp_path: Path, monkeypatch):
     """On a disk without locks nothing keeps the second one out."""
-    monkeypatch.setattr("sfss_ray.masks.lock._lock", lambda handle: True)
+    monkeypatch.setattr("sfss_ray.masks.bank.claims._lock", lambda handle: True)
     out, work = tmp_path / "masks", MaskActor.__call__
 
     def begin_another(actor, batch):
@@ -256,7 +256,7 @@ def test_a_run_ends_once_another_has_its_folder(images: Path, tmp_path: Path, mo
 HOLD = """
 import sys, time
 from pathlib import Path
-from sfss_ray.masks.lock import claimed
+from sfss_ray.masks.bank.claims import claimed
 with claimed(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(300)

@@ -22,9 +22,10 @@ from sfss_ray.data.class_sets import (
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import read_labels
 from sfss_ray.errors import DataError, ResumeError
-from sfss_ray.evaluation import evaluate
-from sfss_ray.evaluation.evaluate import predict_probabilities
-from sfss_ray.models.build import SourceModel, build_network, load_model, save_model
+from sfss_ray.evaluation import examination
+from sfss_ray.evaluation.examination import predict_probabilities
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.prediction.folder import predict
 from sfss_ray.prediction.outputs import PredictionFolder, label_id_table
 from sfss_ray.streets.default import SOURCE_MODEL
@@ -160,7 +161,7 @@ def test_an_output_inside_the_images_is_refused(images, tmp_path: Path):
     "reason", ["CUDA out of memory. Tried to allocate", "can't allocate memory"]
 )
 def test_images_too_large_for_the_memory_stop_nothing(reason, images, tmp_path: Path, monkeypatch):
-    real, seen = evaluate.predict_probabilities, []
+    real, seen = examination.predict_probabilities, []
 
     def full(network, image, config):
         seen.append(image)
@@ -168,7 +169,7 @@ def test_images_too_large_for_the_memory_stop_nothing(reason, images, tmp_path: 
             raise RuntimeError(reason)
         return real(network, image, config)
 
-    monkeypatch.setattr(evaluate, "predict_probabilities", full)
+    monkeypatch.setattr(examination, "predict_probabilities", full)
     result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
     assert (result.images, len(result.errors)) == (2, 1)
     assert "128x64 pixels are too many" in next(iter(result.errors.values()))
@@ -178,7 +179,7 @@ def test_errors_of_the_network_are_not_taken_for_the_images(images, tmp_path: Pa
     def broken(network, image, config):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(evaluate, "predict_probabilities", broken)
+    monkeypatch.setattr(examination, "predict_probabilities", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
 

@@ -28,16 +28,17 @@ from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, TrainingError
-from sfss_ray.inputs import Request, check_inputs
-from sfss_ray.masks.store import MaskStore
-from sfss_ray.models import networks
-from sfss_ray.models.build import SourceModel, load_model, save_model
+from sfss_ray.inputs.survey import Request, check_inputs
+from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.method import step
+from sfss_ray.models.architectures import catalogue
+from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.source import open_source
-from sfss_ray.train import adaptation, step
+from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student, estimate_statistics
-from sfss_ray.train.prepared import prepare_training
-from sfss_ray.train.run import LocalRun, load_state, read_progress
+from sfss_ray.train.run_state import LocalRun, load_state, read_progress
+from sfss_ray.train.training_inputs import prepare_training
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +117,12 @@ def test_norm_layers_alone_learn_when_asked(root, source, tmp_path):
 
 
 def compact_with_dropout(num_classes: int) -> Segmenter:
-    network = networks._compact(num_classes)
+    network = catalogue._compact(num_classes)
     return Segmenter(nn.Sequential(network.body, nn.Dropout(0.5)), network.classifier)
 
 
 def test_resuming_a_network_with_dropout_draws_the_same_units(root, tmp_path, monkeypatch):
-    monkeypatch.setitem(networks.NETWORKS, "dropout", compact_with_dropout)
+    monkeypatch.setitem(catalogue.NETWORKS, "dropout", compact_with_dropout)
     torch.manual_seed(0)
     network = compact_with_dropout(len(CLASSES))
     model = SourceModel(network, "dropout", class_set_of(CLASSES))
@@ -287,7 +288,7 @@ def test_target_statistics_are_of_weak_views_and_stay(root, source, tmp_path):
 def test_a_share_of_the_statistics_stays_the_source_s():
     batches = [torch.rand(2, 3, 32, 32) for _ in range(2)]
     torch.manual_seed(0)
-    start = networks.build_network("compact", 3).train()
+    start = catalogue.build_network("compact", 3).train()
     half, whole = copy.deepcopy(start), copy.deepcopy(start)
     estimate_statistics(half, batches, 0.5)
     estimate_statistics(whole, batches)
@@ -299,7 +300,7 @@ def test_a_share_of_the_statistics_stays_the_source_s():
 
 
 def test_statistics_are_the_mean_over_the_batches():
-    network = networks.build_network("compact", 3).train()
+    network = catalogue.build_network("compact", 3).train()
     batches = [torch.rand(2, 3, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
     estimate_statistics(network, batches)
     first = network.body.stem

@@ -15,7 +15,13 @@ from sfss_ray.train.loop import (
     set_learning_rate,
     to_device,
 )
-from sfss_ray.train.run import LocalRun, append_progress, load_state, read_progress, save_state
+from sfss_ray.train.run_state import (
+    LocalRun,
+    append_progress,
+    load_state,
+    read_progress,
+    save_state,
+)
 
 
 def test_learning_rate_rises_then_falls():

@@ -6,7 +6,7 @@ from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.errors import TrainingError
 from sfss_ray.train.pretraining import PretrainingTask, pretrain
-from sfss_ray.train.run import LocalRun, load_state, read_progress
+from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from train_samples import CLASSES, adaptation_task, small_config, write_dataset
 
 from sfss_ray.data.class_sets import class_set_of
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, save_model
-from sfss_ray.models.networks import build_network
 from sfss_ray.train.adaptation import adapt_student
-from sfss_ray.train.run import LocalRun, load_state
+from sfss_ray.train.run_state import LocalRun, load_state
 
 
 @pytest.fixture(scope="module")

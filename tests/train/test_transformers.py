@@ -13,12 +13,12 @@ pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'
 
 from sfss_ray.config import OptimConfig
 from sfss_ray.data.class_sets import class_set_of
+from sfss_ray.method.teacher import make_teacher
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, save_model
-from sfss_ray.models.networks import build_network
 from sfss_ray.train.adaptation import adapt_student, set_batch_norm
 from sfss_ray.train.loop import build_optimizer
-from sfss_ray.train.run import LocalRun, load_state
-from sfss_ray.train.teacher import make_teacher
+from sfss_ray.train.run_state import LocalRun, load_state
 
 NETWORKS = ("segformer_b0", "segformer_mmseg_b0", "daformer_b0", "hrda_b0")
 PATIENCE = 150  # seconds until two processes that do not end count as hanging

@@ -16,10 +16,10 @@ from train_samples import (
 )
 
 from sfss_ray.errors import TrainingError
+from sfss_ray.method.collective import average_buffers, gather_rows, sum_over_workers, world_size
 from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import adapt_student
-from sfss_ray.train.collective import average_buffers, gather_rows, sum_over_workers, world_size
-from sfss_ray.train.run import LocalRun, append_progress, load_state, read_progress
+from sfss_ray.train.run_state import LocalRun, append_progress, load_state, read_progress
 from sfss_ray.train.samples import image_of_sample
 
 WORLD = 2

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sfss_ray.models.families.deeplab_v2 import caffe_deeplab_v2, torchvision_deeplab_v2
+from sfss_ray.models.families.deeplab_v2_keys import caffe_deeplab_v2, torchvision_deeplab_v2
 from sfss_ray.models.families.huggingface import huggingface_segformer
+from sfss_ray.models.families.mmseg_mit import mmseg_mit
 from sfss_ray.models.families.mmseg_resnet import deeplab_of_mmseg
-from sfss_ray.models.families.recognised import Recognised, Recogniser
-from sfss_ray.models.families.segformer import mmseg_mit
-from sfss_ray.models.families.torchvision import torchvision_model
+from sfss_ray.models.families.recognised_file import Recognised, Recogniser
+from sfss_ray.models.families.torchvision_keys import torchvision_model
 
 FAMILIES: tuple[tuple[str, Recogniser], ...] = (
     ("DeepLabV2 of AdaptSegNet, ADVENT, HCL, IAPC, CROTS", caffe_deeplab_v2),

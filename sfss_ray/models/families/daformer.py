@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfss_ray.errors import CheckpointError
-from sfss_ray.models.daformer_head import DILATIONS, POINTWISE, SEPARABLE_CONTEXT
+from sfss_ray.models.architectures.daformer_head import DILATIONS, POINTWISE, SEPARABLE_CONTEXT
 from sfss_ray.models.families.mmseg import State, has, under, unknown_head
 from sfss_ray.models.families.mmseg_settings import Settings, conflict, shown
 
@@ -51,7 +51,7 @@ def hrda_options(head: State, settings: Settings) -> dict[str, Any]:
 
 
 def layer_of(layer: State, settings: Settings, name: str) -> dict[str, Any]:
-    """A layer's description (see sfss_ray.models.daformer_head) from its keys.
+    """A layer's description (see sfss_ray.models.architectures.daformer_head) from its keys.
 
     `name` is the entry of `decoder_params` that its maker described it in. CheckpointError for a layer
     of another kind.

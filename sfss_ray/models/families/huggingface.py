@@ -10,8 +10,8 @@ from sfss_ray.errors import CheckpointError
 from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Triple
 from sfss_ray.models.families.mit_names import from_transformers, size_of
 from sfss_ray.models.families.mmseg import State, has, strangers, under
-from sfss_ray.models.families.recognised import Recognised
-from sfss_ray.models.families.segformer import decoder_width, outputs_of
+from sfss_ray.models.families.mmseg_mit import decoder_width, outputs_of
+from sfss_ray.models.families.recognised_file import Recognised
 from sfss_ray.models.huggingface_folder import CONFIG, PREPROCESSOR
 
 _KNOWN = {

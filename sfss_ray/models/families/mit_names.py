@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
-from sfss_ray.models.segformer import SIZES
+from sfss_ray.models.architectures.segformer import SIZES
 
 Rules = tuple[tuple[str, str], ...]
 

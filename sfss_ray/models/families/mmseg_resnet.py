@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
+from sfss_ray.models.architectures.mmseg_deeplab import DILATIONS, HEAD_DILATIONS, STRIDES
 from sfss_ray.models.families.epsilon import with_epsilon
 from sfss_ray.models.families.mmseg import (
     State,
@@ -19,8 +20,7 @@ from sfss_ray.models.families.mmseg import (
     unknown_head,
 )
 from sfss_ray.models.families.mmseg_settings import Settings, conflict, settings_of, shown
-from sfss_ray.models.families.recognised import Recognised
-from sfss_ray.models.mmseg_deeplab import DILATIONS, HEAD_DILATIONS, STRIDES
+from sfss_ray.models.families.recognised_file import Recognised
 
 _DEPTHS = {6: 50, 23: 101}
 """Blocks of the third stage -> depth."""

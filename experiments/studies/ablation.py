@@ -1,0 +1,357 @@
+"""Every method of the field's tables on one pair, several seeds, one table.
+
+    python experiments/studies/ablation.py --pair streets --seeds 3
+    python experiments/studies/ablation.py --pair camvid_day2dusk --data DIR --seeds 3
+
+All rows start from the same source model and see the same images; they differ in the knobs below alone.
+Students are scored at their LAST step with labels that nothing else sees. A run that was done is not
+done again, one that was interrupted goes on. Writes ablation_PAIR.json, .md and .png; `--table remedies`
+runs what was tried to make masks count more, and writes remedies_PAIR.*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ablation_rows import (
+    BASELINE,
+    CEILING,
+    CONTRAST_KNOBS,
+    STATISTICS,
+    TABLES,
+    USER_REGIONS,
+    Row,
+)
+from ablation_table import knobs_of, write_results
+from domain_pairs import DomainPair, camvid_day2dusk, streets
+
+from sfss_ray.cli import run_guarded
+from sfss_ray.config import Config, flatten, override
+from sfss_ray.errors import ConfigError
+from sfss_ray.masks.sam.networks import shipped_small_sam
+from sfss_ray.runtime.run_folder import write_json
+
+SOURCE_STEPS = 3000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row, one seed."""
+
+    pair: DomainPair
+    row: Row
+    seed: int
+    device: str
+
+    @property
+    def folder(self) -> Path:
+        return self.pair.folder / "runs" / self.row.key / f"seed{self.seed}"
+
+    @property
+    def config(self) -> Config:
+        return override(self.pair.config, {"seed": self.seed, **knobs_of(self.row, self.pair)})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: a finished run of another identity does not count."""
+        from sfss_ray.models.reading import file_sha256
+
+        source = file_sha256(self.pair.source_model)
+        facts = {
+            "regions": self.row.regions,
+            "source": source,
+            "images": len(self.pair.images),
+            "seed": self.seed,
+        }
+        if self.row.regions == "small_sam":
+            facts["small_sam"] = file_sha256(shipped_small_sam())
+        return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
+
+    def depends_on(self, knob: str) -> bool:
+        """Whether a knob can change this result."""
+        if knob.startswith("masks.felzenszwalb"):
+            return self.row.regions == USER_REGIONS
+        if knob.startswith(CONTRAST_KNOBS):
+            return self.config.train.loss.contrast_weight > 0
+        return knob.startswith("pretrain." if self.row == CEILING else "train.")
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Adapt and score; returns what the table needs of this seed."""
+    use_one_thread()
+    done = finished(job)
+    if done:
+        return done
+    if job.row == BASELINE:
+        networks, curve = {"student": source_network(job)}, []
+    elif job.row == STATISTICS:
+        networks, curve = {"student": with_target_statistics(job)}, []
+    elif job.row == CEILING:
+        return keep(job, ceiling(job))
+    else:
+        networks, curve = adapted(job)
+    return keep(job, scores(job, networks, curve))
+
+
+def use_one_thread() -> None:
+    """Runs share the machine's cores, so none of them may take all."""
+    import cv2
+
+    from sfss_ray.runtime.threads import use_threads
+
+    use_threads(1)
+    cv2.setNumThreads(1)
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    import json
+
+    path = job.folder / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    known = result["identity"]
+    return result if all(known.get(k) == v for k, v in _as_json(job.identity).items()) else None
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    import json
+
+    return json.loads(json.dumps(values))
+
+
+def keep(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    result = {"seed": job.seed, **result, "identity": job.identity}
+    write_json(job.folder / "result.json", result)
+    return result
+
+
+def examination(job: Job) -> Any:
+    from sfss_ray.evaluation.examination import Examination
+
+    return Examination(job.pair.classes, job.pair.val, config=job.config.evaluation)
+
+
+def scores(job: Job, networks: dict[str, Any], curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """mIoU of student and teacher at the last step, of the student at its best one, per class."""
+    exam = examination(job)
+    student = exam.score(networks["student"])
+    teacher = exam.score(networks["teacher"]).miou if "teacher" in networks else None
+    seen = [point["val_miou"] for point in curve if "val_miou" in point]
+    return {
+        "student_last": student.miou,
+        "student_best": max([*seen, student.miou]),
+        "teacher_last": teacher,
+        "per_class": student.as_dict()["per_class"],
+        "steps": job.config.train.num_steps if curve else 0,
+        "curve": [
+            {k: p[k] for k in ("step", "val_miou", "kept", "reliable") if k in p} for p in curve
+        ],
+    }
+
+
+def source_network(job: Job) -> Any:
+    from sfss_ray.models.model_file import load_model
+
+    return load_model(job.pair.source_model, job.device).network
+
+
+def with_target_statistics(job: Job) -> Any:
+    """The source model with BatchNorm statistics of target images, nothing else."""
+    import torch
+
+    from sfss_ray.train.adaptation import estimate_statistics
+    from sfss_ray.train.loop import to_device
+    from sfss_ray.train.samples import TargetSamples, step_loader
+
+    network, train = source_network(job), job.config.train
+    samples = TargetSamples(job.pair.images, None, train.augment, job.seed)
+    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size)
+    device = torch.device(job.device)
+    weak = (to_device(b, device)["weak"] for b in batches)
+    estimate_statistics(network.train(), weak, train.statistics_share)
+    return network.eval()
+
+
+def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Student and teacher of the last step, and the curve of the student."""
+    from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+    from sfss_ray.train.run_state import LocalRun, load_state, read_progress
+
+    masks = job.pair.masks(job.row.regions or "felzenszwalb")
+    task = AdaptationTask(job.pair.source_model, job.pair.images, masks, job.config)
+    forget_other_runs(job)
+    adapt_student(task, LocalRun(job.folder, job.device), examination(job))
+    state = load_state(job.folder)
+    networks = {}
+    for name in ("student", "teacher"):
+        networks[name] = source_network(job)
+        prefix = "segmenter."
+        networks[name].load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state[name].items() if k.startswith(prefix)}
+        )
+    return networks, read_progress(job.folder)
+
+
+def forget_other_runs(job: Job) -> None:
+    """Remove what a run with other knobs left here, so that it is not gone on with."""
+    import json
+    import shutil
+
+    note = job.folder / "identity.json"
+    if job.folder.exists() and not (
+        note.exists() and json.loads(note.read_text()) == _as_json(job.identity)
+    ):
+        shutil.rmtree(job.folder)
+    write_json(note, job.identity)
+
+
+def ceiling(job: Job) -> dict[str, Any]:
+    """The source model trained on with labels of the target, on images that are not scored.
+
+    Where scored images are the target images themselves, two halves in time take turns.
+    """
+    import numpy as np
+
+    from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
+    from sfss_ray.evaluation.examination import Examination
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.run_state import LocalRun, load_state
+
+    total = ConfusionMatrix(len(job.pair.classes))
+    forget_other_runs(job)
+    for number, (train, val) in enumerate(job.pair.labelled_folds()):
+        folder = job.folder / f"fold{number}"
+        task = PretrainingTask(train, job.pair.classes, job.config, start=job.pair.source_model)
+        pretrain(task, LocalRun(folder, job.device))
+        network = source_network(job)
+        network.load_state_dict(load_state(folder)["student"])
+        exam = Examination(job.pair.classes, val, config=job.config.evaluation)
+        total.counts += exam.matrix(network.eval()).counts
+    per_class = [None if np.isnan(v) else float(v) for v in total.iou()]
+    miou = total.miou()
+    return {
+        "student_last": miou,
+        "student_best": miou,
+        "teacher_last": None,
+        "per_class": per_class,
+        "steps": job.config.pretrain.num_steps,
+        "curve": [],
+    }
+
+
+def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int = 0) -> DomainPair:
+    """The pair that the options name; a source model is trained on `device`, read by `processes`."""
+    folder = arguments.work / arguments.pair
+    if arguments.pair == "streets":
+        return streets(folder, arguments.images)
+    if arguments.data is None:
+        raise ConfigError(
+            "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
+        )
+    source = arguments.source_model or camvid_source(folder, arguments.data, device, processes)
+    return camvid_day2dusk(folder, arguments.data, source)
+
+
+def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int = 0) -> Path:
+    """The source model: trained from random weights on the labelled day frames, once."""
+    from camvid_day2dusk import DAY, arrange, make_config
+
+    from sfss_ray.data.class_sets import CAMVID_11
+    from sfss_ray.data.folders import pair_labels
+    from sfss_ray.models.architectures.catalogue import build_network
+    from sfss_ray.models.model_file import SourceModel, save_model
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.run_state import LocalRun, load_state
+
+    model = folder / "source" / "source.pt"
+    if model.exists():
+        return model
+    config = make_config(argparse.Namespace(seed=0, source_steps=SOURCE_STEPS, steps=1))
+    config = override(config, {"compute.loader_processes": processes})
+    day = tuple(pair_labels(*arrange(data, folder / "day", DAY)))
+    run = LocalRun(folder / "source" / "train", device)
+    pretrain(PretrainingTask(day, CAMVID_11, config), run)
+    name = config.pretrain.network
+    network = build_network(name, len(CAMVID_11))
+    network.load_state_dict(load_state(run.folder)["student"])
+    facts = {"steps": SOURCE_STEPS, "images": len(day), "seed": config.seed}
+    return save_model(model, SourceModel(network, name, CAMVID_11, facts))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Make the pair and its masks, run what is missing, write the table after every result."""
+    pair = make_pair(arguments, arguments.device, arguments.jobs - 1)
+    if arguments.steps:
+        steps = {"train.num_steps": arguments.steps, "pretrain.num_steps": arguments.steps}
+        pair = replace(pair, config=override(pair.config, steps))
+    of_table = TABLES[arguments.table]
+    rows = [row for row in of_table if not arguments.rows or row.key in arguments.rows]
+    for regions in {row.regions for row in rows if row.regions}:
+        print(f"masks: {regions}", flush=True)
+        pair.masks(regions)
+    device = arguments.device
+    jobs = [Job(pair, row, seed, device) for seed in range(arguments.seeds) for row in rows]
+    results = results_there(pair, device, of_table)
+    stem = arguments.results / f"{arguments.table}_{pair.name}"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        waiting = {pool.submit(run_job, job): job for job in jobs}
+        for number, future in enumerate(as_completed(waiting), start=1):
+            job, result = waiting[future], future.result()
+            results[job.row.key][job.seed] = result
+            what = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"
+            score = f"student {result['student_last']:.1f}"
+            print(f"{number}/{len(jobs)} {what}: {score}", flush=True)
+            write_results(pair, of_table, results, stem)
+    print(stem.with_suffix(".md").read_text())
+
+
+def results_there(
+    pair: DomainPair, device: str, rows: Sequence[Row]
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Row -> seed -> result of all that is finished: a run of few rows does not shorten the table."""
+    found: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in rows}
+    for row in rows:
+        for folder in (pair.folder / "runs" / row.key).glob("seed*"):
+            job = Job(pair, row, int(folder.name.removeprefix("seed")), device)
+            if result := finished(job):
+                found[row.key][job.seed] = result
+    return found
+
+
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name a pair and where things go."""
+    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
+    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    parser.add_argument(
+        "--source-model", type=Path, help="CamVid: a model file (default: trains one)"
+    )
+    parser.add_argument("--images", type=int, default=600, help="streets: scenes to adapt to")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_pair_options(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--steps", type=int, help="for a try-out: steps of every run")
+    parser.add_argument("--table", choices=list(TABLES), default="ablation")
+    keys = list(dict.fromkeys(row.key for rows in TABLES.values() for row in rows))
+    parser.add_argument("--rows", nargs="*", choices=keys, help="of the table; default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    sys.exit(run_guarded(lambda: run(arguments)))

@@ -1,0 +1,134 @@
+"""The ablation's results as JSON, as a table and as a figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablation_rows import BASELINE, CEILING, VOTE, WITHOUT_TEACHER, Row
+from domain_pairs import DomainPair
+
+from sfss_ray.models.reading import file_sha256
+from sfss_ray.runtime.run_folder import write_json
+
+KEPT = ("seed", "student_last", "student_best", "teacher_last", "per_class", "steps", "curve")
+
+
+def write_results(
+    pair: DomainPair,
+    rows: Sequence[Row],
+    results: Mapping[str, Mapping[int, dict[str, Any]]],
+    stem: Path,
+) -> None:
+    """Write STEM.json, .md and .png of the rows that have a result (row -> seed -> result)."""
+    table = [
+        summary(row, pair, list(results[row.key].values())) for row in rows if results[row.key]
+    ]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_json(stem.with_suffix(".json"), table)
+    stem.with_suffix(".md").write_text(as_markdown(pair, table, stem.name.split("_")[0]))
+    draw(pair, table, stem.with_suffix(".png"))
+
+
+def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:
+    """What a row changes on a pair; rows with the pooled vote take what suits their regions there."""
+    votes = row.knobs.items() >= VOTE.items()
+    return {**row.knobs, **(pair.votes.get(row.regions, {}) if votes else {})}
+
+
+def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of the JSON file: mean and standard deviation (of the sample) of the last step."""
+    seeds = sorted(seeds, key=lambda result: result["seed"])
+    values = [result["student_last"] for result in seeds]
+    if row in WITHOUT_TEACHER:
+        seeds = [result | {"teacher_last": None} for result in seeds]
+    return {
+        "row": row.name,
+        "key": row.key,
+        "regions": row.regions or "none",
+        "seeds": [{name: result[name] for name in KEPT if name in result} for result in seeds],
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "knobs": knobs_of(row, pair),
+    }
+
+
+def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str:
+    """mIoU table, gap closed, and IoU per class; source-only first."""
+    mean = {entry["key"]: entry["mean"] for entry in table}
+    base, top = mean.get(BASELINE.key), mean.get(CEILING.key)
+    lines = [
+        f"# {pair.name}: {len(pair.images)} unlabelled target images, {len(pair.val)} scored",
+        "",
+        "mIoU in percent of the student at its last step, mean and standard deviation over seeds.",
+        "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
+        "Best step: the higher of two looks, half-way and at the end.",
+        f"`python experiments/studies/ablation.py --table {name} --pair {pair.name}`; source model"
+        f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",
+        "",
+        "| method | regions | seeds | last step | gain | gap closed | best step | teacher, last |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in table:
+        seeds = entry["seeds"]
+        gain = "" if base is None else f"{entry['mean'] - base:+.1f}"
+        closed = ""
+        if base is not None and top is not None and top > base:
+            closed = f"{100 * (entry['mean'] - base) / (top - base):.0f} %"
+        best = statistics.fmean(result["student_best"] for result in seeds)
+        of_teacher = [s["teacher_last"] for s in seeds if s["teacher_last"] is not None]
+        teacher = f"{statistics.fmean(of_teacher):.1f}" if of_teacher else ""
+        last = f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if len(seeds) > 1 else "")
+        lines.append(
+            f"| {entry['row']} | {entry['regions']} | {len(seeds)} | {last} | {gain} | {closed}"
+            f" | {best:.1f} | {teacher} |"
+        )
+    return "\n".join([*lines, "", *_per_class(pair, table), ""])
+
+
+def _per_class(pair: DomainPair, table: list[dict[str, Any]]) -> list[str]:
+    shown = [k for k, v in enumerate(table[0]["seeds"][0]["per_class"]) if v is not None]
+    names = [pair.classes.classes[k] for k in shown]
+    lines = ["| IoU, last step | regions | " + " | ".join(names) + " |"]
+    lines.append("|---" * (2 + len(names)) + "|")
+    for entry in table:
+        means = [statistics.fmean(s["per_class"][k] for s in entry["seeds"]) for k in shown]
+        cells = " | ".join(f"{value:.0f}" for value in means)
+        lines.append(f"| {entry['row']} | {entry['regions']} | {cells} |")
+    return lines
+
+
+def draw(pair: DomainPair, table: list[dict[str, Any]], path: Path) -> None:
+    """A bar per row, its standard deviation and every seed; lines at source-only and the ceiling."""
+    from matplotlib.figure import Figure
+
+    names = [
+        entry["row"] + ("" if entry["regions"] == "none" else f", {entry['regions']}")
+        for entry in table
+    ]
+    figure = Figure(figsize=(9, 0.42 * len(table) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    places = list(range(len(table)))
+    means, spread = [e["mean"] for e in table], [e["std"] for e in table]
+    axes.barh(places, means, xerr=spread, color="#9db7d5", error_kw={"elinewidth": 1})
+    for place, entry in zip(places, table, strict=True):
+        values = [result["student_last"] for result in entry["seeds"]]
+        axes.plot(values, [place] * len(values), ".", color="#1f3d5c", markersize=4)
+        axes.text(
+            max([*values, entry["mean"] + entry["std"]]) + 0.3,
+            place,
+            f"{entry['mean']:.1f}",
+            va="center",
+            fontsize=8,
+        )
+    for entry in table:
+        if entry["key"] in (BASELINE.key, CEILING.key):
+            axes.axvline(entry["mean"], color="#777777", linestyle=":", linewidth=1)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0.75 * min(means), 1.06 * max(means))
+    axes.set_xlabel("mIoU %, student, last step")
+    axes.set_title(f"{pair.name}: mean, standard deviation and every seed", fontsize=10)
+    figure.savefig(path, dpi=110)

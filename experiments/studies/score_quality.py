@@ -1,0 +1,266 @@
+"""How well scores without labels rank students: twenty trials on one pair, from timid to reckless.
+
+    python experiments/studies/score_quality.py --pair streets
+    python experiments/studies/score_quality.py --pair camvid_day2dusk --data DIR [--source-model FILE]
+
+Trials differ in learning rate, ema_momentum, contrast_weight, temperature, BatchNorm, steps and loss, so
+that some gain, some lose and some collapse. Scores look at target images that no trial learns from;
+mIoU is of the student at its last step, and nothing but this table sees it. A trial that was done is
+not done again. Writes results/score_quality_PAIR.json, .md and .png beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from domain_pairs import DomainPair, camvid_day2dusk, streets
+from score_trials import NAMES, TrialPlan, held_out, networks, plans, train
+
+from sfss_ray.cli import run_guarded
+from sfss_ray.config import flatten
+from sfss_ray.errors import ConfigError
+from sfss_ray.runtime.run_folder import write_json
+
+REGIONS = "felzenszwalb"
+KEPT = (
+    "miou",
+    "mask_information",
+    "balanced_mask_information",
+    "agreement",
+    "entropy",
+    "neighbourhood_density",
+    "predicted_classes",
+    "class_entropy",
+)
+# Higher is better. The last three are no scores of the package: variants and controls.
+SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "mask_information": lambda t: t["mask_information"],
+    "balanced_mask_information": lambda t: t["balanced_mask_information"],
+    "agreement (with the teacher)": lambda t: t["agreement"],
+    "low entropy": lambda t: -t["entropy"],
+    "neighbourhood_density": lambda t: t["neighbourhood_density"],
+    "mask_information / class entropy": lambda t: (
+        t["mask_information"] / max(t["class_entropy"], 1e-9)
+    ),
+    "class entropy alone": lambda t: t["class_entropy"],
+    "mask_information - entropy": lambda t: t["mask_information"] - t["entropy"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Scores networks of a pair, with labels and without."""
+
+    pair: DomainPair
+
+    @property
+    def unlabelled(self) -> Any:
+        """What label-free scores see."""
+        from sfss_ray.evaluation.examination import Examination
+        from sfss_ray.masks.bank.store import MaskStore
+
+        store = MaskStore(self.pair.masks(REGIONS))
+        config = self.pair.config.evaluation
+        return Examination(self.pair.classes, (), held_out(self.pair), store.id_map, config)
+
+    def source(self) -> dict[str, Any]:
+        """Scores of the source model; kept."""
+        from sfss_ray.models.model_file import load_model
+
+        return self._kept(
+            self.pair.folder / "score_trials" / "source.json",
+            self._source_identity,
+            lambda: self._score(load_model(self.pair.source_model).network, None, ()),
+        )
+
+    def trial(self, plan: TrialPlan) -> dict[str, Any]:
+        """Scores of a trained trial; kept."""
+        share = tuple(self.source()["class_share"])
+        identity = {"trial": plan.identity} | self._source_identity
+        return self._kept(
+            plan.folder / "scores.json", identity, lambda: self._score(*networks(plan), share)
+        )
+
+    @property
+    def _source_identity(self) -> dict[str, Any]:
+        return {
+            "held_out": len(held_out(self.pair)),
+            "scored": len(self.pair.val),
+            "kept": list(KEPT),
+        }
+
+    def _kept(
+        self, path: Path, identity: dict[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        if path.exists():
+            known = json.loads(path.read_text())
+            if known["identity"] == identity:
+                return known["scores"]
+        scores = make()
+        write_json(path, {"identity": identity, "scores": scores})
+        return scores
+
+    def _score(self, student: Any, teacher: Any, share: tuple[float, ...]) -> dict[str, Any]:
+        from sfss_ray.evaluation.examination import Examination
+
+        config = self.pair.config.evaluation
+        with_labels = Examination(self.pair.classes, self.pair.val, config=config).score(student)
+        exam = dataclasses.replace(self.unlabelled, source_share=share)
+        scores = exam.score(student, teacher).as_dict() | {"miou": with_labels.miou}
+        return {name: scores[name] for name in (*KEPT, "class_share")}
+
+
+def spearman(ones: list[float], others: list[float]) -> float:
+    """Rank correlation; NaN where one of the two does not vary."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    if len(set(ones)) < 2 or len(set(others)) < 2:
+        return float("nan")
+    return float(np.corrcoef(rankdata(ones), rankdata(others))[0, 1])
+
+
+def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per score: rank correlation with mIoU, and what it picks with and without the guard."""
+    sound = [trial for trial in trials if not trial["collapsed"]]
+    rows = []
+    for name, score in SCORES.items():
+        free, guarded = max(trials, key=score), max(sound, key=score)
+        rows.append(
+            {
+                "score": name,
+                "spearman": spearman(list(map(score, trials)), [t["miou"] for t in trials]),
+                "spearman_sound": spearman(list(map(score, sound)), [t["miou"] for t in sound]),
+                "pick": guarded["trial"],
+                "pick_miou": guarded["miou"],
+                "pick_unguarded": free["trial"],
+                "pick_unguarded_miou": free["miou"],
+                "pick_unguarded_collapsed": free["collapsed"],
+            }
+        )
+    return rows
+
+
+def write_results(pair: DomainPair, source: dict, trials: list[dict], folder: Path) -> str:
+    """JSON, markdown and figure; returns the markdown."""
+    rows, stem = judge_scores(trials), folder / f"score_quality_{pair.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"pair": pair.name, "source": source, "scores": rows, "trials": trials}
+    write_json(stem.with_suffix(".json"), content | {"held_out": len(held_out(pair))})
+    text = as_markdown(pair, source, trials, rows)
+    stem.with_suffix(".md").write_text(text)
+    draw(pair, source, trials, stem.with_suffix(".png"))
+    return text
+
+
+def as_markdown(pair: DomainPair, source: dict, trials: list[dict], rows: list[dict]) -> str:
+    """The table of scores, then the trials."""
+    fallen = sum(t["collapsed"] for t in trials)
+    best = max(t["miou"] for t in trials)
+    lines = [
+        f"# {pair.name}: {len(trials)} trials, {fallen} of them flagged as collapsed",
+        "",
+        f"Source model {source['miou']:.1f} mIoU, best trial {best:.1f}, worst"
+        f" {min(t['miou'] for t in trials):.1f}. Scores see {len(held_out(pair))} target images that no"
+        f" trial learns from, with {REGIONS} regions; mIoU of the student, last step, one seed, is over"
+        f" {len(pair.val)} labelled images.",
+        "",
+        "| score | Spearman, all | Spearman, not collapsed | picks | its mIoU | without the guard |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [_score_line(row) for row in rows]
+    names = [name.rsplit(".", 1)[-1] for name in NAMES]
+    lines += ["", "| trial | " + " | ".join([*names, *KEPT, "collapsed"]) + " |"]
+    lines.append("|---" * (len(names) + len(KEPT) + 2) + "|")
+    for trial in sorted(trials, key=lambda t: -t["miou"]):
+        knobs = [str(trial["knobs"][name]) for name in NAMES]
+        values = [f"{trial[name]:.3g}" for name in KEPT]
+        label = f"{trial['trial']}{' (entropy loss)' if trial['entropy_loss'] else ''}"
+        flag = "yes" if trial["collapsed"] else ""
+        lines.append("| " + " | ".join([label, *knobs, *values, flag]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _score_line(row: dict[str, Any]) -> str:
+    free = f"trial {row['pick_unguarded']}, {row['pick_unguarded_miou']:.1f}"
+    free += ", collapsed" if row["pick_unguarded_collapsed"] else ""
+    return (
+        f"| {row['score']} | {row['spearman']:+.2f} | {row['spearman_sound']:+.2f} | trial {row['pick']}"
+        f" | {row['pick_miou']:.1f} | {free} |"
+    )
+
+
+def draw(pair: DomainPair, source: dict, trials: list[dict], path: Path) -> None:
+    """mIoU over each score of the package; crosses are collapsed trials."""
+    from matplotlib.figure import Figure
+
+    shown = list(SCORES.items())[:5]
+    figure = Figure(figsize=(15, 3.2), layout="constrained")
+    for axes, (name, score) in zip(figure.subplots(1, len(shown)), shown, strict=True):
+        for flag, marker, colour in ((False, "o", "#1f3d5c"), (True, "x", "#b3423a")):
+            chosen = [t for t in trials if t["collapsed"] is flag]
+            axes.plot([score(t) for t in chosen], [t["miou"] for t in chosen], marker, color=colour)
+        axes.axhline(source["miou"], color="#777777", linestyle=":", linewidth=1)
+        axes.set_xlabel(name)
+    figure.axes[0].set_ylabel("mIoU %, student, last step")
+    figure.suptitle(f"{pair.name}: crosses are collapsed, the line is source-only", fontsize=10)
+    figure.savefig(path, dpi=100)
+
+
+def make_pair(arguments: argparse.Namespace) -> DomainPair:
+    folder = arguments.work / arguments.pair
+    if arguments.pair == "streets":
+        return streets(folder)
+    if arguments.data is None:
+        raise ConfigError(
+            "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
+        )
+    if arguments.source_model is None:
+        from ablation import camvid_source
+
+        arguments.source_model = camvid_source(folder, arguments.data)
+    return camvid_day2dusk(folder, arguments.data, arguments.source_model)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train and score what is missing, trial by trial, then judge the scores."""
+    import torch
+
+    from sfss_ray.evaluation.label_free import Variety, lost_variety
+
+    torch.set_num_threads(1)
+    pair = make_pair(arguments)
+    judge, trials = Judge(pair), []
+    masks, source = pair.masks(REGIONS), judge.source()
+    for plan in plans(pair):
+        train(plan, masks)
+        scores = judge.trial(plan)
+        variety = [Variety(s["predicted_classes"], s["class_entropy"]) for s in (scores, source)]
+        entropy_loss = plan.config.train.loss.label_space == "entropy"
+        config = flatten(plan.config)
+        knobs = {name: config[name] for name in NAMES}
+        facts = {"trial": plan.number, "entropy_loss": entropy_loss, "knobs": knobs}
+        trials.append(facts | scores | {"collapsed": lost_variety(*variety)})
+        print(f"trial {plan.number}: mIoU {scores['miou']:.1f}", flush=True)
+    print(write_results(pair, source, trials, arguments.results))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
+    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    parser.add_argument("--source-model", type=Path, help="CamVid: default trains one, once")
+    parser.add_argument("--work", type=Path, default=Path("runs/score_quality"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    sys.exit(run_guarded(lambda: run(arguments)))

@@ -1,0 +1,227 @@
+"""Scoring a finished model on labelled images: table, named mIoUs, confusion picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfss_ray.config import Config, flatten
+from sfss_ray.data.class_sets import ClassSet, matched_names, synonyms_in, synonyms_line
+from sfss_ray.data.labelled import LabelledFolder, load_labelled
+from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
+from sfss_ray.models.card import CardLike
+from sfss_ray.models.source import Source, SourceLike, open_source
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.storage.files import require_lasting, write_text
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """mIoU of a model over a named class set, from one confusion matrix."""
+
+    class_set: str
+    """Of the model."""
+    classes: tuple[str, ...]
+    miou: float
+    """Percent, mean over the model's classes that the labels show."""
+    pixel_accuracy: float
+    """Percent of the pixels whose label is a class of the model."""
+    per_class: dict[str, float]
+    """IoU in percent by class; NaN where no label shows the class."""
+    images: int
+    official_miou: float = float("nan")
+    """Percent, as cityscapesScripts counts: a class that is predicted but in no label has IoU 0. Classes
+    that labels of this kind cannot show do not count."""
+    only_predicted: tuple[str, ...] = ()
+    """Those classes with IoU 0."""
+    named: dict[str, float] = field(default_factory=dict)
+    """mIoU-19, mIoU-16, mIoU-13, mIoU-11: those sets that model and labels both have whole."""
+    named_official: dict[str, float] = field(default_factory=dict)
+    """The same sets counted as `official_miou` is."""
+    named_lines: tuple[str, ...] = ()
+    recall: dict[str, float] = field(default_factory=dict)
+    """Percent of each class's labelled pixels that are right."""
+    label_share: dict[str, float] = field(default_factory=dict)
+    """Percent of the scored pixels by class of the label."""
+    labels_format: str = "train_ids"
+    label_class_set: str = ""
+    lacking: tuple[str, ...] = ()
+    """Classes of the labels that the model has not: their pixels are left out."""
+    synonyms: dict[str, str] = field(default_factory=dict)
+    """Class of the labels -> class of the model, where their names differ."""
+    inference: str = ""
+    """How images were looked at."""
+    confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
+    """(C, C) pixels, [label, prediction]."""
+    files: tuple[Path, ...] = ()
+    """What was written."""
+
+    def lines(self) -> list[str]:
+        """The result for people, the class set named."""
+        absent = [name for name, value in self.per_class.items() if np.isnan(value)]
+        lines = [
+            f"class_set: {self.class_set}",
+            f"labels: {self.labels_format}, {self.label_class_set}; images: {self.images}",
+            f"inference: {self.inference}; labels at their own size, one confusion matrix",
+        ]
+        if self.synonyms:
+            lines.append(synonyms_line(self.synonyms))
+        if self.lacking:
+            lines.append(f"left out, for the model lacks these classes: {', '.join(self.lacking)}")
+        lines += ["", f"{'class':16}{'IoU %':>8}{'recall %':>10}{'pixels %':>10}"]
+        lines += [self._row(name) for name in self.classes]
+        lines += ["", f"miou: {self.miou:.2f}"]
+        lines.append(
+            f"  mean of the {len(self.classes) - len(absent)} of {len(self.classes)} classes of"
+            f" {self.class_set} that the labels show"
+            + (f"; absent: {', '.join(absent)}" if absent else "")
+        )
+        if self.only_predicted:
+            lines.append(f"official_miou: {self.official_miou:.2f}")
+            lines.append(
+                "  as Cityscapes' official scorer counts: IoU 0 for absent classes that are predicted:"
+                f" {', '.join(self.only_predicted)}"
+            )
+        lines += [*self.named_lines, f"pixel_accuracy: {self.pixel_accuracy:.2f}"]
+        return lines + [f"written: {path}" for path in self.files]
+
+    def _row(self, name: str) -> str:
+        if np.isnan(self.per_class[name]):
+            return f"{name:16}{'absent':>8}"
+        values = self.per_class[name], self.recall[name], self.label_share[name]
+        return f"{name:16}{values[0]:>8.2f}{values[1]:>10.2f}{values[2]:>10.2f}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, NaN as None."""
+        plain = asdict(self) | {"confusion": self.confusion.tolist()}
+        plain["files"] = [path.name for path in self.files]
+        return _without_nan(plain)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def evaluate_model(
+    model: SourceLike,
+    images: Path | str,
+    labels: Path | str,
+    *,
+    card: CardLike | None = None,
+    output: Path | None = None,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> EvaluationResult:
+    """Score a model on labelled images, labels at their own size; by default single scale, no flip.
+
+    Args:
+        model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
+            a model in memory.
+        images: Folder of images.
+        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
+            CamVid (see `config.labels_format`). Classes are matched by name.
+        card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
+            or Card.
+        output: Folder for evaluation.json, per_class.csv and confusion.png.
+        config: `evaluation`, `labels_format`, `labels_classes` and `compute.device` are used.
+        progress: Called with a line of text as work goes on.
+
+    Raises:
+        CheckpointError: no model file. DataError: images and labels do not pair up or differ in size,
+        or labels hold ids that their format has not.
+    """
+    config = config or Config()
+    source = open_source(model, card, config.source_weights)
+    folder = load_labelled(
+        images,
+        labels,
+        source.classes,
+        config,
+        white_of_model=source.white_level,
+        progress=progress,
+    )
+    for line in folder.describe(source.classes):
+        progress(line)
+
+    from sfss_ray.evaluation.examination import Examination
+
+    network = source.load(cluster.local_device(config.compute)).network
+    examination = Examination(source.classes, folder.pairs, config=config.evaluation)
+    matrix = examination.matrix(network, progress)
+    result = _result(matrix, source.classes, folder, config)
+    return result if output is None else _write(result, source, output, config)
+
+
+def _result(
+    matrix: ConfusionMatrix, classes: ClassSet, folder: LabelledFolder, config: Config
+) -> EvaluationResult:
+    from sfss_ray.evaluation.class_set_miou import named_mious
+    from sfss_ray.evaluation.inference import describe_views
+
+    named = named_mious(matrix, classes, folder.label_classes)
+    matched = matched_names(folder.label_classes, classes)
+    countable = np.isin(classes.classes, list(matched.values()))
+    only_predicted = countable & np.isnan(matrix.iou()) & np.isfinite(matrix.official_iou())
+
+    def by_class(values: np.ndarray) -> dict[str, float]:
+        return dict(zip(classes.classes, map(float, values), strict=True))
+
+    return EvaluationResult(
+        class_set=classes.name,
+        classes=classes.classes,
+        miou=matrix.miou(),
+        pixel_accuracy=matrix.pixel_accuracy(),
+        per_class=by_class(matrix.iou()),
+        images=len(folder.pairs),
+        official_miou=matrix.official_miou(countable),
+        only_predicted=tuple(c for c, o in zip(classes.classes, only_predicted, strict=True) if o),
+        named={entry.name: entry.miou for entry in named},
+        named_official={entry.name: entry.official for entry in named},
+        named_lines=tuple(entry.line() for entry in named),
+        recall=by_class(matrix.recall()),
+        label_share=by_class(matrix.label_share()),
+        labels_format=folder.format,
+        label_class_set=folder.label_classes.name,
+        lacking=tuple(c for c in folder.label_classes.classes if c not in matched),
+        synonyms=synonyms_in(matched),
+        inference=describe_views(config.evaluation),
+        confusion=matrix.counts,
+    )
+
+
+def _write(
+    result: EvaluationResult, source: Source, output: Path | str, config: Config
+) -> EvaluationResult:
+    from dataclasses import replace
+
+    from sfss_ray.report.confusion_picture import draw_confusion
+    from sfss_ray.report.pictures import save_png
+
+    folder = require_lasting(output)
+    names = ("evaluation.json", "per_class.csv", "confusion.png")
+    result = replace(result, files=tuple(folder / name for name in names))
+    title = f"mIoU {result.miou:.1f} % over {result.class_set}, {result.images} images"
+    picture = draw_confusion(result.confusion, result.classes, result.classes, title)
+    save_png(folder / "confusion.png", picture)
+    write_text(folder / "per_class.csv", _csv(result))
+    facts = {"model": {"origin": str(source.origin), "sha256": source.sha256}}
+    write_json(
+        folder / "evaluation.json",
+        facts | result.as_dict() | {"config": flatten(config.evaluation, "evaluation.")},
+    )
+    return result
+
+
+def _csv(result: EvaluationResult) -> str:
+    rows = ["class,iou_percent,recall_percent,label_pixels_percent"]
+    for name in result.classes:
+        values = result.per_class[name], result.recall[name], result.label_share[name]
+        rows.append(",".join([f'"{name}"', *("" if np.isnan(v) else f"{v:.4f}" for v in values)]))
+    return "\n".join(rows) + "\n"

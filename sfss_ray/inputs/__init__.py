@@ -1,0 +1,1 @@
+"""The inputs of a run: checked once, read once, recorded in its folder."""

@@ -1,0 +1,240 @@
+"""`sfss-ray data check`: what a labelled data set is, and what is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sfss_ray.config import Config
+from sfss_ray.data.class_sets import parse_classes
+from sfss_ray.data.depth import with_white
+from sfss_ray.data.folders import Matching, match_labels
+from sfss_ray.data.label_formats import FORMATS, LabelFormat
+from sfss_ray.data.labelled import UNNAMED, LabelledFolder, binary_masks, decoded
+from sfss_ray.data.layouts import Folders, find_layout
+from sfss_ray.data.scan import PairFacts, scan_pairs
+from sfss_ray.errors import DataError
+from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
+
+_SHOWN = 5
+
+
+@dataclass
+class DatasetReport:
+    """What was found. Lists hold every case; `lines` shows the first of each."""
+
+    layout: str
+    folder: Path
+    labels_format: str
+    format_reason: str
+    class_set: str
+    pairs: int = 0
+    images_without_labels: list[str] = field(default_factory=list)
+    labels_without_images: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was chosen among several encodings, and what was left out."""
+    binary: str = ""
+    """Why labels of 0 and 255 alone are no labels of two classes; empty for others."""
+    unequal: list[str] = field(default_factory=list)
+    """'ID: image WxH, labels WxH'."""
+    unreadable: list[str] = field(default_factory=list)
+    unknown_ids: dict[int, int] = field(default_factory=dict)
+    """Raw id that the format has not -> pixels."""
+    files_of_unknown_id: dict[int, str] = field(default_factory=dict)
+    """Raw id -> the first label file that holds it."""
+    image_sizes: dict[str, int] = field(default_factory=dict)
+    """'WxH' -> images."""
+    class_share: dict[str, float] = field(default_factory=dict)
+    """Class -> percent of the labelled pixels."""
+    ignored_share: float = 0.0
+    """Percent of all pixels that belong to no class."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is missing, unequal, unreadable or unknown."""
+        return not any(
+            (
+                self.images_without_labels,
+                self.labels_without_images,
+                self.unequal,
+                self.unreadable,
+                self.unknown_ids,
+                self.binary,
+            )
+        )
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [
+            f"{self.folder}: {self.layout}",
+            f"labels: {FORMATS[self.labels_format].what} ({self.labels_format}:"
+            f" {self.format_reason}), class set {self.class_set}",
+            f"pairs: {self.pairs}",
+            *self.notes,
+            f"image sizes: {_sizes(self.image_sizes)}",
+        ]
+        lines += _some("images without labels", self.images_without_labels)
+        lines += _some("labels without images", self.labels_without_images)
+        lines += _some("pairs of unequal size", self.unequal)
+        lines += _some("unreadable files", self.unreadable)
+        lines += _some("unknown ids", self._unknown())
+        lines += ["", f"{'class':16}{'pixels %':>10}"]
+        for name, share in self.class_share.items():
+            lines.append(f"{name:16}{f'{share:.2f}' if share else 'absent':>10}")
+        if self.binary:
+            lines += ["", self.binary]
+        lines += [f"{'(ignored)':16}{self.ignored_share:>10.2f}  of all pixels", ""]
+        lines.append("sound" if self.sound else "not sound: see above")
+        return lines
+
+    def _unknown(self) -> list[str]:
+        return [
+            f"id {i}: {pixels} pixels, first in {self.files_of_unknown_id[i]}"
+            for i, pixels in sorted(self.unknown_ids.items())
+        ]
+
+
+def _some(what: str, cases: list[str]) -> list[str]:
+    lines = [f"{what}: {len(cases) or 'none'}"] + [f"  {case}" for case in cases[:_SHOWN]]
+    return lines + ([f"  and {len(cases) - _SHOWN} more"] if len(cases) > _SHOWN else [])
+
+
+def _sizes(sizes: dict[str, int]) -> str:
+    common = sorted(sizes.items(), key=lambda entry: -entry[1])
+    text = ", ".join(f"{size} ({number})" for size, number in common[:_SHOWN])
+    return text + (f" and {len(common) - _SHOWN} more sizes" if len(common) > _SHOWN else "")
+
+
+def check_dataset(
+    folder: Path | str,
+    *,
+    labels: Path | str | None = None,
+    classes: str = "",
+    headers_only: bool = False,
+    config: Config | None = None,
+    progress: ProgressSink = print_line,
+) -> DatasetReport:
+    """Say what a data set is and list everything that is missing, unequal, unreadable or unknown.
+
+    Args:
+        folder: Root of Cityscapes (with its coarse labels or fog), ACDC, Dark Zurich, GTA5, IDD,
+            BDD100K, SYNTHIA-RAND-CITYSCAPES or CamVid, or of a folder with images/ and labels/ (and
+            classes.txt); with `labels` the folder of the images.
+        labels: Folder of the label maps.
+        classes: Class set of train ids (cityscapes-19), or class names separated by commas.
+        headers_only: Read only the headers of images: faster, and does not see damaged pixels.
+        config: `labels_format` names the encoding of labels where it is not recognised.
+        progress: Called with a line of text as work goes on.
+
+    Raises:
+        DataError: no such folder, or no layout that is known (what was expected and what was found).
+    """
+    config = config or Config()
+    layout = find_layout(folder, labels)
+    matchings = [match_labels(*pair, "data set", config.labels_format) for pair in layout.folders]
+    pairs = [pair for matching in matchings for pair in matching.pairs]
+    pairs, notes = with_white(pairs, config.white_level)
+    for note in notes:
+        progress(note)
+    if not pairs:
+        raise DataError(_nothing_pairs(folder, matchings))
+    classes = classes or config.labels_classes
+    wanted = parse_classes(classes) if classes else None
+    ready = decoded(pairs, layout.folders[0][1], wanted, config.labels_format, classes)
+    report = DatasetReport(
+        layout.name_with(ready.format, pairs[0].label_path.stem),
+        Path(folder),
+        ready.format,
+        ready.reason,
+        _class_set_name(ready),
+        len(pairs),
+        [i for m in matchings for i in m.images_alone],
+        [i for m in matchings for i in m.labels_alone],
+        _lines_of(layout.folders, matchings),
+    )
+    _scan(ready, report, not headers_only, progress)
+    settled = config.labels_format != "auto"  # 255 is meant to be ignored
+    if report.binary and (settled or ready.label_classes.name == UNNAMED):
+        report.notes, report.binary = [*report.notes, report.binary], ""
+    return report
+
+
+def _lines_of(folders: Sequence[Folders], matchings: Sequence[Matching]) -> list[str]:
+    """What the matchings say, without splits whose images are paired with other labels."""
+    lines, elsewhere = [], {images for images, _ in folders}
+    for (images, labels), matching in zip(folders, matchings, strict=True):
+        paired = {split for split in matching.image_splits if images / split in elsewhere}
+        rest = {s: n for s, n in matching.image_splits.items() if s not in paired}
+        if len(folders) > 1:
+            lines.append(f"  {images.name}/ with {labels.name}/: {len(matching.pairs)} pairs")
+        lines += dataclasses.replace(matching, image_splits=rest).lines()
+    return lines
+
+
+def _class_set_name(ready: LabelledFolder) -> str:
+    name = ready.label_classes.name
+    return (
+        f"{name} (no class list was given: ids are counted as they are)"
+        if name == UNNAMED
+        else name
+    )
+
+
+def _nothing_pairs(folder: Path | str, matchings: list[Matching]) -> str:
+    images, labels = matchings[0].images_alone, matchings[0].labels_alone
+    example = f"images such as {images[0]!r}" if images else "no images"
+    example += f", labels such as {labels[0]!r}" if labels else ", no labels"
+    return (
+        f"data set {str(folder)!r}: no image has labels of its name. Found: {example}. Expected: equal"
+        " names, or NAME_leftImg8bit with NAME_gtFine_labelIds or NAME_gtFine_labelTrainIds, or"
+        " NAME_rgb_anon with NAME_gt_labelIds or NAME_gt_labelTrainIds"
+    )
+
+
+def _scan(
+    ready: LabelledFolder, report: DatasetReport, pixels: bool, progress: ProgressSink
+) -> None:
+    raw = np.zeros(256, np.int64)
+    bar = Progress("checked", len(ready.pairs), progress)
+    for facts in scan_pairs(ready.pairs, pixels):
+        raw += facts.histogram
+        _note(facts, report)
+        bar.advance(1)
+    decoding = ready.pairs[0].decoding
+    assert decoding is not None
+    report.unknown_ids = {i: int(raw[i]) for i in decoding.strange(raw.nonzero()[0].tolist())}
+    report.class_share, report.ignored_share = _shares(raw, ready, FORMATS[ready.format])
+    report.binary = binary_masks(ready, raw)
+
+
+def _note(facts: PairFacts, report: DatasetReport) -> None:
+    report.unreadable += facts.errors
+    if facts.image_size:
+        height, width = facts.image_size
+        name = f"{width}x{height}"
+        report.image_sizes[name] = report.image_sizes.get(name, 0) + 1
+        if facts.unequal and facts.label_size:
+            size = f"{facts.label_size[1]}x{facts.label_size[0]}"
+            report.unequal.append(f"{facts.item.image_id}: image {name}, labels {size}")
+    assert facts.item.decoding is not None
+    for strange in facts.item.decoding.strange(facts.histogram.nonzero()[0].tolist()):
+        report.files_of_unknown_id.setdefault(strange, str(facts.item.label_path))
+
+
+def _shares(
+    raw: np.ndarray, ready: LabelledFolder, known: LabelFormat
+) -> tuple[dict[str, float], float]:
+    """Percent of labelled pixels per class, in the class set's order; percent of ignored pixels."""
+    names = known.names if known.classes else dict(enumerate(ready.label_classes.classes))
+    pixels = dict.fromkeys(names.values(), 0)
+    for i, name in names.items():  # several ids may be one class
+        pixels[name] += int(raw[i])
+    labelled, total = sum(pixels.values()), int(raw.sum())
+    shares = {name: 100 * pixels[name] / max(labelled, 1) for name in ready.label_classes.classes}
+    if ready.label_classes.name == UNNAMED:  # of 254 possible ids, those that are there
+        shares = {name: share for name, share in shares.items() if share}
+    return shares, 100 * (total - labelled) / max(total, 1)

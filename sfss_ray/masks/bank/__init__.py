@@ -1,0 +1,1 @@
+"""The mask bank: Parquet shards of run lengths, and id maps painted from them."""

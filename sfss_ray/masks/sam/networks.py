@@ -1,0 +1,218 @@
+"""Segment Anything networks: the three published sizes, and a small one that a laptop can run.
+
+All of them are `segment_anything.modeling.Sam`, so every tool made for SAM works on the small one.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from segment_anything import build_sam_vit_b, build_sam_vit_h, build_sam_vit_l
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import nn
+
+from sfss_ray.errors import CheckpointError
+
+SamType = Literal["vit_b", "vit_l", "vit_h", "small"]
+
+SMALL_IMAGE_SIZE = 256
+SMALL_PATCH_SIZE = 8
+SMALL_EMBED_DIM = 64
+
+_PATCH_KEY = "image_encoder.patch_embed.proj.weight"
+_KEYS_OF_A_SAM = (
+    _PATCH_KEY,
+    "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    "mask_decoder.iou_token.weight",
+)
+_TYPE_OF_ENCODER_SHAPE: dict[tuple[int, int, int], SamType] = {
+    (768, 16, 12): "vit_b",
+    (1024, 16, 24): "vit_l",
+    (1280, 16, 32): "vit_h",
+    (128, SMALL_PATCH_SIZE, 8): "small",
+}
+_HOW_TO_GET_WEIGHTS = (
+    "give a SAM checkpoint (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth) "
+    "or the small one this package ships"
+)
+
+
+def build_small_sam() -> Sam:
+    """A SAM of 2.0 million parameters with random weights, in training mode.
+
+    Images: longest side 256 px. Image embedding: (64, 32, 32). Low-resolution masks: 128 x 128.
+    """
+    tokens_per_side = SMALL_IMAGE_SIZE // SMALL_PATCH_SIZE
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=SMALL_IMAGE_SIZE,
+            patch_size=SMALL_PATCH_SIZE,
+            embed_dim=128,
+            depth=8,
+            num_heads=4,
+            mlp_ratio=4,
+            out_chans=SMALL_EMBED_DIM,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
+            use_rel_pos=True,
+            window_size=8,
+            global_attn_indexes=(1, 3, 5, 7),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=SMALL_EMBED_DIM,
+            image_embedding_size=(tokens_per_side, tokens_per_side),
+            input_image_size=(SMALL_IMAGE_SIZE, SMALL_IMAGE_SIZE),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=SMALL_EMBED_DIM, num_heads=4, mlp_dim=256
+            ),
+            transformer_dim=SMALL_EMBED_DIM,
+            iou_head_depth=3,
+            iou_head_hidden_dim=64,
+        ),
+    )
+
+
+_BUILDERS: dict[SamType, Callable[[], Sam]] = {
+    "vit_b": build_sam_vit_b,
+    "vit_l": build_sam_vit_l,
+    "vit_h": build_sam_vit_h,
+    "small": build_small_sam,
+}
+
+
+def recognise_sam_type(state_dict: Mapping[str, torch.Tensor]) -> SamType:
+    """Which SAM these weights belong to, told from the names and shapes of its tensors.
+
+    Raises:
+        CheckpointError: the weights are of another network, or of a SAM of unknown size.
+    """
+    missing = [key for key in _KEYS_OF_A_SAM if key not in state_dict]
+    if missing:
+        raise CheckpointError(
+            f"these weights are not of a SAM: expected the keys {', '.join(_KEYS_OF_A_SAM)}, "
+            f"found {_some_names(state_dict)}; {_HOW_TO_GET_WEIGHTS}"
+        )
+    patch_shape = tuple(state_dict[_PATCH_KEY].shape)
+    blocks = _count_encoder_blocks(state_dict)
+    for (width, patch, depth), sam_type in _TYPE_OF_ENCODER_SHAPE.items():
+        if patch_shape == (width, 3, patch, patch) and blocks == depth:
+            return sam_type
+    raise CheckpointError(
+        f"a SAM of unknown size ({_PATCH_KEY} is {patch_shape}, {blocks} blocks): "
+        f"known are {', '.join(get_args(SamType))}; {_HOW_TO_GET_WEIGHTS}"
+    )
+
+
+def load_sam(
+    checkpoint: Path | str,
+    sam_type: Literal["auto", "vit_b", "vit_l", "vit_h", "small"] = "auto",
+    device: torch.device | str = "cpu",
+) -> Sam:
+    """A SAM with the weights of a file: float32, evaluation mode, no gradients.
+
+    Args:
+        checkpoint: a plain state dict saved by torch.save, any floating type.
+        sam_type: the size the file must hold; "auto" takes whichever it holds.
+        device: where the network goes.
+
+    Raises:
+        CheckpointError: no such file, not a file of weights, weights of another network, or of
+            another size than `sam_type`.
+    """
+    allowed = ("auto", *get_args(SamType))
+    if sam_type not in allowed:
+        raise CheckpointError(f"sam_type is {sam_type!r}; allowed are {', '.join(allowed)}")
+    path = Path(checkpoint)
+    state_dict = _read_state_dict(path)
+    try:
+        found = recognise_sam_type(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if sam_type not in ("auto", found):
+        raise CheckpointError(
+            f"{path} holds a SAM of type {found}, asked was {sam_type}; "
+            f"set sam_type to {found} or auto, or give the file of a {sam_type}"
+        )
+    sam = _BUILDERS[found]()
+    _fill_weights(sam, state_dict, path, found)
+    return sam.float().eval().requires_grad_(False).to(device)
+
+
+def shipped_small_sam() -> Path:
+    """The weights of the small SAM that come with this package (float16, 4 MB)."""
+    return Path(__file__).resolve().parents[2] / "streets" / "weights" / "small_sam.pt"
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"no SAM checkpoint at {path}: {_HOW_TO_GET_WEIGHTS}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is not a file of weights alone: "
+            f"save it again as torch.save(model.state_dict(), path), or {_HOW_TO_GET_WEIGHTS}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); the file may "
+            f"be cut short: fetch it again, or {_HOW_TO_GET_WEIGHTS}"
+        ) from None
+    if not _is_state_dict(content):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not a state dict (names to tensors) of a "
+            f"SAM; {_HOW_TO_GET_WEIGHTS}"
+        )
+    return content
+
+
+def _is_state_dict(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    )
+
+
+def _fill_weights(
+    sam: Sam, state_dict: Mapping[str, torch.Tensor], path: Path, sam_type: SamType
+) -> None:
+    try:
+        sam.load_state_dict(state_dict)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} looks like a SAM of type {sam_type}, but its tensors do not fit: "
+            f"{_one_line(error)}; {_HOW_TO_GET_WEIGHTS}"
+        ) from None
+
+
+def _count_encoder_blocks(state_dict: Mapping[str, torch.Tensor]) -> int:
+    prefix = "image_encoder.blocks."
+    return len({name.split(".")[2] for name in state_dict if name.startswith(prefix)})
+
+
+def _some_names(state_dict: Mapping[str, torch.Tensor], limit: int = 3) -> str:
+    names = list(state_dict)
+    shown = ", ".join(names[:limit]) or "no keys"
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def _first_line(error: Exception, limit: int = 120) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
+
+
+def _one_line(error: Exception, limit: int = 300) -> str:
+    return " ".join(str(error).split())[:limit]

@@ -1,0 +1,1 @@
+"""Network architectures under the parameter names of their authors."""

@@ -1,0 +1,1 @@
+"""Modules that users bring, and the code that must travel to workers with them."""

@@ -1,0 +1,1 @@
+"""Clusters, pools, progress and run folders: what a run needs and no algorithm does."""

@@ -1,0 +1,75 @@
+"""The output folder of a run: whose it is, and whether this call may go on in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sfss_ray.config import differences
+from sfss_ray.errors import ResumeError
+from sfss_ray.storage.files import require_lasting, write_text
+
+RECORD_FILE = "config.json"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def refuse_other_run(folder: Path | str, record: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a run of this record, which may be resumed; nothing is written.
+
+    Raises:
+        ResumeError: the folder belongs to a run with another record (the differences are named), or
+            holds files but no record.
+    """
+    folder = Path(folder)
+    path = folder / RECORD_FILE
+    if path.exists():
+        changed = differences(_read(path), _as_read(record))
+        if changed:
+            more = f" and {len(changed) - 4} more" if changed[4:] else ""
+            raise ResumeError(
+                f"{str(folder)!r} holds another run ({'; '.join(changed[:4])}{more}): give the same"
+                " settings to resume it, or another output folder"
+            )
+        return True
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ResumeError(
+            f"output folder {str(folder)!r} holds files of something else: give a new or empty folder"
+        )
+    return False
+
+
+def claim(folder: Path | str, record: Mapping[str, Any]) -> Path:
+    """Make `folder` this run's own, or resume in it when the same run made it.
+
+    `record` is what decides the result: the flattened config without `compute`, the inputs and
+    their hashes. It is kept as config.json.
+
+    Raises:
+        ResumeError: see `refuse_other_run`.
+        OutputError: the folder cannot be written, or is deleted after the job that runs here.
+    """
+    folder = require_lasting(folder)
+    if not refuse_other_run(folder, record):
+        write_json(folder / RECORD_FILE, _as_read(record))
+    return folder
+
+
+def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it comes back from JSON: tuples are lists."""
+    return json.loads(json.dumps(dict(record)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ResumeError(f"{str(path)!r} is damaged: give another output folder") from error
+    if not isinstance(record, dict):
+        raise ResumeError(f"{str(path)!r} is no record of a run: give another output folder")
+    return record

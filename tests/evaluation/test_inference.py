@@ -1,0 +1,146 @@
+"""Sliding windows and test-time augmentation, against loops written from their definitions."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sfss_ray.config import Config, EvaluationConfig, override
+from sfss_ray.errors import ConfigError
+from sfss_ray.evaluation.inference import describe_views, predict_probabilities, slide
+from sfss_ray.models.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def network() -> Segmenter:
+    """Stride 4, five classes; its answer depends on where a window ends."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
+    return Segmenter(body, nn.Conv2d(8, 5, 1)).eval()
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def slow_slide(network, pixels, window, stride) -> torch.Tensor:
+    """Every pixel: the mean of the logits of all windows that hold it."""
+    height, width = pixels.shape[-2:]
+    tops, lefts = [], []
+    for starts, length, size, step in (
+        (tops, height, window[0], stride[0]),
+        (lefts, width, window[1], stride[1]),
+    ):
+        at = 0
+        while at + size < length:
+            starts.append(at)
+            at += step
+        starts.append(max(length - size, 0))
+    answers: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for top in sorted(set(tops)):
+        for left in sorted(set(lefts)):
+            part = pixels[..., top : top + window[0], left : left + window[1]]
+            logits = network.logits(part)[0]
+            for i in range(part.shape[2]):
+                for j in range(part.shape[3]):
+                    answers.setdefault((top + i, left + j), []).append(logits[:, i, j])
+    assert len(answers) == height * width
+    result = torch.zeros(1, 5, height, width)
+    for (i, j), seen in answers.items():
+        result[0, :, i, j] = torch.stack(seen).mean(0)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride"),
+    [
+        ((50, 70), (32, 32), (20, 27)),
+        ((64, 64), (32, 32), (32, 32)),
+        ((40, 33), (32, 48), (5, 48)),
+        ((32, 32), (64, 64), (9, 9)),
+    ],
+)
+@torch.no_grad()
+def test_windows_are_averaged_where_they_overlap(network, size, window, stride):
+    pixels = tensor(picture(*size))
+    expected = slow_slide(network, pixels, window, stride)
+    torch.testing.assert_close(slide(network, pixels, window, stride), expected)
+
+
+def test_sliding_is_not_the_whole_image_but_one_window_is(network):
+    image = picture(48, 64)
+    whole = predict_probabilities(network, image, EvaluationConfig())
+    one = EvaluationConfig(mode="slide", window=(64, 64), stride=(64, 64))
+    np.testing.assert_allclose(predict_probabilities(network, image, one), whole, atol=1e-6)
+    small = EvaluationConfig(mode="slide", window=(32, 32), stride=(16, 16))
+    assert np.abs(predict_probabilities(network, image, small) - whole).max() > 1e-3
+
+
+@torch.no_grad()
+def test_flip_and_scales_average_probabilities(network):
+    image = picture(48, 64)
+    config = EvaluationConfig(flip=True, scales=(1.0, 1.5))
+    expected = []
+    for scale in config.scales:
+        zoomed = cv2.resize(image, (round(64 * scale), round(48 * scale))) if scale != 1 else image
+        for seen in (zoomed, zoomed[:, ::-1].copy()):
+            logits = network.logits(tensor(seen), (48, 64))
+            probabilities = logits.softmax(1)[0].numpy()
+            expected.append(probabilities if seen is zoomed else probabilities[..., ::-1])
+    found = predict_probabilities(network, image, config)
+    np.testing.assert_allclose(found, np.mean(expected, 0), atol=1e-5)
+    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-5)
+
+
+def test_augmentation_is_off_by_default(network):
+    image = picture(48, 64)
+    config = EvaluationConfig()
+    assert (config.mode, config.flip, config.scales) == ("whole", False, (1.0,))
+    with torch.no_grad():
+        plain = network.logits(tensor(image)).softmax(1)[0].numpy()
+    assert np.array_equal(predict_probabilities(network, image, config), plain)
+
+
+def test_large_images_slide_at_the_size_the_network_sees(network):
+    config = EvaluationConfig(mode="slide", max_size=64, window=(32, 32), stride=(16, 16))
+    assert predict_probabilities(network, picture(96, 128), config).shape == (5, 96, 128)
+
+
+def test_words_say_how_images_are_looked_at():
+    assert describe_views(EvaluationConfig()) == (
+        "whole image, longest side at most 2048, single scale, no flip"
+    )
+    config = EvaluationConfig(mode="slide", flip=True, scales=(0.5, 1.0))
+    said = describe_views(config)
+    assert "sliding window 512x512, stride 341x341" in said
+    assert "scales 0.5, 1.0, flip" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "tiles"},
+        {"window": (16, 512)},
+        {"stride": (0, 10)},
+        {"stride": (600, 10)},
+        {"scales": ()},
+        {"scales": (9.0,)},
+    ],
+)
+def test_impossible_views_are_refused(change):
+    with pytest.raises(ConfigError, match=rf"{next(iter(change))} is .*allowed"):
+        EvaluationConfig(**change)
+
+
+def test_any_number_of_scales_can_be_set_by_name():
+    config = override(Config(), {"evaluation.scales": [0.75, 1, 1.25]})
+    assert config.evaluation.scales == (0.75, 1.0, 1.25)
+    with pytest.raises(ConfigError, match=r"evaluation\.scales is 'big'"):
+        override(Config(), {"evaluation.scales": ["big"]})

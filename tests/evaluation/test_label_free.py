@@ -1,0 +1,274 @@
+"""Label-free scores, on cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sfss_ray.evaluation.label_free import (
+    Agreement,
+    LabelFreeScores,
+    MaskInformation,
+    NeighbourhoodDensity,
+    Variety,
+    balancing_weights,
+    entropy,
+    lost_variety,
+    predicted_classes,
+    worth,
+)
+
+PREDICTIONS = arrays(np.uint8, (4, 6), elements=st.integers(0, 2))
+MASK_IDS = arrays(np.int32, (4, 6), elements=st.integers(0, 4))
+
+
+def information(*images, num_classes: int = 3) -> float:
+    score = MaskInformation(num_classes)
+    for predictions, mask_ids in images:
+        score.add(np.asarray(predictions, np.uint8), np.asarray(mask_ids, np.int32))
+    return score.value()
+
+
+def slow_information(predictions, mask_ids) -> float:
+    """sum over (mask, class) of p(m, c) log(p(m, c) / (p(m) p(c))), inside masks."""
+    inside = mask_ids > 0
+    masks, classes = mask_ids[inside], predictions[inside]
+    value = 0.0
+    for mask in np.unique(masks):
+        for c in np.unique(classes):
+            joint = np.mean((masks == mask) & (classes == c))
+            if joint:
+                value += joint * log(joint / (np.mean(masks == mask) * np.mean(classes == c)))
+    return value
+
+
+@given(PREDICTIONS, MASK_IDS)
+def test_it_is_the_mutual_information(predictions, mask_ids):
+    expected = slow_information(predictions, mask_ids)
+    assert information((predictions, mask_ids)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(PREDICTIONS, MASK_IDS, st.permutations(range(1, 5)))
+def test_names_of_masks_do_not_matter(predictions, mask_ids, names):
+    renamed = np.array([0, *names], np.int32)[mask_ids] * 1000
+    plain = information((predictions, mask_ids))
+    assert information((predictions, renamed)) == pytest.approx(plain, abs=1e-12)
+
+
+@given(PREDICTIONS, MASK_IDS, st.tuples(*[st.floats(0.1, 10)] * 3))
+def test_weights_are_those_of_repeated_pixels(predictions, mask_ids, weights):
+    """Against the sum over the joint distribution in which each pixel has its class's weight."""
+    score = MaskInformation(3, np.array(weights))
+    score.add(predictions, mask_ids)
+    inside = mask_ids > 0
+    masks, classes = mask_ids[inside], predictions[inside]
+    share = np.array(weights)[classes]
+    share = share / max(share.sum(), 1e-12)
+    value = 0.0
+    for mask in np.unique(masks):
+        for c in np.unique(classes):
+            joint = share[(masks == mask) & (classes == c)].sum()
+            if joint:
+                value += joint * log(
+                    joint / (share[masks == mask].sum() * share[classes == c].sum())
+                )
+    assert score.value() == pytest.approx(value, abs=1e-9)
+
+
+def test_balancing_weights_let_rare_classes_count():
+    weights = balancing_weights(np.array([0.64, 0.16, 0.0, 0.2]), least=0.01)
+    assert weights == pytest.approx([1.25, 2.5, 10, 1 / np.sqrt(0.2)])
+
+
+def test_losing_a_rare_class_costs_more_when_balanced():
+    ids = np.repeat(np.arange(1, 11), 10)[None]
+    found = np.repeat([0] * 5 + [1] * 4 + [2], 10)[None]
+    lost = np.where(found == 2, 1, found)
+    share = np.array([0.5, 0.4, 0.1])
+
+    def losses(name):
+        values = []
+        for predictions in (found, lost):
+            scores = LabelFreeScores(3, share)
+            scores.add(np.eye(3)[predictions].transpose(2, 0, 1), ids)
+            values.append(scores.values()[name])
+        return 1 - values[1] / values[0]
+
+    assert losses("balanced_mask_information") > 1.2 * losses("mask_information") > 0
+
+
+def test_one_class_everywhere_scores_nothing():
+    assert information(([[1, 1, 1, 1]], [[1, 1, 2, 3]])) == 0
+
+
+def test_masks_that_are_the_classes_score_the_entropy_of_the_classes():
+    predictions = [[0, 0, 1, 2]]
+    expected = -(0.5 * log(0.5) + 2 * 0.25 * log(0.25))
+    assert information((predictions, [[7, 7, 3, 9]])) == pytest.approx(expected)
+
+
+def test_one_mask_over_everything_tells_nothing():
+    assert information(([[0, 1, 2, 0]], [[4, 4, 4, 4]])) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_mixed_mask_costs_its_share():
+    predictions, mask_ids = [[0, 0, 0, 1]], [[1, 1, 2, 2]]
+    whole = -(0.75 * log(0.75) + 0.25 * log(0.25))
+    assert information((predictions, mask_ids)) == pytest.approx(whole - 0.5 * log(2))
+
+
+def test_pixels_outside_masks_do_not_count():
+    inside = ([[0, 1]], [[1, 2]])
+    wider = ([[0, 1, 2, 2]], [[1, 2, 0, 0]])
+    assert information(wider) == pytest.approx(information(inside))
+
+
+def test_masks_of_two_images_are_different_masks():
+    """Id 1 means another region in the next image."""
+    assert information(([[0, 0]], [[1, 1]]), ([[1, 1]], [[1, 1]])) == pytest.approx(log(2))
+
+
+def test_nothing_counted_scores_nothing():
+    assert information() == 0
+    assert information(([[0, 1]], [[0, 0]])) == 0
+
+
+def test_entropy_of_rows():
+    counts = np.array([[1, 1, 0], [5, 0, 0], [0, 0, 0], [2, 2, 2]])
+    np.testing.assert_allclose(entropy(counts), [log(2), 0, 0, log(3)], atol=1e-12)
+
+
+def test_predicted_classes_leave_out_specks():
+    assert predicted_classes(np.array([5000, 4998, 2, 0])) == 2
+    assert predicted_classes(np.array([1, 1, 1])) == 3
+    assert predicted_classes(np.zeros(3)) == 0
+
+
+def probabilities(seed: int, classes: int = 3, size=(6, 8)) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(0, 2, (classes, *size))
+    return np.exp(logits) / np.exp(logits).sum(0)
+
+
+def slow_density(image: np.ndarray, temperature: float) -> float:
+    """The formula of the class's docstring, cell by cell, over all cells."""
+    cells = [p / np.sqrt((p**2).sum()) for p in image.reshape(len(image), -1).T]
+    total = 0.0
+    for i, one in enumerate(cells):
+        raised = [np.exp(one @ other / temperature) for j, other in enumerate(cells) if j != i]
+        weights = np.array(raised) / sum(raised)
+        total -= sum(w * log(w) for w in weights)
+    return total / len(cells)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_neighbourhood_density_is_its_formula(temperature):
+    score, images = NeighbourhoodDensity(100, temperature), [probabilities(0), probabilities(1)]
+    for image in images:
+        score.add(image)
+    expected = np.mean([slow_density(image, temperature) for image in images])
+    assert score.value() == pytest.approx(expected, abs=1e-6)
+
+
+def test_neighbourhood_density_draws_the_same_cells_for_every_model():
+    image = probabilities(2, size=(40, 40))
+    one, other = NeighbourhoodDensity(64), NeighbourhoodDensity(64)
+    for score in (one, other):
+        score.add(image)
+    assert one.value() == other.value()
+    everything = NeighbourhoodDensity(1600)
+    everything.add(image)
+    assert one.value() < log(63) < everything.value() + log(63)
+
+
+def test_one_class_everywhere_has_the_densest_neighbourhood():
+    """Which is why the score needs a guard."""
+    same = np.zeros((3, 6, 8))
+    same[1] = 1
+    collapsed, sound = NeighbourhoodDensity(), NeighbourhoodDensity()
+    collapsed.add(same)
+    sound.add(probabilities(3))
+    assert collapsed.value() == pytest.approx(log(47))
+    assert sound.value() < collapsed.value()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2)])
+def test_a_lonely_cell_has_no_neighbourhood(size):
+    score = NeighbourhoodDensity()
+    score.add(probabilities(4, size=size))
+    assert score.value() == pytest.approx(0, abs=1e-9)
+    assert NeighbourhoodDensity().value() == 0
+
+
+@given(PREDICTIONS, PREDICTIONS)
+def test_agreement_is_the_mean_overlap_of_classes(ones, others):
+    score, overlaps = Agreement(3), []
+    score.add(ones, others)
+    for c in range(3):
+        either = np.sum((ones == c) | (others == c))
+        if either:
+            overlaps.append(np.sum((ones == c) & (others == c)) / either)
+    assert score.value() == pytest.approx(np.mean(overlaps))
+
+
+def test_agreement_counts_pixels_over_all_images():
+    score = Agreement(2)
+    score.add(np.array([[0, 0]]), np.array([[0, 1]]))
+    score.add(np.array([[1, 1]]), np.array([[1, 1]]))
+    assert score.value() == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert Agreement(2).value() == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "lost"),
+    [
+        (Variety(10, 2.0), Variety(10, 2.0), False),
+        (Variety(7, 2.0), Variety(10, 2.0), False),
+        (Variety(6, 2.0), Variety(10, 2.0), True),
+        (Variety(10, 1.3), Variety(10, 2.0), True),
+        (Variety(1, 0.0), Variety(2, 0.6), True),
+        (Variety(12, 2.2), Variety(10, 2.0), False),
+        (Variety(1, 0.0), Variety(1, 0.0), False),  # nothing was there to lose
+    ],
+)
+def test_variety_is_lost_against_the_source_model(model, source, lost):
+    assert lost_variety(model, source) is lost
+
+
+def test_variety_of_a_histogram():
+    variety = Variety.of(np.array([50.0, 50.0, 0.0]))
+    assert variety.classes == 2
+    assert variety.entropy == pytest.approx(log(2))
+
+
+def test_all_scores_together_are_the_single_ones():
+    image, teacher = probabilities(5), probabilities(6).argmax(0)
+    ids = np.random.default_rng(7).integers(0, 4, (6, 8))
+    scores = LabelFreeScores(3)
+    assert scores.values() == {}
+    scores.add(image, ids, teacher)
+    values = scores.values()
+    agreement, density = Agreement(3), NeighbourhoodDensity()
+    agreement.add(image.argmax(0), teacher)
+    density.add(image)
+    assert values["mask_information"] == pytest.approx(information((image.argmax(0), ids)))
+    assert values["agreement"] == agreement.value()
+    assert values["neighbourhood_density"] == density.value()
+    slow = [-sum(p * log(p) for p in image[:, y, x]) for y in range(6) for x in range(8)]
+    assert values["entropy"] == pytest.approx(np.mean(slow))
+    assert values["predicted_classes"] == 3
+
+
+def test_scores_without_masks_or_teacher_are_left_out():
+    scores = LabelFreeScores(3)
+    scores.add(probabilities(8))
+    assert not {"mask_information", "agreement"} & set(scores.values())
+
+
+def test_low_entropy_is_worth_more():
+    assert worth("entropy", 0.2) > worth("entropy", 0.9)
+    assert worth("agreement", 0.2) < worth("agreement", 0.9)

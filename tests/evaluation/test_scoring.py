@@ -1,0 +1,196 @@
+"""Evaluating a model over classes that are not its own, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfss_ray.config import Config, override
+from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16
+from sfss_ray.data.decoding import read_image
+from sfss_ray.evaluation.inference import predict_probabilities
+from sfss_ray.evaluation.scoring import evaluate_model
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.model_file import SourceModel
+
+SIZE = (32, 48)
+CPU = override(Config(), {"compute.device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Random images with Cityscapes labelTrainIds and with SYNTHIA labels."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for folder in ("city", "cityLabels", "syn", "synLabels"):
+        (root / folder).mkdir()
+    for name in ("a", "b"):
+        image = Image.fromarray(rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8))
+        image.save(root / "city" / f"{name}_leftImg8bit.png")
+        image.save(root / "syn" / f"{name}.png")
+        ids = rng.integers(0, 19, SIZE).astype(np.uint8)
+        ids[0] = 255
+        Image.fromarray(ids).save(root / "cityLabels" / f"{name}_gtFine_labelTrainIds.png")
+        rgb = np.zeros((*SIZE, 3), np.uint16)
+        rgb[..., 2] = rng.integers(0, 23, SIZE)  # OpenCV: the third is the file's first channel
+        assert cv2.imwrite(str(root / "synLabels" / f"{name}.png"), rgb)
+    return root
+
+
+def model(classes) -> SourceModel:
+    torch.manual_seed(1)
+    return SourceModel(build_network("compact", len(classes)), "compact", classes)
+
+
+def slow_ious(model_: SourceModel, root: Path) -> dict[str, float]:
+    """By name, from masks of each class: labels the model lacks are left out of the counting."""
+    hit = dict.fromkeys(CITYSCAPES_19.classes, 0)
+    union = dict.fromkeys(CITYSCAPES_19.classes, 0)
+    names = np.array([*CITYSCAPES_19.classes, *[""] * 237], dtype=object)
+    own = np.array(model_.classes.classes, dtype=object)
+    for path in sorted((root / "city").iterdir()):
+        stem = path.stem.removesuffix("_leftImg8bit")
+        ids = np.array(Image.open(root / "cityLabels" / f"{stem}_gtFine_labelTrainIds.png"))
+        label = names[ids]
+        image = read_image(path)
+        guess = own[predict_probabilities(model_.network.eval(), image, CPU.evaluation).argmax(0)]
+        valid = np.isin(label, list(model_.classes.classes))
+        for name in model_.classes.classes:
+            hit[name] += int(((label == name) & (guess == name) & valid).sum())
+            union[name] += int((((label == name) | (guess == name)) & valid).sum())
+    return {name: 100 * hit[name] / union[name] for name in model_.classes.classes}
+
+
+@pytest.mark.parametrize("classes", [CITYSCAPES_19, SYNTHIA_16], ids=["19", "16"])
+def test_classes_are_matched_by_name(classes, data):
+    lines: list[str] = []
+    mine = model(classes)
+    result = evaluate_model(
+        mine, data / "city", data / "cityLabels", config=CPU, progress=lines.append
+    )
+    expected = slow_ious(mine, data)
+    assert result.per_class == pytest.approx(expected)
+    assert result.miou == pytest.approx(np.mean(list(expected.values())))
+    lacking = () if len(classes) == 19 else ("terrain", "truck", "train")
+    assert result.lacking == lacking
+    names = ["mIoU-16", "mIoU-13"] if lacking else ["mIoU-19", "mIoU-16", "mIoU-13"]
+    assert list(result.named) == names
+    thirteen = [v for k, v in expected.items() if k not in ("wall", "fence", "pole")]
+    if lacking:
+        assert result.named["mIoU-16"] == pytest.approx(result.miou)
+        assert result.named["mIoU-13"] == pytest.approx(np.mean(thirteen))
+        assert "lacks these classes: terrain, truck, train" in "\n".join(result.lines())
+    assert any("*_labelTrainIds" in line for line in lines)
+
+
+def test_a_cityscapes_model_is_scored_on_camvid_over_the_classes_both_have(tmp_path):
+    rng, mine = np.random.default_rng(2), model(CITYSCAPES_19)
+    ids = rng.integers(0, 12, SIZE).astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(ids).save(tmp_path / "labels" / "0001TP_000001.png")
+    pixels = rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "images" / "0001TP_000001.png")
+    result = evaluate_model(
+        mine, tmp_path / "images", tmp_path / "labels", config=CPU, progress=str
+    )
+    same = {"pavement": "sidewalk", "tree": "vegetation", "sign": "traffic sign"}
+    same |= {"pedestrian": "person"}
+    label = np.array([same.get(n, n) for n in CAMVID_11.classes] + ["void"], dtype=object)[ids]
+    guess = predict_probabilities(mine.network.eval(), pixels, CPU.evaluation).argmax(0)
+    guess = np.array(CITYSCAPES_19.classes, dtype=object)[guess]
+    valid = ~np.isin(label, ["bicyclist", "void"])
+    for name in CITYSCAPES_19.classes:
+        hit = ((label == name) & (guess == name) & valid).sum()
+        union = (((label == name) | (guess == name)) & valid).sum()
+        if (label == name).any():
+            assert result.per_class[name] == pytest.approx(100 * hit / union), name
+        else:
+            assert np.isnan(result.per_class[name])
+    text = "\n".join(result.lines())
+    assert "pavement = sidewalk, tree = vegetation, sign = traffic sign, pedestrian" in text
+    assert "lacks these classes: bicyclist" in text
+    assert result.as_dict()["synonyms"] == same
+    assert result.named == {}
+
+
+def test_absent_classes_are_stated_and_not_counted(data):
+    result = evaluate_model(
+        model(CITYSCAPES_19), data / "syn", data / "synLabels", config=CPU, progress=str
+    )
+    assert result.labels_format == "synthia"
+    absent = [name for name, value in result.per_class.items() if np.isnan(value)]
+    assert absent == ["terrain", "truck", "train"]
+    assert list(result.named) == ["mIoU-16", "mIoU-13"]
+    text = "\n".join(result.lines())
+    assert "mean of the 16 of 19 classes of cityscapes-19" in text
+    assert "absent: terrain, truck, train" in text
+    assert "no flip" in text
+    # SYNTHIA's labels cannot show these three: no official mean counts them.
+    assert (result.official_miou, result.only_predicted) == (result.miou, ())
+    assert "official" not in text
+
+
+def test_the_official_mean_is_printed_where_it_differs(data, tmp_path):
+    """All labels are road; the model predicts other classes too, which the official mean counts as 0."""
+    mine = model(CITYSCAPES_19)
+    guesses = []
+    for path in sorted((data / "city").iterdir()):
+        label = tmp_path / "labels" / path.name.replace("leftImg8bit", "gtFine_labelIds")
+        label.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full(SIZE, 7, np.uint8)).save(label)  # 7 is road
+        probabilities = predict_probabilities(mine.network.eval(), read_image(path), CPU.evaluation)
+        guesses.append(probabilities.argmax(0))
+    predicted = [CITYSCAPES_19.classes[i] for i in np.unique(guesses)]
+    others = [name for name in predicted if name != "road"]
+    assert others
+    road = 100 * float(np.mean(np.array(guesses) == 0))
+    result = evaluate_model(
+        mine, data / "city", tmp_path / "labels", output=tmp_path / "out", config=CPU, progress=str
+    )
+    official = road / (1 + len(others))
+    assert (result.miou, result.official_miou) == pytest.approx((road, official))
+    assert result.only_predicted == tuple(others)
+    assert (result.named["mIoU-19"], result.named_official["mIoU-19"]) == pytest.approx(
+        (road, official)
+    )
+    text = "\n".join(result.lines())
+    assert f"miou: {road:.2f}\n" in text
+    assert f"official_miou: {official:.2f}\n" in text
+    assert f"IoU 0 for absent classes that are predicted: {', '.join(others)}" in text
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["official_miou"] == pytest.approx(official)
+    assert written["only_predicted"] == others
+
+
+def test_table_picture_and_json_are_written(data, tmp_path):
+    result = evaluate_model(
+        model(CITYSCAPES_19),
+        data / "syn",
+        data / "synLabels",
+        output=tmp_path / "out",
+        config=CPU,
+        progress=str,
+    )
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["per_class"]["road"] == pytest.approx(result.per_class["road"])
+    assert written["per_class"]["train"] is None
+    assert np.array_equal(written["confusion"], result.confusion)
+    assert written["named"].keys() == {"mIoU-16", "mIoU-13"}
+    assert written["config"]["evaluation.flip"] is False
+    with open(tmp_path / "out" / "per_class.csv") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert float(rows["car"]["iou_percent"]) == pytest.approx(result.per_class["car"], abs=1e-3)
+    assert rows["train"]["iou_percent"] == ""
+    assert min(read_image(tmp_path / "out" / "confusion.png").shape[:2]) > 500
+    assert [path.name for path in result.files] == [
+        "evaluation.json",
+        "per_class.csv",
+        "confusion.png",
+    ]

@@ -1,0 +1,53 @@
+"""The ablation's recipe as a user starts it, on few scenes and steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments" / "studies"
+ROWS = ["source_only", "batch_norm", "tent", "pooled_vote", "full_ground_truth", "ceiling"]
+
+
+def run(tmp_path, *words):
+    command = [sys.executable, str(EXPERIMENTS / "ablation.py"), "--images", "8", "--steps", "4"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    result = subprocess.run(
+        [*command, *words],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_rows_are_run_once_and_tabulated(tmp_path):
+    words = ["--rows", *ROWS, "--seeds", "2", "--jobs", "2"]
+    output = run(tmp_path, *words)
+    assert f"{2 * len(ROWS)}/{2 * len(ROWS)}" in output
+    table = json.loads((tmp_path / "results" / "ablation_streets.json").read_text())
+    assert [entry["key"] for entry in table] == ROWS  # source-only first, the ceiling last
+    base = table[0]["mean"]
+    assert base == pytest.approx(44.44, abs=0.05)
+    for entry in table:
+        assert [result["seed"] for result in entry["seeds"]] == [0, 1]
+        values = [result["student_last"] for result in entry["seeds"]]
+        assert entry["mean"] == pytest.approx(sum(values) / 2)
+        assert len(entry["seeds"][0]["per_class"]) == 19
+    assert {entry["regions"] for entry in table} == {"none", "felzenszwalb", "ground_truth"}
+    assert table[0]["std"] == 0
+    assert table[2]["seeds"][0]["student_last"] != base
+    assert (tmp_path / "results" / "ablation_streets.png").stat().st_size > 5000
+    text = (tmp_path / "results" / "ablation_streets.md").read_text()
+    assert "| source-only | none | 2 | 44.4 ± 0.0 | +0.0 |" in text
+
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("result.json")}
+    assert len(stamps) == 2 * len(ROWS)
+    run(tmp_path, *words)
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("result.json")}

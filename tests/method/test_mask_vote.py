@@ -1,0 +1,126 @@
+"""Masks in label space against slow loops, and the guards for rare classes."""
+
+import numpy as np
+import pytest
+import torch
+
+from sfss_ray.config import LossConfig
+from sfss_ray.method.mask_vote import ClassPrior, relabel
+
+
+def method(mask_vote="none", prior_power=0.0, **knobs):
+    return LossConfig(mask_vote=mask_vote, prior_power=prior_power, **knobs)
+
+
+def drawn(seed=0, batch=2, classes=4, height=12, width=10, masks=5):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(batch, classes, height, width, generator=generator)
+    ids = torch.randint(0, masks + 1, (batch, height, width), generator=generator)
+    prior = torch.rand(classes, generator=generator) + 0.1
+    return logits.softmax(1), ids, prior / prior.sum()
+
+
+def slow_relabel(probabilities, ids, prior, config):
+    """One pixel, one mask at a time; no probability counts as less than 1e-4."""
+    q = probabilities.double().numpy().clip(1e-4)
+    labels, confidence = np.zeros(ids.shape, int), np.zeros(ids.shape)
+    power = prior.double().numpy() ** config.prior_power
+    for b in range(len(ids)):
+        own = q[b] / power[:, None, None]
+        own = own / own.sum(0)
+        label = own.argmax(0)
+        for y, x in np.ndindex(ids.shape[1:]):
+            labels[b, y, x], confidence[b, y, x] = label[y, x], own[:, y, x].max()
+        for k in set(ids[b].flatten().tolist()) - {0}:
+            inside = (ids[b] == k).numpy()
+            if config.mask_vote == "majority":
+                votes = np.bincount(label[inside], minlength=len(power)) / inside.sum()
+            else:
+                votes = np.exp(np.log(own[:, inside]).mean(1))
+            purity = (label[inside] == votes.argmax()).mean()
+            if purity < config.vote_min_purity:
+                continue
+            for y, x in np.argwhere(inside):
+                pooled = votes
+                if config.mask_vote == "pooled":
+                    w = config.vote_weight
+                    pooled = own[:, y, x] ** (1 - w) * votes**w
+                    pooled = pooled / pooled.sum()
+                labels[b, y, x], confidence[b, y, x] = pooled.argmax(), pooled.max()
+    return labels, confidence
+
+
+@pytest.mark.parametrize("vote", ["majority", "pooled"])
+@pytest.mark.parametrize(("purity", "power"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.5), (0.4, 1.0)])
+def test_votes_are_what_a_slow_loop_counts(vote, purity, power):
+    probabilities, ids, prior = drawn()
+    config = method(mask_vote=vote, vote_weight=0.7, vote_min_purity=purity, prior_power=power)
+    labels, confidence = relabel(probabilities, ids, prior, config)
+    slow_labels, slow_confidence = slow_relabel(probabilities, ids, prior, config)
+    np.testing.assert_array_equal(labels.numpy(), slow_labels)
+    np.testing.assert_allclose(confidence.numpy(), slow_confidence, rtol=1e-4)
+
+
+def test_without_a_vote_only_the_prior_counts():
+    probabilities, ids, prior = drawn()
+    labels, confidence = relabel(probabilities, ids, prior, method())
+    assert torch.equal(labels, probabilities.argmax(1))
+    torch.testing.assert_close(confidence, probabilities.amax(1), rtol=0, atol=5e-4)
+    corrected, _ = relabel(probabilities, ids, prior, method(prior_power=1.0))
+    assert torch.equal(corrected, (probabilities / prior[:, None, None]).argmax(1))
+
+
+def test_pixels_outside_masks_keep_their_own_label():
+    probabilities, ids, prior = drawn()
+    for vote in ("majority", "pooled"):
+        labels, _ = relabel(probabilities, ids, prior, method(mask_vote=vote))
+        assert torch.equal(labels[ids == 0], probabilities.argmax(1)[ids == 0])
+
+
+def test_all_of_the_masks_weight_gives_each_mask_one_label():
+    probabilities, ids, prior = drawn()
+    labels, _ = relabel(probabilities, ids, prior, method(mask_vote="pooled", vote_weight=1.0))
+    for b in range(len(ids)):
+        for k in range(1, int(ids.max()) + 1):
+            assert len(labels[b][ids[b] == k].unique()) == 1
+
+
+def test_no_weight_is_no_vote():
+    probabilities, ids, prior = drawn()
+    labels, _ = relabel(probabilities, ids, prior, method(mask_vote="pooled", vote_weight=0.0))
+    assert torch.equal(labels, probabilities.argmax(1))
+
+
+def test_renaming_masks_and_reordering_images_changes_nothing():
+    probabilities, ids, prior = drawn()
+    config = method(mask_vote="pooled", prior_power=0.5)
+    labels, confidence = relabel(probabilities, ids, prior, config)
+    renamed = torch.where(ids > 0, 17 - 3 * ids, 0)
+    again, _ = relabel(probabilities, renamed, prior, config)
+    assert torch.equal(labels, again)
+    turned, turned_confidence = relabel(probabilities.flip(0), ids.flip(0), prior, config)
+    assert torch.equal(labels.flip(0), turned)
+    torch.testing.assert_close(confidence.flip(0), turned_confidence)
+
+
+def test_a_sure_rare_pixel_is_not_drowned_by_its_mask():
+    """Nine unsure pixels of a common class and one sure pixel of a rare one, in one mask."""
+    q = torch.full((1, 2, 1, 10), 0.0)
+    q[0, 0, 0, :9], q[0, 1, 0, :9] = 0.6, 0.4
+    q[0, 0, 0, 9], q[0, 1, 0, 9] = 0.001, 0.999
+    ids, prior = torch.ones(1, 1, 10, dtype=torch.long), torch.tensor([0.9, 0.1])
+    majority, _ = relabel(q, ids, prior, method(mask_vote="majority"))
+    assert majority[0, 0].tolist() == [0] * 10
+    pooled, _ = relabel(q, ids, prior, method(mask_vote="pooled", vote_weight=0.5))
+    assert pooled[0, 0, 9] == 1
+
+
+def test_class_shares_follow_what_the_teacher_says():
+    prior = ClassPrior(3)
+    assert prior.share().tolist() == pytest.approx([1 / 3] * 3)
+    for _ in range(300):
+        prior.update(torch.tensor([6.0, 3.0, 1.0]))
+    assert prior.share().tolist() == pytest.approx([0.6, 0.3, 0.1], abs=1e-4)
+    for _ in range(300):
+        prior.update(torch.tensor([0.0, 5.0, 5.0]))
+    assert prior.share().tolist() == pytest.approx([0.0, 0.5, 0.5], abs=0.01)

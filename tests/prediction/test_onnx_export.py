@@ -1,0 +1,128 @@
+"""ONNX files: run by onnxruntime, they give torch's classes; a wrong one is not kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sfss_ray.config import Config
+from sfss_ray.data.class_sets import CITYSCAPES_19
+from sfss_ray.errors import CheckpointError, ConfigError
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.card import Card
+from sfss_ray.models.model_file import SourceModel, load_model
+from sfss_ray.models.user_code.wrapping import wrap_model
+from sfss_ray.prediction import onnx_export
+from sfss_ray.prediction.onnx_export import OPSET, export_onnx
+from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.streets.scenes import render_scene
+
+onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+
+def streets(number: int, size: tuple[int, int]) -> np.ndarray:
+    images = [render_scene("camera", 7, i, size).image for i in range(number)]
+    return np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255
+
+
+def run(path: Path, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": images})[0]
+
+
+def test_the_shipped_model_predicts_the_same_in_onnxruntime(tmp_path: Path):
+    path = tmp_path / "source.onnx"
+    result = export_onnx(SOURCE_MODEL, path, size=(64, 128), progress=str)
+    assert result.dynamic == ("batch", "height", "width")
+    assert [p.name for p in tmp_path.iterdir()] == ["source.onnx"]
+    model = load_model(SOURCE_MODEL)
+    for images in (streets(1, (128, 256)), streets(3, (96, 160))):
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images)).numpy()
+        found = run(path, images)
+        assert len(np.unique(expected.argmax(1))) > 4
+        assert np.array_equal(found.argmax(1), expected.argmax(1))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    (opset,) = [o.version for o in onnx.load(path).opset_import if o.domain == ""]
+    assert opset == OPSET == result.opset
+    onnx.checker.check_model(str(path))
+
+
+def test_a_deeplab_of_torchvision_with_a_card_of_its_own(tmp_path: Path):
+    """The card (BGR, 0 to 255, align_corners) is inside the file."""
+    torch.manual_seed(0)
+    name = "deeplabv3_mobilenet_v3_large"
+    model = SourceModel(build_network(name, 19), name, CITYSCAPES_19).eval()
+    model.network.use_card(
+        Card((104.0, 116.7, 122.7), (1.0, 1.0, 1.0), "bgr", 255.0, True, CITYSCAPES_19.classes)
+    )
+    path = tmp_path / "deeplab.onnx"
+    export_onnx(model, path, size=(64, 96), progress=str)
+    images = streets(1, (64, 128))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    found = run(path, images)
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.999
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+class _Fixed(nn.Module):
+    """A module that takes images of one size alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 3, padding=1)
+        self.place = nn.Parameter(torch.randn(1, 8, 64, 64))
+        self.classifier = nn.Conv2d(8, 19, 1)
+
+    def forward(self, x):
+        return self.classifier(self.features(x) + self.place)
+
+
+def test_a_network_of_one_size_keeps_height_and_width(tmp_path: Path):
+    torch.manual_seed(0)
+    model = wrap_model(
+        _Fixed(), classes="cityscapes-19", feature_layer="features", example_size=(64, 64)
+    )
+    result = export_onnx(model, tmp_path / "fixed.onnx", size=(64, 64), progress=str)
+    assert result.dynamic == ("batch",)
+    assert any("fixes height and width" in line for line in result.lines())
+    assert run(tmp_path / "fixed.onnx", streets(2, (64, 64))).shape == (2, 19, 64, 64)
+
+
+def test_a_file_that_predicts_otherwise_is_not_kept(tmp_path: Path, monkeypatch):
+    original = onnx_export._write
+
+    def write_other(model, *rest):
+        torch.manual_seed(1)
+        original(SourceModel(build_network("compact", 19), "compact", model.classes).eval(), *rest)
+
+    monkeypatch.setattr(onnx_export, "_write", write_other)
+    with pytest.raises(CheckpointError, match=r"another class than torch on \d+ of"):
+        export_onnx(SOURCE_MODEL, tmp_path / "wrong.onnx", size=(64, 64), progress=str)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ties_are_no_errors_but_counted():
+    expected = np.zeros((1, 2, 1, 3), np.float32)
+    expected[0, 1] = [[1e-5, 1.0, -1.0]]
+    found = expected.copy()
+    found[0, 1, 0, 0] = -1e-5
+    assert onnx_export._compare(expected, found, "compact") == 1
+    found[0, 1, 0, 1] = -1
+    with pytest.raises(CheckpointError, match="on 1 of 3 pixels"):
+        onnx_export._compare(expected, found, "compact")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_without_the_extra_one_line_says_what_to_install(name, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"needs {name}, .* pip install 'sfss-ray\[onnx\]'"):
+        export_onnx(SOURCE_MODEL, tmp_path / "a.onnx", config=Config(), progress=str)

@@ -1,0 +1,190 @@
+"""Files are whole or absent, and what a disk refuses is one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from sfss_ray import cli
+from sfss_ray.errors import OutputError
+from sfss_ray.models.model_file import load_model
+from sfss_ray.storage.files import (
+    require_lasting,
+    whole_file,
+    write_bytes,
+    write_text,
+    write_torch,
+)
+from sfss_ray.streets.default import SOURCE_MODEL
+
+
+def test_a_file_is_written_whole(tmp_path: Path):
+    path = tmp_path / "deep" / "a.txt"
+    assert write_text(path, "Grüße\n").read_bytes() == "Grüße\n".encode()
+    assert write_bytes(path, b"new").read_bytes() == b"new"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_broken_write_leaves_the_former_file(tmp_path: Path):
+    path = write_text(tmp_path / "a.txt", "former")
+
+    def fail() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text() == "former"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A real file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(words, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, 600_000, dtype=np.uint8)
+
+
+def write_parquet(path: Path) -> None:
+    with whole_file(path) as temporary:
+        pq.write_table(pa.table({"x": NOISE}), temporary)
+
+
+def write_png(path: Path) -> None:
+    with whole_file(path) as temporary:
+        Image.fromarray(NOISE.reshape(600, 1000)).save(temporary, format="PNG")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_bytes(path, NOISE.tobytes()),
+        lambda path: write_torch(path, torch.from_numpy(NOISE)),
+        write_parquet,
+        write_png,
+    ],
+    ids=["bytes", "torch", "parquet", "png"],
+)
+def test_a_full_disk_is_one_line_and_what_is_whole_stays(write, small_disk: Path):
+    first = write_text(small_disk / "first", "whole")
+    with pytest.raises(OutputError, match=r"No space left on device\): free some space") as told:
+        write(small_disk / "second")
+    assert "\n" not in str(told.value)
+    assert first.read_text() == "whole"
+    assert [p.name for p in small_disk.iterdir()] == ["first"]
+
+
+def test_predict_on_a_full_disk_is_one_line_and_resumes(small_disk: Path, tmp_path: Path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(12):
+        pixels = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{k:02}.png")
+    words = ["predict", str(SOURCE_MODEL), str(images), str(small_disk / "out")]
+    words += ["--compute.device", "cpu"]
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written (No space left on device): free some space" in line
+    done = sorted((small_disk / "out" / "train_ids").glob("*.png"))
+    assert 0 < len(done) < 12
+    for path in small_disk.rglob("*.png"):
+        Image.open(path).load()
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    before = {path: path.stat().st_mtime_ns for path in done}
+    assert cli.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == before
+    assert len(list((small_disk / "out" / "train_ids").glob("*.png"))) == 12
+
+
+def test_a_place_that_may_not_be_written_is_one_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot be written \(.*\): give a place that you may"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_torch(tmp_path / "file" / "a.pt", {})
+
+
+def test_other_errors_of_torch_are_not_taken_for_a_full_disk(tmp_path: Path):
+    with pytest.raises(Exception, match=r"pickle|local object|lambda"):
+        write_torch(tmp_path / "a.pt", lambda: None)
+    assert list(tmp_path.iterdir()) == []
+    assert load_model(SOURCE_MODEL)
+
+
+@pytest.mark.parametrize("kind", ["working_dir_files", "py_modules_files"])
+def test_the_folder_that_a_job_is_unpacked_into_is_no_place_for_results(
+    kind, tmp_path: Path, monkeypatch
+):
+    unpacked = tmp_path / "session_1" / "runtime_resources" / kind / "_ray_pkg_0123"
+    unpacked.mkdir(parents=True)
+    monkeypatch.chdir(unpacked)
+    for path in ("runs/a", unpacked, unpacked / "runs"):
+        with pytest.raises(OutputError, match="deletes after it: give an absolute path"):
+            require_lasting(path)
+    assert require_lasting(tmp_path / "runs") == tmp_path / "runs"
+    monkeypatch.chdir(tmp_path)
+    assert require_lasting("runs") == tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["masks", "--target-images", "@", "--output-dir", "out"],
+        ["masks", "import", "@l", "@", "out"],
+        ["adapt", "--source-model", "@m", "--target-images", "@", "--output-dir", "out"],
+        ["tune", "--source-model", "@m", "--target-images", "@", "--output-dir", "out"],
+        ["pretrain", "--images", "@", "--labels", "@l", "--output-dir", "out"],
+        ["predict", "@m", "@", "out"],
+        ["evaluate", "--model", "@m", "--images", "@", "--labels", "@l", "--output", "out"],
+        ["export", "@m", "out.onnx"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_verb_refuses_a_relative_output_in_a_job(words, tmp_path: Path, monkeypatch, capsys):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for folder, shape in ((images, (32, 64, 3)), (labels, (32, 64))):
+        folder.mkdir()
+        for name in ("a.png", "b.png"):
+            Image.fromarray(np.zeros(shape, np.uint8)).save(folder / name)
+    job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    named = {"@": str(images), "@l": str(labels), "@m": str(SOURCE_MODEL)}
+    assert cli.main([named.get(word, word) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "deletes after it: give an absolute path" in line
+    assert list(job.iterdir()) == []
+
+
+def test_the_recipes_default_is_refused_in_a_job_before_data_are_drawn(tmp_path: Path):
+    job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    job.mkdir(parents=True)
+    script = Path(__file__).resolve().parents[2] / "experiments" / "tune_gta2cs.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=job, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "deletes after it: give an absolute path" in line
+    assert list(job.iterdir()) == []
