@@ -85,7 +85,7 @@ def _resident_mb() -> float:
 
 
 @contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
+def limited_threads(number: int) -> Iterator[None]:
     """So many compute threads inside the block, as a process of the stage has them."""
     import torch
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sfss_ray.config import Config
 from sfss_ray.errors import SfssError
-from sfss_ray.inputs.survey import Request, Survey, split, survey
+from sfss_ray.inputs.check import Request, Survey, split, survey
 from sfss_ray.inspection.plan_result import Plan, Stage
 from sfss_ray.masks.regions import SamType
 from sfss_ray.masks.resume import images_to_do
@@ -165,7 +165,7 @@ def _pool(device: str, asked: int) -> int:
 
 def _masks(job: _Job) -> list[Stage]:
     """The time of an image's masks; nothing where masks are given."""
-    from sfss_ray.inspection.measurements import measure_masks, threads
+    from sfss_ray.inspection.measurements import limited_threads, measure_masks
 
     inputs, config = job.inputs, job.config
     if inputs.masks is not None:
@@ -175,7 +175,7 @@ def _masks(job: _Job) -> list[Stage]:
     device = job.here if inputs.recipe.is_network else "cpu"
     pool = _pool(device, config.compute.mask_actors)
     image = inputs.images[0].read()
-    with threads((os.cpu_count() or 1) // pool):
+    with limited_threads((os.cpu_count() or 1) // pool):
         measured, found = measure_masks(inputs.recipe, inputs.region_weights, image, config, device)
     job.masks.extend(found)
     left = job.counts.masks
@@ -194,11 +194,11 @@ def _masks(job: _Job) -> list[Stage]:
 
 
 def _training(job: _Job) -> list[Stage]:
-    from sfss_ray.inspection.measurements import measure_training, threads
+    from sfss_ray.inspection.measurements import limited_threads, measure_training
 
     inputs, config, counts = job.inputs, job.config, job.counts
     assert inputs.source is not None
-    with threads(int(config.compute.cpus_per_worker)):
+    with limited_threads(int(config.compute.cpus_per_worker)):
         measured = measure_training(inputs.source, inputs.images[0], job.masks, config, job.here)
     steps, memory = config.train.num_steps, measured.memory_mb
     stages = []
@@ -228,13 +228,13 @@ def _trials_at_once(job: _Job) -> int:
 
 
 def _evaluation(job: _Job) -> list[Stage]:
-    from sfss_ray.inspection.measurements import measure_evaluation, threads
+    from sfss_ray.inspection.measurements import limited_threads, measure_evaluation
     from sfss_ray.tune.search import looks
 
     inputs, config, counts = job.inputs, job.config, job.counts
     assert inputs.source is not None
     file = inputs.labelled[0] if inputs.labelled else inputs.images[0]
-    with threads(int(config.compute.cpus_per_worker)):
+    with limited_threads(int(config.compute.cpus_per_worker)):
         measured = measure_evaluation(inputs.source, file, config, job.here)
     shown = counts.held_out + counts.labelled
     watched = looks(config) * (1 + counts.trials)

@@ -12,7 +12,7 @@ from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
-from sfss_ray.inputs.survey import Inputs, split
+from sfss_ray.inputs.check import Inputs, split
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.models.source import Source
 

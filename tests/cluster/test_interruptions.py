@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sfss_ray.masks.bank.schema import shards
+from sfss_ray.masks.bank.schema import shard_paths
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.train.run_state import read_progress
 
@@ -114,19 +114,19 @@ def test_masks_go_on_where_they_were(streets, tmp_path):
     words = ["masks", "--target-images", streets / "target" / "images", "--output-dir", out]
     words += ["--masks.images-per-shard", 1, "--compute.address", "local"]
     process = start(*words)
-    wait_for(lambda: len(shards(out)) >= 2, "two shards", process)
+    wait_for(lambda: len(shard_paths(out)) >= 2, "two shards", process)
     output = stop(process, signal.SIGINT)
     assert process.returncode == 130
     assert "run the same command again" in output
     assert "Traceback" not in output
-    done = {f.name: f.stat().st_mtime_ns for f in shards(out)}
+    done = {f.name: f.stat().st_mtime_ns for f in shard_paths(out)}
     assert 2 <= len(done) < 12
     again = start(*words)
     output = again.communicate(timeout=PATIENCE_S)[0]
     assert again.returncode == 0, output
     assert f": {12 - len(done)} of 12 images to do, {len(done)} are done already" in output
     assert len(MaskStore(out)) == 12
-    assert {f.name: f.stat().st_mtime_ns for f in shards(out) if f.name in done} == done
+    assert {f.name: f.stat().st_mtime_ns for f in shard_paths(out) if f.name in done} == done
 
 
 def tensors(state: dict, prefix: str = "") -> dict:
@@ -146,7 +146,7 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     import torch
 
     from sfss_ray.config import flatten, load_config
-    from sfss_ray.inputs.survey import Request, check_inputs
+    from sfss_ray.inputs.check import Request, check_inputs
     from sfss_ray.masks.actor import MaskActor, actor_spec
     from sfss_ray.masks.bank.store import MaskStore
     from sfss_ray.masks.regions import make_recipe

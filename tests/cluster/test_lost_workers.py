@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sfss_ray.masks.bank.schema import shards
+from sfss_ray.masks.bank.schema import shard_paths
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240
@@ -62,7 +62,7 @@ def start(images: Path, out: Path, address: str) -> subprocess.Popen:
 
 def made(out: Path) -> dict[str, int]:
     """Finished shards and when they were made."""
-    return {file.name: file.stat().st_mtime_ns for file in shards(out)}
+    return {file.name: file.stat().st_mtime_ns for file in shard_paths(out)}
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
@@ -91,7 +91,7 @@ def redone(before: dict[str, int], after: dict[str, int]) -> int:
 
 
 def assert_one_row_each(images: Path, out: Path) -> None:
-    rows = [i for file in shards(out) for i in pq.read_table(file)["image_id"].to_pylist()]
+    rows = [i for file in shard_paths(out) for i in pq.read_table(file)["image_id"].to_pylist()]
     assert sorted(rows) == sorted(file.stem for file in images.iterdir())
 
 

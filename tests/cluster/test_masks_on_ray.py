@@ -13,7 +13,7 @@ from sfss_ray.config import override
 from sfss_ray.errors import ClusterError, DataError, ResumeError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor
-from sfss_ray.masks.bank.schema import shards
+from sfss_ray.masks.bank.schema import shard_paths
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
 
@@ -41,7 +41,9 @@ def test_every_image_has_one_row_and_bad_ones_a_reason(mixed_folder, tiny_config
     assert summary.made == 15
     assert set(summary.errors) == {"empty", "cut", "text"}
     assert "0 bytes" in summary.errors["empty"]
-    rows = [i for f in shards(tmp_path / "masks") for i in pq.read_table(f)["image_id"].to_pylist()]
+    rows = [
+        i for f in shard_paths(tmp_path / "masks") for i in pq.read_table(f)["image_id"].to_pylist()
+    ]
     assert sorted(rows) == sorted(set(rows))
     assert len(rows) == 15
     assert any("15/15" in line and "3 unreadable" in line for line in lines)
@@ -50,16 +52,16 @@ def test_every_image_has_one_row_and_bad_ones_a_reason(mixed_folder, tiny_config
 def test_a_second_run_makes_nothing_and_leaves_files_alone(streets, tiny_config, tmp_path):
     target, out = streets / "target" / "images", tmp_path / "masks"
     generate_masks(target, out, config=tiny_config, progress=str)
-    before = {f.name: f.stat().st_mtime_ns for f in shards(out)}
+    before = {f.name: f.stat().st_mtime_ns for f in shard_paths(out)}
     assert generate_masks(target, out, config=tiny_config, progress=str).made == 0
-    assert {f.name: f.stat().st_mtime_ns for f in shards(out)} == before
+    assert {f.name: f.stat().st_mtime_ns for f in shard_paths(out)} == before
 
 
 def test_a_lost_and_a_half_written_shard_are_made_again(streets, tiny_config, tmp_path):
     target, out = streets / "target" / "images", tmp_path / "masks"
     generate_masks(target, out, config=tiny_config, progress=str)
     whole = {i: MaskStore(out).load(i) for i in MaskStore(out).ids()}
-    first, second, *_ = shards(out)
+    first, second, *_ = shard_paths(out)
     redone = sum(len(pq.read_table(f)) for f in (first, second))
     first.unlink()
     second.write_bytes(second.read_bytes()[:200])
@@ -138,7 +140,7 @@ def test_an_image_that_was_mended_is_made_the_rest_is_kept(mixed_folder, tiny_co
     assert again.exit_code == 12
     store = MaskStore(out)
     assert np.array_equal(store.id_map("cut"), store.id_map(f"city one/{good[0].stem}"))
-    rows = [i for f in shards(out) for i in pq.read_table(f)["image_id"].to_pylist()]
+    rows = [i for f in shard_paths(out) for i in pq.read_table(f)["image_id"].to_pylist()]
     assert len(rows) == len(set(rows)) == 15
 
 

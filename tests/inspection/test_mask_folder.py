@@ -16,7 +16,7 @@ from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import ConfigError, DataError, OutputError
 from sfss_ray.inspection.mask_folder import MaskReport, Spread, inspect_masks, mask_depth
-from sfss_ray.masks.bank.schema import shards, write_shard
+from sfss_ray.masks.bank.schema import shard_paths, write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import build_region_source, make_recipe
 
@@ -220,7 +220,7 @@ def test_half_a_shard_is_named(folder: Path):
 
 
 def test_damaged_bytes_inside_a_shard_are_named(folder: Path):
-    file = shards(folder)[0]
+    file = shard_paths(folder)[0]
     data = bytearray(file.read_bytes())
     data[4:400] = bytes(396)  # the first column chunk, behind the magic number
     file.write_bytes(data)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.errors import DataError
-from sfss_ray.masks.bank.schema import shards, write_shard
+from sfss_ray.masks.bank.schema import shard_paths, write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.existing import describe_masks, is_of_file, open_masks
 from sfss_ray.masks.regions import NOTES
@@ -71,7 +71,7 @@ def test_a_copy_of_the_images_is_the_same_images(masks: Path, tmp_path: Path):
 
 def test_masks_of_images_of_another_size_are_refused(masks: Path, tmp_path: Path):
     """Masks of a former release, which do not say what their images held."""
-    for shard in shards(masks):
+    for shard in shard_paths(masks):
         table = pq.read_table(shard)
         known = [name for name in table.column_names if not name.startswith("image_sha")]
         pq.write_table(table.select(known), shard)

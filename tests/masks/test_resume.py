@@ -23,7 +23,7 @@ from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.bank.claims import claimed
-from sfss_ray.masks.bank.schema import shards, write_shard
+from sfss_ray.masks.bank.schema import shard_paths, write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.regions import make_recipe
@@ -69,7 +69,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def rows_in(out: Path) -> list[str]:
-    return sorted(i for f in shards(out) for i in pq.read_table(f)["image_id"].to_pylist())
+    return sorted(i for f in shard_paths(out) for i in pq.read_table(f)["image_id"].to_pylist())
 
 
 def other_makers_files(folder: Path) -> list[Path]:
@@ -117,7 +117,7 @@ def test_files_of_others_do_not_hinder_an_import(before, tmp_path: Path):
 def test_half_a_shard_of_ours_is_made_again(images: Path, tmp_path: Path):
     out = tmp_path / "masks"
     make(images, out)
-    first = shards(out)[0]
+    first = shard_paths(out)[0]
     lost = len(pq.read_table(first))
     for data in (first.read_bytes()[:300], b"", b"PAR1" + b"\xff" * 40 + b"\x10\0\0\0PAR1"):
         first.write_bytes(data)
@@ -128,7 +128,7 @@ def test_half_a_shard_of_ours_is_made_again(images: Path, tmp_path: Path):
 def test_a_shard_that_cannot_be_read_is_kept_and_named(images: Path, tmp_path: Path, monkeypatch):
     out = tmp_path / "masks"
     make(images, out)
-    first = shards(out)[0]
+    first = shard_paths(out)[0]
 
     def refused(path, **options):
         if path == str(first):
@@ -190,7 +190,9 @@ def test_an_image_that_killed_its_process_waits_for_a_new_file(
     (images / "c.png").write_bytes(b"")
     make(images, out)
     recipe = make_recipe(MaskConfig(), None)[0].as_dict()
-    shard = next(path for path in shards(out) if "c" in pq.read_table(path)["image_id"].to_pylist())
+    shard = next(
+        path for path in shard_paths(out) if "c" in pq.read_table(path)["image_id"].to_pylist()
+    )
     rows = [row | {"error": DIED} for row in pq.read_table(shard).to_pylist()]
     put(images, "c.png")
     write_shard(shard, rows, recipe)
@@ -249,7 +251,7 @@ def test_a_run_ends_once_another_has_its_folder(images: Path, tmp_path: Path, mo
         patched.setattr(MaskActor, "__call__", begin_another)
         with pytest.raises(ResumeError, match=r"another run has begun.*run again"):
             make(images, out)
-    assert shards(out) == []
+    assert shard_paths(out) == []
     assert make(images, out).made == 3
 
 
@@ -290,7 +292,7 @@ def test_an_output_folder_that_is_a_file_is_one_line(images: Path, tmp_path: Pat
 def test_of_two_rows_the_one_with_masks_counts(images: Path, tmp_path: Path):
     out = tmp_path / "masks"
     make(images, out)
-    good = shards(out)
+    good = shard_paths(out)
     recipe = make_recipe(MaskConfig(), None)[0]
     whole = MaskStore(out)
     bad = [whole.load("a") | {"masks": [], "error": "unreadable", "height": 0, "width": 0}]
@@ -317,10 +319,10 @@ def test_an_actor_of_a_killed_run_leaves_nothing_in_a_folder_that_is_another_run
         orphan = MaskActor(spec | {"claim": former})
     with claimed(out) as present:
         orphan(shard)
-        assert shards(out) == []
+        assert shard_paths(out) == []
         assert not list(out.glob(".*.parquet.*"))
         MaskActor(spec | {"claim": present})(shard)
-        assert len(shards(out)) == 1
+        assert len(shard_paths(out)) == 1
 
 
 def test_masks_by_other_weights_are_refused_by_name(images: Path, tmp_path: Path):
@@ -368,13 +370,13 @@ def test_masks_of_a_former_release_are_made_again_where_the_image_is_newer(
 ):
     out = tmp_path / "masks"
     make(images, out)
-    for shard in shards(out):
+    for shard in shard_paths(out):
         table = pq.read_table(shard)
         first = [n for n in table.column_names if not n.startswith("image_") or n == "image_id"]
         pq.write_table(table.select([n for n in first if n != "imported_from"]), shard)
     assert make(images, out).made == 0
     put(images, "c.png", seed=3)
-    newest = max(shard.stat().st_mtime_ns for shard in shards(out)) + 10**9
+    newest = max(shard.stat().st_mtime_ns for shard in shard_paths(out)) + 10**9
     os.utime(images / "c.png", ns=(newest, newest))
     assert make(images, out).made == 1
 

@@ -184,7 +184,7 @@ def parquet_files(folder: Path | str) -> list[Path]:
     return sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
 
 
-def shards(folder: Path | str) -> list[Path]:
+def shard_paths(folder: Path | str) -> list[Path]:
     """Finished shards of masks of a folder: files of others that lie there are left out."""
     return [path for path in parquet_files(folder) if read_recipe(path) is not None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sfss_ray.models.families.deeplab_v2_keys import caffe_deeplab_v2, torchvision_deeplab_v2
 from sfss_ray.models.families.huggingface import huggingface_segformer
-from sfss_ray.models.families.mmseg_mit import mmseg_mit
+from sfss_ray.models.families.mix_transformers import mmseg_mit
 from sfss_ray.models.families.mmseg_resnet import deeplab_of_mmseg
 from sfss_ray.models.families.recognised_file import Recognised, Recogniser
 from sfss_ray.models.families.torchvision_keys import torchvision_model

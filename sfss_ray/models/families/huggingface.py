@@ -9,8 +9,8 @@ from typing import Any
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Triple
 from sfss_ray.models.families.mit_names import from_transformers, size_of
+from sfss_ray.models.families.mix_transformers import decoder_width, outputs_of
 from sfss_ray.models.families.mmseg import State, has, strangers, under
-from sfss_ray.models.families.mmseg_mit import decoder_width, outputs_of
 from sfss_ray.models.families.recognised_file import Recognised
 from sfss_ray.models.huggingface_folder import CONFIG, PREPROCESSOR
 

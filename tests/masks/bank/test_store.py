@@ -25,7 +25,7 @@ from sfss_ray.masks.bank.schema import (
     drop_rows,
     read_recipe,
     shard_name,
-    shards,
+    shard_paths,
     write_shard,
 )
 from sfss_ray.masks.bank.store import MaskStore
@@ -187,8 +187,8 @@ def test_unreadable_and_hidden_shards_do_not_count(rows, tmp_path: Path):
     (tmp_path / "folder.parquet").mkdir()
     pandas.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
     assert MaskStore(tmp_path).ids() == ["drive/00", "drive/01"]
-    assert good in shards(tmp_path)
-    assert tmp_path / ".hidden.parquet" not in shards(tmp_path)
+    assert good in shard_paths(tmp_path)
+    assert tmp_path / ".hidden.parquet" not in shard_paths(tmp_path)
     for name in ("half", "empty", "folder", "other"):
         assert read_recipe(tmp_path / f"{name}.parquet") is None
 

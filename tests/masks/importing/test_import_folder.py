@@ -31,7 +31,7 @@ from sfss_ray.config import MaskConfig
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, ResumeError
-from sfss_ray.masks.bank.schema import shards, write_shard
+from sfss_ray.masks.bank.schema import shard_paths, write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import IMPORTED, NOTES, build_region_source, make_recipe
 from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
@@ -128,16 +128,16 @@ def test_images_without_masks_are_named_and_tried_again(write, images: Path, tmp
     summary = take(source, images, out, images_per_shard=3)
     assert set(summary.errors) == {"frame0", "frame2", "frame4"}
     assert "neither frame2/metadata.csv nor frame2.json in" in summary.errors["frame2"]
-    before = {path: path.stat().st_mtime_ns for path in shards(out)}
+    before = {path: path.stat().st_mtime_ns for path in shard_paths(out)}
     assert len(before) == 2
     again = take(source, images, out)
     assert (again.made, again.errors) == (0, summary.errors)
-    assert {path: path.stat().st_mtime_ns for path in shards(out)} == before
+    assert {path: path.stat().st_mtime_ns for path in shard_paths(out)} == before
     put_masks(source, write, "frame2")
     last = take(source, images, out)
     assert (last.made, last.masks) == (1, 6)
     assert set(last.errors) == {"frame0", "frame4"}
-    changed = [path for path in shards(out) if path.stat().st_mtime_ns != before[path]]
+    changed = [path for path in shard_paths(out) if path.stat().st_mtime_ns != before[path]]
     assert len(changed) == 1
     store = MaskStore(out)
     assert len(store) == 5
@@ -148,7 +148,7 @@ def test_images_without_masks_are_named_and_tried_again(write, images: Path, tmp
 def test_what_is_there_is_not_read_again(write, images: Path, tmp_path: Path):
     source, out = put_masks(tmp_path / "sam", write), tmp_path / "out"
     take(source, images, out, images_per_shard=2)
-    removed = shards(out)[0]
+    removed = shard_paths(out)[0]
     ids = MaskStore(out).ids()
     removed.unlink()
     kept = set(MaskStore(out).ids())
@@ -212,7 +212,7 @@ def test_the_command_says_what_it_took(write, images: Path, tmp_path: Path, caps
     assert "source: imported" in page
     assert "masks: 6" in page
     assert "frame1: no masks: neither frame1/metadata.csv" in page
-    assert len(shards(tmp_path / "out")) == 3
+    assert len(shard_paths(tmp_path / "out")) == 3
     assert cli.main(["masks", "inspect", str(tmp_path / "out")]) == 0
     assert "regions: imported (made elsewhere" in capsys.readouterr().out
 

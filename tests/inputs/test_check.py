@@ -19,8 +19,8 @@ import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data import label_files
 from sfss_ray.errors import ResumeError, SfssError
+from sfss_ray.inputs.check import Request, check_inputs, claim_inputs, survey
 from sfss_ray.inputs.record import MANIFEST_FILE
-from sfss_ray.inputs.survey import Request, check_inputs, claim_inputs, survey
 from sfss_ray.masks.sam.networks import shipped_small_sam
 from sfss_ray.runtime import cluster
 from sfss_ray.streets.default import SOURCE_MODEL
