@@ -21,12 +21,12 @@ import torch
 from ablation import add_pair_options, make_pair
 from ablation_rows import VOTE
 from domain_pairs import REGIONS, DomainPair
+from study_record import write_record
 from torch.nn import functional as F
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import override
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
-from sfss_ray.runtime.run_folder import write_json
 
 VOID = 255
 
@@ -214,7 +214,8 @@ def run(arguments: argparse.Namespace) -> None:
         table.append(measure(pair, regions, arguments.judged))
     arguments.results.mkdir(parents=True, exist_ok=True)
     stem = arguments.results / f"pair_quality_{pair.name}"
-    write_json(stem.with_suffix(".json"), table)
+    command = f"python experiments/studies/pair_quality.py --pair {pair.name}"
+    write_record(stem.with_suffix(".json"), command, "cpu", table)
     stem.with_suffix(".md").write_text(as_markdown(pair, table))
     print(as_markdown(pair, table))
 

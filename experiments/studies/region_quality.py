@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from skimage.segmentation import felzenszwalb
+from study_record import write_record
 
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import read_labels
@@ -202,8 +203,12 @@ def main() -> None:
         "settings": settings,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "region_quality.json").write_text(
-        json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n"
+    write_record(
+        RESULTS / "region_quality.json",
+        facts["command"],
+        "cpu",
+        [{"regions_source": source} | values for source, values in rows.items()],
+        {"frames": arguments.frames, "settings": settings},
     )
     (RESULTS / "region_quality.md").write_text(text_of(facts, rows))
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from ablation import Job, make_pair, use_one_thread, with_target_statistics
 from ablation_rows import STATISTICS
+from study_record import write_record
 from torch import Tensor
 
 from sfss_ray.cli import run_guarded
@@ -29,7 +30,6 @@ from sfss_ray.masks.bank.painting import paint_id_map, paint_order
 from sfss_ray.masks.regions import build_region_source, make_recipe
 from sfss_ray.method.mask_vote import ClassPrior, relabel
 from sfss_ray.method.step import ContrastNet, mean_over_views
-from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.streets.default import TARGET_SEED, embedded_config
 from sfss_ray.streets.scenes import Scene, render_scene
 
@@ -153,7 +153,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name, segment in segmenters():
         rows[name] = measure(scenes, probabilities, segment)
         print(table({name: rows[name]}, len(scenes)).splitlines()[-1], flush=True)
-        write_json(arguments.results / "region_worth.json", rows)
+        write_record(
+            arguments.results / "region_worth.json",
+            f"python experiments/studies/region_worth.py --scenes {len(scenes)}",
+            "cpu",
+            [{"regions_source": source} | values for source, values in rows.items()],
+        )
         (arguments.results / "region_worth.md").write_text(table(rows, len(scenes)))
 
 

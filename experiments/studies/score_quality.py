@@ -22,6 +22,7 @@ from typing import Any
 
 from domain_pairs import DomainPair, camvid_day2dusk, streets
 from score_trials import NAMES, TrialPlan, held_out, networks, plans, train
+from study_record import write_record
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import flatten
@@ -152,8 +153,9 @@ def write_results(pair: DomainPair, source: dict, trials: list[dict], folder: Pa
     """JSON, markdown and figure; returns the markdown."""
     rows, stem = judge_scores(trials), folder / f"score_quality_{pair.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"pair": pair.name, "source": source, "scores": rows, "trials": trials}
-    write_json(stem.with_suffix(".json"), content | {"held_out": len(held_out(pair))})
+    facts = {"pair": pair.name, "held_out": len(held_out(pair)), "source": source, "scores": rows}
+    command = f"python experiments/studies/score_quality.py --pair {pair.name}"
+    write_record(stem.with_suffix(".json"), command, "cpu", trials, facts)
     text = as_markdown(pair, source, trials, rows)
     stem.with_suffix(".md").write_text(text)
     draw(pair, source, trials, stem.with_suffix(".png"))
