@@ -40,7 +40,7 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
     for entry in table:
         assert [result["seed"] for result in entry["seeds"]] == [0, 1]
         values = [result["student_last"] for result in entry["seeds"]]
-        assert entry["mean"] == pytest.approx(sum(values) / 2)
+        assert entry["mean"] == pytest.approx(sum(values) / 2, abs=2e-3)  # rounded in the record
         assert len(entry["seeds"][0]["per_class"]) == 19
     assert {entry["regions"] for entry in table} == {"none", "felzenszwalb", "ground_truth"}
     assert table[0]["std"] == 0
