@@ -1,7 +1,7 @@
 """The two pairs of domains on which the studies compare methods.
 
-`streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is real
-video and needs --data. A pair holds the source model, the unlabelled target images, masks from several
+`streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is
+real video and needs --data. A pair holds the source model, the unlabelled target images, masks from several
 sources of regions, and labels. The labels are used for reporting, and by the rows named ground truth or
 ceiling.
 """
@@ -71,7 +71,7 @@ class DomainPair:
     """Ground-truth regions of a target image, (H, W) ids, 0 = none."""
     folder: Path
     votes: Mapping[str, Mapping[str, Any]]
-    """Source of regions -> knobs of the pooled vote for it. In regions that hold one object each, the mask
+    """Source of regions -> knobs of the pooled vote for it. In regions of one object each, the mask
     can decide alone (vote_weight 1), with a strong correction for rare classes (prior_power)."""
 
     def labelled_folds(self) -> list[tuple[tuple[LabelledImage, ...], tuple[LabelledImage, ...]]]:

@@ -82,7 +82,7 @@ class Judge:
         )
 
     def trial(self, plan: TrialPlan) -> dict[str, Any]:
-        """Scores of a trained trial; kept."""
+        """Return the scores of a trained trial, from the cache where possible."""
         share = tuple(self.source()["class_share"])
         identity = {"trial": plan.identity} | self._source_identity
         return self._cached(
@@ -94,7 +94,7 @@ class Judge:
         return {
             "held_out": len(held_out(self.pair)),
             "scored": len(self.pair.val),
-            "kept": list(MEASURES),
+            "measures": list(MEASURES),
         }
 
     def _cached(
