@@ -1,9 +1,9 @@
 """The two pairs of domains on which the studies compare methods.
 
 `streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is
-real video and needs --data. A pair holds the source model, the unlabelled target images, masks from several
-sources of regions, and labels. The labels are used for reporting, and by the rows named ground truth or
-ceiling.
+real video and needs --data. A pair holds the source model, the unlabelled target images, masks from
+several sources of regions, and labels. The labels are used for reporting, and by the rows named ground
+truth or ceiling.
 """
 
 from __future__ import annotations
