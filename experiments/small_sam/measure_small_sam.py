@@ -45,7 +45,7 @@ STABILITY_OFFSETS = (
     0.2,
     0.4,
     1.0,
-)  # the logits of the small SAM are flatter than those of a large one
+)  # its logits are flatter than those of large SAMs
 STABILITY_THRESHOLDS = (0.7, 0.85)
 NMS_THRESHOLDS = (0.5, 0.7)
 
@@ -71,9 +71,8 @@ def prompt(sam: Sam, image: np.ndarray, xy: np.ndarray) -> tuple[Tensor, Tensor]
         )
         for chunk in points.split(POINTS_PER_BATCH)
     ]
-    return torch.cat([output[0] for output in outputs]).cpu(), torch.cat(
-        [output[1] for output in outputs]
-    ).cpu()
+    logits = torch.cat([output[0] for output in outputs])
+    return logits.cpu(), torch.cat([output[1] for output in outputs]).cpu()
 
 
 def iou_matrix(masks: Tensor, ids: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class Batch:
         return self.with_tensors({name: value.to(device) for name, value in self.tensors().items()})
 
     def targets(self) -> Tensor:
-        """Return targets (B, P, M, 2), 0 or 1: object and part of each point, M logits in patch order."""
+        """Return targets (B, P, M, 2) in {0, 1}: object and part of each point, M in patch order."""
         ids = into_patches(self.ids)
         return (ids[:, None] == self.target_ids[:, :, None]).float()
 

@@ -102,16 +102,14 @@ def cut_window(
     step = -1 if rng.random() < 0.5 else 1
     target = (size[1], size[0])
     shrinks = cut_width > size[1]
-    interpolations = (
+    modes = (
         cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
         cv2.INTER_NEAREST,
         cv2.INTER_NEAREST,
     )
     return tuple(
-        np.ascontiguousarray(
-            cv2.resize(plane[y0:y1, x0:x1], target, interpolation=interpolation)[:, ::step]
-        )
-        for plane, interpolation in zip(scene, interpolations, strict=True)
+        np.ascontiguousarray(cv2.resize(plane[y0:y1, x0:x1], target, interpolation=mode)[:, ::step])
+        for plane, mode in zip(scene, modes, strict=True)
     )
 
 
