@@ -6,6 +6,8 @@ import math
 import os
 from dataclasses import dataclass
 
+from sfss_ray.runtime.progress import duration
+
 _HEAD = (
     f"  {'stage':<12}{'work':>15}{'each':>11}{'at once':>9}{'time':>11}{'memory':>11}{'disk':>10}"
 )
@@ -113,13 +115,3 @@ def _row(stage: Stage) -> str:
     cells = f"  {stage.name:<12}{work:>15}{stage.unit_seconds:>9.2f} s{stage.at_once:>9}"
     cells += f"{duration(stage.seconds):>11}{stage.memory_mb:>8.0f} MB{stage.disk_mb:>7.0f} MB"
     return cells + (f"  {stage.note}" if stage.note else "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: '40 s', '12 min', '3.4 h', '2.1 days'."""
-    for limit, size, unit in ((100, 1, "s"), (6000, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return (
-                f"{seconds / size:.1f} {unit}" if size == 3600 else f"{seconds / size:.0f} {unit}"
-            )
-    return f"{seconds / 86400:.1f} days"

@@ -195,7 +195,7 @@ def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSin
     }
     limit = _concurrency(plan.config, resources)
     tuner = _tuner(plan, space, OptunaSearch, limit)
-    with following(lambda: _progress_folders(plan), progress):
+    with following(lambda: _progress_folders(plan), progress, score=plan.score):
         grid = tuner.fit()
     return _collect(plan, grid)
 

@@ -16,7 +16,7 @@ from sfss_ray.data.folders import list_images, split_held_out
 from sfss_ray.inputs.check import Request, check_inputs, claim_inputs
 from sfss_ray.inspection import measurements
 from sfss_ray.inspection.measurements import _scaled, measure_masks, measure_training
-from sfss_ray.inspection.plan_result import Plan, Stage, duration
+from sfss_ray.inspection.plan_result import Plan, Stage
 from sfss_ray.inspection.run_plan import plan
 from sfss_ray.masks.regions import RegionRecipe, make_recipe
 from sfss_ray.models.source import open_source
@@ -246,11 +246,3 @@ def test_a_large_sam_is_measured_with_few_points_and_one_pass_of_its_encoder(mon
 def test_a_stage_is_shared_by_its_processes():
     stage = Stage("masks", 7, "images", 2.0, 3, 1.0, 1.0)
     assert stage.seconds == 6.0  # three rounds
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(40, "40 s"), (720, "12 min"), (12240, "3.4 h"), (181440, "2.1 days")],
-)
-def test_durations_are_for_people(seconds, text):
-    assert duration(seconds) == text
