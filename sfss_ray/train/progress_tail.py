@@ -49,23 +49,26 @@ class _ProgressTail:
         self.folders, self.progress, self.score = folders, progress, score
         self._bars: dict[str, Progress] = {}
         self._latest: dict[str, dict[str, Any]] = {}
+        # Records of an earlier call were shown by that call.
+        self._counts = {name: len(records) for name, records in self._read()}
 
     def run(self, stop: threading.Event) -> None:
         """Poll the files until `stop` is set, and once more after it."""
-        from sfss_ray.train.run_state import read_progress
-
-        # Records of an earlier call were shown by that call.
-        counts = {name: len(read_progress(folder)) for name, folder in self.folders().items()}
         stopped = False
         while not stopped:
             stopped = stop.wait(_POLL_SECONDS)
-            for name, folder in self.folders().items():
-                records = read_progress(folder)
-                for record in records[counts.get(name, 0) :]:
+            for name, records in self._read():
+                for record in records[self._counts.get(name, 0) :]:
                     self._show(name, record)
-                counts[name] = len(records)
+                self._counts[name] = len(records)
         for bar in self._bars.values():
             bar.close()
+
+    def _read(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        from sfss_ray.train.run_state import read_progress
+
+        for name, folder in self.folders().items():
+            yield name, read_progress(folder)
 
     def _show(self, name: str, record: dict[str, Any]) -> None:
         step, num_steps = record["step"], record["num_steps"]
