@@ -39,6 +39,7 @@ from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, silent
+from sfss_ray.runtime.resources import Resources, actor_demand, training_demand, trials_demand
 from sfss_ray.runtime.run_folder import refuse_other_run
 from sfss_ray.storage.files import require_lasting
 
@@ -253,7 +254,7 @@ def _device(request: Request, seen: Survey) -> tuple[str, str]:
     config = request.config
     device, resources = check_cluster(config, request.kind == "tune")
     if seen.recipe is not None and seen.recipe.is_network:
-        cluster.actor_demand("mask", config.compute.mask_actors, device).require(resources)
+        actor_demand("mask", config.compute.mask_actors, device).require(resources)
     text = f"{device} ({resources.describe()})"
     here = cluster.local_device(config.compute)
     text += f"; this machine itself computes on {here}" if here != device else ""
@@ -261,7 +262,7 @@ def _device(request: Request, seen: Survey) -> tuple[str, str]:
     return device, text
 
 
-def check_cluster(config: Config, searches: bool = False) -> tuple[str, cluster.Resources]:
+def check_cluster(config: Config, searches: bool = False) -> tuple[str, Resources]:
     """The workers' device and the cluster's resources, after a check that a training fits.
 
     Raises:
@@ -273,9 +274,9 @@ def check_cluster(config: Config, searches: bool = False) -> tuple[str, cluster.
     cluster.local_device(compute)
     resources = cluster.capacity(compute)
     device = cluster.choose_device(compute, resources)
-    cluster.training_demand(compute, device).require(resources)
+    training_demand(compute, device).require(resources)
     if searches:
-        cluster.trials_demand(compute, device, compute.concurrent_trials).require(resources)
+        trials_demand(compute, device, compute.concurrent_trials).require(resources)
     return device, resources
 
 

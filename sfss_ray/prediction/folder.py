@@ -27,6 +27,7 @@ from sfss_ray.runtime import cluster
 from sfss_ray.runtime.crash_guard import DIED, Attempts, started
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
+from sfss_ray.runtime.resources import Resources, actor_demand
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import require_lasting
@@ -204,7 +205,7 @@ def _check_pool(compute: ComputeConfig) -> None:
     """ClusterError, before anything starts, for a pool that the cluster can never hold."""
     resources = cluster.capacity(compute)
     device = cluster.choose_device(compute, resources)
-    cluster.actor_demand("predict", compute.predict_actors, device).require(resources)
+    actor_demand("predict", compute.predict_actors, device).require(resources)
 
 
 def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
@@ -288,7 +289,7 @@ def _pool_results(
     files: Sequence[ImageFile],
     spec: dict[str, Any],
     compute: ComputeConfig,
-    resources: cluster.Resources,
+    resources: Resources,
 ) -> Iterator[dict[str, Any]]:
     on_gpu = spec["device"] == "cuda"
     size = pool_size(compute.predict_actors, resources, on_gpu)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.cluster import Resources
 from sfss_ray.runtime.crash_guard import forget_deaths
+from sfss_ray.runtime.resources import Resources
 
 
 def pool_size(wanted: int, resources: Resources, on_gpu: bool) -> int:

@@ -23,6 +23,7 @@ from sfss_ray.inputs.check import Request, check_inputs, claim_inputs, survey
 from sfss_ray.inputs.record import MANIFEST_FILE
 from sfss_ray.masks.sam.networks import shipped_small_sam
 from sfss_ray.runtime import cluster
+from sfss_ray.runtime.resources import Resources
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
 
@@ -44,9 +45,7 @@ def no_cluster(monkeypatch):
         raise AssertionError("a cluster would have been started")
 
     monkeypatch.setattr(cluster, "prepare_environment", started)
-    monkeypatch.setattr(
-        cluster, "capacity", lambda compute: cluster.Resources(2.0, 0, ((2.0, 0.0),))
-    )
+    monkeypatch.setattr(cluster, "capacity", lambda compute: Resources(2.0, 0, ((2.0, 0.0),)))
 
 
 def arguments(streets: Path, output: Path) -> dict:

@@ -29,8 +29,8 @@ from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.resume import find_rows
 from sfss_ray.masks.summary import MaskSummary
-from sfss_ray.runtime.cluster import Resources
 from sfss_ray.runtime.crash_guard import DIED
+from sfss_ray.runtime.resources import Resources
 
 
 @pytest.fixture(autouse=True)
