@@ -24,7 +24,7 @@ from sfss_ray.prediction.outputs import (
     predict_file,
 )
 from sfss_ray.runtime import cluster
-from sfss_ray.runtime.crash_guard import DIED, Attempts, started
+from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 from sfss_ray.runtime.resources import Resources, actor_demand
@@ -82,7 +82,7 @@ class PredictionActor:
         self.config: Config = spec["config"]
         source: Source = spec["source"]
         self.white: White | None = spec["white"]
-        with started(Path(spec["folder"]), spec["pool"]):
+        with loading_network(Path(spec["folder"]), spec["pool"]):
             self.network = source.load(spec["device"]).network
         classes = class_set_of(source.classes.classes, source.classes.name)
         self.folder = PredictionFolder(Path(spec["folder"]), classes)
@@ -105,7 +105,7 @@ class PredictionActor:
         errors = {}
         for file in files:
             if not attempts.begin(file.image_id):
-                errors[file.image_id] = DIED
+                errors[file.image_id] = CRASH_REASON
                 continue
             error = _error_of(self.network, file, self.folder, self.config)
             attempts.end(file.image_id)
