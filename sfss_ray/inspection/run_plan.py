@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sfss_ray.config import Config
 from sfss_ray.errors import SfssError
-from sfss_ray.inputs.check import Request, Survey, split, survey
+from sfss_ray.inputs.check import Survey, survey_inputs
+from sfss_ray.inputs.request import Request, split_target_images
 from sfss_ray.inspection.plan_result import Plan, Stage
 from sfss_ray.masks.regions import SamType
 from sfss_ray.masks.resume import images_to_do
@@ -68,7 +69,7 @@ def plan(
         val_images=val_images,
         val_labels=val_labels,
     )
-    inputs = survey(request)
+    inputs = survey_inputs(request)
     job = _Job(inputs, config, _counts(request, inputs))
     counts = job.counts
     stages, not_measured = _measure(job, progress)
@@ -103,7 +104,7 @@ class _Counts:
 
 def _counts(request: Request, inputs: Survey) -> _Counts:
     config = request.config
-    _, held_out = split(inputs.images, inputs.masks, config)
+    _, held_out = split_target_images(inputs.images, inputs.masks, config)
     trials = config.tune.num_trials if request.kind == "tune" else 0
     left = 0
     if inputs.recipe is not None and request.masks is None:

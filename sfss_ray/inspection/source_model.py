@@ -18,7 +18,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.images import open_images
 from sfss_ray.errors import DataError
-from sfss_ray.inputs.check import labelled_images
+from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.runtime import cluster

@@ -19,8 +19,9 @@ import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data import label_files
 from sfss_ray.errors import ResumeError, SfssError
-from sfss_ray.inputs.check import Request, check_inputs, claim_inputs, survey
-from sfss_ray.inputs.record import MANIFEST_FILE
+from sfss_ray.inputs.check import check_inputs, survey_inputs
+from sfss_ray.inputs.record import MANIFEST_FILE, claim_inputs
+from sfss_ray.inputs.request import Request
 from sfss_ray.masks.sam.networks import shipped_small_sam
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import Resources
@@ -108,7 +109,7 @@ def check_both(streets: Path, tmp_path: Path, case, kind: str, monkeypatch) -> N
     if callable(given["output_dir"]):
         given["output_dir"] = given["output_dir"](tmp_path / "other")
     config = override(Config(), CPU | knobs)
-    missing = survey(Request(kind=kind, config=config, **given)).missing
+    missing = survey_inputs(Request(kind=kind, config=config, **given)).missing
     assert list(missing) == [name]
     verb = sfss_ray.tune_hyperparameters if kind == "tune" else sfss_ray.adapt
     with pytest.raises(SfssError) as refused:
@@ -136,7 +137,7 @@ def test_every_problem_is_listed_at_once(streets, tmp_path: Path):
         val_labels=None,
         knobs={"compute.num_workers": 3, "train.batch_size": 4},
     )
-    missing = survey(request).missing
+    missing = survey_inputs(request).missing
     assert set(missing) == {"source model", "val labels", "regions", "settings", "device"}
     with pytest.raises(SfssError) as first:
         check_inputs(request)
@@ -183,7 +184,7 @@ def test_a_plan_prints_what_the_checks_found(streets, tmp_path: Path):
     config = override(Config(), CPU | {"evaluation.held_out_share": 0.0, "tune.score": "entropy"})
     plan = sfss_ray.plan(**given, search=True, config=config, progress=str)
     request = Request(kind="tune", config=config, **given)
-    assert plan.missing == survey(request).missing
+    assert plan.missing == survey_inputs(request).missing
     assert set(plan.missing) == {"source model", "settings"}
     assert not plan.ready
 

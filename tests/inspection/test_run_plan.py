@@ -13,7 +13,9 @@ from PIL import Image
 from sfss_ray.config import Config, override
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import list_images, split_held_out
-from sfss_ray.inputs.check import Request, check_inputs, claim_inputs
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.record import claim_inputs
+from sfss_ray.inputs.request import Request
 from sfss_ray.inspection import measurements
 from sfss_ray.inspection.measurements import _scaled, measure_masks, measure_training
 from sfss_ray.inspection.plan_result import Plan, Stage
