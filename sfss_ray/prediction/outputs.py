@@ -59,20 +59,20 @@ class PredictionFolder:
     def remaining(self, files: Sequence[ImageFile]) -> tuple[list[ImageFile], set[str]]:
         """Return the images still to predict, and the ids of images changed since their prediction."""
         paths = {file.image_id: self.path(TRAIN_IDS, file.image_id) for file in files}
-        done = [file for file in files if paths[file.image_id].exists()]
+        predicted = [file for file in files if paths[file.image_id].exists()]
         recorded = {
             file.image_id: content
-            for file in done
+            for file in predicted
             if (content := _recorded_content(paths[file.image_id])) is not None
         }
-        outdated = set(changed({file.image_id: file.path for file in done}, recorded))
+        outdated = set(changed({file.image_id: file.path for file in predicted}, recorded))
         outdated |= {
             file.image_id
-            for file in done
+            for file in predicted
             if file.image_id not in recorded and _differs(file, paths[file.image_id])
         }
-        finished = {file.image_id for file in done} - outdated
-        return [file for file in files if file.image_id not in finished], outdated
+        up_to_date = {file.image_id for file in predicted} - outdated
+        return [file for file in files if file.image_id not in up_to_date], outdated
 
     def write(
         self, image_id: str, image: np.ndarray, train_ids: np.ndarray, content: Content

@@ -52,7 +52,7 @@ class Progress:
         total: int,
         sink: ProgressSink = print_line,
         seconds: float | None = None,
-        done: int = 0,
+        completed: int = 0,
     ):
         """
         Args:
@@ -60,15 +60,15 @@ class Progress:
             total: Units of work in all.
             sink: Called with each line; the default one draws a bar on a terminal.
             seconds: Least time between lines, or between redraws of a bar; default 2 and 0.1.
-            done: Units that were done before; they do not count in the rate.
+            completed: Units that were done before; they do not count in the rate.
         """
-        self.name, self.total, self.sink, self.done = name, total, sink, done
-        self._first_done = done
+        self.name, self.total, self.sink, self.completed = name, total, sink, completed
+        self._first_completed = completed
         self._started = self._shown = time.monotonic()
         self._last_line = ""
-        self.is_bar = total > done and sink is print_line and _is_terminal(sys.stdout)
+        self.is_bar = total > completed and sink is print_line and _is_terminal(sys.stdout)
         if self.is_bar:
-            self._row = _BARS.add(name, total, done)
+            self._row = _BARS.add(name, total, completed)
             # The row must not outlive this object, whatever error ends the work.
             self._remove_row = weakref.finalize(self, _BARS.remove, self._row)
         default = _BAR_SECONDS if self.is_bar else _LINE_SECONDS
@@ -82,22 +82,24 @@ class Progress:
 
     def advance(self, count: int, note: str = "") -> None:
         """Count `count` more units as done; `note` is appended to the line."""
-        self.update(self.done + count, note)
+        self.update(self.completed + count, note)
 
-    def update(self, done: int, note: str = "") -> None:
+    def update(self, completed: int, note: str = "") -> None:
         """Set the number of units that are done; `note` is appended to the line."""
-        self.done = done
+        self.completed = completed
         now = time.monotonic()
-        is_finished = done >= self.total
+        is_finished = completed >= self.total
         if now - self._shown < self._seconds and not is_finished:
             return
         self._shown = now
         timing = self._timing(now - self._started)
-        self._last_line = f"{self.name} {done}/{self.total}{f' ({timing})' if timing else ''}{note}"
+        self._last_line = (
+            f"{self.name} {completed}/{self.total}{f' ({timing})' if timing else ''}{note}"
+        )
         if not self._is_open():
             self.sink(self._last_line)
             return
-        _BARS.update(self._row, done, f"{timing}{note}".removeprefix(", "))
+        _BARS.update(self._row, completed, f"{timing}{note}".removeprefix(", "))
         if is_finished:
             self.close()
 
@@ -113,12 +115,12 @@ class Progress:
 
     def _timing(self, seconds: float) -> str:
         """Rate and time left; empty before anything was done here."""
-        count = self.done - self._first_done
+        count = self.completed - self._first_completed
         if not count:
             return ""
         seconds_each = max(seconds, 1e-9) / count
         rate = f"{seconds_each:.1f} s each" if seconds_each >= 1.05 else f"{1 / seconds_each:.1f}/s"
-        remaining = self.total - self.done
+        remaining = self.total - self.completed
         return f"{rate}, {duration(remaining * seconds_each)} left" if remaining > 0 else rate
 
 
@@ -138,17 +140,17 @@ class _TerminalBars:
         self._display: Any = None
         self._lock = threading.RLock()
 
-    def add(self, name: str, total: int, done: int) -> int:
+    def add(self, name: str, total: int, completed: int) -> int:
         """Open a bar; returns its row."""
         with self._lock:
             if self._display is None:
                 self._display = _start_display()
-            return self._display.add_task(name, total=total, completed=done, detail="")
+            return self._display.add_task(name, total=total, completed=completed, detail="")
 
-    def update(self, row: int, done: int, detail: str) -> None:
+    def update(self, row: int, completed: int, detail: str) -> None:
         """Redraw a bar."""
         with self._lock:
-            self._display.update(row, completed=done, detail=detail, refresh=True)
+            self._display.update(row, completed=completed, detail=detail, refresh=True)
 
     def remove(self, row: int) -> None:
         """Close a bar; the last one restores standard output."""

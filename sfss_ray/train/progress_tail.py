@@ -74,7 +74,7 @@ class _ProgressTail:
         step, num_steps = record["step"], record["num_steps"]
         if name not in self._bars:
             # The clock starts with the first record: starting workers takes time of its own.
-            self._bars[name] = Progress(name, num_steps, self.progress, seconds=0, done=step)
+            self._bars[name] = Progress(name, num_steps, self.progress, seconds=0, completed=step)
         bar = self._bars[name]
         # Scores are logged at every evaluation only, and a bar keeps showing the last ones.
         self._latest[name] = self._latest.get(name, {}) | record
@@ -86,8 +86,8 @@ def _note(record: dict[str, Any], score: str) -> str:
     chosen_by_labels = score in (AUTO_SCORE, LABELLED_SCORE) and LABELLED_SCORE in record
     # A training by itself has no scores of the source model, which the balanced score needs.
     candidates = (LABELLED_SCORE,) if chosen_by_labels else (score, *_LABEL_FREE_SCORES)
-    shown = next((name for name in candidates if name in record), score)
-    notes = [f"{name} {record[name]:.3f}" for name in ("loss", shown) if name in record]
+    score_name = next((name for name in candidates if name in record), score)
+    notes = [f"{name} {record[name]:.3f}" for name in ("loss", score_name) if name in record]
     if LABELLED_SCORE in record and not chosen_by_labels:
         notes.append(f"{LABELLED_SCORE} {record[LABELLED_SCORE]:.3f} (not used for the choice)")
     return "".join(f", {note}" for note in notes)

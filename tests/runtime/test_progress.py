@@ -46,7 +46,7 @@ def test_slow_work_shows_seconds_of_each_unit(clock):
 
 def test_work_done_before_does_not_count_in_the_rate(clock):
     lines: list[str] = []
-    bar = Progress("train", 100, lines.append, seconds=0, done=80)
+    bar = Progress("train", 100, lines.append, seconds=0, completed=80)
     bar.update(80, ", loss 1.000")
     clock.now = 5.0
     bar.update(90, ", loss 0.500")
