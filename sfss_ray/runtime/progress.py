@@ -12,6 +12,7 @@ from typing import Any
 
 ProgressSink = Callable[[str], None]
 _LINE_SECONDS, _BAR_SECONDS = 2.0, 0.1
+_MIN_TIMED_SECONDS = 0.05  # a rate of a shorter time says nothing
 
 
 def print_line(text: str) -> None:
@@ -114,11 +115,11 @@ class Progress:
         return self.is_bar and self._remove_row.alive
 
     def _timing(self, seconds: float) -> str:
-        """Rate and time left; empty before anything was done here."""
+        """Return rate and time left; empty where too little was done to tell."""
         count = self.completed - self._first_completed
-        if not count:
+        if not count or seconds < _MIN_TIMED_SECONDS:
             return ""
-        seconds_each = max(seconds, 1e-9) / count
+        seconds_each = seconds / count
         rate = f"{seconds_each:.1f} s each" if seconds_each >= 1.05 else f"{1 / seconds_each:.1f}/s"
         remaining = self.total - self.completed
         return f"{rate}, {duration(remaining * seconds_each)} left" if remaining > 0 else rate
@@ -171,12 +172,14 @@ def _start_display() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Display
+    from rich.table import Column
 
     display = Display(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        # On a narrow terminal this column wraps, and the others keep their width.
+        TextColumn("{task.fields[detail]}", markup=False, table_column=Column(no_wrap=False)),
         console=Console(highlight=False),
         auto_refresh=False,
         transient=True,

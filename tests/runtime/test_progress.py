@@ -85,15 +85,16 @@ def test_output_that_is_no_terminal_gets_plain_lines(capsys):
             bar.advance(1)
     assert not bar.is_bar
     output = capsys.readouterr().out
-    assert re.fullmatch(r"checked 3/3 \(\d+\.\d/s\)\n", output)
+    assert output == "checked 3/3\n", "a rate of an instant says nothing"
 
 
 SCRIPT = """
-import sys
+import sys, time
 from sfss_ray.runtime.progress import Progress, print_line
 print_line("before")
 with Progress("first", 3, seconds=0) as bar:
     for step in range(3):
+        time.sleep(0.06)
         bar.advance(1, ", 1 unreadable")
         print("printed by other code", step)
     print("[bold]not markup[/bold]", file=sys.stderr)
@@ -219,9 +220,8 @@ def test_a_finished_bar_is_removed_once_and_leaves_its_line(terminal, capsys):
         bar.advance(2, ", 1 unreadable")
         bar.advance(1)
     assert [call[0] for call in terminal] == ["add", "update", "remove"]
-    first, second = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"checked 2/2 \(.*/s\), 1 unreadable", first)
-    assert second.startswith("checked 3/2 ("), "work beyond the total is shown as a line"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["checked 2/2, 1 unreadable", "checked 3/2"], "more than the total is a line"
 
 
 def test_an_interrupted_bar_leaves_its_last_line(terminal, capsys):
@@ -233,4 +233,4 @@ def test_an_interrupted_bar_leaves_its_last_line(terminal, capsys):
     with pytest.raises(KeyError):
         fail()
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("checked 4/9 (")
+    assert line == "checked 4/9"

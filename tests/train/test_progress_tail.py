@@ -37,6 +37,7 @@ def test_new_records_are_shown_with_the_time_left(tmp_path: Path):
     with following(lambda: {"train": tmp_path}, lines.append):
         for step in (20, 30, 40):
             log(tmp_path, step, loss=step / 100)
+            time.sleep(0.2)
     assert len(lines) == 3, "the first record is of an earlier call"
     assert lines[0] == "train 20/40, loss 0.200"
     assert lines[1].startswith("train 30/40 (")
