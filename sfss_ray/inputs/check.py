@@ -52,7 +52,7 @@ class Survey:
     found: dict[str, str] = field(default_factory=dict)
     """Input -> its description."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Input -> what is wrong with it."""
+    """Input -> its problem."""
 
     def check(
         self, name: str, work: Callable[[], tuple[_Result, str]], default: _Result

@@ -46,7 +46,7 @@ def input_files(inputs: Inputs) -> dict[str, Path]:
 
 
 def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
-    """Return what decides the result: config without `compute`, source model, images and masks."""
+    """Return everything that decides the result: config but `compute`, source model, images, masks."""
     knobs = flatten(request.config)
     record = {name: value for name, value in knobs.items() if not name.startswith("compute.")}
     record |= {

@@ -52,7 +52,7 @@ class MaskReport:
     errors: dict[str, str]
     """image_id -> why it has no masks."""
     damaged: dict[str, str]
-    """image_id -> what is wrong with its masks."""
+    """image_id -> the fault of its masks."""
     unreadable_files: list[str]
     """Names of files in the folder that are not whole shards; their images are not counted."""
     without_masks: list[str]

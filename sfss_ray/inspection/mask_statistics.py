@@ -19,7 +19,7 @@ class MaskStatistics:
     """Statistics of the images of a store that have no error."""
 
     damaged: dict[str, str] = field(default_factory=dict)
-    """image_id -> what is wrong with its masks."""
+    """image_id -> the fault of its masks."""
     without_masks: list[str] = field(default_factory=list)
     """Ids of images without a mask."""
     drawable: list[str] = field(default_factory=list)

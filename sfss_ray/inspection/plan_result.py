@@ -42,7 +42,7 @@ class Plan:
     found: dict[str, str]
     """Input -> its description."""
     missing: dict[str, str]
-    """Input -> what is wrong with it. A run with a missing input is refused."""
+    """Input -> its problem. A run with a missing input is refused."""
     device: str
     """Device of the estimates, 'cpu' or 'cuda'."""
     class_set: str

@@ -139,7 +139,7 @@ def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
 
 
 def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[str, Any]:
-    """Return what decides the predictions: the model, its card, and the preparation of images."""
+    """Return everything that decides the predictions: model, card and preparation of images."""
     knobs = flatten(config.evaluation, "evaluation.")
     return {
         "kind": "predict",

@@ -23,7 +23,7 @@ def local_device(compute: ComputeConfig) -> str:
     """Return the device, 'cpu' or 'cuda', of what this process computes itself.
 
     Raises:
-        ClusterError: CUDA is asked for, this machine has none, and no cluster is named that may have it.
+        ClusterError: CUDA is requested, this machine has none, and no cluster is named that may have it.
     """
     if compute.device == "cpu":
         return "cpu"
@@ -52,7 +52,7 @@ def choose_device(compute: ComputeConfig, resources: Resources) -> str:
     with GPUs. A workstation with a GPU may drive a cluster without, where Ray would wait for ever.
 
     Raises:
-        ClusterError: CUDA is asked for and the cluster has no GPU.
+        ClusterError: CUDA is requested and the cluster has no GPU.
     """
     if compute.device == "cpu":
         return "cpu"
@@ -142,7 +142,7 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
     An existing connection is used as it is and stays open.
 
     Raises:
-        ClusterError: the cluster cannot be started or joined, or has no GPU where one is asked for.
+        ClusterError: the cluster cannot be started or joined, or has no GPU where one is requested.
     """
     check_address(compute)
     prepare_environment()

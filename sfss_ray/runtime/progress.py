@@ -12,7 +12,7 @@ from typing import Any
 
 ProgressSink = Callable[[str], None]
 _LINE_SECONDS, _BAR_SECONDS = 2.0, 0.1
-_MIN_TIMED_SECONDS = 0.05  # a rate of a shorter time says nothing
+_MIN_TIMED_SECONDS = 1e-3  # a rate of a shorter time says nothing
 
 
 def print_line(text: str) -> None:

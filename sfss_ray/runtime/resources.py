@@ -115,7 +115,7 @@ def actor_demand(stage: str, count: int, device: str) -> Demand:
 
     Args:
         stage: `mask` or `predict`, as in the setting compute.STAGE_actors.
-        count: Actors that are asked for.
+        count: Requested actors.
         device: 'cpu' or 'cuda'; on 'cuda' an actor has a GPU and no CPU of its own.
     """
     on_gpu = device == "cuda"

@@ -82,7 +82,7 @@ class _ProgressTail:
 
 
 def _note(record: dict[str, Any], score: str) -> str:
-    """', loss 0.512, balanced_mask_information 0.634' from what a record holds."""
+    """Return the values of a record to show: ', loss 0.512, balanced_mask_information 0.634'."""
     chosen_by_labels = score in (AUTO_SCORE, LABELLED_SCORE) and LABELLED_SCORE in record
     # A training by itself has no scores of the source model, which the balanced score needs.
     candidates = (LABELLED_SCORE,) if chosen_by_labels else (score, *_LABEL_FREE_SCORES)

@@ -79,7 +79,7 @@ def test_characters_that_the_terminal_lacks_are_escaped(monkeypatch, tmp_path):
     assert (tmp_path / "out").read_text() == "Stra\\xdfe\n"
 
 
-def test_output_that_is_no_terminal_gets_plain_lines(capsys):
+def test_output_that_is_no_terminal_gets_plain_lines(clock, capsys):
     with Progress("checked", 3) as bar:
         for _ in range(3):
             bar.advance(1)
@@ -215,7 +215,7 @@ def test_a_bar_goes_away_with_its_object(terminal):
     assert [call[0] for call in terminal] == ["add", "update", "remove"]
 
 
-def test_a_finished_bar_is_removed_once_and_leaves_its_line(terminal, capsys):
+def test_a_finished_bar_is_removed_once_and_leaves_its_line(clock, terminal, capsys):
     with Progress("checked", 2, seconds=0) as bar:
         bar.advance(2, ", 1 unreadable")
         bar.advance(1)
@@ -224,7 +224,7 @@ def test_a_finished_bar_is_removed_once_and_leaves_its_line(terminal, capsys):
     assert lines == ["checked 2/2, 1 unreadable", "checked 3/2"], "more than the total is a line"
 
 
-def test_an_interrupted_bar_leaves_its_last_line(terminal, capsys):
+def test_an_interrupted_bar_leaves_its_last_line(clock, terminal, capsys):
     def fail() -> None:
         with Progress("checked", 9, seconds=0) as bar:
             bar.advance(4)
