@@ -10,6 +10,8 @@ from typing import Any
 
 from sfss_ray.runtime.progress import Progress, ProgressSink
 
+RecordSink = Callable[[str, dict[str, Any]], None]
+"""Called with the name of a training and a record of its progress file."""
 LABELLED_SCORE = "val_miou"
 AUTO_SCORE = "auto"
 _LABEL_FREE_SCORES = ("balanced_mask_information", "mask_information")
@@ -18,7 +20,11 @@ _POLL_SECONDS = 1.0
 
 @contextlib.contextmanager
 def following(
-    folders: Callable[[], dict[str, Path]], progress: ProgressSink, *, score: str = AUTO_SCORE
+    folders: Callable[[], dict[str, Path]],
+    progress: ProgressSink,
+    on_record: RecordSink | None = None,
+    *,
+    score: str = AUTO_SCORE,
 ) -> Iterator[None]:
     """Show the new steps of trainings while the block runs: loss, score and time left.
 
@@ -26,11 +32,12 @@ def following(
         folders: Returns the folder of each training by its name. It is called again and again,
             because trials start one after the other.
         progress: Called with a line per logged step; the default sink draws a bar on a terminal.
+        on_record: Called with the name of a training and each new record.
         score: Name of the score that trials are compared by. `auto` is val_miou where the training
             has labels, and a label-free score elsewhere.
     """
     stop = threading.Event()
-    tail = _ProgressTail(folders, progress, score)
+    tail = _ProgressTail(folders, progress, on_record, score)
     thread = threading.Thread(target=tail.run, args=(stop,), daemon=True)
     thread.start()
     try:
@@ -44,9 +51,14 @@ class _ProgressTail:
     """Shows the records that are added to progress files."""
 
     def __init__(
-        self, folders: Callable[[], dict[str, Path]], progress: ProgressSink, score: str
+        self,
+        folders: Callable[[], dict[str, Path]],
+        progress: ProgressSink,
+        on_record: RecordSink | None,
+        score: str,
     ) -> None:
-        self.folders, self.progress, self.score = folders, progress, score
+        self.folders, self.progress = folders, progress
+        self.on_record, self.score = on_record, score
         self._bars: dict[str, Progress] = {}
         self._latest: dict[str, dict[str, Any]] = {}
         # Records of an earlier call were shown by that call.
@@ -60,6 +72,8 @@ class _ProgressTail:
             for name, records in self._read():
                 for record in records[self._counts.get(name, 0) :]:
                     self._show(name, record)
+                    if self.on_record is not None:
+                        self.on_record(name, record)
                 self._counts[name] = len(records)
         for bar in self._bars.values():
             bar.close()

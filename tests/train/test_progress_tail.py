@@ -54,6 +54,19 @@ def test_trials_that_start_later_are_followed_too(tmp_path: Path):
     assert sorted(lines) == ["trial-a 10/40, loss 1.000", "trial-b 10/40, loss 2.000"]
 
 
+def test_every_new_record_goes_to_the_callers_function(tmp_path: Path):
+    log(tmp_path, 10, loss=9.0)
+    records: list[tuple[str, int, float]] = []
+
+    def on_record(name: str, record: dict) -> None:
+        records.append((name, record["step"], record["loss"]))
+
+    with following(lambda: {"train": tmp_path}, str, on_record):
+        log(tmp_path, 20, loss=2.0)
+        log(tmp_path, 30, loss=1.0)
+    assert records == [("train", 20, 2.0), ("train", 30, 1.0)]
+
+
 def test_a_line_that_is_being_written_is_shown_once_it_is_whole(tmp_path: Path):
     whole = json.dumps({"step": 10, "num_steps": 40, "loss": 1.0})
     lines: list[str] = []
