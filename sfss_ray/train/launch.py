@@ -11,14 +11,11 @@ from typing import Any
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage
 from sfss_ray.data.labelled import load_labelled
-from sfss_ray.inputs.check import (
-    Request,
-    check_cluster,
-    check_inputs,
-    claim_inputs,
-    labelled_images,
-)
-from sfss_ray.inputs.record import claim_run, hash_of_ids, labelled_files
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.cluster_check import check_cluster
+from sfss_ray.inputs.labels import labelled_images
+from sfss_ray.inputs.record import claim_inputs, claim_run, hash_of_ids, labelled_files
+from sfss_ray.inputs.request import Request
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line

@@ -30,7 +30,7 @@ def fit(
     device = cluster.resolve_device(config.compute)
     with (
         cluster.connected(config.compute),
-        following(lambda: {"train": folder / "train"}, progress),
+        following(lambda: {"train": folder / "train"}, progress, score=config.tune.score),
     ):
         import ray.train
         import ray.train.torch

@@ -12,7 +12,7 @@ from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
-from sfss_ray.inputs.check import Inputs, split
+from sfss_ray.inputs.request import Inputs, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.models.source import Source
 
@@ -71,7 +71,7 @@ def prepare_training(inputs: Inputs, store: MaskStore, config: Config) -> Prepar
     Raises:
         DataError: no image is left to learn from.
     """
-    training, held_out = split(inputs.images, store, config)
+    training, held_out = split_target_images(inputs.images, store, config)
     if not training:
         raise DataError(
             f"none of the {len(inputs.images)} target images is left for training: give more images,"

@@ -21,6 +21,7 @@ from sfss_ray.config.consistency import require_held_out, score_name
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources, trials_demand
 from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_text
@@ -181,7 +182,7 @@ def best_trial(trials: list[Trial]) -> int:
     return best
 
 
-def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSink) -> list[Trial]:
+def _run_trials(plan: _Plan, resources: Resources, progress: ProgressSink) -> list[Trial]:
     import ray.tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -195,7 +196,7 @@ def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSin
     }
     limit = _concurrency(plan.config, resources)
     tuner = _tuner(plan, space, OptunaSearch, limit)
-    with following(lambda: _progress_folders(plan), progress):
+    with following(lambda: _progress_folders(plan), progress, score=plan.score):
         grid = tuner.fit()
     return _collect(plan, grid)
 
@@ -298,20 +299,20 @@ def _scheduler(config: Config):
 def _trial_resources(config: Config) -> dict[str, float]:
     compute = config.compute
     if compute.num_workers > 1:
-        return {"CPU": cluster.TRIAL_DRIVER_CPUS}
+        return {"CPU": TRIAL_DRIVER_CPUS}
     return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.device == "cuda" else {})
 
 
-def _concurrency(config: Config, resources: cluster.Resources) -> int:
+def _concurrency(config: Config, resources: Resources) -> int:
     """Trials at the same time: as many as are asked for, else as many as fit.
 
     Raises:
         ClusterError: the cluster cannot hold one trial's workers, or not as many trials as asked for.
     """
     compute = config.compute
-    cluster.trials_demand(compute, compute.device, compute.concurrent_trials).require(resources)
-    one = cluster.trials_demand(compute, compute.device)
-    return compute.concurrent_trials or one.fitting(resources) // one.number
+    trials_demand(compute, compute.device, compute.concurrent_trials).require(resources)
+    one = trials_demand(compute, compute.device)
+    return compute.concurrent_trials or one.fitting(resources) // one.count
 
 
 def _trial(sampled: dict[str, float], plan: _Plan) -> None:

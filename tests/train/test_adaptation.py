@@ -28,7 +28,8 @@ from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, TrainingError
-from sfss_ray.inputs.check import Request, check_inputs
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.request import Request
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.method import step
 from sfss_ray.models.architectures import catalogue
