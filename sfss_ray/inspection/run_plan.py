@@ -229,7 +229,7 @@ def _trials_at_once(job: _Job) -> int:
 
 def _evaluation(job: _Job) -> list[Stage]:
     from sfss_ray.inspection.measurements import limited_threads, measure_evaluation
-    from sfss_ray.tune.search import looks
+    from sfss_ray.tune.trial import evaluations_per_trial
 
     inputs, config, counts = job.inputs, job.config, job.counts
     assert inputs.source is not None
@@ -237,7 +237,7 @@ def _evaluation(job: _Job) -> list[Stage]:
     with limited_threads(int(config.compute.cpus_per_worker)):
         measured = measure_evaluation(inputs.source, file, config, job.here)
     shown = counts.held_out + counts.labelled
-    watched = looks(config) * (1 + counts.trials)
+    watched = evaluations_per_trial(config) * (1 + counts.trials)
     note = f"{watched} looks at {shown} images, then {_NETWORKS_SCORED} networks; {measured.note}"
     units = shown * (watched + _NETWORKS_SCORED)
     memory = measured.memory_mb
