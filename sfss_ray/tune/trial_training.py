@@ -33,7 +33,7 @@ def train_trial(point: Point, plan: SearchPlan) -> None:
     write_json(folder / "values.json", values)
     if config.compute.num_workers > 1:
         _train_on_workers(plan, config, folder)
-        reported = False  # Ray Train reports from another process, so it may have been or not
+        reported = False  # unknown: Ray Train reports from another process
     else:
         reported = _train_in_process(plan, config, folder)
     if not reported:
