@@ -18,7 +18,7 @@ Batch = dict[str, Any]
 """Tensors by name, the first dimension of each counting images."""
 
 Metrics = dict[str, Tensor]
-"""Scalars by name; `loss` is always among them."""
+"""Scalars by name."""
 
 ComputeLoss = Callable[[int, Batch], tuple[Tensor, Metrics]]
 """Takes the index of a batch's part (from 0) and the part; returns its loss and its metrics."""
@@ -61,20 +61,21 @@ class Learner:
                 checkpoint.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
         part_metrics: list[Metrics] = []
         for index, part in enumerate(parts):
             with self._gradient_sync(index == len(parts) - 1), explain_single_values():
                 loss, metrics = compute_loss(index, part)
                 (loss / len(parts)).backward()
+            losses.append(loss.detach())
             part_metrics.append(metrics)
-        means = {name: _mean(part_metrics, name) for name in part_metrics[0]}
         # DDP makes the norm equal on all workers, so they all stop in the same step, before anything
         # that is not finite reaches a weight or a checkpoint.
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise TrainingError(_divergence(means["loss"].item(), norm, context))
+            raise TrainingError(_divergence(_mean(losses).item(), norm, context))
         self.optimizer.step()
-        return means
+        return {name: _mean([m[name] for m in part_metrics]) for name in part_metrics[0]}
 
     def _gradient_sync(self, last_part: bool) -> contextlib.AbstractContextManager:
         """Let DDP exchange gradients in the last part only."""
@@ -88,8 +89,8 @@ def split_batch(batch: Batch, count: int) -> list[Batch]:
     return [{name: tensors[k] for name, tensors in chunks.items()} for k in range(count)]
 
 
-def _mean(part_metrics: list[Metrics], name: str) -> Tensor:
-    return torch.stack([metrics[name] for metrics in part_metrics]).mean(0)
+def _mean(scalars: list[Tensor]) -> Tensor:
+    return torch.stack(scalars).mean(0)
 
 
 def _divergence(loss: float, norm: float, context: StepContext) -> str:
