@@ -16,7 +16,7 @@ from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.losses import entropy_sum, segmentation_loss
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.pseudo_labels import pixel_weights
-from sfss_ray.method.teacher_view import predict_teacher
+from sfss_ray.method.teacher_view import TeacherView, predict_teacher
 
 
 @dataclass(frozen=True)
@@ -62,23 +62,13 @@ def adaptation_losses(
     Returns:
         The loss with its graph, and detached scalars for the log.
     """
-    student, teacher, memory = networks.student, networks.teacher, networks.memory
-    segmenter = teacher.segmenter
-    view = predict_teacher(teacher, batch, memory.prior, config.loss, info.first_part)
-    counts = memory.thresholds.count(view.labels, view.confidence)
-    memory.thresholds.update(sum_over_workers(counts), info.first_part)
-    thresholds = memory.thresholds.thresholds(
-        config.loss.class_quantile, config.loss.confidence_cap
-    )
-    batch, view = mix_classes(
-        batch, view, config.augment.class_mix, info.seed, segmenter.align_corners
-    )
-
+    segmenter = networks.teacher.segmenter
+    batch, view, thresholds = _pseudo_label(networks, batch, config, info)
     pair_inputs = None
     if config.loss.contrast_weight > 0:
         # Before the student, so that the CPU describes masks during the GPU's forward pass.
         pair_inputs = fetch_pair_inputs(view, thresholds, batch, config, segmenter.align_corners)
-    output = StudentOutput(*student(batch["strong"]))
+    output = StudentOutput(*networks.student(batch["strong"]))
 
     weights = pixel_weights(view.labels, view.confidence, thresholds, config.loss)
     full_logits = segmenter.upsample(output.logits, batch["strong"].shape[-2:])
@@ -90,7 +80,7 @@ def adaptation_losses(
     if pair_inputs is not None:
         ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
         contrast_metrics = contrast_losses(
-            output, pair_inputs, memory.bank, config, info.seed, draw=ramp_value > 0
+            output, pair_inputs, networks.memory.bank, config, info.seed, draw=ramp_value > 0
         )
         metrics |= contrast_metrics
         beta = config.loss.instance_share
@@ -98,7 +88,25 @@ def adaptation_losses(
         mixed = beta * loss_ins + (1 - beta) * loss_cls
         loss = loss + config.loss.contrast_weight * ramp_value * mixed
     metrics["loss"] = loss
-    return loss, {name: value.detach() for name, value in metrics.items()}
+    return loss, {name: scalar.detach() for name, scalar in metrics.items()}
+
+
+def _pseudo_label(
+    networks: TeacherStudent, batch: Mapping[str, Tensor], config: TrainConfig, info: StepInfo
+) -> tuple[dict[str, Tensor], TeacherView, Tensor]:
+    """Let the teacher label a batch, update the thresholds and mix classes.
+
+    Returns:
+        The mixed batch, the teacher's view of it, and the thresholds (C,).
+    """
+    memory, loss = networks.memory, config.loss
+    view = predict_teacher(networks.teacher, batch, memory.prior, loss, info.first_part)
+    counts = memory.thresholds.count(view.labels, view.confidence)
+    memory.thresholds.update(sum_over_workers(counts), info.first_part)
+    thresholds = memory.thresholds.thresholds(loss.class_quantile, loss.confidence_cap)
+    align_corners = networks.teacher.segmenter.align_corners
+    mixed, view = mix_classes(batch, view, config.augment.class_mix, info.seed, align_corners)
+    return mixed, view, thresholds
 
 
 def label_space_loss(logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig) -> Tensor:

@@ -54,38 +54,48 @@ def fit(
         cluster.connected(config.compute),
         following(lambda: {"train": folder / "train"}, progress),
     ):
-        import ray.train
-        import ray.train.torch
-
         from sfss_ray.train.run_state import load_state
-        from sfss_ray.train.worker import train_on_worker
 
-        compute = config.compute
-        payload = {
-            "job": job,
-            "folder": str(folder / "train"),
-            "threads": compute.cpus_per_worker,
-        }
-        trainer = ray.train.torch.TorchTrainer(
-            train_on_worker,
-            train_loop_config=payload,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.num_workers,
-                use_gpu=device == "cuda",
-                resources_per_worker=_worker_resources(compute, device),
-            ),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=str(folder),
-                failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                callbacks=callbacks,
-            ),
-        )
+        trainer = _build_trainer(job, folder, config.compute, device, callbacks)
         checkpoint = _fit_or_explain(trainer).checkpoint
         assert checkpoint is not None, "the last step always saves a checkpoint"
         with checkpoint.as_directory() as checkpoint_folder:
             return load_state(Path(checkpoint_folder))
+
+
+def _build_trainer(
+    job: TrainingJob,
+    folder: Path,
+    compute: ComputeConfig,
+    device: str,
+    callbacks: list[Any] | None,
+) -> Any:
+    import ray.train
+    import ray.train.torch
+
+    from sfss_ray.train.worker import train_on_worker
+
+    payload = {
+        "job": job,
+        "folder": str(folder / "train"),
+        "threads": compute.cpus_per_worker,
+    }
+    return ray.train.torch.TorchTrainer(
+        train_on_worker,
+        train_loop_config=payload,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_workers,
+            use_gpu=device == "cuda",
+            resources_per_worker=_worker_resources(compute, device),
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,
+        ),
+    )
 
 
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
