@@ -41,7 +41,7 @@ def use_trials(monkeypatch, *trials: Trial) -> list:
     """Let the search's trials be these; the list has the plan of each search that runs them."""
     plans: list = []
 
-    def run_trials(plan, resources, progress):
+    def run_trials(plan, resources, *_):
         assert resources is RESOURCES
         plans.append(plan)
         return list(trials)

@@ -99,7 +99,7 @@ def test_several_workers_train_on_ray_train(prepared, tmp_path, reports, monkeyp
     """The workers are replaced; their last record is reported once more, as Tune may not have it."""
     calls = []
 
-    def fit(job, folder, config, progress, callbacks):
+    def fit(job, folder, config, progress, callbacks, **_):
         calls.append((folder, len(callbacks)))
         run = trial_training.LocalRun(folder / "train")
         job.train(job.task, run, job.watch)
