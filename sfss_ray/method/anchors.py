@@ -54,8 +54,8 @@ def draw_anchors(
     Returns:
         (A,) positions in `table.cells`.
     """
-    # Two draws: cells that win a place within their mask must not be favoured or held back by the
-    # same number when masks compete for the image's anchors.
+    # Two draws: the number that selects a cell within its mask must not also favour it when masks
+    # compete for the image's anchors.
     within_mask, within_image = (uniform((len(table.cells),), generator) for _ in range(2))
     owner, count = table.owner, table.count
     usable = (count >= 2) & ~table.merged
@@ -85,7 +85,10 @@ def draw_anchors(
 
 
 def _rank_by_group(group: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Return the rank (M,) of each cell by group, then noise; a float32 in [0, 1) has 24 bits."""
+    """Return the rank (M,) of each cell by group, then noise.
+
+    A float32 in [0, 1) has 24 bits, so group and noise fit one integer.
+    """
     order = stable_order((group << 24) + (noise * (1 << 24)).astype(np.int64))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

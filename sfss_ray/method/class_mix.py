@@ -33,7 +33,7 @@ def mix_classes(
     Args:
         batch: `strong` (B, 3, H, W), `mask_ids` (B, H, W) and sample numbers `number` (B,).
         view: The teacher's predictions for the batch.
-        probability: Of each crop to receive pixels, 0 to 1; with 0 nothing is copied or added.
+        probability: Of each crop to receive pixels, 0 to 1. With 0 nothing is copied or added.
         seed: Of the run.
         align_corners: Where the network's grid cells lie, see cell_grid.py.
 

@@ -1,4 +1,4 @@
-"""Sums, means and gathers over the workers of a training; the identity for one worker."""
+"""Sums, means and gathers over the workers of a training. For one worker they change nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
-    """Return the number of workers; 1 without a process group."""
+    """Return the number of workers, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -21,7 +21,7 @@ def sum_over_workers(values: Tensor) -> Tensor:
 
 
 def global_mean(total: Tensor, weight: Tensor) -> Tensor:
-    """Return W * total / (sum of weights over the W workers); 0 where all weights are 0.
+    """Return W * total / (sum of weights over the W workers), 0 where all weights are 0.
 
     DDP averages gradients over the workers. The average of these W terms is the weighted mean over the
     whole batch, whatever each worker's share of the weight.
@@ -53,7 +53,7 @@ def gather_rows(rows: Tensor, through: torch.device) -> Tensor:
     """Concatenate all workers' rows (n_r, ...) in the order of ranks. No gradient.
 
     Args:
-        rows: Any number per worker, also none; the other dimensions are the same everywhere.
+        rows: Any number per worker, also none. The other dimensions are the same everywhere.
         through: Device that the workers communicate through.
 
     Returns:

@@ -129,9 +129,9 @@ def contrast_losses(
     Args:
         student: Its output for the strong views.
         inputs: From `fetch_pair_inputs`.
-        bank: Prototypes of earlier steps; the batch's best prototypes are written to it.
+        bank: Prototypes of earlier steps. The batch's best prototypes are written to it.
         config: Of the training.
-        seed: Of the run; each image has a generator of its own.
+        seed: Of the run. Each image has its own generator.
         draw: False draws no pairs and only fills the bank, as before the ramp.
 
     Returns:
@@ -139,7 +139,7 @@ def contrast_losses(
         per image, share of `reliable` masks, number of `anchors`.
     """
     embeddings = student.embeddings
-    # max instead of argmax, which is four times slower on a CPU; both return the first of equals.
+    # max, because argmax is four times slower on a CPU. Both return the first of equals.
     student_labels = Fetched(student.logits.max(1).indices.flatten(1))
     masks = inputs.describe(config)
     fresh = gather_prototypes(masks.tables, masks.origins)
@@ -171,7 +171,7 @@ def contrast_losses(
 def _draw_all_anchors(
     masks: BatchMasks, student_labels: Tensor, config: TrainConfig, seed: int
 ) -> list[ImageAnchors]:
-    """Draw the anchors of each image; its sample number seeds its generator."""
+    """Draw the anchors of each image, whose sample number seeds its generator."""
     images = []
     for b, (table, origins) in enumerate(zip(masks.tables, masks.origins, strict=True)):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + masks.sample_numbers[b])
@@ -187,7 +187,7 @@ def gather_cell_vectors(embeddings: Tensor, cells: list[np.ndarray]) -> Tensor:
 
     Args:
         embeddings: (B, D, h, w).
-        cells: For each image the grid indices of its cells; A in all.
+        cells: For each image the grid indices of its cells, A in all.
 
     Returns:
         (A, D).
@@ -207,11 +207,14 @@ def gather_cell_vectors(embeddings: Tensor, cells: list[np.ndarray]) -> Tensor:
 def sum_contrasts(
     vectors: Tensor, teacher_cells: Tensor, pool: PrototypePool, pairs: Pairs, temperature: float
 ) -> Tensor:
-    """Sum both contrastive losses over the anchors.
+    """Pull each anchor to its own mask and to masks of its class, push it away from other classes.
 
-    Intra-instance: each anchor is pulled to the teacher's cells of its own mask and to their mean.
-    Intra-class: it is pulled to prototypes of reliable masks of its class. Both push it away from the
-    same negatives, prototypes of other classes. Formula and source: `losses.pair_loss`.
+        L_ins = sum over anchors a of l_a(teacher's cells of a's mask, and their mean without a)
+        L_cls = sum over anchors a of w_a * l_a(prototypes of other reliable masks of a's class)
+
+    with l the loss of `losses.pair_loss`, which names the source. Both use the same negatives,
+    prototypes of classes that a's mask cannot have. w is the purity times confidence of a's mask, 0 if
+    it is unreliable.
 
     Args:
         vectors: (A, D) the student's embeddings of the anchors.
@@ -221,8 +224,10 @@ def sum_contrasts(
         temperature: Above 0.
 
     Returns:
-        (4,): sum of intra-instance losses, their number, weighted sum of intra-class losses, sum of
-        their weights. All are 0 without anchors or prototypes.
+        (4,): L_ins, number of its anchors, L_cls, sum of its weights. Anchors without a valid negative
+        or positive do not count. All four are 0 without anchors or prototypes.
+
+    Shapes: A anchors, B images of h x w cells, D the embedding.
     """
     if not len(pairs.anchors) or not len(pool.vectors):
         zero = 0.0 * vectors.sum()

@@ -31,14 +31,14 @@ def pair_loss(
     Args:
         positive_similarity: (A, P), in [-1, 1].
         negative_similarity: (A, N), in [-1, 1].
-        temperature: Above 0; a lower one weighs the most similar negatives more.
-        positive_valid: (A, P) bool; False entries do not count. None counts all.
-        negative_valid: (A, N) bool; likewise.
+        temperature: Above 0. A lower one weighs the most similar negatives more.
+        positive_valid: (A, P) bool. False entries do not count, None counts all.
+        negative_valid: (A, N) bool, likewise.
 
     Returns:
-        (A,) losses; 0, with zero gradient, for an anchor without a valid positive or negative.
+        (A,) losses. An anchor without a valid positive or negative has loss 0 and gradient 0.
 
-    Shapes: A anchors, P positives (1 or more) and N negatives of each; A and N may be 0.
+    Shapes: A anchors, P positives (1 or more) and N negatives of each. A and N may be 0.
     """
     push = Push.of(negative_similarity, temperature, negative_valid)
     return pull(positive_similarity, push, temperature, positive_valid)
@@ -85,11 +85,11 @@ def segmentation_loss(logits: Tensor, pseudo_labels: Tensor, weights: Tensor) ->
 
     Args:
         logits: (B, C, H, W).
-        pseudo_labels: (B, H, W) int64 class ids; 255 is ignored.
+        pseudo_labels: (B, H, W) int64 class ids, 255 ignored.
         weights: (B, H, W) float, 0 or more.
 
     Returns:
-        () float32; 0 if no pixel has a label and a weight.
+        () float32, 0 if no pixel has a label and a weight.
 
     Shapes: B images, C classes, H x W pixels.
     """
@@ -110,7 +110,9 @@ def entropy_sum(logits: Tensor) -> Tensor:
         logits: (B, C, H, W).
 
     Returns:
-        () float32; 0 without pixels.
+        () float32, 0 without pixels.
+
+    Shapes: B images, C classes, H x W pixels.
     """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     return -(log_probabilities.exp() * log_probabilities).sum()

@@ -1,6 +1,6 @@
 """The teacher's predictions for each mask: class, confidence, purity and prototype.
 
-Nothing here is random; anchors.py and pairs.py draw from the tables made here.
+Nothing here is random. The pairs are drawn from these tables in anchors.py and pairs.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CellPredictions:
 class MaskTable:
     """The K masks of one image, described by the teacher's predictions for their cells.
 
-    `cells` are indices into the h * w grid, sorted by mask; mask k owns
+    `cells` are indices into the h * w grid, sorted by mask. Those of mask k are
     `cells[start[k] : start[k] + count[k]]`.
 
     Vectors are tensors on the networks' device. All else are NumPy arrays: a step makes a hundred small
@@ -53,7 +53,7 @@ class MaskTable:
     purity: np.ndarray  # (K,) float32 share of cells whose argmax is the mask's label
     confidence: np.ndarray  # (K,) mean probability of label
     reliable: np.ndarray  # (K,) bool
-    merged: np.ndarray  # (K,) bool: joins two classes; gives no anchors and no prototype
+    merged: np.ndarray  # (K,) bool: joins two classes, so it gives no anchors and no prototype
     weighted_sum: Tensor  # (K, D) sum of confidence * embedding
     prototype: Tensor  # (K, D) its direction
     cell_confidence: np.ndarray  # (M,) teacher's highest probability
@@ -65,15 +65,15 @@ class MaskTable:
 
 @dataclass(frozen=True)
 class MaskOrigins:
-    """The images that the masks of a table come from; class-mix pastes masks of a neighbour."""
+    """The images that the masks of a table come from, as class-mix pastes masks of a neighbour."""
 
     images: np.ndarray  # (K,) number of the image that a mask comes from
-    keys: np.ndarray  # (K,) identity of the mask; a pasted copy has that of its original
+    keys: np.ndarray  # (K,) identity of the mask, for a pasted copy that of its original
     at_home: np.ndarray  # (K,) bool: not a pasted copy
 
     @staticmethod
     def unmixed(table: MaskTable, image: int, first_key: int) -> MaskOrigins:
-        """Return the origins in an image without pasted masks; keys count up from `first_key`."""
+        """Return the origins in an image without pasted masks, with keys from `first_key` upwards."""
         masks = np.arange(len(table))
         return MaskOrigins(np.full_like(masks, image), first_key + masks, masks >= 0)
 
@@ -89,13 +89,13 @@ def describe_masks(
 
     A mask is reliable if it has `min_cells` cells, `min_purity` of them of the mask's own class, and its
     confidence reaches the class's threshold. It is merged if two classes each hold `merged_share` of
-    its cells at `merged_confidence`; a merged mask is never reliable.
+    its cells at `merged_confidence`. A merged mask is never reliable.
 
     Args:
-        cell_ids: (B, h, w) mask ids, 0 = none; on the CPU.
-        predictions: Of all cells; on the CPU.
-        embeddings: (B, h * w, D), the teacher's, L2-normalised; on the networks' device.
-        thresholds: (C,) confidence a mask of a class must reach to be reliable; on the CPU.
+        cell_ids: (B, h, w) mask ids, 0 = none, on the CPU.
+        predictions: Of all cells, on the CPU.
+        embeddings: (B, h * w, D) of the teacher, L2-normalised, on the networks' device.
+        thresholds: (C,) confidence a mask of a class must reach to be reliable, on the CPU.
         config: Of the pairs.
 
     Returns:
@@ -166,7 +166,7 @@ def _class_statistics(
     total = _sum_by_owner(torch.from_numpy(owner), q, len(ids)).numpy()
     mean = total / count[:, None].astype(np.float32)
     label, confidence = mean.argmax(1), mean.max(1)
-    # Bincounts take one pass over the cells; sums of one-hot rows would take C.
+    # Bincounts take one pass over the cells, where sums of one-hot rows would take C.
     classes = mean.shape[1]
     purity = _shares_of_cells(cell_label == label[owner], owner, count)[:, 0]
     confident = cell_confidence >= config.merged_confidence

@@ -35,7 +35,7 @@ class ClassPrior:
         self.total = torch.full((num_classes,), 1e-6, dtype=torch.float64, device=device)
 
     def update(self, sums: Tensor, first_part: bool = True) -> None:
-        """Add sums (C,) of probabilities over all workers' pixels; older sums fade once per step.
+        """Add sums (C,) of probabilities over all workers' pixels. Older sums fade once per step.
 
         `first_part` is False for the second and later parts of an accumulated batch.
         """
@@ -82,7 +82,7 @@ def relabel(
 
 
 class _MaskPixels:
-    """Pixels of a batch by the mask they belong to; two images never share a mask."""
+    """Pixels of a batch by the mask they belong to. Two images never share a mask."""
 
     def __init__(self, owner: Tensor, inside: Tensor, num_masks: int):
         self.owner, self.inside, self.num_masks = owner, inside, num_masks

@@ -41,7 +41,7 @@ class Memory:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state of the same shapes; further keys are ignored."""
+        """Restore a state of the same shapes. Further keys are ignored."""
         self.thresholds.histogram.copy_(state["thresholds"])
         self.prior.total.copy_(state["prior"])
         self.bank.load_state_dict(state["bank"])

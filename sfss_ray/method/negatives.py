@@ -35,7 +35,7 @@ def allowed_ranges(pool: PrototypePool, allowed: np.ndarray) -> tuple[np.ndarray
 
     Returns:
         (K, 2, C) start and number of entries of each class, classes that are allowed and in the pool
-        first; and (K, 1), how many of these there are.
+        first. And (K, 1), how many of these there are.
     """
     usable = allowed & (pool.class_count > 0)
     order = (~usable).argsort(axis=1, kind="stable")
@@ -52,20 +52,20 @@ def draw_negatives(
 ) -> Tensor:
     """Draw pool entries of allowed classes: half uniform over classes, half semi-hard.
 
-    Semi-hard negatives are the most similar quarter of four times as many uniform draws. They are near,
-    but not always the very nearest, which are the likeliest to be of the anchor's own class after all.
+    Semi-hard negatives are the most similar quarter of four times as many uniform draws. They are
+    near, but not always the very nearest, whose true class is most often the anchor's own.
 
     Args:
         ranges: (A, 2, C) start and number of entries of each anchor's classes in the pool, allowed
-            ones first; on the networks' device, like the next two.
+            ones first. On the networks' device, like the next two.
         num_choices: (A, 1) number of allowed classes.
         similarity: (A, R) of the anchors to all entries.
         num_negatives: N, per anchor.
-        generators: Each image's generator and its number of anchors; A in all. On a GPU the draws come
+        generators: Each image's generator and its number of anchors, A in all. On a GPU the draws come
             from generators of the device with the same seeds.
 
     Returns:
-        (A, N) indices into the pool; meaningless for anchors without an allowed class.
+        (A, N) indices into the pool, meaningless for anchors without an allowed class.
     """
     num_uniform = num_negatives - num_negatives // 2
     num_semi_hard = num_negatives // 2

@@ -1,7 +1,7 @@
 """Drawing the pairs of a step: positives of each anchor here, negatives in negatives.py.
 
-Read mask_table.py first, then anchors.py. The indices drawn here have no gradient; the similarities of
-anchors to the pool do.
+Read mask_table.py first, then anchors.py. The indices drawn here have no gradient, but the similarities
+of anchors to the pool do.
 
 Vectors live where the networks are. Ids, classes, counts and most draws live on the CPU: a GPU would run
 a thousand tiny kernels for them and stop at every count, while sizes known on the CPU let its work be

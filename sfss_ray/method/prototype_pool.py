@@ -15,7 +15,7 @@ from sfss_ray.method.transfer import send_arrays
 class PrototypePool:
     """Prototypes of R reliable masks, sorted by class, then image.
 
-    Keys identify masks as those of `MaskOrigins` do; entries of the prototype bank have key -1.
+    Keys identify masks as those of `MaskOrigins` do. Entries of the prototype bank have key -1.
     """
 
     vectors: Tensor  # (R, D), on the networks' device
@@ -34,7 +34,7 @@ class PrototypePool:
         keys: np.ndarray,
         num_classes: int,
     ) -> PrototypePool:
-        """Sort entries by class, then image, then key; ties keep their order."""
+        """Sort entries by class, then image, then key. Ties keep their order."""
         sort_keys = sort_key(classes, images)
         order = stable_order(keys + 1)
         order = order[stable_order(sort_keys[order])]

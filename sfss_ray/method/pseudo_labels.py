@@ -35,14 +35,14 @@ class ClassThresholds:
         return flat.view(classes, _BINS).double()
 
     def update(self, counts: Tensor, first_part: bool = True) -> None:
-        """Add counts (C, bins), summed over workers; older counts fade once per step.
+        """Add counts (C, bins), summed over workers. Older counts fade once per step.
 
         `first_part` is False for the second and later parts of an accumulated batch.
         """
         self.histogram = (_DECAY if first_part else 1.0) * self.histogram + counts
 
     def thresholds(self, kept_share: float, cap: float) -> Tensor:
-        """Return thresholds (C,) float32; 0 for classes without pixels so far.
+        """Return thresholds (C,) float32, 0 for classes without pixels so far.
 
         Args:
             kept_share: At least this share of a class's pixels lies above its threshold, 0 to 1.

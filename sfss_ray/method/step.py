@@ -36,7 +36,7 @@ class StepInfo:
     step: int
     """1 .. num_steps."""
     seed: int
-    """Seed of the run; with the sample numbers it decides all random draws."""
+    """Seed of the run. With the sample numbers it decides all random draws."""
     first_part: bool = True
     """False for the second and later parts of an accumulated batch."""
 
@@ -44,7 +44,7 @@ class StepInfo:
 def adaptation_losses(
     networks: TeacherStudent, batch: Mapping[str, Tensor], config: TrainConfig, info: StepInfo
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a batch and its parts; update thresholds, prior and bank.
+    """Return the loss of a batch and its parts, and update thresholds, prior and bank.
 
         loss = loss_seg + contrast_weight * ramp * (beta * loss_ins + (1 - beta) * loss_cls)
 

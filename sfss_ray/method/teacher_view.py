@@ -43,7 +43,7 @@ def predict_teacher(
     Args:
         teacher: In eval mode.
         batch: `weak` (B, 3, H, W) and `mask_ids` (B, H, W), 0 = no mask.
-        prior: Running class shares; updated if `prior_power` is above 0.
+        prior: Running class shares, updated if `prior_power` is above 0.
         config: Views, vote and prior.
         first_part: False for the second and later parts of an accumulated batch.
     """

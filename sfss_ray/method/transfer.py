@@ -18,7 +18,7 @@ def send_arrays(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tens
     """Return the arrays as tensors on a device, sent in one copy.
 
     On a CPU the tensors share the arrays' memory. For a GPU the arrays are copied before this returns,
-    so they may be changed or freed at once; PyTorch keeps the copy until the GPU has read it.
+    so they may be changed or freed at once. PyTorch keeps the copy until the GPU has read it.
     """
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cpu":

@@ -30,7 +30,7 @@ from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import TargetSamples, step_loader
 
 Watch = Callable[[Segmenter, Segmenter], dict[str, float]]
-"""Scores student and teacher at each checkpoint; the scores are reported, never learnt from."""
+"""Scores student and teacher at each checkpoint. The scores are reported and never used for training."""
 
 
 @dataclass(frozen=True)

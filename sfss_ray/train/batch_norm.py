@@ -17,7 +17,7 @@ NORM_LAYERS = (BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def set_batch_norm(module: nn.Module, mode: str) -> None:
-    """Put a module into training mode; unless `mode` is "adapt", BatchNorm keeps its statistics."""
+    """Put a module into training mode. Unless `mode` is "adapt", BatchNorm keeps its statistics."""
     module.train()
     if mode != "adapt":
         for layer in module.modules():
@@ -36,7 +36,7 @@ def estimate_statistics(
     Args:
         network: In training mode.
         batches: Images (B, 3, H, W), float in [0, 1].
-        target_share: Weight of the new statistics, 0 to 1; the old ones keep the rest.
+        target_share: Weight of the new statistics, 0 to 1. The old ones keep the rest.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
     momenta = [layer.momentum for layer in layers]

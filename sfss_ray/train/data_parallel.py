@@ -14,14 +14,14 @@ from sfss_ray.train.samples import Share
 
 
 def distribute(module: nn.Module, run: Run) -> nn.Module:
-    """Wrap a module in DistributedDataParallel; with one worker return it unchanged.
+    """Wrap a module in DistributedDataParallel, unless there is only one worker.
 
     On GPUs BatchNorm layers become SyncBatchNorm. Buffers are not broadcast, because each step
     averages BatchNorm statistics over the workers instead.
     """
     if run.world == 1:
         return module
-    # A user's module may hide methods of nn.Module behind attributes; DDP needs the originals.
+    # A user's module may hide methods of nn.Module behind attributes, but DDP needs the originals.
     with torch_methods(module):
         if run.device.type != "cuda":
             return DistributedDataParallel(module, broadcast_buffers=False)
@@ -40,7 +40,7 @@ def autocast(run: Run, precision: str) -> torch.autocast:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move a batch to a device; uint8 images become float32 in [0, 1]."""
+    """Move a batch to a device. uint8 images become float32 in [0, 1]."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     return {
         name: tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor

@@ -21,7 +21,7 @@ Metrics = dict[str, Tensor]
 """Scalars by name."""
 
 ComputeLoss = Callable[[int, Batch], tuple[Tensor, Metrics]]
-"""Takes the index of a batch's part (from 0) and the part; returns its loss and its metrics."""
+"""Takes the index of a batch's part (from 0) and the part. Returns its loss and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepContext:
     step: int
     """Number of the step, from 1."""
     last_checkpoint: int = 0
-    """Step of the newest checkpoint; 0 before the first."""
+    """Step of the newest checkpoint, 0 before the first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Learner:
     """A module with its optimiser, as one optimiser step needs them."""
 
     module: nn.Module
-    """Called for the forward pass; DistributedDataParallel with several workers."""
+    """Called for the forward pass. It is DistributedDataParallel with several workers."""
     optimizer: torch.optim.Optimizer
     max_grad_norm: float
 

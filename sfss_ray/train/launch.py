@@ -51,16 +51,16 @@ def train_student(
     """Adapt a source model to unlabelled target images with their masks.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file; in Python also a source model
+        source_model: A checkpoint of any known family, or a model file. In Python also a source model
             in memory (`load_source_model`, `wrap_model`).
         target_images: Folder of unlabelled images.
         masks: Folder of masks of these images, made by `generate_masks` or `import_masks`.
-        output_dir: The run's folder; call again with the same arguments to resume.
+        output_dir: The run's folder. Call again with the same arguments to resume.
         card: Entries that override the preprocessing of the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
-        val_images: Labelled images to report mIoU on; never used for training or model selection.
+        val_images: Labelled images to report mIoU on, never used for training or model selection.
         val_labels: Their label maps of train ids.
-        config: The whole config; `train`, `evaluation` and `compute` are used.
+        config: The whole config, of which `train`, `evaluation` and `compute` are used.
         progress: Called with each progress line.
 
     Returns:
@@ -94,7 +94,7 @@ def train_student(
 def run_training(
     prepared: Prepared, folder: Path, config: Config, progress: ProgressSink
 ) -> TrainResult:
-    """Train on Ray in a claimed folder and write student.pt; an existing one is not trained again."""
+    """Train on Ray in a claimed folder and write student.pt, unless it exists already."""
     from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.run_state import read_progress
 
@@ -148,12 +148,12 @@ def pretrain_source(
         labels: Their label maps, same names: train ids (255 ignored), or ids of Cityscapes, GTA5,
             SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs of different sizes are left out
             and reported.
-        output_dir: The run's folder; call again with the same arguments to resume.
+        output_dir: The run's folder. Call again with the same arguments to resume.
         classes: Class set of the model: cityscapes-19, synthia-16, camvid-11 or class names separated
             by commas.
         val_images: Labelled images to report mIoU on.
         val_labels: Their label maps.
-        config: The whole config; `pretrain`, `evaluation` and `compute` are used.
+        config: The whole config, of which `pretrain`, `evaluation` and `compute` are used.
         progress: Called with each progress line.
 
     Returns:

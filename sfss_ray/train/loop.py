@@ -38,11 +38,11 @@ class Trainable(Protocol):
         ...
 
     def step(self, batch: Batch, context: StepContext) -> Metrics:
-        """Take one optimiser step; return scalars to log."""
+        """Take one optimiser step and return scalars to log."""
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Return scores to report; never learnt from."""
+        """Return scores to report, which are never used for training."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def run_loop(trainable: Trainable, run: Run, schedule: Schedule) -> None:
 
 
 def _restore(trainable: Trainable, run: Run) -> int:
-    """Load the run's newest checkpoint, or initialise a new run; return the step it starts after."""
+    """Load the run's newest checkpoint, or initialise a new run. Return the steps already taken."""
     state = run.resume_state()
     if state is None:
         trainable.initialize()

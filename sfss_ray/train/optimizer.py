@@ -16,7 +16,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimiser with four parameter groups: body and heads, each with and without decay.
 
-    Only tensors of two or more dimensions decay; biases and normalisation weights do not. A head may
+    Only tensors of two or more dimensions decay, not biases and normalisation weights. A head may
     be part of the body: its weights then learn at the head's rate.
 
     Args:

@@ -27,7 +27,7 @@ from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import LabelledSamples, step_loader
 
 Watch = Callable[[Segmenter], dict[str, float]]
-"""Scores the network at each checkpoint; the scores are reported, never learnt from."""
+"""Scores the network at each checkpoint. The scores are reported and never used for training."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PretrainingTask:
     classes: ClassSet
     config: Config
     start: Path | None = None
-    """Model file of this package to start from; None starts from random weights."""
+    """Model file of this package to start from. None starts from random weights."""
 
 
 def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> None:

@@ -37,16 +37,16 @@ class PretrainingInputs:
     classes: ClassSet
     training: tuple[LabelledImage, ...]
     labelled: tuple[LabelledImage, ...]
-    """Images that mIoU is reported on; empty without validation labels."""
+    """Images that mIoU is reported on, empty without validation labels."""
     labels_format: str
     """Encoding of the training labels, as recognised or named."""
     white_level: float | None
-    """White in training images of more than 8 bits; None for images of 8 bits."""
+    """White in training images of more than 8 bits, None for images of 8 bits."""
     network: Segmenter
     """With random weights."""
 
     def record(self, config: Config) -> dict[str, Any]:
-        """Return what decides the result of the run; a resumed run must have the same."""
+        """Return what decides the result of the run. A resumed run must have the same record."""
         return flatten(config.pretrain, "pretrain.") | {
             "seed": config.seed,
             "inputs.classes": list(self.classes.classes),
@@ -60,7 +60,7 @@ class PretrainingInputs:
         return labelled_files("training", self.training) | labelled_files("val", self.labelled)
 
     def examination(self, config: Config) -> Examination | None:
-        """Return the examination that reports mIoU; None without validation labels."""
+        """Return the examination that reports mIoU, None without validation labels."""
         if not self.labelled:
             return None
         return Examination(self.classes, self.labelled, config=config.evaluation)
@@ -87,7 +87,7 @@ def check_pretraining(
     for line in folder.describe(classes):
         progress(line)
     white_level = next((pair.white.value for pair in folder.pairs if pair.white), None)
-    # An encoding named in the config is that of the training labels; that of others is recognised.
+    # An encoding named in the config is that of the training labels. Validation labels are recognised.
     auto = dataclasses.replace(config, labels_format="auto", labels_classes="")
     labelled = labelled_images(
         folders.val_images, folders.val_labels, classes, auto, progress, white_level

@@ -29,7 +29,7 @@ class Run(Protocol):
         ...
 
     def report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Publish metrics and save `state()`. Every worker calls it; rank 0 saves."""
+        """Publish metrics and save `state()`. Every worker calls it, and rank 0 saves."""
         ...
 
     def log(self, record: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
     Records of one step are merged. Where a step was repeated after a resume, later values win.
 
     Returns:
-        The records; none if there is no file yet.
+        The records, none if there is no file yet.
     """
     path = folder / PROGRESS_FILE
     by_step: dict[int, dict[str, Any]] = {}
@@ -84,7 +84,7 @@ class LocalRun:
     Args:
         folder: Created when needed.
         device: Name of a PyTorch device.
-        on_report: Called with the metrics after each checkpoint; it may end the run by raising.
+        on_report: Called with the metrics after each checkpoint. It may end the run by raising.
     """
 
     def __init__(

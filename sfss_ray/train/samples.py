@@ -184,11 +184,11 @@ def step_loader(
 
     Args:
         samples: Indexed by sample number.
-        start: Steps taken before; 0 for a new run.
+        start: Steps taken before, 0 for a new run.
         num_steps: Steps of the whole run.
         batch_size: Samples per step over all workers.
         share: This worker's share of a batch.
-        processes: Loader processes; 0 loads in this process.
+        processes: Loader processes. 0 loads in this process.
     """
     return DataLoader(
         samples,

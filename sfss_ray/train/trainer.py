@@ -17,14 +17,14 @@ from sfss_ray.train.progress_tail import following
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training as the workers run it; it is pickled and sent to them."""
+    """A training as the workers run it. It is pickled and sent to them."""
 
     train: Callable[..., None]
     """Called with (task, run, watch): `adapt_student` or `pretrain`."""
     task: Any
     """An `AdaptationTask` or a `PretrainingTask`."""
     watch: Any = None
-    """Scores the networks at each checkpoint on rank 0; None scores nothing."""
+    """Scores the networks at each checkpoint on rank 0. None scores nothing."""
 
 
 def fit(
@@ -104,7 +104,7 @@ def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
 
 
 def _fit_or_explain(trainer: Any) -> Any:
-    """Fit; turn Ray's error into one line with the innermost cause."""
+    """Fit, and turn Ray's error into one line with its innermost cause."""
     import ray.train
 
     try:

@@ -41,7 +41,7 @@ class Prepared:
         return self.source.classes
 
     def placed(self, folder: Path) -> Prepared:
-        """Return a copy whose source model workers can read; it is written to `folder` if needed."""
+        """Return a copy whose source model workers can read. It is written to `folder` if needed."""
         return dataclasses.replace(self, source=self.source.placed(folder))
 
     def task(self, config: Config) -> AdaptationTask:

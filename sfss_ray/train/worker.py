@@ -19,7 +19,7 @@ class RayRun:
     """A `Run` inside a TorchTrainer worker.
 
     Args:
-        folder: Folder of the progress file; every node must see it.
+        folder: Folder of the progress file. Every node must see it.
     """
 
     def __init__(self, folder: Path):
@@ -51,10 +51,10 @@ class RayRun:
 
 
 def train_on_worker(payload: dict[str, Any]) -> None:
-    """Run a training job; Ray Train calls it on every worker.
+    """Run a training job. Ray Train calls it on every worker.
 
     Args:
-        payload: `job`, a `TrainingJob`; `folder` of the progress file; `threads` per worker.
+        payload: `job`, a `TrainingJob`, `folder` of the progress file, and `threads` per worker.
     """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))

@@ -40,8 +40,8 @@ def run_search(
 
     Args:
         prepared: Checked inputs with their masks.
-        folder: The run's folder; trials and `best_config.json` are written to it.
-        config: The whole config; `tune`, `train`, `evaluation` and `compute` are used.
+        folder: The run's folder. Trials and `best_config.json` are written to it.
+        config: The whole config, of which `tune`, `train`, `evaluation` and `compute` are used.
         progress: Called with each progress line.
 
     Raises:

@@ -11,14 +11,14 @@ TEMPERATURE = "train.loss.temperature"
 CONTRAST_WEIGHT = "train.loss.contrast_weight"
 EMA_MOMENTUM = "train.ema_momentum"
 EMA_GAP = "ema_gap"
-"""1 - momentum; searched in its place, because it spans orders of magnitude."""
+"""1 - momentum, searched in its place because it spans orders of magnitude."""
 
 Point = dict[str, float]
 """A point of the search space: TEMPERATURE, CONTRAST_WEIGHT and EMA_GAP."""
 
 
 def search_ranges(tune: TuneConfig) -> dict[str, tuple[float, float]]:
-    """Return the range of each coordinate; all are sampled log-uniformly."""
+    """Return the range of each coordinate. All are sampled log-uniformly."""
     return {
         TEMPERATURE: tune.temperature_range,
         CONTRAST_WEIGHT: tune.contrast_weight_range,

@@ -31,7 +31,7 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """The score that trials are compared by, higher is better; -inf if it failed or has none."""
+        """The score that trials are compared by, higher is better. -inf if it failed or has none."""
         score = self.metrics.get("score", -math.inf)
         return score if self.status != "failed" and math.isfinite(score) else -math.inf
 
@@ -52,7 +52,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What all trials of a search share; it is pickled and sent to them."""
+    """What all trials of a search share. It is pickled and sent to them."""
 
     prepared: Prepared
     folder: Path
@@ -73,7 +73,7 @@ def trial_folder(root: Path, values: dict[str, float]) -> Path:
 
 
 def progress_folder(trial: Path, config: Config) -> Path:
-    """Return the folder of a trial's progress file; Ray Train's workers use one below the trial's."""
+    """Return the folder of a trial's progress file. Ray Train's workers use one below the trial's."""
     return trial / "train" if config.compute.num_workers > 1 else trial
 
 
@@ -93,7 +93,7 @@ def grace_steps(config: Config) -> int:
 
 
 def best_trial(trials: list[Trial]) -> int:
-    """Return the index of the finished trial with the highest score; collapsed ones never win.
+    """Return the index of the finished trial with the highest score. Collapsed ones never win.
 
     Raises:
         TrainingError: no trial finished, or all that did collapsed or have no score.

@@ -50,7 +50,7 @@ class TrialWatch:
         return scores | {"score": value, GUARDED: guarded, "collapsed": float(collapsed)}
 
     def _source_scores(self, network: Segmenter) -> dict[str, Any]:
-        """Return the source model's scores on the held-out images; the first trial computes them."""
+        """Return the source model's scores on the held-out images. The first trial computes them."""
         path = self.folder / SOURCE_SCORES_FILE
         if not path.exists():
             device = next(network.parameters()).device

@@ -43,7 +43,7 @@ def train_trial(point: Point, plan: SearchPlan) -> None:
 
 
 def _train_in_process(plan: SearchPlan, config: Config, folder: Path) -> bool:
-    """Train in this process; return whether anything was reported."""
+    """Train in this process. Return whether anything was reported."""
     use_threads(config.compute.cpus_per_worker)
     prepared, failure = plan.prepared, folder / "failure.txt"
     if failure.exists():  # the same values would fail again
