@@ -170,8 +170,8 @@ def with_target_statistics(job: Job) -> Any:
     """Return the source model with the BatchNorm statistics of target images and no other change."""
     import torch
 
-    from sfss_ray.train.adaptation import estimate_statistics
-    from sfss_ray.train.loop import to_device
+    from sfss_ray.train.batch_norm import estimate_statistics
+    from sfss_ray.train.data_parallel import to_device
     from sfss_ray.train.samples import TargetSamples, step_loader
 
     network, train = source_network(job), job.config.train

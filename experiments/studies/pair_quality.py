@@ -52,9 +52,9 @@ def measure(pair: DomainPair, regions: str, images: int, batch: int = 8) -> dict
     """Return the shares in percent for one source of regions, over `images` target images."""
     from sfss_ray.data.decoding import read_image
     from sfss_ray.masks.bank.store import MaskStore
+    from sfss_ray.method.contrast_net import ContrastNet
     from sfss_ray.method.mask_vote import ClassPrior, relabel
     from sfss_ray.method.pseudo_labels import ClassThresholds
-    from sfss_ray.method.step import ContrastNet
     from sfss_ray.models.model_file import load_model
 
     config = override(pair.config, VOTE).train
@@ -111,17 +111,19 @@ SHARES = (
 
 def judge(tally, outputs, ids, truths, bound, config, classes) -> None:
     """Sample the pairs of a batch as a training step does, and compare them with ground truth."""
+    from sfss_ray.method.anchors import ImageAnchors, draw_anchors
     from sfss_ray.method.cell_grid import cell_mask_ids
-    from sfss_ray.method.mask_table import Opinion, Origins, describe_masks
-    from sfss_ray.method.pairs import PrototypePool, draw_anchors, sample_pairs
+    from sfss_ray.method.mask_table import CellPredictions, MaskOrigins, describe_masks
+    from sfss_ray.method.pairs import sample_pairs
+    from sfss_ray.method.prototype_pool import PrototypePool
 
     tables, cell_truths = [], []
     for (logits, embeddings), mask_ids, truth in zip(outputs, ids, truths, strict=True):
         grid = tuple(embeddings.shape[-2:])
         cells = cell_mask_ids(mask_ids, grid, config.pairs.cell_share)
         vectors = embeddings.flatten(2).transpose(1, 2)
-        opinion = Opinion.of(logits.softmax(1))
-        tables += describe_masks(cells, opinion, vectors, bound, config.pairs)
+        predictions = CellPredictions.of(logits.softmax(1))
+        tables += describe_masks(cells, predictions, vectors, bound, config.pairs)
         cell_truths.append(majority_of_cells(truth, grid, classes))
     mask_truths = [true_class(t, c, classes) for t, c in zip(tables, cell_truths, strict=True)]
     for table, (truth, purity) in zip(tables, mask_truths, strict=True):
@@ -154,12 +156,10 @@ def judge(tally, outputs, ids, truths, bound, config, classes) -> None:
         z = outputs[b][1][0].flatten(1).T
         label = outputs[b][0].argmax(1).flatten()
         generator = torch.Generator().manual_seed(b)
-        origins = Origins.alone(table, b, b << 20)
-        chosen = draw_anchors(table, label, bound, config.pairs, generator)
-        vectors = z[table.cells[chosen]]
-        pairs = sample_pairs(
-            [table], [chosen], pool, [origins], vectors, len(z), config.pairs, [generator]
-        )
+        origins = MaskOrigins.unmixed(table, b, b << 20)
+        anchors = draw_anchors(table, label, bound, config.pairs, generator)
+        image = ImageAnchors(table, origins, anchors, generator)
+        pairs = sample_pairs([image], pool, z[image.cells], len(z), config.pairs)
         anchor = cells.flatten()[pairs.anchors][:, None]
         compare(tally, SHARES[4], anchor, cells.flatten()[pairs.instance_positives], None)
         if len(in_pool):

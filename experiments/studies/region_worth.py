@@ -28,8 +28,9 @@ from sfss_ray.config import Config, override
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.masks.bank.painting import paint_id_map, paint_order
 from sfss_ray.masks.regions import build_region_source, make_recipe
+from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.mask_vote import ClassPrior, relabel
-from sfss_ray.method.step import ContrastNet, mean_over_views
+from sfss_ray.method.teacher_view import average_views
 from sfss_ray.streets.default import TARGET_SEED, embedded_config
 from sfss_ray.streets.scenes import Scene, render_scene
 
@@ -84,7 +85,7 @@ def teacher_probabilities(network: Any, images: Tensor, config: Config) -> Tenso
     teacher, parts = ContrastNet(network, config.train).eval(), []
     for batch in images.split(BATCH):
         plain = network.upsample(teacher(batch)[0], batch.shape[-2:]).softmax(1)
-        parts.append(mean_over_views(teacher, network, batch, plain, config.train.loss))
+        parts.append(average_views(teacher, batch, plain, config.train.loss))
     return torch.cat(parts)
 
 

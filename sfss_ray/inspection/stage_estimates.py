@@ -170,7 +170,7 @@ class StageEstimates:
     def _measure_evaluation(self) -> list[Stage]:
         """Measure one image; every report of every training evaluates all of them."""
         from sfss_ray.inspection.measurements import measure_evaluation
-        from sfss_ray.tune.search import looks
+        from sfss_ray.tune.trial import evaluations_per_trial
 
         survey, config, counts = self.survey, self.config, self.counts
         assert survey.source is not None
@@ -178,7 +178,7 @@ class StageEstimates:
         with limited_threads(int(config.compute.cpus_per_worker)):
             cost = measure_evaluation(survey.source, file, config, self.device)
         images = counts.held_out + counts.labelled
-        evaluations = looks(config) * (1 + counts.trials)
+        evaluations = evaluations_per_trial(config) * (1 + counts.trials)
         note = f"{evaluations} evaluations of {images} images, then of {_NETWORKS_SCORED} networks"
         return [
             Stage(

@@ -8,7 +8,7 @@ import torch
 from sfss_ray.config import PRESETS, PROTOCOLS, Config, OptimConfig, find_preset, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
-from sfss_ray.train.loop import build_optimizer, learning_rate, set_learning_rate
+from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
