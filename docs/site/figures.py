@@ -129,9 +129,7 @@ def draw_pairs(scenes: Scenes, path: Path) -> None:
     figure.legend(
         handles=[
             Line2D([], [], color=ANCHOR_COLOUR, marker="*", ms=11, ls="", label="anchor (student)"),
-            Line2D(
-                [], [], color=ANCHOR_COLOUR, marker="o", ms=5, ls="", label="same mask: L_ins"
-            ),
+            Line2D([], [], color=ANCHOR_COLOUR, marker="o", ms=5, ls="", label="same mask: L_ins"),
             Patch(color=POSITIVE_COLOUR, label="other mask, same class: L_cls"),
             Patch(color=NEGATIVE_COLOUR, label="other class: negative"),
             Line2D([], [], color="#777777", ls="--", label="unreliable: no class prototype"),
