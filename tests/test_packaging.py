@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,13 @@ def test_the_citation_can_be_read():
     assert citation["references"][0]["journal"] == "Multimedia Systems"
 
 
+def test_each_entry_of_the_changelog_is_one_line_and_breaking_ones_come_first():
+    _, _, releases = (ROOT / "CHANGELOG.md").read_text().partition("\n## ")
+    lines = [line for line in releases.splitlines()[1:] if line]
+    assert all(line.startswith(("- ", "#")) for line in lines)
+    assert lines[0] == "### Breaking"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """Build sdist and wheel from a copy of the checkout, as `python -m build` does."""
@@ -81,9 +89,15 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def run(words: list[str], cwd: Path | None = None, timeout: float = 600) -> str:
-    """Run a program and return what it printed; its failure fails the test."""
+    """Run a program outside this checkout and return what it printed; its failure fails the test."""
     done = subprocess.run(
-        words, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+        words,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
