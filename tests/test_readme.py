@@ -46,7 +46,7 @@ class Command:
 
 def commands() -> list[Command]:
     """Return every documented call of sfss-ray or of a recipe, once."""
-    found = []
+    collected = []
     for page in PAGES:
         text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
         if page == README:
@@ -57,8 +57,8 @@ def commands() -> list[Command]:
             words = tuple(shlex.split(line, comments=True))
             recipe = words[:1] == ("python",) and words[1].startswith("experiments/")
             if words and (words[0] == "sfss-ray" or (recipe and words[2:])):
-                found.append(Command(page.name, words))
-    return list(dict.fromkeys(found))
+                collected.append(Command(page.name, words))
+    return list(dict.fromkeys(collected))
 
 
 def test_the_readme_is_short_and_keeps_its_setup_commands():

@@ -23,6 +23,8 @@ from sfss_ray.streets.default import SOURCE_MODEL
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 
@@ -169,7 +171,7 @@ def _draw_prototype(axis: Axes, region: np.ndarray, colour: str) -> None:
 
 def _tint(axis: Axes, region: np.ndarray, colour: str) -> None:
     layer = np.zeros((*region.shape, 4))
-    layer[region] = matplotlib.colors.to_rgba(colour, 0.4)
+    layer[region] = to_rgba(colour, 0.4)
     axis.imshow(layer)
 
 
@@ -226,7 +228,7 @@ def _show(axis: Axes, picture: np.ndarray) -> None:
     axis.axis("off")
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     """Save as a PNG of 255 colours, which is a third of the size."""
     bottom = 0.12 if figure.legends else 0
     figure.subplots_adjust(left=0, right=1, bottom=bottom, top=0.9, wspace=0.02, hspace=0.04)
