@@ -1,7 +1,7 @@
 """Draw the pictures of the README and the site from a finished run of the embedded default.
 
-    python experiments/tune_gta2cs.py
-    python docs/site/figures.py runs/gta2cs docs/images
+    python experiments/adapt_gta2cs.py
+    python docs/site/figures.py runs/adapt_gta2cs docs/images
 
 Writes before-after.png, vote.png, pairs.png and stages.svg.
 """
@@ -14,19 +14,17 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
-
-import sfss_ray
-from sfss_ray.report.pictures import draw_masks
-from sfss_ray.streets.default import SOURCE_MODEL
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
+from PIL import Image
+
+import sfss_ray
+from sfss_ray.report.pictures import draw_masks
+from sfss_ray.streets.default import SOURCE_MODEL
 
 FIRST, SECOND = "00003", "00030"
 """Ids of the two scenes shown."""
@@ -240,6 +238,8 @@ def _save(figure: Figure, path: Path) -> None:
 
 def main(root: Path, output: Path) -> None:
     """Draw all figures of one run."""
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "sfss_ray"  # equal runs give equal files
     output.mkdir(parents=True, exist_ok=True)
     scenes = Scenes(root)
     draw_before_after(scenes, output / "before-after.png")
