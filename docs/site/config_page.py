@@ -71,7 +71,7 @@ def allowed(hint: Any) -> str:
     """Describe the values that a type allows."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return ", ".join([allowed(arguments[0]), *map(str, hint.__metadata__)])
+        return _constrained(arguments[0], hint.__metadata__)
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in _UNION:
@@ -83,6 +83,17 @@ def allowed(hint: Any) -> str:
         return f"[{', '.join(allowed(kind) for kind in arguments)}]"
     names = {int: "whole number", float: "number", str: "text", bool: "true, false"}
     return names.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def _constrained(plain: Any, notes: tuple[Any, ...]) -> str:
+    """Describe a type with a constraint, which says itself what it allows."""
+    entries = typing.get_args(plain)
+    number = int if plain is int or entries[:1] == (int,) else float
+    for note in notes:
+        if hasattr(note, "describe"):
+            text = str(note.describe(number)).partition(";")[0]
+            return f"a number in {text}" if plain is float else text
+    return allowed(plain)
 
 
 def _cell(text: str) -> str:
