@@ -15,14 +15,10 @@ from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage, require_held_out, score_name
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.content import Content
-from sfss_ray.data.folders import (
-    ImageFile,
-    LabelledImage,
-    pair_labels,
-    split_held_out,
-)
-from sfss_ray.data.images import open_images
-from sfss_ray.data.labelled import load_labelled
+from sfss_ray.data.folders import ImageFile, LabelledImage, split_held_out
+from sfss_ray.data.image_folder import open_images
+from sfss_ray.data.labelled import PairOptions, load_labelled
+from sfss_ray.data.pairing import pair_labels
 from sfss_ray.errors import DataError, SfssError
 from sfss_ray.inputs.record import (
     claim_run,
@@ -186,7 +182,7 @@ def _labelled(request: Request, seen: Survey) -> tuple[tuple[LabelledImage, ...]
         target_white = next((image.white.value for image in seen.images if image.white), None)
         white = target_white or seen.source.white_level
         both, classes = _require_both(images, labels), seen.source.classes
-        folder = load_labelled(*both, classes, request.config, white_of_model=white)
+        folder = load_labelled(*both, classes, request.config, PairOptions(model_white=white))
         seen.notes.extend(f"val: {note}" for note in folder.notes)
         pairs = folder.pairs
     else:
@@ -302,7 +298,7 @@ def labelled_images(
     if images is None and labels is None:
         return ()
     both = _require_both(images, labels)
-    folder = load_labelled(*both, classes, config, white_of_model=white, progress=progress)
+    folder = load_labelled(*both, classes, config, PairOptions(model_white=white), progress)
     for line in folder.describe(classes):
         (progress or silent)(line)
     return folder.pairs

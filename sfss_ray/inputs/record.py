@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfss_ray.data.content import Content, contents, read_manifest, write_manifest
+from sfss_ray.data.content import Content, read_contents, read_manifest, write_manifest
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import ResumeError
 from sfss_ray.runtime.progress import ProgressSink, silent
@@ -43,7 +43,7 @@ def unchanged_contents(
         ResumeError: files were replaced since then; their number and the first name.
     """
     known = read_manifest(folder / MANIFEST_FILE)
-    found = contents(files, known, progress)
+    found = read_contents(files, known, progress)
     replaced = [n for n in found if n in known and found[n].sha256 != known[n].sha256]
     if replaced:
         raise ResumeError(

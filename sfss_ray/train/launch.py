@@ -10,7 +10,7 @@ from typing import Any
 
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage
-from sfss_ray.data.labelled import load_labelled
+from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.inputs.check import (
     Request,
     check_cluster,
@@ -179,9 +179,8 @@ def pretrain_source(
     config = config or Config()
     started = time.monotonic()
     class_set = parse_classes(classes)
-    training = load_labelled(
-        images, labels, class_set, config, what="training", skip_unequal=True, progress=progress
-    )
+    options = PairOptions(role="training", skip_unequal=True)
+    training = load_labelled(images, labels, class_set, config, options, progress)
     for line in training.describe(class_set):
         progress(line)
     pairs = training.pairs

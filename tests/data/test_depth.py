@@ -15,7 +15,7 @@ from sfss_ray.config import Config, override
 from sfss_ray.data.decoding import decode_image, image_size
 from sfss_ray.data.depth import White, depth_of, with_white
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
-from sfss_ray.data.images import open_images
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import ConfigError, DataError
 
 

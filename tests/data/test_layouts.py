@@ -16,8 +16,9 @@ from image_files import encode, noise, put
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CITYSCAPES_19
-from sfss_ray.data.folders import list_images, match_labels, pair_labels
+from sfss_ray.data.folders import list_images
 from sfss_ray.data.labelled import LabelledFolder, load_labelled
+from sfss_ray.data.pairing import match_labels, pair_labels
 from sfss_ray.errors import DataError
 from sfss_ray.inspection.data_set import DatasetReport, check_dataset
 

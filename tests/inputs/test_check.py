@@ -312,7 +312,7 @@ def test_val_images_are_as_bright_as_the_target_images(streets, tmp_path: Path):
 
 
 def test_what_was_chosen_among_labels_is_a_note_of_the_run(streets, tmp_path: Path):
-    """Of two encodings the labelIds are taken, and the run says so."""
+    """Of two encodings the labelIds are used, and the run says so."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     for name in ("a_1", "b_1"):
