@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.data.folders import (
     LabelledImage,
     index_by_id,
@@ -145,20 +142,3 @@ def _list_labels(
 def _first_names(names: Sequence[str]) -> str:
     first = ", ".join(repr(name) for name in names[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
-
-
-def check_label_ids(pairs: Iterable[LabelledImage], classes: ClassSet) -> None:
-    """Check that label maps contain only ids of a class set and 255.
-
-    Raises:
-        DataError: a label map contains another id; names the file and the id.
-    """
-    for pair in pairs:
-        ids = np.unique(pair.labels())
-        invalid = [int(i) for i in ids if i != IGNORE_INDEX and i >= len(classes)]
-        if invalid:
-            raise DataError(
-                f"labels {str(pair.label_path)!r} contain id {invalid[0]}, but the model has"
-                f" {len(classes)} classes ({classes.name}: 0 to {len(classes) - 1}, 255 ignored); give"
-                " labels of the model's classes, or a model of the labels' classes"
-            )
