@@ -117,7 +117,7 @@ def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 def _jitter(
     image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float
 ) -> np.ndarray:
-    """Shift the hue and scale brightness, contrast and saturation, in this order."""
+    """Shift the hue, then scale brightness, contrast and saturation, in this order."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue in 0..179 for uint8
     hsv[..., 0] = (hsv[..., 0].astype(np.int16) + round(hue * 180)) % 180
     values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32) * brightness

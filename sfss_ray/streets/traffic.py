@@ -34,7 +34,7 @@ def paint_street_life(brush: Brush, layout: Layout) -> None:
 
 
 def _vehicle(brush: Brush, x: float, z: float, heading: float) -> PaintJob:
-    """Draw a vehicle; long ones are moved back, since `z` is the middle of their length."""
+    """Sample a vehicle; long ones are moved back, since `z` is the middle of their length."""
     label = str(brush.rng.choice(["car", "truck", "bus"], p=[0.8, 0.11, 0.09]))
     body = sample_body(brush.rng, label)
     z = z + (4.0 if label != "car" else 0.0)
@@ -42,7 +42,7 @@ def _vehicle(brush: Brush, x: float, z: float, heading: float) -> PaintJob:
 
 
 def _vehicles(brush: Brush, layout: Layout) -> list[PaintJob]:
-    """Draw the traffic of each lane, parked cars, and perhaps a vehicle on the crossing road."""
+    """Sample the traffic of each lane, parked cars, and perhaps a vehicle on the crossing road."""
     rng, style = brush.rng, brush.style
     jobs = []
     for lane in range(layout.lanes):
@@ -62,7 +62,7 @@ def _vehicles(brush: Brush, layout: Layout) -> list[PaintJob]:
 
 
 def _parked(brush: Brush, layout: Layout, side: int) -> list[PaintJob]:
-    """Draw a row of cars along the kerb, half on the sidewalk."""
+    """Sample a row of cars along the kerb, half on the sidewalk."""
     rng, jobs = brush.rng, []
     if rng.random() > brush.style.parked_chance:
         return jobs
@@ -90,7 +90,7 @@ def _on_sidewalk(brush: Brush, layout: Layout, side: int, margin: float = 0.6) -
 
 
 def _people(brush: Brush, layout: Layout) -> list[PaintJob]:
-    """Draw people on sidewalks and zebra crossings, cyclists, and parked bicycles."""
+    """Sample people on sidewalks and zebra crossings, cyclists, and parked bicycles."""
     rng, style, jobs = brush.rng, brush.style, []
     for side in (-1, 1):
         for _ in range(rng.poisson(draw(rng, style.people))):
@@ -113,7 +113,7 @@ def _people(brush: Brush, layout: Layout) -> list[PaintJob]:
 
 
 def _furniture(brush: Brush, layout: Layout) -> list[PaintJob]:
-    """Draw lamps, trees, signs, poles and traffic lights of both sides."""
+    """Sample lamps, trees, signs, poles and traffic lights of both sides."""
     rng, style, jobs = brush.rng, brush.style, []
     for side in (-1, 1):
         kerb = side * (layout.road_half + 0.7)
@@ -135,7 +135,7 @@ def _furniture(brush: Brush, layout: Layout) -> list[PaintJob]:
 
 
 def _tree_row(brush: Brush, layout: Layout, side: int) -> list[PaintJob]:
-    """Draw trees and bushes along the verge, or trees alone on the sidewalk."""
+    """Sample trees and bushes along the verge, or trees alone on the sidewalk."""
     rng, jobs = brush.rng, []
     edge = layout.lot_edge(side)
     verge = layout.verge[(side + 1) // 2]
