@@ -138,7 +138,7 @@ def index_by_id(
         if is_basic(path) == is_basic(previous):
             raise DataError(
                 f"{role}: {previous.name!r} and {path.name!r} in {str(path.parent)!r} differ"
-                " only by their suffix; keep one of them there"
+                " only by their suffix; keep one of them"
             )
         if is_basic(path):
             paths[image_id] = path

@@ -86,7 +86,7 @@ def _format_from_names(files: Sequence[Path]) -> DetectedFormat | None:
         classes = CITYSCAPES_19 if encoding.format == TRAIN_IDS else None
         return DetectedFormat(encoding.format, f"files are named *_{encoding.name}", classes)
     if files and all(_is_in_bdd100k(file) for file in files):
-        return DetectedFormat(TRAIN_IDS, "they lie in BDD100K's sem_seg/masks", CITYSCAPES_19)
+        return DetectedFormat(TRAIN_IDS, "files are in BDD100K's sem_seg/masks", CITYSCAPES_19)
     return None
 
 

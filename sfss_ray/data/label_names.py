@@ -221,7 +221,7 @@ _SPLIT = re.compile(r"train|val|test|trainval|train_extra|demoVideo|\w+_ref")
 
 
 def count_missing_splits(ids: Collection[str], other_folder: Path) -> dict[str, int]:
-    """Return splits, such as `fog/test`, that hold some of the ids but are no folder of the other.
+    """Return splits, such as `fog/test`, that contain some of the ids but are missing in another folder.
 
     Test splits come without labels, and so do the reference images of ACDC and Dark Zurich.
 

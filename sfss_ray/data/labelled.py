@@ -234,7 +234,7 @@ def warn_of_binary_labels(folder: LabelledFolder, histogram: np.ndarray) -> str:
         histogram: (256,) pixels per raw id in all label maps.
 
     Returns:
-        One line, or '' if the labels have other ids or may be what they seem.
+        One line, or '' if the labels have other ids or may be intended.
     """
     classes = folder.label_classes
     if folder.format != TRAIN_IDS or histogram.nonzero()[0].tolist() != [0, 255]:

@@ -97,15 +97,17 @@ def _paint_windows(
     if columns < 1 or count < 1:
         return
     bay = (span[1] - span[0]) / columns
-    wide, high = bay * rng.uniform(0.4, 0.8), storey * rng.uniform(0.45, 0.65)
+    width, height = bay * rng.uniform(0.4, 0.8), storey * rng.uniform(0.45, 0.65)
     z, y = np.meshgrid(
         span[0] + bay * (np.arange(columns) + 0.5), base + storey * np.arange(count) + 0.8
     )
     z, y = z.ravel(), y.ravel()
     if rng.random() < 0.6:
-        frame = side_quads(x, z - wide / 2 - 0.12, z + wide / 2 + 0.12, y - 0.15, y + high + 0.1)
+        frame = side_quads(
+            x, z - width / 2 - 0.12, z + width / 2 + 0.12, y - 0.15, y + height + 0.1
+        )
         brush.canvas.fill(trim, frame)
-    quads = side_quads(x, z - wide / 2, z + wide / 2, y, y + high)
+    quads = side_quads(x, z - width / 2, z + width / 2, y, y + height)
     # Windows come in two materials, such as lit and dark.
     is_first = rng.random(len(quads)) < rng.uniform(0.5, 1.0)
     for chosen in (is_first, ~is_first):

@@ -20,7 +20,7 @@ def paint_person(brush: Brush, x: float, z: float) -> None:
     """Paint a standing or walking pedestrian."""
     rng, instance = brush.rng, brush.canvas.new_instance()
     height = rng.uniform(1.5, 1.92)
-    wide = height * rng.uniform(0.12, 0.15)
+    half_width = height * rng.uniform(0.12, 0.15)
     brush.canvas.cast_shadow(footprint(x, z, 0.4, 0.3), height)
     brush.canvas.touch_ground(footprint(x, z, 0.5, 0.4))
 
@@ -30,19 +30,19 @@ def paint_person(brush: Brush, x: float, z: float) -> None:
     legs, stride = part("legs"), rng.uniform(0.02, 0.22)
     hip, shoulder = 0.48 * height, 0.83 * height
     for side in (-1, 1):
-        foot, top = x + side * stride, x + side * wide * 0.45
+        foot, top = x + side * stride, x + side * half_width * 0.45
         outline = [(top - 0.09, hip), (top + 0.09, hip), (foot + 0.07, 0), (foot - 0.07, 0)]
         brush.canvas.fill(legs, np.array([(a, b, z) for a, b in outline]))
     cloth, skin = part("cloth"), part("skin")
     swing = rng.uniform(0, 0.15, 2)
     for side, reach in zip((-1, 1), swing, strict=True):
-        elbow = x + side * (wide + 0.04 + reach)
-        arm = [(x + side * wide * 0.9, shoulder), (elbow, 0.65 * height), (elbow, hip)]
+        elbow = x + side * (half_width + 0.04 + reach)
+        arm = [(x + side * half_width * 0.9, shoulder), (elbow, 0.65 * height), (elbow, hip)]
         brush.canvas.stroke(cloth, np.array([(a, b, z) for a, b in arm]), 0.1)
     hem = hip - rng.choice([0.02, 0.02, 0.25])
     torso = [(-1, shoulder - 0.06), (-0.6, shoulder), (0.6, shoulder), (1, shoulder - 0.06)]
     torso += [(0.85, hem), (-0.85, hem)]
-    brush.canvas.fill(cloth, np.array([(x + a * wide, b, z) for a, b in torso]))
+    brush.canvas.fill(cloth, np.array([(x + a * half_width, b, z) for a, b in torso]))
     _paint_head(brush, part("tyre"), skin, x, z, height)
 
 
@@ -69,9 +69,9 @@ def paint_cyclist(brush: Brush, x: float, z: float, across: bool) -> None:
     for side in (-1, 1):
         leg = [(x - lean * 0.4, 0.95), (x + side * spread + 0.1, 0.65), (x + side * spread, 0.28)]
         brush.canvas.stroke(legs, np.array([(a, b, z) for a, b in leg]), 0.15)
-    wide = 0.15 if across else 0.22
-    torso = [(-0.4 * lean - wide, 0.9), (-0.4 * lean + wide, 0.9)]
-    torso += [(0.6 * lean + wide, 1.45), (0.6 * lean - wide, 1.45)]
+    half_width = 0.15 if across else 0.22
+    torso = [(-0.4 * lean - half_width, 0.9), (-0.4 * lean + half_width, 0.9)]
+    torso += [(0.6 * lean + half_width, 1.45), (0.6 * lean - half_width, 1.45)]
     brush.canvas.fill(cloth, np.array([(x + a, b, z) for a, b in torso]))
     arm = [(x + 0.6 * lean, 1.38), (x + lean + (0.15 if across else 0.2), 1.08)]
     brush.canvas.stroke(cloth, np.array([(a, b, z) for a, b in arm]), 0.1)
@@ -102,15 +102,20 @@ def paint_tree(brush: Brush, x: float, z: float, height: float) -> None:
     stem = height * rng.uniform(0.3, 0.42)
     spread = height * rng.uniform(0.22, 0.34)
     trunk = brush.front_part(instance, "vegetation", brush.appearance.shared("trunk"), z)
-    thick = 0.035 * height
-    outline = [(-thick, 0), (thick, 0), (0.6 * thick, stem * 1.3), (-0.6 * thick, stem * 1.3)]
+    trunk_half = 0.035 * height
+    outline = [
+        (-trunk_half, 0),
+        (trunk_half, 0),
+        (0.6 * trunk_half, stem * 1.3),
+        (-0.6 * trunk_half, stem * 1.3),
+    ]
     brush.canvas.fill(trunk, np.array([(x + a, b, z) for a, b in outline]))
     middle = (stem + height) / 2
     clumps = _clumps(rng, x, middle, spread, (height - stem) / 2, 7)
     _paint_clumps(brush, instance, clumps, z)
     brush.canvas.cast_shadow(footprint(x, z, 2 * spread, 2 * spread), height, stem)
-    brush.canvas.cast_shadow(footprint(x, z, 2 * thick, 2 * thick), stem)
-    brush.canvas.touch_ground(footprint(x, z, 3 * thick, 3 * thick))
+    brush.canvas.cast_shadow(footprint(x, z, 2 * trunk_half, 2 * trunk_half), stem)
+    brush.canvas.touch_ground(footprint(x, z, 3 * trunk_half, 3 * trunk_half))
 
 
 def paint_bush(brush: Brush, x: float, z: float, height: float, width: float) -> None:
@@ -122,15 +127,16 @@ def paint_bush(brush: Brush, x: float, z: float, height: float, width: float) ->
 
 
 def _clumps(
-    rng: np.random.Generator, x: float, y: float, wide: float, high: float, count: int
+    rng: np.random.Generator, x: float, y: float, half_width: float, half_height: float, count: int
 ) -> np.ndarray:
     """Return leaf clumps (count, 3) as (x, y, radius) that fill an ellipse."""
     angle, reach = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.25, 0.65, count)
     reach[0] = 0
-    radius = rng.uniform(0.4, 0.6, count) * min(wide, high)
-    radius[0] = 0.8 * min(wide, high)
-    x_positions, y_positions = x + wide * reach * np.cos(angle), y + high * reach * np.sin(angle)
-    return np.stack([x_positions, y_positions, radius], -1)
+    radius = rng.uniform(0.4, 0.6, count) * min(half_width, half_height)
+    radius[0] = 0.8 * min(half_width, half_height)
+    centre_x = x + half_width * reach * np.cos(angle)
+    centre_y = y + half_height * reach * np.sin(angle)
+    return np.stack([centre_x, centre_y, radius], -1)
 
 
 def _paint_clumps(brush: Brush, instance: int, clumps: np.ndarray, z: float) -> None:

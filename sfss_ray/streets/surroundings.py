@@ -89,9 +89,9 @@ def _paint_patches(brush: Brush, road: int, layout: Layout) -> None:
     for _ in range(rng.integers(0, 4)):
         patch = brush.ground_part(road, "road", brush.material("road"))
         x, z = rng.uniform(-layout.road_half, layout.road_half), rng.uniform(3, 40)
-        wide, long = rng.uniform(0.5, 1.5), rng.uniform(1, 12)
-        left, right = np.clip((x - wide, x + wide), -layout.road_half, layout.road_half)
-        brush.canvas.fill(patch, ground_quad(left, right, z, z + long))
+        half_width, length = rng.uniform(0.5, 1.5), rng.uniform(1, 12)
+        left, right = np.clip((x - half_width, x + half_width), -layout.road_half, layout.road_half)
+        brush.canvas.fill(patch, ground_quad(left, right, z, z + length))
 
 
 def _paint_marks(brush: Brush, road: int, layout: Layout) -> None:
@@ -196,8 +196,8 @@ def _paint_park(brush: Brush, x: float, near: float, far: float) -> None:
         if rng.random() < 0.6:
             paint_tree(brush, x + side * rng.uniform(2, 9), z, rng.uniform(4, 11))
         else:
-            high = rng.uniform(0.8, 2.5)
-            paint_bush(brush, x + side * rng.uniform(1.5, 6), z, high, 2.5 * high)
+            height = rng.uniform(0.8, 2.5)
+            paint_bush(brush, x + side * rng.uniform(1.5, 6), z, height, 2.5 * height)
     choice = rng.random()
     if choice < 0.5:
         _paint_fence(brush, x, near, far)
