@@ -37,8 +37,9 @@ class Geometry:
     def window(self, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return (top, left, height, width) of the pixels that nearest-neighbour sampling reads."""
         rows, columns = self.nearest_pixels(image_size)
-        top, left = int(rows.min()), int(columns.min())
-        return top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1
+        first_row, first_column = int(rows.min()), int(columns.min())
+        height, width = int(rows.max()) - first_row + 1, int(columns.max()) - first_column + 1
+        return first_row, first_column, height, width
 
     def nearest_pixels(self, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Return int64 (H,) rows and (W,) columns of the pixels that nearest sampling reads."""
@@ -88,9 +89,9 @@ def draw_geometry(
     min_scale = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
     scale = max(float(np.exp(rng.uniform(low, high))), min_scale)
     slack = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
-    top, left = (float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack)
+    corner = [float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack]
     flip = bool(config.flip and rng.random() < 0.5)
-    return Geometry(top, left, scale, flip, config.crop_size)
+    return Geometry(*corner, scale, flip, config.crop_size)
 
 
 def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:

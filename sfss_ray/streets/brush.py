@@ -102,5 +102,5 @@ def side_quads(x: float, z0: ArrayLike, z1: ArrayLike, y0: ArrayLike, y1: ArrayL
 
 def footprint(x: float, z: float, width: float, length: float) -> np.ndarray:
     """Return (4, 2) ground corners as (x, z) of a box centred at (x, z)."""
-    left, right, near, far = x - width / 2, x + width / 2, z - length / 2, z + length / 2
-    return np.array([(left, near), (right, near), (right, far), (left, far)])
+    x0, x1, z0, z1 = x - width / 2, x + width / 2, z - length / 2, z + length / 2
+    return np.array([(x0, z0), (x1, z0), (x1, z1), (x0, z1)])

@@ -47,10 +47,10 @@ def _paint_end(
     brush.canvas.fill(end, np.array(corners))
     glass = brush.front_part(instance, "building", brush.material("window"), z0, lit)
     columns, rows = np.meshgrid(np.arange(2.0, 12.0, 3.5), np.arange(4.5, top - 1.5, 3.2))
-    left = x + np.sign(x) * columns.ravel()
-    right, low = left + np.sign(x) * 1.1, rows.ravel()
-    flat = np.full(left.shape, z0)
-    quads = [(left, low), (right, low), (right, low + 1.5), (left, low + 1.5)]
+    x0 = x + np.sign(x) * columns.ravel()
+    x1, low = x0 + np.sign(x) * 1.1, rows.ravel()
+    flat = np.full(x0.shape, z0)
+    quads = [(x0, low), (x1, low), (x1, low + 1.5), (x0, low + 1.5)]
     brush.canvas.fill(glass, np.stack([np.stack([a, b, flat], -1) for a, b in quads], 1))
 
 

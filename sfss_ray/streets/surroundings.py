@@ -90,8 +90,8 @@ def _paint_patches(brush: Brush, road: int, layout: Layout) -> None:
         patch = brush.ground_part(road, "road", brush.material("road"))
         x, z = rng.uniform(-layout.road_half, layout.road_half), rng.uniform(3, 40)
         half_width, length = rng.uniform(0.5, 1.5), rng.uniform(1, 12)
-        left, right = np.clip((x - half_width, x + half_width), -layout.road_half, layout.road_half)
-        brush.canvas.fill(patch, ground_quad(left, right, z, z + length))
+        x0, x1 = np.clip((x - half_width, x + half_width), -layout.road_half, layout.road_half)
+        brush.canvas.fill(patch, ground_quad(x0, x1, z, z + length))
 
 
 def _paint_marks(brush: Brush, road: int, layout: Layout) -> None:
