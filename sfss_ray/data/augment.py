@@ -89,9 +89,9 @@ def draw_geometry(
     min_scale = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
     scale = max(float(np.exp(rng.uniform(low, high))), min_scale)
     slack = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
-    corner = [float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack]
+    row, column = (float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack)
     flip = bool(config.flip and rng.random() < 0.5)
-    return Geometry(*corner, scale, flip, config.crop_size)
+    return Geometry(row, column, scale, flip, config.crop_size)
 
 
 def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
