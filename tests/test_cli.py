@@ -125,13 +125,13 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 
 SHARED_CASES = {
     "missing folder": ({"target-images": "@nowhere"}, r"nowhere' does not exist; give"),
-    "empty folder": ({"target-images": "@empty"}, r"no image in '.*empty'; looked for"),
+    "empty folder": ({"target-images": "@empty"}, r"no image in '.*empty'; expected"),
     "a file, no folder": ({"target-images": "@letter.txt"}, r"letter\.txt' is a file; give"),
     "missing model": ({"source-model": "@nowhere.pt"}, r"nowhere\.pt' does not exist; give"),
     "no checkpoint": ({"source-model": "@letter.txt"}, r"letter\.txt' .*(no checkpoint|be read)"),
     "images without labels": ({"val-images": "@images"}, "without val_labels: give both"),
     "labels without images": ({"val-labels": "@labels"}, "without val_images: give both"),
-    "strange labels": (VAL | {"val-labels": "@strange_labels"}, "hold id 40, but .* 19 classes"),
+    "strange labels": (VAL | {"val-labels": "@strange_labels"}, "contain id 40, but .* 19 classes"),
     "empty labels": (VAL | {"val-labels": "@empty"}, "no label map in"),
     "missing SAM": ({"sam-checkpoint": "@nowhere.pt"}, r"nowhere\.pt"),
     "no SAM": ({"sam-checkpoint": "@letter.txt"}, r"letter\.txt"),
@@ -223,7 +223,7 @@ OTHER_CASES = [
     ("masks", {"target-images": "@empty", "output-dir": "@"}, "no image in"),
     ("masks", {"target-images": "@images", "output-dir": "@"}, "cannot be reached"),
     ("pretrain", IMAGES | {"images": "@nowhere", "output-dir": "@"}, "does not exist"),
-    ("pretrain", IMAGES | {"labels": "@strange_labels", "output-dir": "@"}, "hold id 40"),
+    ("pretrain", IMAGES | {"labels": "@strange_labels", "output-dir": "@"}, "contain id 40"),
     ("pretrain", IMAGES | {"classes": "ade20k", "output-dir": "@"}, "unknown class set 'ade20k'"),
     (
         "pretrain",

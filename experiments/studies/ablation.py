@@ -271,7 +271,7 @@ def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int 
     from camvid_day2dusk import DAY, arrange, make_config
 
     from sfss_ray.data.class_sets import CAMVID_11
-    from sfss_ray.data.folders import pair_labels
+    from sfss_ray.data.pairing import pair_labels
     from sfss_ray.models.architectures.catalogue import build_network
     from sfss_ray.models.model_file import SourceModel, save_model
     from sfss_ray.train.pretraining import PretrainingTask, pretrain

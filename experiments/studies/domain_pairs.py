@@ -20,7 +20,8 @@ import numpy as np
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
 from sfss_ray.data.decoding import read_image
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, pair_labels, read_labels
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_labels
+from sfss_ray.data.pairing import pair_labels
 from sfss_ray.masks.bank.schema import read_recipe, write_shard
 from sfss_ray.masks.regions import (
     build_region_source,

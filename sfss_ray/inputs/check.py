@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from sfss_ray.config.consistency import check_stage, require_held_out, score_name
 from sfss_ray.data.content import Content
-from sfss_ray.data.folders import ImageFile, LabelledImage, pair_labels
-from sfss_ray.data.images import open_images
-from sfss_ray.data.labelled import load_labelled
+from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.data.image_folder import open_images
+from sfss_ray.data.labelled import PairOptions, load_labelled
+from sfss_ray.data.pairing import pair_labels
 from sfss_ray.errors import DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.labels import require_both
@@ -147,7 +148,7 @@ def _check_labels(request: Request, survey: Survey) -> tuple[tuple[LabelledImage
         image_white = next((image.white.value for image in survey.images if image.white), None)
         white = image_white or survey.source.white_level
         classes = survey.source.classes
-        dataset = load_labelled(*folders, classes, request.config, white_of_model=white)
+        dataset = load_labelled(*folders, classes, request.config, PairOptions(model_white=white))
         survey.notes.extend(f"val: {note}" for note in dataset.notes)
         pairs = dataset.pairs
     return pairs, f"{len(pairs)} pairs"

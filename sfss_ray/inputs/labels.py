@@ -7,7 +7,7 @@ from pathlib import Path
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import LabelledImage
-from sfss_ray.data.labelled import load_labelled
+from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.progress import ProgressSink, silent
 
@@ -36,7 +36,8 @@ def labelled_images(
     if images is None and labels is None:
         return ()
     folders = require_both(images, labels)
-    dataset = load_labelled(*folders, classes, config, white_of_model=white, progress=progress)
+    options = PairOptions(model_white=white)
+    dataset = load_labelled(*folders, classes, config, options, progress)
     for line in dataset.describe(classes):
         (progress or silent)(line)
     return dataset.pairs

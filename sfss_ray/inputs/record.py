@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import flatten
-from sfss_ray.data.content import Content, contents, read_manifest, write_manifest
+from sfss_ray.data.content import Content, read_contents, read_manifest, write_manifest
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import ResumeError
 from sfss_ray.inputs.request import Inputs, Request
@@ -86,7 +86,7 @@ def unchanged_contents(
         ResumeError: files were replaced since then; the message has their number and the first name.
     """
     recorded = read_manifest(folder / MANIFEST_FILE)
-    current = contents(files, recorded, progress)
+    current = read_contents(files, recorded, progress)
     replaced = [
         name
         for name, content in current.items()

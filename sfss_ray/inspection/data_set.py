@@ -12,10 +12,10 @@ import numpy as np
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import parse_classes
 from sfss_ray.data.depth import with_white
-from sfss_ray.data.folders import Matching, match_labels
 from sfss_ray.data.label_formats import FORMATS, LabelFormat
-from sfss_ray.data.labelled import UNNAMED, LabelledFolder, binary_masks, decoded
+from sfss_ray.data.labelled import UNNAMED, LabelledFolder, warn_of_binary_labels, with_decoding
 from sfss_ray.data.layouts import Folders, find_layout
+from sfss_ray.data.pairing import Matching, match_labels
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.inspection.report_lines import MAX_LISTED, case_lines
@@ -71,7 +71,7 @@ class DatasetReport:
         """Return the report for people."""
         lines = [
             f"{self.folder}: {self.layout}",
-            f"labels: {FORMATS[self.labels_format].what} ({self.labels_format}:"
+            f"labels: {FORMATS[self.labels_format].description} ({self.labels_format}:"
             f" {self.format_reason}), class set {self.class_set}",
             f"pairs: {self.pairs}",
             *self.notes,
@@ -144,7 +144,7 @@ def check_dataset(
         raise DataError(_no_pairs_message(folder, matchings))
     classes = classes or config.labels_classes
     class_set = parse_classes(classes) if classes else None
-    dataset = decoded(pairs, layout.folders[0][1], class_set, config.labels_format, classes)
+    dataset = with_decoding(pairs, layout.folders[0][1], class_set, config.labels_format, classes)
     report = DatasetReport(
         layout.name_with(dataset.format, pairs[0].label_path.stem),
         Path(folder),
@@ -208,9 +208,9 @@ def _scan(
             bar.advance(1)
     decoding = dataset.pairs[0].decoding
     assert decoding is not None
-    report.unknown_ids = {i: int(raw[i]) for i in decoding.strange(raw.nonzero()[0].tolist())}
+    report.unknown_ids = {i: int(raw[i]) for i in decoding.unknown_ids(raw.nonzero()[0].tolist())}
     report.class_share, report.ignored_share = _class_shares(raw, dataset, FORMATS[dataset.format])
-    report.binary = binary_masks(dataset, raw)
+    report.binary = warn_of_binary_labels(dataset, raw)
 
 
 def _add_pair(facts: PairFacts, report: DatasetReport) -> None:
@@ -219,12 +219,12 @@ def _add_pair(facts: PairFacts, report: DatasetReport) -> None:
         height, width = facts.image_size
         name = f"{width}x{height}"
         report.image_sizes[name] = report.image_sizes.get(name, 0) + 1
-        if facts.unequal and facts.label_size:
+        if facts.sizes_differ and facts.label_size:
             size = f"{facts.label_size[1]}x{facts.label_size[0]}"
-            report.unequal.append(f"{facts.item.image_id}: image {name}, labels {size}")
-    assert facts.item.decoding is not None
-    for raw_id in facts.item.decoding.strange(facts.histogram.nonzero()[0].tolist()):
-        report.files_of_unknown_id.setdefault(raw_id, str(facts.item.label_path))
+            report.unequal.append(f"{facts.pair.image_id}: image {name}, labels {size}")
+    assert facts.pair.decoding is not None
+    for raw_id in facts.pair.decoding.unknown_ids(facts.histogram.nonzero()[0].tolist()):
+        report.files_of_unknown_id.setdefault(raw_id, str(facts.pair.label_path))
 
 
 def _class_shares(

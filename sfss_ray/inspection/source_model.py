@@ -16,7 +16,7 @@ import numpy as np
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
-from sfss_ray.data.images import open_images
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.models.card import Card, CardLike

@@ -11,7 +11,7 @@ import numpy as np
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.content import read_with_content
 from sfss_ray.data.decoding import decode_image
-from sfss_ray.data.names import printable
+from sfss_ray.data.file_names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.claims import is_claimed_by
 from sfss_ray.masks.bank.schema import content_columns, shard_name, write_shard

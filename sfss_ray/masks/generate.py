@@ -18,7 +18,7 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile
-from sfss_ray.data.images import open_images
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.bank.claims import claimed, refuse_former
 from sfss_ray.masks.bank.shards import local_folder

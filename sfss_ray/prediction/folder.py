@@ -9,7 +9,7 @@ from typing import Any
 
 from sfss_ray.config import ComputeConfig, Config, flatten
 from sfss_ray.data.folders import ImageFile
-from sfss_ray.data.images import open_images
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
-from sfss_ray.data.content import Content, changed, read_with_content
+from sfss_ray.data.content import Content, changed_files, read_with_content
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.storage.files import whole_file
@@ -65,7 +65,7 @@ class PredictionFolder:
             for file in predicted
             if (content := _recorded_content(paths[file.image_id])) is not None
         }
-        outdated = set(changed({file.image_id: file.path for file in predicted}, recorded))
+        outdated = set(changed_files({file.image_id: file.path for file in predicted}, recorded))
         outdated |= {
             file.image_id
             for file in predicted

@@ -11,7 +11,7 @@ from sfss_ray.config import Config, flatten
 from sfss_ray.config.consistency import check_stage
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import LabelledImage
-from sfss_ray.data.labelled import load_labelled
+from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.evaluation.examination import Examination
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.inputs.record import hash_of_ids, labelled_files
@@ -75,15 +75,8 @@ def check_pretraining(
         DataError: labels that do not fit the images or the class set.
         ConfigError: an unknown network, or a batch size that the workers cannot share.
     """
-    folder = load_labelled(
-        folders.images,
-        folders.labels,
-        classes,
-        config,
-        what="training",
-        skip_unequal=True,
-        progress=progress,
-    )
+    options = PairOptions(role="training", skip_unequal=True)
+    folder = load_labelled(folders.images, folders.labels, classes, config, options, progress)
     for line in folder.describe(classes):
         progress(line)
     white_level = next((pair.white.value for pair in folder.pairs if pair.white), None)

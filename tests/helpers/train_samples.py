@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from sfss_ray.config import Config, PairConfig, override
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.data.folders import LabelledImage, list_images, pair_labels
+from sfss_ray.data.folders import LabelledImage, list_images
+from sfss_ray.data.pairing import pair_labels
 from sfss_ray.masks.bank.run_lengths import area, encode_masks, to_coco_strings
 from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.method.mask_table import CellPredictions, MaskTable, describe_masks

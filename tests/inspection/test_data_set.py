@@ -69,7 +69,7 @@ def test_the_encoding_of_cityscapes_labels_is_named(tmp_path: Path):
     root = cityscapes(tmp_path, ids_of(ROAD), ids_of(13))
     report = check(root)
     assert report.class_share["road"] == 100
-    assert "1 images have labelIds and labelTrainIds: the labelIds are taken" in str(report.notes)
+    assert "1 images have labelIds and labelTrainIds: the labelIds are used" in str(report.notes)
     assert "cityscapes_label_ids" in "\n".join(report.lines())
     report = check(root, {"labels_format": "train_ids"})
     assert (report.class_share["car"], report.notes) == (100, [])
