@@ -22,7 +22,7 @@ from sfss_ray.errors import CheckpointError
 from sfss_ray.models.checkpoints import keep_outputs, recognise
 from sfss_ray.streets.default import SOURCE_MODEL
 
-SIZE = (37, 50)  # odd, so that pooling which rounds up differs from pooling which rounds down
+SIZE = (39, 52)
 VOC_21 = ["background", *[f"thing {i}" for i in range(20)]]
 
 
