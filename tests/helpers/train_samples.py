@@ -18,6 +18,7 @@ from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.method.mask_table import CellPredictions, MaskTable, describe_masks
 from sfss_ray.method.prototype_pool import PrototypePool
 from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.card import Card
 from sfss_ray.models.model_file import SourceModel, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import AdaptationTask
@@ -210,7 +211,7 @@ def colour_segmenter() -> Segmenter:
         body.bias.zero_()
         classifier.weight.copy_(60 * colours[:, :, None, None])
         classifier.bias.copy_(-30 * colours.square().sum(1))
-    return Segmenter(body, classifier, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Segmenter(body, classifier, Card(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 
 
 def drawn_batch(indices: list[int]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from sfss_ray.config.consistency import SCORES
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.evaluation.examination import Examination
+from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.tune.trial import Trial, best_trial
 from sfss_ray.tune.trial_score import COLLAPSED, GUARDED, TrialWatch
@@ -25,7 +26,7 @@ CLASSES = class_set_of(["red", "green", "blue"])
 
 def colours(*channels: int) -> Segmenter:
     """Return a network that predicts the highest of the named channels, never another."""
-    network = Segmenter(nn.Identity(), nn.Conv2d(3, 3, 1), mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    network = Segmenter(nn.Identity(), nn.Conv2d(3, 3, 1), Card((0, 0, 0), (1, 1, 1))).eval()
     with torch.no_grad():
         network.classifier.weight.copy_(20 * torch.eye(3)[:, :, None, None])
         network.classifier.bias.fill_(-100)
