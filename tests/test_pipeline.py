@@ -18,6 +18,7 @@ from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.segmenter import SegmenterOutput
 from sfss_ray.models.source import open_source
 from sfss_ray.pipeline import AdaptResult
+from sfss_ray.report.report_record import RunRecord
 from sfss_ray.streets.scenes import write_streets
 
 SIZE = (64, 96)
@@ -61,7 +62,7 @@ def result(request, tmp_path: Path) -> AdaptResult:
     model = source_model(request.param)
     model.facts = {"seed": 7}
     path = sfss_ray.save_model(tmp_path / "student.pt", model)
-    return AdaptResult(tmp_path, path, {}, architecture=model.architecture)
+    return AdaptResult(tmp_path, path, RunRecord(), architecture=model.architecture)
 
 
 def loaded(result: AdaptResult) -> sfss_ray.SourceModel:

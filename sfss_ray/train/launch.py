@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.run_folder import refuse_other_run, write_json
 from sfss_ray.storage.files import require_lasting
+from sfss_ray.tracking.run_tracking import track_run
+from sfss_ray.tracking.tracker import TrackerLike, check_trackers
+from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.trainer import fit
 from sfss_ray.train.training_inputs import Prepared, prepare_training
 
@@ -51,6 +55,7 @@ def train_student(
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
+    trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
 ) -> TrainResult:
     """Adapt a source model to unlabelled target images with their masks.
@@ -66,6 +71,7 @@ def train_student(
         val_images: Labelled images to report mIoU on; never learnt or chosen from.
         val_labels: Their label maps of train ids.
         config: The whole config; `train`, `evaluation` and `compute` are used.
+        trackers: Experiment trackers that receive metrics: tensorboard, mlflow, wandb; see `adapt`.
         progress: Called with a line of text as work goes on.
 
     Returns:
@@ -87,17 +93,23 @@ def train_student(
         val_images=val_images,
         val_labels=val_labels,
     )
+    check_trackers(trackers)
     inputs = check_inputs(request)
     for note in inputs.notes:
         progress(note)
     assert inputs.masks is not None
     prepared = prepare_training(inputs, inputs.masks, config)
     folder = claim_inputs(request, inputs, progress)
-    return run_training(prepared, folder, config, progress)
+    with track_run(trackers, folder, config, progress) as tracking:
+        return run_training(prepared, folder, config, progress, tracking.log_record)
 
 
 def run_training(
-    prepared: Prepared, folder: Path, config: Config, progress: ProgressSink
+    prepared: Prepared,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink,
+    on_record: RecordSink | None = None,
 ) -> TrainResult:
     """Train on Ray in a claimed folder and write student.pt."""
     from sfss_ray.train.adaptation import adapt_student
@@ -109,7 +121,7 @@ def run_training(
     prepared = prepared.placed(folder)
     if not student.exists():
         task, watch = prepared.task(config), prepared.examination(config)
-        state = fit(adapt_student, task, watch, folder, config, progress)
+        state = fit(adapt_student, task, watch, folder, config, progress, on_record=on_record)
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(log), time.monotonic() - started)
 
@@ -145,6 +157,7 @@ def pretrain_source(
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
+    trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
 ) -> TrainResult:
     """Train a source model on labelled images, for people who have none yet.
@@ -160,6 +173,7 @@ def pretrain_source(
         val_images: Labelled images to report mIoU on.
         val_labels: Their label maps.
         config: The whole config; `pretrain`, `evaluation` and `compute` are used.
+        trackers: Experiment trackers that receive metrics: tensorboard, mlflow, wandb; see `adapt`.
         progress: Called with a line of text as work goes on.
 
     Returns:
@@ -176,6 +190,7 @@ def pretrain_source(
     from sfss_ray.train.pretraining import PretrainingTask, pretrain
     from sfss_ray.train.run_state import read_progress
 
+    check_trackers(trackers)
     config = config or Config()
     started = time.monotonic()
     class_set = parse_classes(classes)
@@ -207,7 +222,9 @@ def pretrain_source(
     if not model.exists():
         watch = Examination(class_set, labelled, config=config.evaluation) if labelled else None
         task = PretrainingTask(pairs, class_set, config)
-        state = fit(pretrain, task, watch, folder, config, progress)
+        with track_run(trackers, folder, config, progress) as tracking:
+            on_record = tracking.log_record
+            state = fit(pretrain, task, watch, folder, config, progress, on_record=on_record)
         network.load_state_dict(state["student"])
         facts = {"made_by": "sfss_ray.pretrain_source", "steps": state["step"]}
         facts |= {"images": len(pairs), "seed": config.seed}

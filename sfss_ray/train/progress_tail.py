@@ -10,15 +10,26 @@ from typing import Any
 
 from sfss_ray.runtime.progress import ProgressSink
 
+RecordSink = Callable[[str, dict[str, Any]], None]
+"""Called with the name of a training and a record of its progress file."""
+
 
 @contextlib.contextmanager
-def following(folders: Callable[[], dict[str, Path]], progress: ProgressSink) -> Iterator[None]:
+def following(
+    folders: Callable[[], dict[str, Path]],
+    progress: ProgressSink,
+    on_record: RecordSink | None = None,
+) -> Iterator[None]:
     """Print new lines of the folders' progress files while the block runs, with the folders' names.
+
+    `on_record` is called with the folder's name and each new record.
 
     `folders` is asked again at each look, because trials start one after the other.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folders, progress, stop), daemon=True)
+    thread = threading.Thread(
+        target=_follow, args=(folders, progress, stop, on_record), daemon=True
+    )
     thread.start()
     try:
         yield
@@ -28,7 +39,10 @@ def following(folders: Callable[[], dict[str, Path]], progress: ProgressSink) ->
 
 
 def _follow(
-    folders: Callable[[], dict[str, Path]], progress: ProgressSink, stop: threading.Event
+    folders: Callable[[], dict[str, Path]],
+    progress: ProgressSink,
+    stop: threading.Event,
+    on_record: RecordSink | None = None,
 ) -> None:
     from sfss_ray.train.run_state import read_progress
 
@@ -40,6 +54,8 @@ def _follow(
             records = read_progress(folder)
             for record in records[seen.get(name, 0) :]:
                 progress(_progress_line(name, record))
+                if on_record:
+                    on_record(name, record)
             seen[name] = len(records)
 
 

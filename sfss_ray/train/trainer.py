@@ -11,7 +11,7 @@ from sfss_ray.errors import TrainingError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.storage.files import is_disk_full
-from sfss_ray.train.progress_tail import following
+from sfss_ray.train.progress_tail import RecordSink, following
 
 
 def fit(
@@ -22,6 +22,7 @@ def fit(
     config: Config,
     progress: ProgressSink = print_line,
     callbacks: list[Any] | None = None,
+    on_record: RecordSink | None = None,
 ) -> dict[str, Any]:
     """Run a training loop on Ray Train workers; returns the state of the last step.
 
@@ -30,7 +31,7 @@ def fit(
     device = cluster.resolve_device(config.compute)
     with (
         cluster.connected(config.compute),
-        following(lambda: {"train": folder / "train"}, progress),
+        following(lambda: {"train": folder / "train"}, progress, on_record),
     ):
         import ray.train
         import ray.train.torch

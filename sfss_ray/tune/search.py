@@ -25,7 +25,7 @@ from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_text
 from sfss_ray.train.launch import save_student
-from sfss_ray.train.progress_tail import following
+from sfss_ray.train.progress_tail import RecordSink, following
 from sfss_ray.train.trainer import fit
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.trial_score import GUARDED, TrialWatch
@@ -92,7 +92,11 @@ def trial_folder(root: Path, values: dict[str, float]) -> Path:
 
 
 def run_search(
-    prepared: Prepared, folder: Path, config: Config, progress: ProgressSink = print_line
+    prepared: Prepared,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink = print_line,
+    on_record: RecordSink | None = None,
 ) -> SearchResult:
     """Search in a claimed folder; goes on with a search that was interrupted there."""
     score = score_name(config.tune, bool(prepared.labelled))
@@ -108,7 +112,7 @@ def run_search(
         trials = [_from_json(item) for item in json.loads(results.read_text())]
     else:
         with cluster.connected(config.compute) as resources:
-            trials = _run_trials(plan, resources, progress)
+            trials = _run_trials(plan, resources, progress, on_record)
         # Where none finished the cause may pass: the next run starts the trials again.
         if any(trial.status == "finished" for trial in trials):
             write_json(results, [_as_json(trial) for trial in trials])
@@ -181,7 +185,12 @@ def best_trial(trials: list[Trial]) -> int:
     return best
 
 
-def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSink) -> list[Trial]:
+def _run_trials(
+    plan: _Plan,
+    resources: cluster.Resources,
+    progress: ProgressSink,
+    on_record: RecordSink | None,
+) -> list[Trial]:
     import ray.tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -195,7 +204,7 @@ def _run_trials(plan: _Plan, resources: cluster.Resources, progress: ProgressSin
     }
     limit = _concurrency(plan.config, resources)
     tuner = _tuner(plan, space, OptunaSearch, limit)
-    with following(lambda: _progress_folders(plan), progress):
+    with following(lambda: _progress_folders(plan), progress, on_record):
         grid = tuner.fit()
     return _collect(plan, grid)
 

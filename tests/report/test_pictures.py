@@ -18,7 +18,6 @@ from sfss_ray.report.pictures import (
     contact_sheet,
     draw_changes,
     draw_legend,
-    draw_masks,
     draw_strip,
     mask_tile,
     save_png,
@@ -42,17 +41,6 @@ def make_strip(height=40, width=80, **changed):
     return Strip(**{**parts, **changed})
 
 
-def test_masks_leave_unmasked_pixels_alone_and_outline_the_rest():
-    image = np.full((20, 20, 3), 100, np.uint8)
-    ids = np.zeros((20, 20), np.int32)
-    ids[5:15, 5:15] = 7
-    drawn = draw_masks(image, ids)
-    assert drawn.dtype == np.uint8
-    assert (drawn[ids == 0] == 100).all()
-    assert (drawn[10, 10] != 100).any()
-    assert drawn[10, 14].min() > drawn[10, 10].min()  # the pale outline at the right edge
-
-
 def test_a_tile_is_as_wide_as_its_picture_however_long_its_title():
     image, ids = np.full((40, 80, 3), 90, np.uint8), np.zeros((40, 80), int)
     short = mask_tile("a", "3 masks", image, ids, 100)
@@ -61,24 +49,6 @@ def test_a_tile_is_as_wide_as_its_picture_however_long_its_title():
     assert (short[28:] == 90).all()
     assert (short[:28] != long[:28]).any()
     assert mask_tile("narrow", "", image[:, :4], ids[:, :4], 40).shape == (68, 120, 3)
-
-
-def test_a_mask_id_has_the_same_colour_in_every_picture():
-    image = np.full((9, 9, 3), 50, np.uint8)
-    few, many = np.full((9, 9), 7), np.arange(81).reshape(9, 9)
-    many[3:6, 3:6] = 7
-    assert (draw_masks(image, few)[4, 4] == draw_masks(image, many)[4, 4]).all()
-
-
-def test_many_masks_have_distinct_colours_even_with_huge_ids():
-    ids = np.concatenate([np.arange(1, 41), [2**40]]).repeat(9).reshape(-1, 9)
-    drawn = draw_masks(np.zeros((*ids.shape, 3), np.uint8), ids)
-    assert len(np.unique(drawn[:, 2], axis=0)) == 41
-
-
-def test_masks_of_another_size_are_refused():
-    with pytest.raises(DataError, match="resize the ids"):
-        draw_masks(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), int))
 
 
 def test_what_changed_counts_and_colours_each_outcome():
@@ -129,7 +99,7 @@ def test_predictions_keep_their_exact_colours_when_scaled():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (1500, 2500), (5, 900), (900, 5)])
-def test_any_size_of_image_becomes_a_strip_of_the_asked_height(size):
+def test_any_size_of_image_becomes_a_strip_of_the_given_height(size):
     drawn = draw_strip(make_strip(*size), CITYSCAPES_19, panel_height=64)
     assert drawn.dtype == np.uint8
     assert drawn.shape[2] == 3
