@@ -100,8 +100,8 @@ def _score_networks(
         progress(f"evaluating {name}")
         scores[name] = examination.score(network)
         if name == SOURCE_ONLY:
-            examination = examination.beside(scores[name])
-            scores[name] = examination.completed(scores[name], network)
+            examination = examination.with_source(scores[name])
+            scores[name] = examination.add_balanced_score(scores[name], network)
     return scores
 
 

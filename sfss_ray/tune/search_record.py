@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from sfss_ray.config.consistency import SCORES
 from sfss_ray.report.report_record import TrialRow
-from sfss_ray.tune.search import CONTRAST_WEIGHT, EMA_MOMENTUM, TEMPERATURE, SearchResult, Trial
+from sfss_ray.tune.search import SearchResult
 
 
 def trial_rows(search: SearchResult) -> tuple[TrialRow, ...]:
     """Return a row per trial: its hyperparameters, the scores of its last step, and its status."""
-    return tuple(_trial_row(trial) for trial in search.trials)
-
-
-def _trial_row(trial: Trial) -> TrialRow:
-    return TrialRow(
-        name=trial.name,
-        temperature=trial.values[TEMPERATURE],
-        contrast_weight=trial.values[CONTRAST_WEIGHT],
-        ema_momentum=trial.values[EMA_MOMENTUM],
-        steps=int(trial.metrics.get("step", 0)),
-        status=trial.status,
-        miou=trial.metrics.get("val_miou"),
-        **{name: trial.metrics.get(name) for name in SCORES},
-        predicted_classes=trial.metrics.get("predicted_classes"),
-        class_entropy=trial.metrics.get("class_entropy"),
-        collapsed=trial.collapsed,
-        score=trial.metrics.get("score"),
-        error=trial.error,
+    return tuple(
+        TrialRow(
+            name=trial.name,
+            temperature=trial.values["train.loss.temperature"],
+            contrast_weight=trial.values["train.loss.contrast_weight"],
+            ema_momentum=trial.values["train.ema_momentum"],
+            steps=int(trial.metrics.get("step", 0)),
+            status=trial.status,
+            miou=trial.metrics.get("val_miou"),
+            **{name: trial.metrics.get(name) for name in SCORES},
+            predicted_classes=trial.metrics.get("predicted_classes"),
+            class_entropy=trial.metrics.get("class_entropy"),
+            collapsed=trial.collapsed,
+            score=trial.metrics.get("score"),
+            error=trial.error,
+        )
+        for trial in search.trials
     )
