@@ -102,16 +102,13 @@ def adapt(
     """Adapt a source model to unlabelled target images, and report scores before and after.
 
     Args:
-        source_model: A checkpoint of any known family (recognised by its keys), or a model file
-            written by `pretrain_source`, `save_model` or a training. In Python also a source model
-            in memory (`load_source_model`, `wrap_model`).
+        source_model: A checkpoint of any known family, or a model file of `pretrain_source`,
+            `save_model` or a training. In Python also a model of `load_source_model` or `wrap_model`.
         target_images: Folder of unlabelled images.
-        output_dir: The run's folder. Run again with the same arguments to resume after an
-            interruption; finished stages are not repeated.
+        output_dir: The run's folder. Run again with the same arguments to resume it.
         card: Entries that replace the preprocessing known for the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
-        sam_checkpoint: SAM weights. Without them `config.masks.regions` selects another region
-            source.
+        sam_checkpoint: SAM weights; without them `config.masks.regions` selects the region source.
         sam_type: Architecture of the SAM checkpoint; auto recognises it by its weights.
         masks: Folder of existing masks of the target images (`generate_masks`, `import_masks`).
             No masks are made then, and `config.masks` is not used.
@@ -237,12 +234,12 @@ def _provide_masks(
         return inputs.masks, summary
     assert inputs.recipe is not None
     started, masks_dir = time.monotonic(), folder / "masks"
-    made = mask_images(
+    num_masked = mask_images(
         images, masks_dir, inputs.recipe, inputs.region_weights, request.config, progress
     )
     store = MaskStore(masks_dir)
     seconds = time.monotonic() - started
-    return store, summarise(store, images, inputs.recipe.source, made, seconds)
+    return store, summarise(store, images, inputs.recipe.source, num_masked, seconds)
 
 
 def _write_report(

@@ -64,9 +64,9 @@ class Prepared:
         )
 
 
-def masked_run(folder: Path, prepared: Prepared | None = None, given=None) -> MaskedRun:
-    """A run of `adapt`; `given` is the store of masks that the user gave."""
-    inputs = SimpleNamespace(masks=given, recipe=None, region_weights=None)
+def masked_run(folder: Path, prepared: Prepared | None = None, user_masks=None) -> MaskedRun:
+    """A run of `adapt`; `user_masks` is the store of masks that the user gave."""
+    inputs = SimpleNamespace(masks=user_masks, recipe=None, region_weights=None)
     prepared = prepared or Prepared(open_source(network(0)))
     request = SimpleNamespace(kind="adapt")
     return MaskedRun(request, inputs, prepared, MASKS, folder)  # pyright: ignore[reportArgumentType]
@@ -135,7 +135,7 @@ def test_a_search_is_recorded_and_its_use_of_labels(oracle, used_for, tmp_path):
 
 
 def test_masks_that_the_user_gave_are_named_with_their_folder(tmp_path):
-    run = masked_run(tmp_path, given=SimpleNamespace(folder="/masks"))
+    run = masked_run(tmp_path, user_masks=SimpleNamespace(folder="/masks"))
     regions = describe_run(finished(run), SCORES, 0).regions
     assert regions is not None
     assert regions.folder == "/masks"
@@ -175,8 +175,8 @@ def test_a_report_is_written_and_scores_both_networks(tmp_path):
     store = SimpleNamespace(id_map=lambda _: ids)
     run = masked_run(tmp_path, Prepared(open_source(network(0)), held_out, (), store))
     student = save_model(tmp_path / "student.pt", network(1))
-    done = FinishedRun(run, TrainResult(student), None, CONFIG)
-    record = write_run_report(done, lines.append)
+    trained_run = FinishedRun(run, TrainResult(student), None, CONFIG)
+    record = write_run_report(trained_run, lines.append)
     assert lines == ["evaluating source-only", "evaluating adapted"]
     assert read_record(tmp_path / "report.json") == read_record_of(record)
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [

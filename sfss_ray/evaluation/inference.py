@@ -126,10 +126,10 @@ def slide(network: Segmenter, pixels: Tensor, window: Size, stride: Size) -> Ten
 
 def _windows(size: Size, window: Size, stride: Size) -> Iterator[tuple[slice, slice]]:
     """Yield windows that cover the image; the last ones are shifted to end at the border."""
-    tops, lefts = (_starts(*lengths) for lengths in zip(size, window, stride, strict=True))
-    for top in tops:
-        for left in lefts:
-            yield slice(top, top + window[0]), slice(left, left + window[1])
+    rows, columns = (_starts(*lengths) for lengths in zip(size, window, stride, strict=True))
+    for row in rows:
+        for column in columns:
+            yield slice(row, row + window[0]), slice(column, column + window[1])
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

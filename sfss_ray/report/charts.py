@@ -246,7 +246,8 @@ def _parallel_chart(trials: Sequence[TrialRow], score_name: str, best: TrialRow 
         thickness, layer = (3.2, 4) if trial is best else (1.3, 3)
         axes.plot(range(4), heights[:, index], color=colour, linewidth=thickness, zorder=layer)
     axes.set(xlim=(-0.2, 3.2), ylim=(-0.05, 1.05))
-    axes.set_xticks(range(4), ["temperature", "contrast\nweight", "1 - ema\nmomentum", score_name])
+    labels = ["temperature", "contrast\nweight", "1 - ema\nmomentum"]
+    axes.set_xticks(range(4), [*labels, score_name.replace("_", "\n")])
     axes.set_yticks([0, 1], ["lowest", "highest"])
     title = "all knobs together (thick: the best trial)"
     return Chart(title, inline_svg(figure, title))

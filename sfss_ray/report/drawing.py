@@ -22,9 +22,9 @@ def blank(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), PAPER, np.uint8)
 
 
-def paste(canvas: np.ndarray, picture: np.ndarray, top: int, left: int) -> None:
+def paste(canvas: np.ndarray, picture: np.ndarray, y: int, x: int) -> None:
     """Copy a picture onto a canvas in place; parts beyond the right or lower edge are cut off."""
-    window = canvas[top : top + picture.shape[0], left : left + picture.shape[1]]
+    window = canvas[y : y + picture.shape[0], x : x + picture.shape[1]]
     window[:] = picture[: window.shape[0], : window.shape[1]]
 
 

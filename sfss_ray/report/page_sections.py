@@ -198,12 +198,12 @@ def badges(record: RunRecord) -> list[Badge]:
         ("step", record.step_scored),
         ("seeds" if record.seeds else "seed", record.seeds or record.seed),
     ]
-    shown = [Badge(f"{name}: {show_value(fact)}") for name, fact in facts if fact is not None]
+    result = [Badge(f"{name}: {show_value(fact)}") for name, fact in facts if fact is not None]
     if record.regions and record.regions.source:
-        shown.append(_mask_badge(record.regions.source))
+        result.append(_mask_badge(record.regions.source))
     if record.used_oracle:
-        shown.insert(0, Badge("oracle: chosen with target labels", is_warning=True))
-    return shown
+        result.insert(0, Badge("oracle: chosen with target labels", is_warning=True))
+    return result
 
 
 def _mask_badge(source: str) -> Badge:

@@ -206,9 +206,9 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     sheet = blank(rows * (height + GAP) + GAP, columns * (width + GAP) + GAP)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        top = GAP + row * (height + GAP) + (height - image.shape[0]) // 2
-        left = GAP + column * (width + GAP) + (width - image.shape[1]) // 2
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+        y = GAP + row * (height + GAP) + (height - image.shape[0]) // 2
+        x = GAP + column * (width + GAP) + (width - image.shape[1]) // 2
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
     return sheet
 
 
@@ -224,16 +224,16 @@ def classes_present(strips: Sequence[Strip], class_set: ClassSet) -> list[int]:
 def draw_legend(class_set: ClassSet, indices: Sequence[int], width: int) -> np.ndarray:
     """Draw colour and name of some classes, wrapped to a width in pixels: (H, width, 3) uint8."""
     swatch, line_height, space = 16, 26, 18
-    lines, left = [blank(line_height, width)], GAP
+    lines, x = [blank(line_height, width)], GAP
     for index in indices:
         name = draw_text(class_set.classes[index], 14, INK)
         needed = swatch + 6 + name.shape[1]
-        if left + needed > width - GAP and left > GAP:
+        if x + needed > width - GAP and x > GAP:
             lines.append(blank(line_height, width))
-            left = GAP
-        lines[-1][4 : 4 + swatch, left : left + swatch] = class_set.palette[index]
-        paste(lines[-1], name, 4, left + swatch + 6)
-        left += needed + space
+            x = GAP
+        lines[-1][4 : 4 + swatch, x : x + swatch] = class_set.palette[index]
+        paste(lines[-1], name, 4, x + swatch + 6)
+        x += needed + space
     return np.concatenate(lines)
 
 

@@ -54,14 +54,14 @@ def per_class_table(record: RunRecord) -> str:
     scored = [row for row in record.rows if row.per_class]
     if not classes or not scored:
         return "no IoU per class: no labels were given"
-    shown = _rows_that_fit(scored, record.answer, max(len(_short(name)) for name in classes))
-    columns = [class_scores(row, len(classes)) for row in shown]
+    rows = _rows_that_fit(scored, record.answer, max(len(_short(name)) for name in classes))
+    columns = [class_scores(row, len(classes)) for row in rows]
     changes = class_changes(record)
-    lines = [["IoU %", *(_short(row.name, 16) for row in shown), "change"]]
+    lines = [["IoU %", *(_short(row.name, 16) for row in rows), "change"]]
     for index, name in enumerate(classes):
         ious = [format_number(column[index]) for column in columns]
         lines.append([_short(name), *ious, format_change(changes[index])])
-    omitted = len(scored) - len(shown)
+    omitted = len(scored) - len(rows)
     notes = [f"... and {omitted} more rows in report.json"] if omitted else []
     return "\n".join([*_aligned(lines, left_columns={0}), *notes])
 

@@ -41,8 +41,11 @@ class MlflowTracker:
         if self._continue_run(mlflow.exceptions.MlflowException):
             return
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
-        known = self._client.get_experiment_by_name(experiment)
-        experiment_id = known.experiment_id if known else self._client.create_experiment(experiment)
+        existing = self._client.get_experiment_by_name(experiment)
+        if existing:
+            experiment_id = existing.experiment_id
+        else:
+            experiment_id = self._client.create_experiment(experiment)
         run = self._client.create_run(experiment_id, run_name=run_name)
         self.run_id = run.info.run_id
         write_text(self.id_file, self.run_id)

@@ -33,10 +33,10 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 def slow_slide(network, pixels, window, stride) -> torch.Tensor:
     """The mean of the logits of all windows that cover a pixel."""
     height, width = pixels.shape[-2:]
-    tops, lefts = [], []
+    rows, columns = [], []
     for starts, length, size, step in (
-        (tops, height, window[0], stride[0]),
-        (lefts, width, window[1], stride[1]),
+        (rows, height, window[0], stride[0]),
+        (columns, width, window[1], stride[1]),
     ):
         at = 0
         while at + size < length:
@@ -44,13 +44,13 @@ def slow_slide(network, pixels, window, stride) -> torch.Tensor:
             at += step
         starts.append(max(length - size, 0))
     logits_of_pixel: dict[tuple[int, int], list[torch.Tensor]] = {}
-    for top in sorted(set(tops)):
-        for left in sorted(set(lefts)):
-            part = pixels[..., top : top + window[0], left : left + window[1]]
+    for top in sorted(set(rows)):
+        for start in sorted(set(columns)):
+            part = pixels[..., top : top + window[0], start : start + window[1]]
             logits = network.logits(part)[0]
             for i in range(part.shape[2]):
                 for j in range(part.shape[3]):
-                    logits_of_pixel.setdefault((top + i, left + j), []).append(logits[:, i, j])
+                    logits_of_pixel.setdefault((top + i, start + j), []).append(logits[:, i, j])
     assert len(logits_of_pixel) == height * width
     result = torch.zeros(1, 5, height, width)
     for (i, j), covering in logits_of_pixel.items():

@@ -53,13 +53,15 @@ def slow_ious(model_: SourceModel, root: Path) -> dict[str, float]:
     hit = dict.fromkeys(CITYSCAPES_19.classes, 0)
     union = dict.fromkeys(CITYSCAPES_19.classes, 0)
     names = np.array([*CITYSCAPES_19.classes, *[""] * 237], dtype=object)
-    own = np.array(model_.classes.classes, dtype=object)
+    model_names = np.array(model_.classes.classes, dtype=object)
     for path in sorted((root / "city").iterdir()):
         stem = path.stem.removesuffix("_leftImg8bit")
         ids = np.array(Image.open(root / "cityLabels" / f"{stem}_gtFine_labelTrainIds.png"))
         label = names[ids]
         image = read_image(path)
-        guess = own[predict_probabilities(model_.network.eval(), image, CPU.evaluation).argmax(0)]
+        guess = model_names[
+            predict_probabilities(model_.network.eval(), image, CPU.evaluation).argmax(0)
+        ]
         valid = np.isin(label, list(model_.classes.classes))
         for name in model_.classes.classes:
             hit[name] += int(((label == name) & (guess == name) & valid).sum())

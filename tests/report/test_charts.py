@@ -28,10 +28,10 @@ def test_class_chart_sorts_by_change_and_names_absent_classes():
     chart = class_chart(adapt_report())
     assert chart is not None
     assert chart.note.endswith("train")
-    shown = texts(chart.svg)
-    assert [text for text in shown if text in CLASSES] == ["road", "car"]
-    assert [text for text in shown if text and text[0] in "+-"] == ["+30.4", "-4.2"]
-    assert {"source-only", "adapted"} <= set(shown)
+    svg_texts = texts(chart.svg)
+    assert [text for text in svg_texts if text in CLASSES] == ["road", "car"]
+    assert [text for text in svg_texts if text and text[0] in "+-"] == ["+30.4", "-4.2"]
+    assert {"source-only", "adapted"} <= set(svg_texts)
 
 
 def test_class_chart_in_class_order():
@@ -104,7 +104,7 @@ def test_svg_is_inline_and_takes_the_colours_of_the_page():
         assert "#01020" not in chart.svg
 
 
-def test_names_are_escaped_and_never_read_as_mathematics():
+def test_names_are_escaped_and_never_parsed_as_mathematics():
     report = adapt_report(class_set=ClassSetFacts("x", ("<script>", "a$b$c", "道路")))
     for index in range(2):
         report = change_row(report, index, per_class=(1.0, 2.0, 3.0))
@@ -121,7 +121,7 @@ def test_a_row_has_one_colour_and_no_two_share_it():
     assert row_colours(["adapted"])["adapted"] == colours["adapted"]
 
 
-def test_matplotlib_settings_are_left_as_they_were():
+def test_matplotlib_settings_are_restored():
     before = dict(matplotlib.rcParams)
     class_chart(adapt_report())
     assert dict(matplotlib.rcParams) == before

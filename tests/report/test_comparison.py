@@ -32,7 +32,7 @@ def test_class_changes_compare_the_answer_with_the_first_row():
 
 
 @pytest.mark.parametrize(
-    ("score_name", "shown"),
+    ("score_name", "column"),
     [
         ("entropy", "entropy"),
         ("val_miou", "mask_information"),
@@ -40,8 +40,8 @@ def test_class_changes_compare_the_answer_with_the_first_row():
         (None, "mask_information"),
     ],
 )
-def test_the_label_free_score_is_the_one_of_the_search(score_name, shown):
-    assert label_free_name(RunRecord(score_name=score_name)) == shown
+def test_the_label_free_score_is_the_one_of_the_search(score_name, column):
+    assert label_free_name(RunRecord(score_name=score_name)) == column
 
 
 def test_a_trial_without_the_named_score_shows_the_score_it_was_compared_by():

@@ -23,7 +23,7 @@ def test_a_blank_canvas_is_paper():
 
 def test_what_is_pasted_over_the_edge_is_cut_off():
     canvas = blank(4, 4)
-    paste(canvas, np.zeros((3, 3, 3), np.uint8), top=2, left=3)
+    paste(canvas, np.zeros((3, 3, 3), np.uint8), y=2, x=3)
     assert (canvas[2:, 3] == 0).all()
     assert (canvas == 0).all(-1).sum() == 2
 

@@ -20,9 +20,9 @@ def test_masks_leave_unmasked_pixels_alone_and_outline_the_rest():
 
 def test_a_mask_id_has_the_same_colour_in_every_picture():
     image = np.full((9, 9, 3), 50, np.uint8)
-    few, many = np.full((9, 9), 7), np.arange(81).reshape(9, 9)
-    many[3:6, 3:6] = 7
-    assert (draw_masks(image, few)[4, 4] == draw_masks(image, many)[4, 4]).all()
+    single, ids = np.full((9, 9), 7), np.arange(81).reshape(9, 9)
+    ids[3:6, 3:6] = 7
+    assert (draw_masks(image, single)[4, 4] == draw_masks(image, ids)[4, 4]).all()
 
 
 def test_many_masks_have_distinct_colours_even_with_huge_ids():

@@ -1,4 +1,4 @@
-"""The page on disk: self-contained, escaped, whole for any part that is missing."""
+"""The page on disk: self-contained, escaped, complete when parts are missing."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ from sfss_ray.report.report_record import ClassSetFacts, ImageError, RunRecord, 
 
 
 class Outline(HTMLParser):
-    """Collects what a page refers to and the text that a reader sees."""
+    """Collects the references, tags and visible text of a page."""
 
     def __init__(self, page):
         super().__init__()
@@ -69,12 +69,12 @@ def test_headline_says_before_after_and_gain():
     assert "oracle" not in text
 
 
-def test_a_loss_is_shown_as_one(tmp_path):
+def test_a_decrease_is_marked_as_worse(tmp_path):
     report = change_row(adapt_report(curves=()), 1, miou=30.0)
     assert '<span class="worse">(-8.1)</span>' in write(tmp_path, report)
 
 
-def test_nothing_outside_the_page_is_asked_for(tmp_path):
+def test_the_page_requests_nothing_from_outside(tmp_path):
     page = write(tmp_path, tune_report(), make_strips())
     outline = Outline(page)
     assert not {"script", "link", "iframe", "object"} & set(outline.tags)
@@ -140,13 +140,13 @@ def test_sections_without_data_are_left_out():
         assert heading not in text
 
 
-def test_scores_without_labels_are_never_praised():
+def test_label_free_changes_are_neutral():
     page = page_of("unlabelled")
     assert '<span class="neutral">(+1.000)</span>' in page
     assert 'class="better"' not in page
 
 
-def test_masks_that_were_given_are_told_with_their_folder(tmp_path):
+def test_given_masks_are_named_with_their_folder(tmp_path):
     regions = replace(adapt_report().regions, source="imported", folder="/data/masks of amg")
     page = write(tmp_path, adapt_report(regions=regions))
     assert "masks: imported" in page
@@ -155,7 +155,7 @@ def test_masks_that_were_given_are_told_with_their_folder(tmp_path):
     assert "each, from" not in write(tmp_path, adapt_report())
 
 
-def test_oracle_and_stand_in_regions_are_said_at_the_top(tmp_path):
+def test_an_oracle_and_masks_without_sam_are_warned_of_at_the_top(tmp_path):
     regions = replace(adapt_report().regions, source="felzenszwalb", note="no SAM was given")
     page = write(tmp_path, adapt_report(oracle=True, regions=regions, curves=()))
     top = page[: page.index('class="cards"')]
@@ -189,7 +189,7 @@ def test_every_strip_is_saved_under_its_own_name(tmp_path):
     assert all(f"pictures/{name}" in page for name in saved)
 
 
-def test_names_that_are_no_file_names_still_give_files(tmp_path):
+def test_any_image_id_becomes_a_file_name(tmp_path):
     strip = make_strips()[0]
     names = ["../../etc", "", "道路", "x" * 500]
     write(tmp_path, RunRecord(), [Strip(name, strip.image) for name in names])

@@ -64,10 +64,10 @@ def test_a_change_that_rounds_to_zero_is_no_improvement():
 def test_badges_warn_of_oracles_and_of_regions_that_are_not_sam():
     assert Badge("masks: small_sam") in badges(adapt_report())
     regions = replace(adapt_report().regions, source="felzenszwalb")
-    shown = badges(tune_report(regions=regions, oracle=True, seeds=(0, 1)))
-    assert shown[0] == Badge("oracle: chosen with target labels", is_warning=True)
-    assert Badge("masks: felzenszwalb (not SAM)", is_warning=True) in shown
-    assert Badge("seeds: 0, 1") in shown
+    warned = badges(tune_report(regions=regions, oracle=True, seeds=(0, 1)))
+    assert warned[0] == Badge("oracle: chosen with target labels", is_warning=True)
+    assert Badge("masks: felzenszwalb (not SAM)", is_warning=True) in warned
+    assert Badge("seeds: 0, 1") in warned
     assert badges(RunRecord(rows=(ScoreRow("a"),))) == []
 
 

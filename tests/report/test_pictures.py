@@ -51,7 +51,7 @@ def test_a_tile_is_as_wide_as_its_picture_however_long_its_title():
     assert mask_tile("narrow", "", image[:, :4], ids[:, :4], 40).shape == (68, 120, 3)
 
 
-def test_what_changed_counts_and_colours_each_outcome():
+def test_changes_are_counted_and_coloured_by_outcome():
     labels = np.array([[1, 1, 1, 1, 255]], np.uint8)
     before = np.array([[0, 1, 1, 0, 0]], np.uint8)
     after = np.array([[1, 0, 1, 2, 1]], np.uint8)
@@ -61,12 +61,12 @@ def test_what_changed_counts_and_colours_each_outcome():
     assert (right, wrong) == (25.0, 25.0)
 
 
-def test_what_changed_without_a_labelled_pixel_is_zero_not_nan():
+def test_changes_without_a_labelled_pixel_are_zero_not_nan():
     ids = np.zeros((2, 2), np.uint8)
     assert draw_changes(ids, ids, np.full((2, 2), 255, np.uint8))[1:] == (0.0, 0.0)
 
 
-def test_panels_come_in_order_with_their_remarks():
+def test_panels_are_in_order_with_their_details():
     panels = strip_panels(make_strip(), CITYSCAPES_19, height=64)
     titles = [panel.title for panel in panels]
     assert titles == ["image", "masks", "source-only", "adapted", "label", "what changed"]
@@ -75,7 +75,7 @@ def test_panels_come_in_order_with_their_remarks():
     assert {panel.image.shape for panel in panels} == {(64, 128, 3)}
 
 
-def test_unknown_parts_leave_their_panels_out():
+def test_missing_parts_have_no_panels():
     strip = make_strip(mask_ids=None, labels=None)
     titles = [panel.title for panel in strip_panels(strip, CITYSCAPES_19, height=64)]
     assert titles == ["image", "source-only", "adapted"]
@@ -107,7 +107,7 @@ def test_any_size_of_image_becomes_a_strip_of_the_given_height(size):
     assert drawn.shape[1] <= 6 * (400 + GAP) + GAP
 
 
-def test_titles_that_no_font_knows_and_mathematics_do_no_harm():
+def test_titles_may_hold_mathematics_and_unknown_glyphs():
     prediction = np.zeros((40, 80), np.uint8)
     drawn = draw_strip(make_strip(predictions={"源 $\\frac$ <b>": prediction}), CITYSCAPES_19, 64)
     assert drawn.size
@@ -123,7 +123,7 @@ def test_titles_that_no_font_knows_and_mathematics_do_no_harm():
         {"labels": np.zeros((0, 4), np.uint8)},
     ],
 )
-def test_arrays_that_are_no_picture_are_refused_with_the_image_named(changed):
+def test_arrays_of_wrong_shape_are_refused_with_the_image_id(changed):
     with pytest.raises(DataError, match="city/a"):
         make_strip(**changed)
 
@@ -144,8 +144,8 @@ def test_contact_sheet_of_nothing_is_refused(pictures, columns):
 
 
 def test_legend_wraps_and_holds_each_colour():
-    shown = list(range(19))
-    wide, narrow = (draw_legend(CITYSCAPES_19, shown, width) for width in (2000, 200))
+    indices = list(range(19))
+    wide, narrow = (draw_legend(CITYSCAPES_19, indices, width) for width in (2000, 200))
     assert wide.shape[1] == 2000
     assert narrow.shape[0] > wide.shape[0]
     colours = {tuple(pixel) for pixel in wide.reshape(-1, 3).tolist()}

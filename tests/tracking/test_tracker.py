@@ -85,8 +85,8 @@ def test_a_class_is_not_an_object():
 
 def test_named_trackers_keep_their_files_below_the_output_folder(tmp_path):
     silent = Silent()
-    tensorboard, mlflow, wandb, own = create_trackers([*TRACKER_NAMES, silent], tmp_path)
-    assert own is silent
+    tensorboard, mlflow, wandb, custom = create_trackers([*TRACKER_NAMES, silent], tmp_path)
+    assert custom is silent
     folder = tmp_path / "tracking"
     assert tensorboard.folder == folder / "tensorboard"
     assert mlflow.id_file == folder / "mlflow_run_id"
