@@ -26,9 +26,13 @@ def following(
 
     `folders` is asked again at each look, because trials start one after the other.
     """
+    from sfss_ray.train.run_state import read_progress
+
+    # Records of an earlier call were shown by that call.
+    counts = {name: len(read_progress(folder)) for name, folder in folders().items()}
     stop = threading.Event()
     thread = threading.Thread(
-        target=_follow, args=(folders, progress, stop, on_record), daemon=True
+        target=_follow, args=(folders, progress, stop, counts, on_record), daemon=True
     )
     thread.start()
     try:
@@ -42,11 +46,11 @@ def _follow(
     folders: Callable[[], dict[str, Path]],
     progress: ProgressSink,
     stop: threading.Event,
+    seen: dict[str, int],
     on_record: RecordSink | None = None,
 ) -> None:
     from sfss_ray.train.run_state import read_progress
 
-    seen = {name: len(read_progress(folder)) for name, folder in folders().items()}
     ending = False
     while not ending:
         ending = stop.wait(1.0)  # one more look after the end

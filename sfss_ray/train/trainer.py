@@ -31,7 +31,7 @@ def fit(
     device = cluster.resolve_device(config.compute)
     with (
         cluster.connected(config.compute),
-        following(lambda: {"train": folder / "train"}, progress, on_record),
+        following(lambda: {"train": folder / "train"}, progress, on_record=on_record),
     ):
         import ray.train
         import ray.train.torch

@@ -204,7 +204,7 @@ def _run_trials(
     }
     limit = _concurrency(plan.config, resources)
     tuner = _tuner(plan, space, OptunaSearch, limit)
-    with following(lambda: _progress_folders(plan), progress, on_record):
+    with following(lambda: _progress_folders(plan), progress, on_record=on_record):
         grid = tuner.fit()
     return _collect(plan, grid)
 

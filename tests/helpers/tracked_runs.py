@@ -1,4 +1,4 @@
-"""A small run sent to a tracker, with files of each kind."""
+"""A tracker that keeps its calls, and a small run sent to a tracker."""
 
 from __future__ import annotations
 
@@ -10,6 +10,34 @@ from PIL import Image
 
 CONFIG = {"seed": 3, "train.loss.temperature": 0.1, "train.augment.crop_size": (64, 128)}
 LOSSES = {1: 0.5, 2: 0.25, 3: 0.125}
+
+
+class Recorder:
+    """Keeps the calls; raises in the methods that are named."""
+
+    def __init__(self, *failing: str):
+        self.failing, self.calls = failing, []
+
+    def __getattr__(self, method):
+        if method not in ("start", "log_metrics", "log_text", "log_artifact", "finish"):
+            raise AttributeError(method)
+
+        def call(*arguments):
+            self.calls.append((method, *arguments))
+            if method in self.failing:
+                raise OSError(f"{method} has no\nconnection")
+
+        return call
+
+    def numbers(self) -> dict[str, tuple[float, int]]:
+        """Metric -> (value, step)."""
+        logged = [call[1:] for call in self.calls if call[0] == "log_metrics"]
+        return {
+            name: (number, step) for metrics, step in logged for name, number in metrics.items()
+        }
+
+    def methods(self) -> list[str]:
+        return [call[0] for call in self.calls]
 
 
 def write_files(folder: Path) -> list[Path]:

@@ -4,38 +4,13 @@ from pathlib import Path
 
 import pytest
 from report_samples import CLASSES, tune_report
+from tracked_runs import Recorder
 
 from sfss_ray.config import Config
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
-
-
-class Recorder:
-    """Keeps the calls; raises in the methods that are named."""
-
-    def __init__(self, *failing: str):
-        self.failing, self.calls = failing, []
-
-    def __getattr__(self, method):
-        if method not in ("start", "log_metrics", "log_text", "log_artifact", "finish"):
-            raise AttributeError(method)
-
-        def call(*arguments):
-            self.calls.append((method, *arguments))
-            if method in self.failing:
-                raise OSError(f"{method} has no\nconnection")
-
-        return call
-
-    def numbers(self) -> dict[str, tuple[float, int]]:
-        """Metric -> (value, step)."""
-        logged = [call[1:] for call in self.calls if call[0] == "log_metrics"]
-        return {
-            name: (number, step) for metrics, step in logged for name, number in metrics.items()
-        }
-
-    def methods(self) -> list[str]:
-        return [call[0] for call in self.calls]
+from sfss_ray.train.progress_tail import following
+from sfss_ray.train.run_state import append_progress
 
 
 @pytest.fixture
@@ -159,3 +134,15 @@ def test_a_run_that_raises_is_finished_as_failed(error, lines, tmp_path):
     with pytest.raises(error), track_run([recorder], tmp_path, Config(), lines.append):
         raise error
     assert recorder.calls[-1] == ("finish", True)
+
+
+def test_records_that_are_added_to_progress_files_are_logged(lines, tmp_path):
+    """Those of an earlier call were logged by that call."""
+    recorder = Recorder()
+    tracking = RunTracking([recorder], lines.append)
+    append_progress(tmp_path, {"step": 1, "num_steps": 3, "loss": 0.75})
+    with following(lambda: {"train": tmp_path}, lines.append, on_record=tracking.log_record):
+        for step, loss in ((2, 0.5), (3, 0.25)):
+            append_progress(tmp_path, {"step": step, "num_steps": 3, "loss": loss})
+    metrics = [call[1:] for call in recorder.calls]
+    assert metrics == [({"train/loss": 0.5}, 2), ({"train/loss": 0.25}, 3)]

@@ -1,9 +1,11 @@
 """Names and objects as trackers: what is refused, and with which advice."""
 
 import importlib
+import sys
 
 import pytest
 
+from sfss_ray.cli import main
 from sfss_ray.errors import ConfigError
 from sfss_ray.tracking.tracker import (
     TRACKER_NAMES,
@@ -92,3 +94,19 @@ def test_named_trackers_keep_their_files_below_the_output_folder(tmp_path):
     assert mlflow.id_file == folder / "mlflow_run_id"
     assert wandb.id_file == folder / "wandb_run_id"
     assert not folder.exists()
+
+
+def test_trackers_are_named_on_the_command_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    monkeypatch.setitem(sys.modules, "mlflow", sys)
+    required = [
+        "--source-model",
+        "x.pt",
+        "--target-images",
+        "y",
+        "--output-dir",
+        str(tmp_path / "z"),
+    ]
+    assert main(["adapt", *required, "--trackers", "mlflow", "wandb"]) == 2
+    assert "tracker 'wandb' needs a package" in capsys.readouterr().err
+    assert not (tmp_path / "z").exists()
