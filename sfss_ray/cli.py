@@ -249,7 +249,10 @@ def _on_command_line(annotation: Any) -> Any:
     """Paths are one thing on a command line, and models and cards are paths there."""
     from sfss_ray.models.card import CardLike
     from sfss_ray.models.source import SourceLike
+    from sfss_ray.tracking.tracker import TrackerLike, TrackerName
 
+    if annotation == Sequence[TrackerLike]:
+        return tuple[TrackerName, ...]
     known: dict[Any, Any] = {Path | str: Path, SourceLike: Path, CardLike: Path}
     optional = {kind | None: Path | None for kind in known}
     return (known | optional).get(annotation, annotation)
