@@ -140,12 +140,9 @@ def _backbone_options(settings: Settings) -> dict[str, Any]:
     path = ("backbone", "dilations")
     dilations = settings.integers("dilations", path, ((1, 1, 1, 1), d8.dilations))
 
-    # mmsegmentation's default is False, but all its d8 configurations set True.
-    stated = settings.get("backbone", "contract_dilation")
-    contract_dilation = not settings.is_complete if stated is None else bool(stated)
-    shown = contract_dilation if stated is None else stated
-    settings.record("contract_dilation", shown, stated is not None)
+    contract_dilation = _contracts_dilation(settings)
 
+    # The stem has stride 4.
     stride = 4 * strides[0] * strides[1] * strides[2] * strides[3]
     descriptions = settings.read if settings.is_complete else settings.assumed
     descriptions.append(f"output stride {stride}")
@@ -166,6 +163,17 @@ def _backbone_options(settings: Settings) -> dict[str, Any]:
         settings.record("style", style, True)
         options["style"] = style
     return options
+
+
+def _contracts_dilation(settings: Settings) -> bool:
+    """Return the setting contract_dilation.
+
+    mmsegmentation's default is False, but all its d8 configurations set True, so True is assumed.
+    """
+    stated = settings.get("backbone", "contract_dilation")
+    default = not settings.is_complete
+    settings.record("contract_dilation", default if stated is None else stated, stated is not None)
+    return default if stated is None else bool(stated)
 
 
 def _check_backbone(settings: Settings) -> None:
