@@ -25,7 +25,7 @@ _TRANSFORMERS: Rules = (
     (r"\.layer_norm_2\.", ".layernorm_after."),
     (r"\.attention\.self\.query\.", ".attention.q_proj."),
     (r"\.attention\.self\.key\.", ".attention.k_proj."),
-    (r"\.attention\.self\.tensor\.", ".attention.v_proj."),
+    (r"\.attention\.self\.value\.", ".attention.v_proj."),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
     (r"\.attention\.self\.sr\.", ".attention.sequence_reduction.sequence_reduction."),
     (r"\.attention\.self\.layer_norm\.", ".attention.sequence_reduction.layer_norm."),
