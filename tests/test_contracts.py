@@ -51,4 +51,4 @@ def test_the_linter_sees_a_broken_contract(tmp_path: Path):
     done = lint(contracts)
     assert done.returncode != 0
     assert "1 broken" in done.stdout
-    assert "sfss_ray.config.checks -> sfss_ray.errors" in done.stdout
+    assert "sfss_ray.config.ranges -> sfss_ray.errors" in done.stdout

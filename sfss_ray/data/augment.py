@@ -66,13 +66,22 @@ def draw_geometry(
     config: AugmentConfig, image_size: tuple[int, int], rng: np.random.Generator
 ) -> Geometry:
     """Random zoom, place and mirror; the zoom is raised where the image would not fill the crop."""
-    low, high = np.log(config.scale_range)
+    low, high = np.log(_scale_range(config, image_size))
     covering = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
     scale = max(float(np.exp(rng.uniform(low, high))), covering)
     free = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
     top, left = (float(rng.uniform(0, max(f, 0.0))) for f in free)
     flip = bool(config.flip and rng.random() < 0.5)
     return Geometry(top, left, scale, flip, config.crop_size)
+
+
+def _scale_range(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[float, float]:
+    """Return the range of zooms relative to the image itself, whatever size `scale_range` refers to."""
+    low, high = config.scale_range
+    if config.max_size is None:
+        return low, high
+    shrink = min(1.0, config.max_size / max(image_size))
+    return low * shrink, high * shrink
 
 
 def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
