@@ -73,7 +73,7 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
 
 def _replace(node: Any, values: dict[tuple[str, ...], Any], parents: tuple[str, ...]) -> Any:
     """Return a copy of one config dataclass with values set by their path below it."""
-    knobs = knob_types(type(node)) if dataclasses.is_dataclass(node) else {}
+    knobs = knob_types(type(node)) if hasattr(node, "__dataclass_fields__") else {}
     changes: dict[str, Any] = {}
     nested: dict[str, dict[tuple[str, ...], Any]] = {}
     for path, value in values.items():

@@ -126,7 +126,7 @@ def _spread_line(name: str, spread: Spread | None) -> str:
 def inspect_masks(
     folder: Path | str,
     *,
-    output: Path | str | None = None,
+    output_file: Path | str | None = None,
     pictures: int = 12,
     config: Config | None = None,
     progress: ProgressSink = print_line,
@@ -135,7 +135,7 @@ def inspect_masks(
 
     Args:
         folder: Folder of masks made by `generate_masks` or `import_masks`.
-        output: The contact sheet's PNG file; default inspect.png in the folder.
+        output_file: The contact sheet's PNG file; default inspect.png in the folder.
         pictures: Images on the contact sheet; 0 draws none.
         config: `seed` picks the images of the contact sheet.
         progress: Called with a line of text as work goes on.
@@ -152,7 +152,7 @@ def inspect_masks(
         raise ConfigError(f"pictures is {pictures}: allowed is 0 to {MOST_PICTURES}; choose fewer")
     unreadable = _unreadable_files(Path(folder))
     store = MaskStore(folder)
-    sheet_file = Path(output or Path(folder) / SHEET)
+    sheet_file = Path(output_file or Path(folder) / SHEET)
     if pictures:
         _refuse_among_images(sheet_file, store)
     seen = _look(store, progress)
@@ -197,7 +197,7 @@ def _refuse_among_images(sheet: Path, store: MaskStore) -> None:
     if images is not None and sheet.resolve().is_relative_to(images):
         raise DataError(
             f"contact sheet {str(sheet)!r} lies in the folder of the images, {str(images)!r}, and would"
-            " count as one of them: give another place (output)"
+            " count as one of them: give another output_file"
         )
 
 

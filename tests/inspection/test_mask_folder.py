@@ -147,7 +147,7 @@ def test_long_lists_are_cut_short_in_the_lines_alone(tmp_path: Path):
 
 
 def test_the_contact_sheet_shows_masks_over_images(folder: Path, tmp_path: Path):
-    report = look(folder, output=tmp_path / "new" / "sheet.png")
+    report = look(folder, output_file=tmp_path / "new" / "sheet.png")
     assert report.sheet == tmp_path / "new" / "sheet.png"
     sheet = read_image(report.sheet)
     assert sheet.shape[1] > 3 * 300  # three tiles of 330 x 220 pixels beside each other
@@ -182,7 +182,7 @@ def test_no_contact_sheet_is_put_among_the_images(folder: Path, tmp_path: Path, 
     (line,) = capsys.readouterr().err.splitlines()
     assert f"inspect.png' lies in the folder of the images, '{tmp_path / 'images'}'" in line
     assert len(list_images(tmp_path / "images")) == 3
-    assert look(inside, output=tmp_path / "sheet.png").sheet == tmp_path / "sheet.png"
+    assert look(inside, output_file=tmp_path / "sheet.png").sheet == tmp_path / "sheet.png"
     assert look(inside, pictures=0).sheet is None
 
 
@@ -246,7 +246,7 @@ def test_bad_folders_are_one_line(place, reason, folder: Path, tmp_path: Path, c
 
 def test_a_sheet_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path):
     with pytest.raises(OutputError, match=r"' cannot be written \(Is a directory"):
-        look(folder, output=tmp_path)
+        look(folder, output_file=tmp_path)
 
 
 def test_real_images_are_covered_once_by_the_classical_segmenter(shared_data, tmp_path: Path):

@@ -156,7 +156,7 @@ def test_the_folder_that_a_job_is_unpacked_into_is_no_place_for_results(
         ["tune", "--source-model", "@m", "--target-images", "@", "--output-dir", "out"],
         ["pretrain", "--images", "@", "--labels", "@l", "--output-dir", "out"],
         ["predict", "@m", "@", "out"],
-        ["evaluate", "--model", "@m", "--images", "@", "--labels", "@l", "--output", "out"],
+        ["evaluate", "--model", "@m", "--images", "@", "--labels", "@l", "--output-dir", "out"],
         ["export", "@m", "out.onnx"],
     ],
     ids=lambda words: words[0],
