@@ -17,7 +17,8 @@ class MaskConfig:
     """
 
     regions: Annotated[Literal["auto", "sam", "small_sam", "felzenszwalb"], Common] = "auto"
-    """Region source. auto: sam when a SAM checkpoint is given, else felzenszwalb (no weights)."""
+    """Region source: auto, sam, small_sam or felzenszwalb. auto: sam when a SAM checkpoint is given,
+    else felzenszwalb (no weights)."""
     points_per_side: Annotated[int, Range(1, 256), Common] = 32
     """Prompts along each image side. More prompts find smaller objects and take longer."""
     points_per_batch: Annotated[int, Range(1, 4096)] = 64

@@ -98,7 +98,7 @@ class ComputeConfig:
     """Ray cluster: auto, local or HOST:PORT. auto joins the cluster of RAY_ADDRESS or of a job, and
     otherwise starts one on this machine. local always starts one here. HOST:PORT must be reachable."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Common] = "auto"
-    """Device of the networks. auto: CUDA when this machine has it."""
+    """Device of the networks: auto, cpu or cuda. auto: CUDA when this machine has it."""
     num_workers: Annotated[int, Range(1), Common] = 1
     """Data-parallel training workers (one GPU each on CUDA)."""
     cpus_per_worker: Annotated[float, Range(0, above=True)] = 1.0

@@ -55,7 +55,7 @@ class AugmentConfig:
         512,
     )
     """(height, width) of a training crop in pixels. Smaller images are scaled up."""
-    scale_range: Annotated[tuple[float, float], Interval(0, above=True), Common] = (0.75, 1.5)
+    scale_range: Annotated[tuple[float, float], Interval(0, above=True)] = (0.75, 1.5)
     """Random zoom before the crop, log-uniform."""
     max_size: Annotated[int, Range(32)] | None = None
     """Longest image side that scale_range refers to, in pixels: longer images count as scaled down to
@@ -170,7 +170,8 @@ class TrainConfig:
     """Parts into which a worker's share of the batch is split. More parts need less memory for the same
     batch. Each part's losses are means over itself."""
     ema_momentum: Annotated[float, Range(0, 1), Common] = 0.999
-    """teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after every step."""
+    """Momentum of the teacher. teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after
+    every step."""
     batch_norm: Literal["adapt", "target", "frozen"] = "target"
     """Statistics of BatchNorm. frozen: those of the source. target: estimated on weak views of the
     target before step 1, then fixed. adapt: estimated in the same way, then updated in training (the

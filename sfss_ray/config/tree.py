@@ -32,7 +32,7 @@ class Config:
     """The whole tree: what is computed (masks, train, ...) and on which machines (compute)."""
 
     seed: Annotated[int, Range(0, 2**31 - 1), Common] = 0
-    """Seed of data order, augmentation, pair sampling and the search."""
+    """Seed of data order, augmentation, pairs and search."""
     labels_format: LabelsFormat = "auto"
     """How label maps encode classes. auto recognises the format and prints it. Where Cityscapes'
     labelIds and labelTrainIds both exist, auto reads the labelIds, as the official scorer does, and
