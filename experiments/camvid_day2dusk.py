@@ -60,7 +60,7 @@ def make_config(arguments: argparse.Namespace) -> Config:
     )
 
 
-def make_domain(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, Path]:
+def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, Path]:
     """Write the folders of one domain: links to its frames, and its labels with void as 255."""
     from PIL import Image
 
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     output_dir, config = arguments.output_dir, make_config(arguments)
     # Both domains are views of one data set, so that masks and scores read the same files.
-    day = make_domain(arguments.camvid, output_dir / "data" / "day", DAY)
-    dusk = make_domain(arguments.camvid, output_dir / "data" / "dusk", DUSK)
+    day = arrange(arguments.camvid, output_dir / "data" / "day", DAY)
+    dusk = arrange(arguments.camvid, output_dir / "data" / "dusk", DUSK)
     source = arguments.source_model
     if source is None:
         source = pretrain_source(

@@ -44,8 +44,8 @@ def completion_script(shell: str) -> str:
     options = {name: _shown(all_options(verb)) for name, verb in VERBS.items()}
     choices = {
         option.name: option.choices
-        for shown in options.values()
-        for option in shown
+        for verb_options in options.values()
+        for option in verb_options
         if option.choices
     }
     first_words = [*dict.fromkeys(name.partition(" ")[0] for name in VERBS), *_TOP_LEVEL]

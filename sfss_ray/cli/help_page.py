@@ -75,12 +75,12 @@ def _introduction(verb: Verb, whole: bool) -> str:
     docstring = (verb.function().__doc__ or "").strip()
     paragraphs = textwrap.dedent(f"    {docstring}").split("\n\n")
     sections = ("Args:", "Returns:", "Raises:", "Arguments, results")
-    kept = []
+    introduction = []
     for paragraph in paragraphs[: None if whole else 1]:
         if paragraph.strip().startswith(sections):
             break
-        kept.append(_fill(paragraph, ""))
-    return "\n\n".join(kept)
+        introduction.append(_fill(paragraph, ""))
+    return "\n\n".join(introduction)
 
 
 def _usage(verb: Verb, arguments: Sequence[Option]) -> str:
@@ -94,9 +94,9 @@ def _usage(verb: Verb, arguments: Sequence[Option]) -> str:
 
 def _common_knobs(knobs: Sequence[Option]) -> str:
     common = [option for option in knobs if option.level == "common"]
-    others = sum(option.level == "advanced" for option in knobs)
-    more = f"{others} more" if common else f"{others}"
-    title = f"settings ({more} with --help-all)" if others else "settings"
+    advanced = sum(option.level == "advanced" for option in knobs)
+    more = f"{advanced} more" if common else f"{advanced}"
+    title = f"settings ({more} with --help-all)" if advanced else "settings"
     return _block(title, common, False) if common else title
 
 

@@ -64,23 +64,22 @@ def refuse_unknown_options(verb: Verb, words: Sequence[str], program: str) -> No
         ConfigError: an option has a former name (the new one is named), belongs to other verbs (they
             are named), or does not exist (similar ones are named).
     """
-    known = {name for option in all_options(verb) for name in option.names}
+    names = {name for option in all_options(verb) for name in option.names}
     for name in option_names(words):
-        if name not in known:
-            raise ConfigError(_refusal(name, known, program))
+        if name not in names:
+            raise ConfigError(_refusal(name, names, program))
 
 
-def _refusal(name: str, known: set[str], program: str) -> str:
-    current = next((new for new in _FORMER_NAMES.get(name, ()) if new in known), None)
+def _refusal(name: str, names: set[str], program: str) -> str:
+    """Return why an option is refused, and which one to use."""
+    current = next((new for new in _FORMER_NAMES.get(name, ()) if new in names), None)
     if current is not None:
         return f"{name} has a new name: use {current}"
     users = [verb.name for verb in VERBS.values() if _takes(verb, name)]
     if users:
-        return f"{name} is no option of {program}, which does not use it: it is used by" + (
-            f" {', '.join(users)}"
-        )
-    similar = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
-    similar += [option for option in sorted(known) if option.endswith(f".{name[2:]}")]
+        return f"{name} is not an option of {program}: it is used by {', '.join(users)}"
+    similar = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    similar += [option for option in sorted(names) if option.endswith(f".{name[2:]}")]
     advice = f"did you mean {' or '.join(dict.fromkeys(similar))}? " if similar else ""
     return f"unknown option {name} of {program}: {advice}{program} --help-all lists its options"
 

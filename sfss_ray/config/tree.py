@@ -80,8 +80,8 @@ def _replace(node: Any, values: dict[tuple[str, ...], Any], parents: tuple[str, 
         full_name = ".".join((*parents, *path))
         if path[0] not in knobs:
             group = ".".join(parents) or "the config"
-            known = ", ".join(knobs) or "no parts"
-            raise ConfigError(f"unknown setting {full_name!r}: {group} knows {known}")
+            names = ", ".join(knobs) or "no parts"
+            raise ConfigError(f"unknown setting {full_name!r}: {group} knows {names}")
         if path[1:]:
             nested.setdefault(path[0], {})[path[1:]] = value
         else:

@@ -16,8 +16,8 @@ from sfss_ray.streets.scenes import write_streets
 
 def test_the_module_is_the_command():
     words = [sys.executable, "-m", "sfss_ray.cli", "--version"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout == f"sfss-ray {sfss_ray.__version__}\n"
+    process = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert process.stdout == f"sfss-ray {sfss_ray.__version__}\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
@@ -28,13 +28,13 @@ def test_a_terminal_that_lacks_a_character_is_no_error(encoding, tmp_path: Path)
     (tmp_path / "drawn" / "images").rename(images)
     (images / "broken-夜.png").write_bytes(b"")
     words = ["predict", str(SOURCE_MODEL), str(images), str(tmp_path / "out-東")]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "sfss_ray.cli", *words, "--compute.device", "cpu"],
         env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
         capture_output=True,
     )
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stderr == b""
-    page = done.stdout.decode(encoding)
+    assert process.returncode == 0, process.stderr.decode()
+    assert process.stderr == b""
+    page = process.stdout.decode(encoding)
     assert r"broken-\u591c" in page
     assert r"out-\u6771" in page

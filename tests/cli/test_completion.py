@@ -27,9 +27,9 @@ def complete(script: Path, *words: str) -> list[str]:
         f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _sfss_ray;"
         ' printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    return done.stdout.split()
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert process.stderr == ""
+    return process.stdout.split()
 
 
 def test_verbs_are_completed(script):

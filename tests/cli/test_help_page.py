@@ -25,11 +25,11 @@ def listed(page: str) -> set[str]:
 
 
 def pages(verb: str, capsys) -> tuple[str, str]:
-    shown = []
+    texts = []
     for word in ("--help", "--help-all"):
         assert cli.main([*verb.split(), word]) == 0
-        shown.append(capsys.readouterr().out)
-    return shown[0], shown[1]
+        texts.append(capsys.readouterr().out)
+    return texts[0], texts[1]
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -47,9 +47,9 @@ def test_pages_list_the_common_options_and_all_of_them(verb, capsys):
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_no_page_lists_a_knob_that_the_verb_does_not_use(verb, capsys):
     used = {option_name(knob.name) for knob in cli.VERBS[verb].knobs()}
-    others = {option_name(knob.name) for knob in list_knobs()} - used
+    unused = {option_name(knob.name) for knob in list_knobs()} - used
     for page in pages(verb, capsys):
-        assert not listed(page) & others
+        assert not listed(page) & unused
 
 
 def test_h_is_help(capsys):

@@ -58,7 +58,9 @@ def test_general_options_are_those_that_the_verb_can_use():
     assert "--dry-run" not in names["train"] | names["predict"]
     assert "--preset" in names["predict"]
     assert "--preset" not in names["data check"]
-    assert all({"--config", "--print-config", "--help-all"} <= shown for shown in names.values())
+    assert all(
+        {"--config", "--print-config", "--help-all"} <= general for general in names.values()
+    )
 
 
 def test_names_of_arguments_and_knobs_become_options():

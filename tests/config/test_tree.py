@@ -127,12 +127,12 @@ def test_values_of_another_type_are_refused(name, value):
         override(Config(), {name: value})
 
 
-@pytest.mark.parametrize("made_of", CLASSES)
-def test_the_tree_is_frozen(made_of):
-    made = made_of()
+@pytest.mark.parametrize("config_class", CLASSES)
+def test_the_tree_is_frozen(config_class):
+    config = config_class()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(made, dataclasses.fields(made)[0].name, 1)
-    assert hash(made) == hash(made_of())
+        setattr(config, dataclasses.fields(config)[0].name, 1)
+    assert hash(config) == hash(config_class())
 
 
 def test_differences_name_what_changed():

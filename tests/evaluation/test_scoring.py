@@ -152,7 +152,12 @@ def test_the_official_mean_is_printed_where_it_differs(data, tmp_path):
     assert others
     road = 100 * float(np.mean(np.array(guesses) == 0))
     result = evaluate_model(
-        mine, data / "city", tmp_path / "labels", output_dir=tmp_path / "out", config=CPU, progress=str
+        mine,
+        data / "city",
+        tmp_path / "labels",
+        output_dir=tmp_path / "out",
+        config=CPU,
+        progress=str,
     )
     official = road / (1 + len(others))
     assert (result.miou, result.official_miou) == pytest.approx((road, official))

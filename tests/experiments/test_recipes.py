@@ -61,16 +61,16 @@ def run_script(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_help_loads_nothing_heavy(name):
-    done = run_script("-X", "importtime", EXPERIMENTS / f"{name}.py", "--help")
-    assert done.returncode == 0
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    process = run_script("-X", "importtime", EXPERIMENTS / f"{name}.py", "--help")
+    assert process.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
     assert {"recipe", "sfss_ray.cli"} <= loaded
     assert not loaded & {"torch", "torchvision", "ray", "tyro", "segment_anything"}
-    assert done.stdout.startswith(f"usage: python experiments/{name}.py [OPTIONS]\n")
+    assert process.stdout.startswith(f"usage: python experiments/{name}.py [OPTIONS]\n")
     for text in ("embedded default", "--source-model PATH", "--dry-run", "--preset NAME"):
-        assert text in done.stdout
-    assert ("--tune.num-trials" in done.stdout) == (name == "tune_gta2cs")
-    assert f"[runs/{name.removeprefix('tune_')}]" in done.stdout
+        assert text in process.stdout
+    assert ("--tune.num-trials" in process.stdout) == (name == "tune_gta2cs")
+    assert f"[runs/{name.removeprefix('tune_')}]" in process.stdout
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -183,9 +183,9 @@ def test_half_of_the_recipes_data_is_refused(options, reason, data, tmp_path, ca
 def test_in_a_shell_bad_input_is_one_line_too(data, tmp_path):
     options = TARGET | {"target-images": "@empty", "output-dir": "@"}
     words = words_of(options, data, tmp_path / "out")
-    done = run_script(EXPERIMENTS / "tune_gta2cs.py", *words)
-    assert "no image in" in one_error(done.returncode, done.stderr)
-    assert done.stdout == ""
+    process = run_script(EXPERIMENTS / "tune_gta2cs.py", *words)
+    assert "no image in" in one_error(process.returncode, process.stderr)
+    assert process.stdout == ""
 
 
 @pytest.mark.parametrize("name", RECIPES)
