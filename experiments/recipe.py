@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sfss_ray.cli import VERBS, describe, run_guarded
 from sfss_ray.cli.calls import Call, Program, help_text, parse
-from sfss_ray.cli.entry import execute
+from sfss_ray.cli.command_line import execute
 from sfss_ray.cli.results import exit_code
 from sfss_ray.cli.words import option_names, take_value
 from sfss_ray.config import NETWORK_PRESETS, Config

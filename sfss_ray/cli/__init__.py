@@ -3,7 +3,7 @@
 No knob is stated here. Options, types and texts come from the functions and from the config classes.
 """
 
-from sfss_ray.cli.entry import main, split_verb
+from sfss_ray.cli.command_line import main, split_verb
 from sfss_ray.cli.guard import INTERRUPTED, run_guarded
 from sfss_ray.cli.results import describe
 from sfss_ray.cli.verbs import VERBS

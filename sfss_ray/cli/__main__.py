@@ -2,7 +2,7 @@
 
 import sys
 
-from sfss_ray.cli.entry import main
+from sfss_ray.cli.command_line import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -60,9 +60,7 @@ def refusal(verb: str, *words: str) -> str:
 )
 def test_options_of_other_verbs_name_the_verbs_that_use_them(verb, word, users):
     name = word.partition("=")[0].replace("_", "-")
-    expected = (
-        f"{name} is not an option of sfss-ray {verb}: it is used by {users}"
-    )
+    expected = f"{name} is not an option of sfss-ray {verb}: it is used by {users}"
     assert refusal(verb, word) == expected
 
 
