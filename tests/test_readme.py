@@ -70,7 +70,7 @@ def test_the_commands_of_the_readme_are_parsed(words, monkeypatch, tmp_path: Pat
     import tune_gta2cs
 
     assert words[:2] == ["python", "experiments/tune_gta2cs.py"]
-    tune_gta2cs.main(words[2:])
+    tune_gta2cs.run(tune_gta2cs.parse_arguments(words[2:]))
     assert capsys.readouterr().out.count("MISSING") == 3
 
 
