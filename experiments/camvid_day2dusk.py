@@ -89,7 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     started = time.monotonic()
     output_dir, config = arguments.output_dir, make_config(arguments)
-    # Both domains are views of one data set, so that masks and scores read the same files.
     day = arrange(arguments.camvid, output_dir / "data" / "day", DAY)
     dusk = arrange(arguments.camvid, output_dir / "data" / "dusk", DUSK)
     source = arguments.source_model
@@ -120,7 +119,6 @@ def run(arguments: argparse.Namespace) -> None:
         )
         models[name] = result.model
         curves.append({"name": name, "points": result.curve})
-    # The student at its last step is scored, never the best one: that would need the labels.
     rows = []
     for name, model in models.items():
         score = evaluate_model(model, *dusk, config=config)
@@ -141,7 +139,7 @@ def describe(
     config: Config,
     seconds: float,
 ) -> dict[str, Any]:
-    """Return the comparison as the content of report.json."""
+    """The comparison as report.json."""
     import sfss_ray
     from sfss_ray.models.source import open_source
 

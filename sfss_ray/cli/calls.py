@@ -53,7 +53,12 @@ class Call:
             return self.verb.function()(**self.arguments, config=self.config)
         from sfss_ray.inspection.run_plan import plan
 
-        return plan(**self.arguments, search=self.verb.name == "tune", config=self.config)
+        # A plan has no use for arguments that only add to a run's output.
+        parameters_of_plan = inspect.signature(plan).parameters
+        arguments = {
+            name: value for name, value in self.arguments.items() if name in parameters_of_plan
+        }
+        return plan(**arguments, search=self.verb.name == "tune", config=self.config)
 
 
 def help_text(program: Program, words: Sequence[str]) -> str | None:

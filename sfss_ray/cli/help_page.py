@@ -167,7 +167,7 @@ def _default(option: Option) -> str:
     default = option.default
     if default is REQUIRED:
         return "(required)"
-    if default is None or default is False or default == "":
+    if default is None or default is False or default in ("", ()):
         return ""
     return f"[{' '.join(map(str, default))}]" if isinstance(default, tuple) else f"[{default}]"
 

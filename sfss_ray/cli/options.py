@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -47,7 +47,7 @@ def option_name(name: str) -> str:
 
 
 def parameters(verb: Verb) -> list[inspect.Parameter]:
-    """Return the function's arguments that are options, with paths as the only type of a path."""
+    """Return the function's arguments that are options, with types that words can be parsed to."""
     signature = inspect.signature(verb.function(), eval_str=True)
     return [
         parameter.replace(annotation=_as_path(parameter.annotation))
@@ -63,7 +63,16 @@ def _as_path(annotation: Any) -> Any:
 
     path_types: dict[Any, Any] = {Path | str: Path, SourceLike: Path, CardLike: Path}
     optional_types = {kind | None: Path | None for kind in path_types}
-    return (path_types | optional_types).get(annotation, annotation)
+    return (path_types | optional_types).get(annotation, _as_names(annotation))
+
+
+def _as_names(annotation: Any) -> Any:
+    """Return a tuple of names for a sequence of objects that may be given by name."""
+    if get_origin(annotation) is Sequence:
+        for part in get_args(get_args(annotation)[0]):
+            if get_origin(part) is Literal:
+                return tuple[part, ...]
+    return annotation
 
 
 def argument_options(verb: Verb) -> list[Option]:
@@ -148,6 +157,9 @@ def _metavar(annotation: Any) -> str:
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
+    """Return the values of a Literal, alone or as the entries of a tuple."""
+    if get_origin(annotation) is tuple:
+        annotation = get_args(annotation)[0]
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
 import pytest
 
 from sfss_ray import cli
+from sfss_ray.cli.calls import Program, parse
 from sfss_ray.cli.options import (
     REQUIRED,
     all_options,
@@ -32,6 +39,27 @@ def test_arguments_have_their_types_and_defaults():
     assert (options["--size"].metavar, options["--size"].default) == ("INT INT", (512, 1024))
     (strict,) = [o for o in argument_options(cli.VERBS["masks"]) if o.name == "--strict"]
     assert (strict.metavar, strict.negative) == ("", "--no-strict")
+
+
+def test_objects_that_have_names_are_given_by_name(monkeypatch):
+    """Several names may follow one option."""
+
+    def work(path: Path | str, *, loggers: Sequence[object | Literal["a", "b"]] = ()) -> None:
+        """Work.
+
+        Args:
+            path: A path.
+            loggers: Loggers.
+        """
+
+    verb = dataclasses.replace(cli.VERBS["export"], is_positional=False)
+    monkeypatch.setattr(type(verb), "function", lambda self: work)
+    monkeypatch.setattr(type(verb), "documentation", lambda self: inspect.getdoc(work))
+    (path, loggers) = argument_options(verb)
+    assert (path.metavar, path.text) == ("PATH", "A path.")
+    assert (loggers.metavar, loggers.choices) == ("NAME [NAME ...]", ("a", "b"))
+    call = parse(Program(verb, "x"), ["--path", "p", "--loggers", "a", "b"])
+    assert call.arguments == {"path": Path("p"), "loggers": ("a", "b")}
 
 
 def test_folders_and_files_of_output_have_one_name():

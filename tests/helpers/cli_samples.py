@@ -20,7 +20,7 @@ TARGET = {"source-model": "@source.pt", "target-images": "@images"}
 VAL = {"val-images": "@images", "val-labels": "@labels"}
 SHARED_CASES = {
     "missing folder": ({"target-images": "@nowhere"}, r"nowhere' does not exist; give"),
-    "empty folder": ({"target-images": "@empty"}, r"no image in '.*empty'; looked for"),
+    "empty folder": ({"target-images": "@empty"}, r"no image in '.*empty'; (looked for|expected)"),
     "a file, no folder": ({"target-images": "@letter.txt"}, r"letter\.txt' is a file; give"),
     "missing model": ({"source-model": "@nowhere.pt"}, r"nowhere\.pt' does not exist; give"),
     "no checkpoint": ({"source-model": "@letter.txt"}, r"letter\.txt' .*(no checkpoint|be read)"),
