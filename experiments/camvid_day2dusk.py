@@ -183,7 +183,8 @@ def write_page(
     from sfss_ray import MaskStore, load_model
     from sfss_ray.config import EvaluationConfig
     from sfss_ray.data.decoding import read_image
-    from sfss_ray.data.folders import pair_labels, read_labels
+    from sfss_ray.data.folders import read_labels
+    from sfss_ray.data.pairing import pair_labels
     from sfss_ray.evaluation.examination import predict_probabilities
     from sfss_ray.report.page import write_report
     from sfss_ray.report.pictures import Strip

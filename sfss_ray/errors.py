@@ -1,36 +1,36 @@
-"""Every error this package raises for something a user can cause.
+"""Every error that this package raises for a mistake the user can correct.
 
-    SfssError(ValueError)          any of the below; the command line prints its one line, exits with 2
-    +-- ConfigError                a knob has a value outside its range, or a name nobody knows
-    +-- DataError                  a folder is missing or empty, images and labels do not pair up
-    +-- CheckpointError            a weights file is missing, damaged, or of another kind than asked
-    +-- ClusterError               the Ray cluster cannot be reached or lacks what was asked for
-    +-- ResumeError                the output folder holds another run, or a stage that cannot go on
+    SfssError(ValueError)          base class; the command line prints its message and exits with 2
+    +-- ConfigError                an option is out of range, or its name is unknown
+    +-- DataError                  a folder is missing or empty, or images and labels do not pair up
+    +-- CheckpointError            a weights file is missing, damaged, or of the wrong kind
+    +-- ClusterError               the Ray cluster is unreachable or lacks requested resources
+    +-- ResumeError                the output folder holds another run, or a stage that cannot resume
     +-- OutputError                the output cannot be written: a full disk, no permission
     +-- TrainingError              the loss became NaN or Inf; names the step and the last checkpoint
 
-Each message says what is wrong, the value, what is allowed, and what to do, in one line.
+Each message is one line that says what is wrong, the value, what is allowed, and what to do.
 """
 
 
 class SfssError(ValueError):
-    """Base of all errors of this package: something the caller can put right."""
+    """Base class of all errors of this package that the caller can correct."""
 
 
 class ConfigError(SfssError):
-    """A knob is out of its range or unknown. Look at the range named in the message."""
+    """An option is out of range or unknown. The message names the allowed values."""
 
 
 class DataError(SfssError):
-    """Images or labels are missing, empty, or do not belong together."""
+    """Images or labels are missing, empty, damaged, or do not belong together."""
 
 
 class CheckpointError(SfssError):
-    """A weights file is missing, damaged, or not of the kind that was asked for."""
+    """A weights file is missing, damaged, or not of the expected kind."""
 
 
 class ClusterError(SfssError):
-    """The Ray cluster cannot be reached, or has not what was asked for (a GPU, CPUs)."""
+    """The Ray cluster cannot be reached, or lacks a requested resource (GPUs, CPUs)."""
 
 
 class ResumeError(SfssError):
@@ -38,8 +38,8 @@ class ResumeError(SfssError):
 
 
 class OutputError(SfssError):
-    """A file cannot be written. Free disk space or give another place; what is written is kept."""
+    """A file cannot be written. Free disk space or choose another folder; finished files stay."""
 
 
 class TrainingError(SfssError):
-    """Training cannot go on: a loss became NaN or Inf. The last good checkpoint is kept."""
+    """Training stopped because a loss became NaN or Inf. The last good checkpoint is kept."""

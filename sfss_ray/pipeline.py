@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config, override
-from sfss_ray.inputs.check import Inputs, Request, check_inputs, claim_inputs
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.record import claim_inputs
+from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.existing import describe_masks, is_of_file
 from sfss_ray.masks.generate import mask_images

@@ -13,17 +13,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def linter() -> str:
-    """The lint-imports of this interpreter."""
-    found = shutil.which("lint-imports", path=sysconfig.get_path("scripts")) or shutil.which(
-        "lint-imports"
-    )
-    if found is None:
+    """Return the path of this interpreter's lint-imports."""
+    scripts = sysconfig.get_path("scripts")
+    program = shutil.which("lint-imports", path=scripts) or shutil.which("lint-imports")
+    if program is None:
         pytest.skip("import-linter is not installed: pip install 'sfss-ray[test]'")
-    return found
+    return program
 
 
 def lint(config: Path) -> subprocess.CompletedProcess:
-    """Run the linter on this package with the contracts of a file."""
+    """Check the package against the contracts of a file."""
     return subprocess.run(
         [linter(), "--config", str(config), "--no-cache"],
         cwd=ROOT,
@@ -34,14 +33,14 @@ def lint(config: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_contracts_are_kept():
+def test_the_package_keeps_the_contracts():
     done = lint(ROOT / "pyproject.toml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
 
 
-def test_the_linter_sees_a_broken_contract(tmp_path: Path):
-    """The contracts upside down are broken: the test above can fail."""
+def test_a_broken_contract_is_reported(tmp_path: Path):
+    """Contracts that are upside down are reported, so the test above can fail."""
     contracts = tmp_path / "contracts.toml"
     contracts.write_text(
         '[tool.importlinter]\nroot_packages = ["sfss_ray"]\n'

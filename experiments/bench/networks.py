@@ -92,20 +92,24 @@ def _steps_on_one_batch(device: str) -> Iterator[list[float]]:
     import torch
 
     from sfss_ray.train import adaptation
+    from sfss_ray.train.gradients import StepContext
 
     seconds: list[float] = []
 
-    def walk(run: Any, _seed: int, batches: Any, _start: int, num_steps: int, *rest: Any) -> None:
-        take_step, batch = rest[1], adaptation.to_device(next(iter(batches)), run.device)
+    def walk(trainable: Any, run: Any, schedule: Any) -> None:
+        trainable.initialize()
+        trainable.distribute()
+        batch = adaptation.to_device(next(iter(trainable.batches(0))), run.device)
+        context = StepContext(schedule.num_steps)
         for _ in range(WARM_UP + REPEATS):
             torch.cuda.synchronize()
             started = time.perf_counter()
-            take_step(num_steps, batch)
+            trainable.step(batch, context)
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
         del seconds[:WARM_UP]
 
-    with patch.object(adaptation, "run_steps", walk) if device == "cuda" else nullcontext():
+    with patch.object(adaptation, "run_loop", walk) if device == "cuda" else nullcontext():
         yield seconds
 
 

@@ -28,16 +28,18 @@ import torch
 from torch import Tensor
 
 from sfss_ray.config import Config, TrainConfig, override
-from sfss_ray.method import step as steps
-from sfss_ray.method.mask_vote import ClassPrior
-from sfss_ray.method.prototype_bank import PrototypeBank
-from sfss_ray.method.pseudo_labels import ClassThresholds
+from sfss_ray.method.contrast import StudentOutput, contrast_losses, fetch_pair_inputs
+from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.method.memory import Memory
+from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
 from sfss_ray.method.teacher import make_teacher, update_teacher
+from sfss_ray.method.teacher_view import TeacherView
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.streets.default import embedded_config
 from sfss_ray.streets.scenes import render_scene
-from sfss_ray.train.loop import build_optimizer, learn
+from sfss_ray.train.gradients import Learner, StepContext
+from sfss_ray.train.optimizer import build_optimizer
 
 CLASSES = 19
 DEEPLAB_CROP = (512, 1024)
@@ -92,33 +94,33 @@ class Trainer:
         torch.manual_seed(0)
         self.config: TrainConfig = train
         network = build_network(name, CLASSES)
-        self.student = steps.ContrastNet(network, train).to(device).train()
+        self.student = ContrastNet(network, train).to(device).train()
         self.teacher = make_teacher(self.student)
         segmenter = self.student.segmenter
-        self.optimizer = build_optimizer(segmenter.body, segmenter.heads, train.optim)
+        optimizer = build_optimizer(segmenter.body, segmenter.heads, train.optim)
+        self.learner = Learner(self.student, optimizer, 5.0)
         self.memory = full_memory(train, self.student.embedding_dim, device)
 
     def step(self, batch: dict[str, Tensor]) -> None:
         """One step past the ramp, as in a training."""
-        number = self.config.num_steps
-        segmenter = self.student.segmenter
+        networks = TeacherStudent(self.student, self.teacher, self.memory)
+        info = StepInfo(self.config.num_steps, seed=0)
 
-        def loss_of(_: int, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            return steps.adaptation_losses(
-                self.student, self.teacher, segmenter, self.memory, part, self.config, number, 0
-            )
+        def losses(_: int, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            return adaptation_losses(networks, part, self.config, info)
 
-        learn([batch], loss_of, self.student, self.optimizer, 5.0, number, 0)
+        self.learner.update([batch], losses, StepContext(info.step))
         update_teacher(self.teacher, self.student, self.config.ema_momentum)
 
 
-def full_memory(config: TrainConfig, dim: int, device: str) -> steps.Memory:
+def full_memory(config: TrainConfig, dim: int, device: str) -> Memory:
     """A bank that is full, as it is from some hundred steps on: the dearest case."""
-    bank = PrototypeBank(CLASSES, config.pairs.bank_size, dim, device)
+    memory = Memory.empty(CLASSES, dim, config.pairs, device)
+    bank = memory.bank
     bank.vectors.copy_(torch.nn.functional.normalize(torch.randn(bank.vectors.shape), dim=2))
     bank.images.fill_(10_000)
     bank.written.fill_(bank.size)
-    return steps.Memory(ClassThresholds(CLASSES, device), ClassPrior(CLASSES, device), bank)
+    return memory
 
 
 def whole_steps(name: str, config: Config, device: str, repeats: int) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def whole_steps(name: str, config: Config, device: str, repeats: int) -> dict[st
     } | memory(full.memory, train, full.student.embedding_dim)
 
 
-def memory(held: steps.Memory, config: TrainConfig, dim: int) -> dict[str, float]:
+def memory(held: Memory, config: TrainConfig, dim: int) -> dict[str, float]:
     """Megabytes (10^6 bytes) that the contrast adds: kept in the bank, and per image while a loss of
     that image is in the graph (the largest tensors, float32, by their shapes).
     """
@@ -193,7 +195,7 @@ def deeplab(device: str, repeats: int, network_repeats: int, crops: int = 1) -> 
 
 def contrast_alone(
     config: TrainConfig,
-    held: steps.Memory,
+    held: Memory,
     batch: dict[str, Tensor],
     grid: tuple[int, int],
     device: str,
@@ -207,10 +209,10 @@ def contrast_alone(
         teacher = torch.nn.functional.normalize(features, dim=1)
         q = probabilities_by_region(batch["mask_ids"], grid)
         labels = q.argmax(1)
-        look = steps.Look(q, teacher, labels, q.max(1).values)
+        view = TeacherView(q, teacher, labels, q.max(1).values)
     thresholds = torch.full((CLASSES,), 0.5, device=device)
-    asked = steps.fetch_for_pairs(look, thresholds, batch, config)
-    parts = steps.contrast(z, logits, look, asked, held, config, 0, 1.0)
+    inputs = fetch_pair_inputs(view, thresholds, batch, config)
+    parts = contrast_losses(StudentOutput(logits, z), inputs, held.bank, config, seed=0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
 
 
@@ -225,14 +227,16 @@ def network_steps(device: str, clock: Clock, batch: dict[str, Tensor], repeats: 
     student = build_network("deeplabv2_resnet101", CLASSES).to(device).train()
     teacher = make_teacher(student)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
+    learner = Learner(student, optimizer, 5.0)
 
-    def loss_of(_: int, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def cross_entropy(_: int, part: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             labels = teacher.logits(part["weak"]).argmax(1)
-        return torch.nn.functional.cross_entropy(student.logits(part["strong"]), labels), {}
+        loss = torch.nn.functional.cross_entropy(student.logits(part["strong"]), labels)
+        return loss, {"loss": loss.detach()}
 
     def step() -> None:
-        learn([batch], loss_of, student, optimizer, 5.0, 1, 0)
+        learner.update([batch], cross_entropy, StepContext(1))
         update_teacher(teacher, student, 0.999)
 
     return [clock(step) for _ in range(repeats)]

@@ -1,8 +1,8 @@
-"""Measure a trained small SAM on held-out scenes, choose its generator settings, and ship it.
+"""Measure a trained small SAM on held-out scenes, choose its settings, and copy it into the package.
 
     python experiments/small_sam/measure_small_sam.py --run runs/small_sam --scenes 80
 
-Copies small_sam.pt of the run into the package and writes small_sam.json beside it.
+The script copies small_sam.pt of the run into the package and writes small_sam.json beside it.
 """
 
 from __future__ import annotations
@@ -33,44 +33,50 @@ from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
 from sfss_ray.streets.scenes import Scene, render_scene
 
 DOMAINS = ("game", "camera")
-CHECK_SEED = 1_000_003  # scenes to watch the training by, and to choose settings on
-HELD_OUT_SEED = 2_000_003  # scenes for the reported scores alone
+CHECK_SEED = 1_000_003  # scenes for monitoring the training and for choosing settings
+HELD_OUT_SEED = 2_000_003  # scenes for the reported scores only
 POINTS_PER_SIDE = 16
 POINTS_PER_BATCH = 16
-SMALLEST_COUNTED = 16  # px; objects below it are not asked for
+SMALLEST_COUNTED = 16  # px; smaller objects are ignored
 TUNING_SCENES = range(4, 16)
 PRED_IOU_THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-STABILITY_OFFSETS = (0.1, 0.2, 0.4, 1.0)  # the small SAM's logits are flatter than a large one's
+STABILITY_OFFSETS = (
+    0.1,
+    0.2,
+    0.4,
+    1.0,
+)  # its logits are flatter than those of large SAMs
 STABILITY_THRESHOLDS = (0.7, 0.85)
 NMS_THRESHOLDS = (0.5, 0.7)
 
 
 def unseen_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of a set that is not trained on; the two domains take turns."""
+    """Return scene `index` of a set that is not used for training. The domains alternate."""
     return render_scene(DOMAINS[index % 2], seed, index // 2)
 
 
 @torch.no_grad()
 def prompt(sam: Sam, image: np.ndarray, xy: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Logits (N, 3, H, W) and predicted IoU (N, 3) for points (N, 2) in px of the image."""
+    """Return logits (N, 3, H, W) and predicted IoU (N, 3) for points (N, 2) in px of the image."""
     predictor = SamPredictor(sam)
     predictor.set_image(image)
     scaled = predictor.transform.apply_coords(xy, image.shape[:2])
     points = torch.from_numpy(scaled).float().to(sam.device)
-    answers = [
+    outputs = [
         predictor.predict_torch(
-            few[:, None],
-            torch.ones(len(few), 1, device=few.device),
+            chunk[:, None],
+            torch.ones(len(chunk), 1, device=chunk.device),
             multimask_output=True,
             return_logits=True,
         )
-        for few in points.split(POINTS_PER_BATCH)
+        for chunk in points.split(POINTS_PER_BATCH)
     ]
-    return torch.cat([a[0] for a in answers]).cpu(), torch.cat([a[1] for a in answers]).cpu()
+    logits = torch.cat([output[0] for output in outputs])
+    return logits.cpu(), torch.cat([output[1] for output in outputs]).cpu()
 
 
 def iou_matrix(masks: Tensor, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-    """IoU (masks, ids) of bool masks (N, H, W) with each id of the map; areas of the ids in px."""
+    """Return the IoU (masks, ids) of masks (N, H, W) with each id of the map, and areas in px."""
     names, areas = np.unique(ids[ids > 0], return_counts=True)
     names, areas = names[areas >= SMALLEST_COUNTED], areas[areas >= SMALLEST_COUNTED]
     regions = torch.from_numpy(ids.reshape(1, -1) == names[:, None]).float()
@@ -81,12 +87,12 @@ def iou_matrix(masks: Tensor, ids: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def prompted_iou(sam: Sam, seed: int, scenes: int, points: int = 24) -> dict[str, float]:
-    """Mean best-of-3 IoU with object and part under points uniform over pixels of unseen scenes.
+    """Return the mean best-of-3 IoU with object and part under random points of unseen scenes.
 
-    object_each: the same for one point on each object, every object counting alike.
+    object_each is the mean over one point on each object, with equal weight for all objects.
     """
     rng = np.random.default_rng(0)
-    found: dict[str, list[float]] = {"object": [], "part": [], "object_each": []}
+    ious: dict[str, list[float]] = {"object": [], "part": [], "object_each": []}
     for scene in (unseen_scene(seed, index) for index in range(scenes)):
         ys, xs = np.nonzero(scene.instances)
         uniform = rng.integers(0, len(ys), points)
@@ -99,14 +105,14 @@ def prompted_iou(sam: Sam, seed: int, scenes: int, points: int = 24) -> dict[str
         xy = np.stack([xs[chosen], ys[chosen]], axis=1)
         masks = prompt(sam, scene.image, xy)[0] > 0
         objects = best_of_three(masks, scene.instances, xy)
-        found["object"] += objects[:points]
-        found["object_each"] += objects[points:]
-        found["part"] += best_of_three(masks[:points], scene.parts, xy[:points])
-    return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+        ious["object"] += objects[:points]
+        ious["object_each"] += objects[points:]
+        ious["part"] += best_of_three(masks[:points], scene.parts, xy[:points])
+    return {name: round(float(np.mean(values)), 4) for name, values in ious.items()}
 
 
 def best_of_three(masks: Tensor, ids: np.ndarray, xy: np.ndarray) -> list[float]:
-    """IoU of the best of each point's masks (N, 3, H, W) with the region of `ids` it lies on."""
+    """Return the IoU of the best of the masks (N, 3, H, W) of each point with the region below it."""
     target = torch.from_numpy(ids[None] == ids[xy[:, 1], xy[:, 0]][:, None, None])[:, None]
     common, union = (masks & target).sum((2, 3)), (masks | target).sum((2, 3))
     return (common / union).amax(dim=1).tolist()
@@ -114,7 +120,7 @@ def best_of_three(masks: Tensor, ids: np.ndarray, xy: np.ndarray) -> list[float]
 
 @dataclass
 class Candidates:
-    """All masks of one scene's point grid before any filter, and how well they fit the truth."""
+    """All unfiltered masks of the point grid of a scene, with their fit to ground truth."""
 
     scene: Scene
     masks: Tensor  # (N, H, W) bool
@@ -127,6 +133,7 @@ class Candidates:
 
 
 def candidates_of(sam: Sam, scene: Scene) -> Candidates:
+    """Prompt a scene with the point grid."""
     height, width = scene.image.shape[:2]
     grid = build_point_grid(POINTS_PER_SIDE) * np.array([[width, height]])
     logits, predicted = prompt(sam, scene.image, grid)
@@ -148,47 +155,51 @@ def candidates_of(sam: Sam, scene: Scene) -> Candidates:
     )
 
 
-def keep(found: Candidates, settings: dict[str, float]) -> Tensor:
-    """Indices of the masks that the automatic mask generator keeps with these settings."""
-    good = found.predicted > settings["pred_iou_thresh"]
-    stability = found.stability[settings["stability_score_offset"]]
+def filtered(candidates: Candidates, settings: dict[str, float]) -> Tensor:
+    """Return the indices of the masks that the automatic mask generator keeps with these settings."""
+    good = candidates.predicted > settings["pred_iou_thresh"]
+    stability = candidates.stability[settings["stability_score_offset"]]
     good &= stability >= settings["stability_score_thresh"]
     index = good.nonzero()[:, 0]
-    order = nms(found.boxes[index].float(), found.predicted[index], settings["box_nms_thresh"])
+    order = nms(
+        candidates.boxes[index].float(), candidates.predicted[index], settings["box_nms_thresh"]
+    )
     return index[order]
 
 
-def fit_of_masks(found: Candidates, kept: Tensor) -> dict[str, float]:
-    """How well kept masks match the scene; every value but `masks` is in 0..1.
+def fit_of_masks(candidates: Candidates, chosen_masks: Tensor) -> dict[str, float]:
+    """Return the fit of masks to the scene. All values except `masks` are in 0..1.
 
-    recall: IoU of the best mask of each object, weighted by area; recall_each: unweighted.
+    recall: IoU of the best mask of each object, weighted by area. recall_each: unweighted.
     precision: IoU of each mask with the object or part that it fits best, unweighted.
     """
-    if not len(kept):
+    if not len(chosen_masks):
         return {"recall": 0.0, "recall_each": 0.0, "precision": 0.0, "masks": 0.0}
-    best = found.object_iou[kept].amax(dim=0)
-    either = torch.cat([found.object_iou[kept], found.part_iou[kept]], dim=1).amax(dim=1)
+    best = candidates.object_iou[chosen_masks].amax(dim=0)
+    either = torch.cat(
+        [candidates.object_iou[chosen_masks], candidates.part_iou[chosen_masks]], dim=1
+    ).amax(dim=1)
     return {
-        "recall": float((best * found.object_areas).sum() / found.object_areas.sum()),
+        "recall": float((best * candidates.object_areas).sum() / candidates.object_areas.sum()),
         "recall_each": float(best.mean()),
         "precision": float(either.mean()),
-        "masks": float(len(kept)),
+        "masks": float(len(chosen_masks)),
     }
 
 
-def fit_of_map(found: Candidates, kept: Tensor) -> dict[str, float]:
-    """How well the map of regions, smaller masks painted over larger, matches the scene; 0..1.
+def fit_of_map(candidates: Candidates, chosen_masks: Tensor) -> dict[str, float]:
+    """Return the fit of the map of regions to the scene, smaller masks painted over larger, in 0..1.
 
-    coverage: share of pixels in a region; purity: of these, the share whose region's main class is
-    theirs; map_recall: IoU of the best region of each object, weighted by area.
+    coverage: share of pixels in a region. purity: share of these that have the main class of their
+    region. map_recall: IoU of the best region of each object, weighted by area.
     """
-    regions = np.zeros(found.scene.labels.shape, dtype=np.int64)
-    masks = found.masks[kept].numpy()
+    regions = np.zeros(candidates.scene.labels.shape, dtype=np.int64)
+    masks = candidates.masks[chosen_masks].numpy()
     for name, mask in enumerate(sorted(masks, key=lambda mask: -mask.sum()), start=1):
         regions[mask] = name
     count = len(masks) + 1
-    classes = overlaps(regions, found.scene.labels, count)[1:, :255]
-    objects = overlaps(regions, found.scene.instances, count)
+    classes = overlaps(regions, candidates.scene.labels, count)[1:, :255]
+    objects = overlaps(regions, candidates.scene.instances, count)
     areas = objects.sum(axis=0)
     union = objects.sum(axis=1, keepdims=True) + areas - objects
     best = (objects / np.maximum(union, 1))[1:, 1:].max(axis=0, initial=0.0)
@@ -200,21 +211,24 @@ def fit_of_map(found: Candidates, kept: Tensor) -> dict[str, float]:
 
 
 def overlaps(regions: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
-    """Pixels (regions, ids) that a region and an id have in common."""
+    """Return the number of pixels (regions, ids) that a region and an id share."""
     width = max(256, int(ids.max()) + 1)
     flat = np.bincount((regions * width + ids).ravel(), minlength=count * width)
     return flat.reshape(count, width)
 
 
 def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each value over the rows."""
     return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
 
 
 def choose_settings(scenes: list[Candidates]) -> dict[str, float]:
-    """The thresholds whose region maps have the best harmonic mean of recall and purity."""
+    """Return the thresholds with the best harmonic mean of map recall and purity."""
 
     def quality(settings: dict[str, float]) -> float:
-        fit = mean_of([fit_of_map(found, keep(found, settings)) for found in scenes])
+        fit = mean_of(
+            [fit_of_map(candidates, filtered(candidates, settings)) for candidates in scenes]
+        )
         return 2 * fit["map_recall"] * fit["purity"] / max(1e-9, fit["map_recall"] + fit["purity"])
 
     choices = {
@@ -228,15 +242,17 @@ def choose_settings(scenes: list[Candidates]) -> dict[str, float]:
 
 
 def measure(sam: Sam, scenes: int) -> dict[str, object]:
-    """Scores on `scenes` held-out scenes; the settings are chosen on a few others."""
+    """Score `scenes` held-out scenes with settings that are chosen on other scenes."""
     tuning = [candidates_of(sam, unseen_scene(CHECK_SEED, i)) for i in TUNING_SCENES]
     settings = choose_settings(tuning)
     del tuning
     rows: dict[str, list[dict[str, float]]] = {domain: [] for domain in DOMAINS}
     for index in range(scenes):
-        found = candidates_of(sam, unseen_scene(HELD_OUT_SEED, index))
-        kept = keep(found, settings)
-        rows[DOMAINS[index % 2]].append(fit_of_masks(found, kept) | fit_of_map(found, kept))
+        candidates = candidates_of(sam, unseen_scene(HELD_OUT_SEED, index))
+        chosen_masks = filtered(candidates, settings)
+        rows[DOMAINS[index % 2]].append(
+            fit_of_masks(candidates, chosen_masks) | fit_of_map(candidates, chosen_masks)
+        )
     return {
         "held_out": {"seed": HELD_OUT_SEED, "scenes": scenes, "size": [128, 256]},
         "prompted_iou_best_of_3": prompted_iou(sam, HELD_OUT_SEED, scenes),
@@ -250,7 +266,7 @@ def measure(sam: Sam, scenes: int) -> dict[str, object]:
 
 
 def ship(run: Path, scenes: int, weights: Path) -> dict[str, object]:
-    """Measure the run's weights, then put them and the facts where the package has them."""
+    """Measure the weights of a run, then copy them and their facts into the package."""
     source = run / "small_sam.pt"
     sam = load_sam(source, "small")
     facts: dict[str, object] = {
@@ -268,12 +284,11 @@ def ship(run: Path, scenes: int, weights: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    """Measure and ship from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/small_sam"))
-    parser.add_argument("--scenes", type=int, default=80, help="half of them of each domain")
-    parser.add_argument(
-        "--weights", type=Path, default=shipped_small_sam(), help="where to ship to"
-    )
+    parser.add_argument("--scenes", type=int, default=80, help="half of them from each domain")
+    parser.add_argument("--weights", type=Path, default=shipped_small_sam(), help="destination")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

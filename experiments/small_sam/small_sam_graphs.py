@@ -1,6 +1,6 @@
-"""Updates as CUDA graphs: one launch for the thousands of small kernels of a step.
+"""Training updates as CUDA graphs: one launch for the thousands of small kernels of a step.
 
-Without them the processor that launches kernels is the limit of the training, not the GPU.
+Without graphs the speed of the CPU that launches the kernels limits the training.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import torch
 from small_sam_learning import Batch
 from torch import Tensor
 
-EAGER_STEPS = 3  # before a graph is recorded: libraries and the optimiser make their buffers
+EAGER_STEPS = 3  # before recording, so that libraries and the optimiser allocate their buffers
 
 Update = Callable[[Batch, Tensor], Tensor]
-"""(batch, weight of the pairs) -> what to log; changes the network in place."""
+"""(batch, weight of the pair loss) -> values to log. Changes the network in place."""
 
 
 @dataclass
-class Recorded:
-    """A graph and the tensors it reads and writes."""
+class RecordedUpdate:
+    """A graph with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, Tensor]
@@ -29,26 +29,27 @@ class Recorded:
     output: Tensor
 
     def replay(self, tensors: Mapping[str, Tensor], pair_weight: Tensor) -> Tensor:
+        """Run the graph on another batch of the same shapes."""
         for name, buffer in self.inputs.items():
             buffer.copy_(tensors[name])
         self.pair_weight.copy_(pair_weight)
         self.graph.replay()
-        return self.output.clone()  # the next replay of any graph may write over it
+        return self.output.clone()  # the next replay of any graph may overwrite it
 
 
 class GraphedUpdates:
-    """Calls `update` for the first batches of each shape, then replays what it did.
+    """Runs `update` for the first batches of each shape, then replays its recording.
 
-    `update` must not read a value of the device, and its optimiser must be capturable. All that
-    outlives a replay are the network and the optimiser's state, so the graphs share their memory.
+    `update` must not read a value back from the device, and its optimiser must be capturable. Only the
+    network and the state of the optimiser outlive a replay, so all graphs share their memory.
     """
 
     def __init__(self, update: Update, device: torch.device) -> None:
         self.update, self.device = update, device
         self.eager: dict[Any, int] = {}
-        self.recorded: dict[Any, Recorded] = {}
+        self.recorded: dict[Any, RecordedUpdate] = {}
         self.memory = torch.cuda.graph_pool_handle()
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # the default one cannot record
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # the default stream cannot record
 
     def __call__(self, batch: Batch, pair_weight: Tensor) -> Tensor:
         shapes = {name: value.shape for name, value in batch.tensors().items()}
@@ -61,15 +62,15 @@ class GraphedUpdates:
             self.recorded[key] = self._record(on_device, pair_weight.to(self.device))
         return self.recorded[key].replay(batch.tensors(), pair_weight)
 
-    def _record(self, batch: Batch, pair_weight: Tensor) -> Recorded:
+    def _record(self, batch: Batch, pair_weight: Tensor) -> RecordedUpdate:
         inputs = {name: value.clone() for name, value in batch.tensors().items()}
         graph = torch.cuda.CUDAGraph()
-        # Other threads (the loader's) may go on calling CUDA while this one records.
+        # Threads of the loader may call CUDA while this thread records.
         with torch.cuda.graph(
             graph,
             pool=self.memory,
             stream=torch.cuda.current_stream(self.device),
             capture_error_mode="thread_local",
         ):
-            output = self.update(batch.having(inputs), pair_weight)
-        return Recorded(graph, inputs, pair_weight, output)
+            output = self.update(batch.with_tensors(inputs), pair_weight)
+        return RecordedUpdate(graph, inputs, pair_weight, output)

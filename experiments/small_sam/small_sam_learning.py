@@ -1,16 +1,17 @@
 # torch and segment-anything hide the types of a module's children from the type checker.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOptionalSubscript=false
 # pyright: reportOperatorIssue=false
-"""How the small SAM learns: many points of an image decoded at once, and the losses.
+"""Training of the small SAM: decoding of many points per image, and the losses.
 
-Four things without which the masks hardly come to depend on the point:
+Four measures make the masks depend on the point:
   - a decoder that keeps the variance of its input at the start, with keys aligned to queries, so
     that attention peaks where the point is;
-  - an auxiliary loss on encoder tokens: do these two lie on one object, on one part?
-  - first 128 px windows, four times cheaper, then 256 px;
-  - balanced cross entropy and dice first, focal loss and dice later.
+  - an auxiliary loss on pairs of encoder tokens: same object or not, same part or not;
+  - windows of 128 px at first, which are four times cheaper, then of 256 px;
+  - balanced cross entropy and dice at first, focal loss and dice later.
 
-Nothing here reads a value of the device or draws at random, so a whole update can be a CUDA graph.
+This module neither reads values back from the device nor draws random numbers, so that a whole update
+fits into a CUDA graph.
 """
 
 from __future__ import annotations
@@ -31,58 +32,58 @@ from sfss_ray.masks.sam.networks import SMALL_IMAGE_SIZE, SMALL_PATCH_SIZE
 SIDE = SMALL_IMAGE_SIZE // SMALL_PATCH_SIZE  # tokens along a side of the padded square
 PIXELS_PER_LOGIT = 2
 LOGITS_PER_TOKEN = SMALL_PATCH_SIZE // PIXELS_PER_LOGIT
-SMALLEST_TARGET = 16  # px; finer things are not asked for
-PAIRED_TOKENS = 192  # of an image, for the loss over pairs
+SMALLEST_TARGET = 16  # px; smaller objects are not used as targets
+PAIRED_TOKENS = 192  # per image, for the loss on pairs
 
 
 @dataclass
 class Batch:
-    """Windows of scenes with points in them, and how they are to be learned from.
+    """Windows of scenes with point prompts and their targets.
 
     Attributes:
         images: uint8 (B, H, W, 3).
         points: float (B, P, 2), x and y in px.
-        wanted: int (B, P, 2), object and part under each point.
+        target_ids: int (B, P, 2), object and part under each point.
         ids: int (B, H/2, W/2, 2), object and part of each logit.
         token_ids: int (B, H/8, W/8, 2), object and part at the middle of each patch.
         paired: int (192,), tokens of the window whose pairs are compared.
-        place: int (2,), row and column of the padded square's token at which the windows lie.
-        padded: fill up SAM's square, as in use; else the images are encoded alone.
+        position: int (2,), row and column of the token of the padded square where the windows start.
+        padded: pad to the square of SAM, as at inference. Otherwise the images are encoded alone.
         focal: focal loss instead of balanced cross entropy.
-        rendered: scenes that were rendered for this batch.
+        rendered: number of scenes rendered for this batch.
     """
 
     images: Tensor
     points: Tensor
-    wanted: Tensor
+    target_ids: Tensor
     ids: Tensor
     token_ids: Tensor
     paired: Tensor
-    place: Tensor
+    position: Tensor
     padded: bool
     focal: bool
     rendered: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
+        """Return all tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def having(self, tensors: Mapping[str, Tensor]) -> Batch:
-        """The same batch with other tensors."""
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """Return the batch with other tensors."""
         return replace(self, **tensors)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return self.having({name: value.to(device) for name, value in self.tensors().items()})
+        """Return the batch on another device."""
+        return self.with_tensors({name: value.to(device) for name, value in self.tensors().items()})
 
     def targets(self) -> Tensor:
-        """(B, P, M, 2) of 0 or 1: object and part under each point, M logits in patch order."""
+        """Return targets (B, P, M, 2) in {0, 1}: object and part of each point, M in patch order."""
         ids = into_patches(self.ids)
-        return (ids[:, None] == self.wanted[:, :, None]).float()
+        return (ids[:, None] == self.target_ids[:, :, None]).float()
 
 
 def prepare_for_training(sam: Sam) -> None:
-    """Keep the variance through the decoder, and let cross attention peak at the point at first."""
+    """Initialise the network: variance is kept through the decoder, attention peaks at the point."""
     for module in sam.mask_decoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -100,37 +101,37 @@ def prepare_for_training(sam: Sam) -> None:
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
 
 
-def cut_table(table: Tensor, place: Tensor, h: int, w: int) -> Tensor:
-    """The (h, w) tokens from `place` (2,) on of a table (N, SIDE, SIDE, C)."""
+def cut_table(table: Tensor, position: Tensor, h: int, w: int) -> Tensor:
+    """Return the (h, w) tokens of a table (N, SIDE, SIDE, C) that start at `position` (2,)."""
     rows, columns = (
         start + torch.arange(length, device=table.device)
-        for start, length in zip(place, (h, w), strict=True)
+        for start, length in zip(position, (h, w), strict=True)
     )
     return table.index_select(1, rows).index_select(2, columns)
 
 
-def encode_window(sam: Sam, images: Tensor, place: Tensor) -> Tensor:
-    """Embeddings (B, 64, h, w) of images that lie at token `place` of the padded square.
+def encode_window(sam: Sam, images: Tensor, position: Tensor) -> Tensor:
+    """Return embeddings (B, 64, h, w) of images that lie at token `position` of the padded square.
 
-    Position tables are cut, not stretched, so that what a window teaches holds for the square.
+    Position tables are cropped, not resized, so that learning from a window carries over to the square.
     """
     encoder = sam.image_encoder
     h, w = images.shape[2] // SMALL_PATCH_SIZE, images.shape[3] // SMALL_PATCH_SIZE
-    tables = {"pos_embed": cut_table(encoder.pos_embed, place, h, w)}
+    tables = {"pos_embed": cut_table(encoder.pos_embed, position, h, w)}
     for index, block in enumerate(encoder.blocks):
         if block.window_size == 0:
             for axis, length in (("rel_pos_h", h), ("rel_pos_w", w)):
                 table = getattr(block.attn, axis)
                 tables[f"blocks.{index}.attn.{axis}"] = table[SIDE - length : SIDE + length - 1]
     normal = (images - sam.pixel_mean) / sam.pixel_std
-    # SAM's encoder makes its small tables where no device is named: on a GPU each would be a wait.
+    # The encoder creates small tables on the default device. On another device each would be a copy.
     with images.device, torch.autocast(images.device.type, torch.bfloat16):
         embeddings = torch.func.functional_call(encoder, tables, (normal,))
     return embeddings.float()
 
 
 def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """module(q, k, v) with leading dimensions that broadcast: points share their image's keys."""
+    """Return module(q, k, v) with broadcasting, so that all points of an image share its keys."""
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (module.num_heads, -1)).transpose(-3, -2)
@@ -148,7 +149,7 @@ def attend(module: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def transform(
     transformer: TwoWayTransformer, image: Tensor, image_pe: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """transformer() for image (B, 1, N, C), image_pe (N, C), tokens (B, P, T, C)."""
+    """Run the two-way transformer for image (B, 1, N, C), image_pe (N, C) and tokens (B, P, T, C)."""
     queries, keys = tokens, image
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
@@ -156,18 +157,18 @@ def transform(
         else:
             q = queries + tokens
             queries = layer.norm1(queries + attend(layer.self_attn, q, q, queries))
-        found = attend(layer.cross_attn_token_to_image, queries + tokens, keys + image_pe, keys)
-        queries = layer.norm2(queries + found)
+        attended = attend(layer.cross_attn_token_to_image, queries + tokens, keys + image_pe, keys)
+        queries = layer.norm2(queries + attended)
         queries = layer.norm3(queries + layer.mlp(queries))
-        told = attend(layer.cross_attn_image_to_token, keys + image_pe, queries + tokens, queries)
-        keys = layer.norm4(keys + told)
+        update = attend(layer.cross_attn_image_to_token, keys + image_pe, queries + tokens, queries)
+        keys = layer.norm4(keys + update)
     final = transformer.final_attn_token_to_image
-    found = attend(final, queries + tokens, keys + image_pe, keys)
-    return transformer.norm_final_attn(queries + found), keys
+    attended = attend(final, queries + tokens, keys + image_pe, keys)
+    return transformer.norm_final_attn(queries + attended), keys
 
 
 def upscale(sam: Sam, keys: Tensor) -> Tensor:
-    """(.., N, 64) tokens to (.., N, 16, 8): the transposed convolutions, patch by patch."""
+    """Apply the transposed convolutions patch by patch: tokens (.., N, 64) to (.., N, 16, 8)."""
     first, norm, act, second, _ = sam.mask_decoder.output_upscaling
     wide = keys @ first.weight.permute(0, 2, 3, 1).flatten(1)
     wide = wide.unflatten(-1, (4, -1)) + first.bias
@@ -178,31 +179,33 @@ def upscale(sam: Sam, keys: Tensor) -> Tensor:
 
 
 def into_patches(maps: Tensor) -> Tensor:
-    """(B, h*4, w*4, K) to (B, h*w*16, K), in the order in which `upscale` has its pixels."""
+    """Reorder maps (B, h*4, w*4, K) to (B, h*w*16, K), the pixel order of `upscale`."""
     b, height, width, k = maps.shape
     h, w = height // LOGITS_PER_TOKEN, width // LOGITS_PER_TOKEN
     split = maps.view(b, h, 2, 2, w, 2, 2, k)
     return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(b, h * w * 16, k)
 
 
-def point_tokens(sam: Sam, points: Tensor, place: Tensor) -> Tensor:
-    """(B, P, 2, C): what the prompt encoder makes of points (B, P, 2), given in px of a window."""
-    pixels = (points + SMALL_PATCH_SIZE * place.flip(0)).flatten(0, 1)
+def point_tokens(sam: Sam, points: Tensor, position: Tensor) -> Tensor:
+    """Return the prompt tokens (B, P, 2, C) of points (B, P, 2) in px of a window."""
+    pixels = (points + SMALL_PATCH_SIZE * position.flip(0)).flatten(0, 1)
     return embed_points(sam.prompt_encoder, pixels).unflatten(0, points.shape[:2])
 
 
 def decode_points(
-    sam: Sam, embeddings: Tensor, points: Tensor, place: Tensor, valid_rows: int
+    sam: Sam, embeddings: Tensor, points: Tensor, position: Tensor, valid_rows: int
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits (B, P, 4, valid_rows*w*16) in patch order and predicted IoU (B, P, 4)."""
+    """Return mask logits (B, P, 4, valid_rows*w*16) in patch order and predicted IoU (B, P, 4)."""
     b, _, h, w = embeddings.shape
     decoder, prompts = sam.mask_decoder, sam.prompt_encoder
-    sparse = point_tokens(sam, points, place)
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([own.expand(b, points.shape[1], -1, -1), sparse], dim=2)
-    image_pe = cut_table(prompts.get_dense_pe().permute(0, 2, 3, 1), place, h, w)[0].flatten(0, 1)
+    sparse = point_tokens(sam, points, position)
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output_tokens.expand(b, points.shape[1], -1, -1), sparse], dim=2)
+    image_pe = cut_table(prompts.get_dense_pe().permute(0, 2, 3, 1), position, h, w)[0].flatten(
+        0, 1
+    )
     image = embeddings.flatten(2).transpose(1, 2)[:, None] + prompts.no_mask_embed.weight
-    # On a CPU bf16 pays for the encoder's wide matrices alone. Places are encoded in float32.
+    # On a CPU bf16 is faster only for the wide matrices of the encoder. Positions stay in float32.
     with torch.autocast(embeddings.device.type, torch.bfloat16, enabled=embeddings.is_cuda):
         queries, keys = transform(decoder.transformer, image, image_pe, tokens)
         fine = upscale(sam, keys[:, :, : valid_rows * w]).flatten(2, 3)
@@ -214,7 +217,7 @@ def decode_points(
 
 
 class PairHeads(nn.Module):
-    """Tells from two encoder tokens whether they lie on one object, and on one part."""
+    """Predicts whether two encoder tokens lie on the same object, and on the same part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,19 +239,19 @@ class PairHeads(nn.Module):
 
 
 def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen values; 0 where none is chosen. (Indexing would make a GPU wait.)"""
+    """Return the mean of the chosen values, 0 without any. Indexing would synchronise the GPU."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
 def mask_losses(logits: Tensor, targets: Tensor, focal: bool) -> Tensor:
-    """Loss (B, P, masks, 2) of every mask (B, P, masks, M) against every target (B, P, M, 2)."""
+    """Return the loss (B, P, masks, 2) of each mask (B, P, masks, M) with each target (B, P, M, 2)."""
     prob = logits.sigmoid()
     wrong_inside, wrong_outside = F.softplus(-logits), F.softplus(logits)
     area = targets.sum(dim=2, keepdim=True)
     count = targets.shape[2]
     dice = 1 - (2 * prob @ targets + 1) / (prob.sum(-1, keepdim=True) + area + 1)
     if focal:
-        # Both sides weigh alike: weights of .25 and .75 leave an unsure mask below its threshold.
+        # Equal weights for both sides: .25 and .75 leave uncertain masks below the threshold.
         wrong_inside = (1 - prob) ** 2 * wrong_inside
         wrong_outside = prob**2 * wrong_outside
         return 10 * (wrong_inside @ targets + wrong_outside @ (1 - targets)) / count + dice
@@ -258,7 +261,7 @@ def mask_losses(logits: Tensor, targets: Tensor, focal: bool) -> Tensor:
 
 
 def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
-    """IoU (B, P, masks, 2) of the thresholded masks with every target."""
+    """Return the IoU (B, P, masks, 2) of the thresholded masks with each target."""
     masks = (logits > 0).float()
     common = masks @ targets
     union = masks.sum(-1, keepdim=True) + targets.sum(dim=2, keepdim=True) - common
@@ -268,28 +271,28 @@ def true_iou(logits: Tensor, targets: Tensor) -> Tensor:
 def batch_loss(
     sam: Sam, heads: PairHeads, batch: Batch, pair_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a batch and, for the log, the mean best-of-3 IoU with object and part (2,).
+    """Return the loss of a batch, and for the log the mean best-of-3 IoU with object and part (2,).
 
-    `pair_weight` is a number on the device.
+    `pair_weight` is a scalar tensor on the device.
     """
     images = batch.images.permute(0, 3, 1, 2).float()
     h, w = (length // SMALL_PATCH_SIZE for length in images.shape[2:])
     if batch.padded:
-        mean = sam.pixel_mean  # padding is zero after normalising
+        mean = sam.pixel_mean  # so that the padding is zero after normalisation
         square = mean.expand(len(images), 3, SMALL_IMAGE_SIZE, SMALL_IMAGE_SIZE).clone()
         square[:, :, : h * SMALL_PATCH_SIZE, : w * SMALL_PATCH_SIZE] = images
         images = square
-    embeddings = encode_window(sam, images, batch.place)
-    logits, predicted = decode_points(sam, embeddings, batch.points, batch.place, h)
+    embeddings = encode_window(sam, images, batch.position)
+    logits, predicted = decode_points(sam, embeddings, batch.points, batch.position, h)
     targets = batch.targets()
-    asked = (targets.sum(2) >= SMALLEST_TARGET / PIXELS_PER_LOGIT**2).float()
+    counted = (targets.sum(2) >= SMALLEST_TARGET / PIXELS_PER_LOGIT**2).float()
     losses = mask_losses(logits, targets, batch.focal)
     best = losses[:, :, 1:].amin(dim=2)
     single = losses[:, :, 0, 0]
     iou = true_iou(logits.detach(), targets)
     goal = torch.cat([iou[:, :, :1, 0], iou[:, :, 1:].amax(dim=3)], dim=2)
-    share = asked.sum((0, 1)).clamp(min=1)
-    loss = ((best * asked).sum((0, 1)) / share).sum() + 0.2 * (single * asked[..., 0]).mean()
+    share = counted.sum((0, 1)).clamp(min=1)
+    loss = ((best * counted).sum((0, 1)) / share).sum() + 0.2 * (single * counted[..., 0]).mean()
     loss = loss + F.mse_loss(predicted, goal)
     loss = loss + pair_weight * heads(embeddings, batch.token_ids, batch.paired)
-    return loss, (iou[:, :, 1:].amax(dim=2) * asked).sum((0, 1)) / share
+    return loss, (iou[:, :, 1:].amax(dim=2) * counted).sum((0, 1)) / share

@@ -1,6 +1,6 @@
-"""Batches that the small SAM learns from: rendered scenes, windows of them, points in these.
+"""Training batches of the small SAM: windows of rendered scenes with point prompts.
 
-Scenes are rendered while training, in as many processes as the loader has.
+The worker processes of the loader render the scenes during training.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ POOL_CAPACITY = 2000
 
 @dataclass(frozen=True)
 class Stage:
-    """A share of the run: how large the images are, and which loss."""
+    """A stage of the training: its image sizes, batch and loss."""
 
-    until: float  # share of the run's minutes at which it ends
-    sizes: tuple[tuple[int, int], ...]  # (height, width) in px; a batch has one of them
-    padded: float  # share of batches padded to the square, as SAM does when it is used
+    until: float  # share of the training time at which the stage ends
+    sizes: tuple[tuple[int, int], ...]  # (height, width) in px, one for each batch
+    padded: float  # share of batches padded to the square, as at inference
     images: int
     points: int  # per image
     focal: bool
@@ -54,13 +54,14 @@ CONTINUED_STAGES = (
 
 
 def stage_at(stages: Sequence[Stage], progress: float) -> Stage:
+    """Return the stage at a share of the training time."""
     return next(stage for stage in stages if progress < stage.until)
 
 
 class ScenePool:
-    """Rendered scenes of both domains; every draw renders one more, as rendering is not free.
+    """A pool of rendered scenes of both domains. Each draw renders one new scene, to save time.
 
-    The scenes of a seed are dealt out: pool `part` of `parts` has every parts-th of them.
+    Pool `part` of `parts` renders every parts-th scene of the seed.
     """
 
     def __init__(self, seed: int, rendered: int = 0, part: int = 0, parts: int = 1) -> None:
@@ -79,7 +80,8 @@ class ScenePool:
         self.scenes.append((scene.image, scene.instances, scene.parts))
         self.next += self.parts
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+    def sample(self, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+        """Return the newest scene and random others."""
         self._render_next()
         others = rng.integers(0, len(self.scenes), count - 1)
         return [self.scenes[-1], *(self.scenes[i] for i in others)]
@@ -88,7 +90,7 @@ class ScenePool:
 def cut_window(
     scene: tuple[np.ndarray, ...], size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """A window of the scene with the aspect of `size` (H, W), resized to it, flipped by chance."""
+    """Crop a window with the aspect ratio of `size` (H, W), resize it, and flip it at random."""
     height, width = scene[0].shape[:2]
     widest = min(width, height * size[1] / size[0])
     cut_width = widest * (1.0 if rng.random() < 0.5 else rng.uniform(0.55, 1.0))
@@ -100,15 +102,19 @@ def cut_window(
     step = -1 if rng.random() < 0.5 else 1
     target = (size[1], size[0])
     shrinks = cut_width > size[1]
-    ways = (cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR, cv2.INTER_NEAREST, cv2.INTER_NEAREST)
+    modes = (
+        cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+        cv2.INTER_NEAREST,
+        cv2.INTER_NEAREST,
+    )
     return tuple(
-        np.ascontiguousarray(cv2.resize(plane[y0:y1, x0:x1], target, interpolation=way)[:, ::step])
-        for plane, way in zip(scene, ways, strict=True)
+        np.ascontiguousarray(cv2.resize(plane[y0:y1, x0:x1], target, interpolation=mode)[:, ::step])
+        for plane, mode in zip(scene, modes, strict=True)
     )
 
 
 def vary_appearance(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Light, colour, blur, noise as of other cameras. uint8 HWC in, float32 HWC 0..255 out."""
+    """Vary light, colour, blur and noise: uint8 HWC to float32 HWC in 0..255."""
     pixels = image.astype(np.float32)
     if rng.random() < 0.15:
         return pixels
@@ -129,9 +135,9 @@ def vary_appearance(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def draw_points(
     instances: np.ndarray, parts: np.ndarray, count: int, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """(count, 2) pixel (x, y): a third over pixels, a third over objects, a third over parts.
+    """Return points (count, 2) as (x, y): a third over pixels, objects and parts each.
 
-    None where the window shows no object.
+    Return None where the window shows no object.
     """
     ys, xs = np.nonzero(instances)
     if len(ys) == 0:
@@ -148,40 +154,41 @@ def draw_points(
 
 
 def make_batch(pool: ScenePool, stage: Stage, rng: np.random.Generator) -> Batch:
+    """Build one batch of a stage."""
     size = stage.sizes[rng.integers(len(stage.sizes))]
     rows: list[tuple[np.ndarray, ...]] = []
     draws = 0
     while len(rows) < stage.images:
         draws += 1
-        for scene in pool.draw(stage.images - len(rows), rng):
+        for scene in pool.sample(stage.images - len(rows), rng):
             image, instances, parts = cut_window(scene, size, rng)
             points = draw_points(instances, parts, stage.points, rng)
             if points is not None:
                 ids = np.stack([instances, parts], axis=-1)
                 y, x = rng.integers(0, PIXELS_PER_LOGIT, 2)
                 small = ids[y::PIXELS_PER_LOGIT, x::PIXELS_PER_LOGIT]
-                wanted = ids[points[:, 1], points[:, 0]]
+                target_ids = ids[points[:, 1], points[:, 0]]
                 middle = SMALL_PATCH_SIZE // 2
                 tokens = ids[middle::SMALL_PATCH_SIZE, middle::SMALL_PATCH_SIZE]
                 pixels = vary_appearance(image, rng).round().astype(np.uint8)
-                rows.append((pixels, points.astype(np.float32), wanted, small, tokens))
-    images, points, wanted, ids, token_ids = (
+                rows.append((pixels, points.astype(np.float32), target_ids, small, tokens))
+    images, points, target_ids, ids, token_ids = (
         torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
     )
     padded = bool(rng.random() < stage.padded)
     token_shape = [length // SMALL_PATCH_SIZE for length in size]
-    # As wide as the square: at its top, as in use. Smaller: anywhere in it.
+    # Windows as wide as the square lie at its top, as at inference. Smaller ones lie anywhere.
     anywhere = not padded and token_shape[1] < SIDE
-    place = [rng.integers(SIDE - length + 1) if anywhere else 0 for length in token_shape]
+    position = [rng.integers(SIDE - length + 1) if anywhere else 0 for length in token_shape]
     paired = torch.from_numpy(rng.permutation(math.prod(token_shape))[:PAIRED_TOKENS])
     return Batch(
         images,
         points,
-        wanted,
+        target_ids,
         ids,
         token_ids,
         paired,
-        torch.tensor(place),
+        torch.tensor(position),
         padded=padded,
         focal=stage.focal,
         rendered=draws,
@@ -189,14 +196,14 @@ def make_batch(pool: ScenePool, stage: Stage, rng: np.random.Generator) -> Batch
 
 
 class BatchStream(IterableDataset):
-    """Batches without end, of the stage that the training is in; each worker has its own pool."""
+    """Endless batches of the current stage. Each worker has a pool of its own."""
 
     def __init__(
         self, stages: Sequence[Stage], seed: int, step: int, rendered: int, progress: Tensor
     ) -> None:
-        """A stream that goes on after `step` updates with `rendered` scenes.
+        """Create a stream that continues after `step` updates and `rendered` scenes.
 
-        progress: share of the training that is over, a shared number that the trainer writes.
+        `progress` is the elapsed share of the training, a shared tensor that the trainer updates.
         """
         self.seed, self.step, self.rendered = seed, step, rendered
         self.stages, self.progress = stages, progress

@@ -6,10 +6,10 @@ r"""Train the small SAM this package ships, on rendered street scenes.
         --workers 14 --images-times 3 --points-times 4
     python experiments/small_sam/measure_small_sam.py --run runs/small_sam
 
-Scenes are rendered while training; nothing is downloaded. The run saves its state every few minutes
-and goes on from it with --resume. --start begins from trained weights instead of random ones and skips
-the cheap small windows that teach a new network what a point means. It leaves small_sam.pt (float16,
-averaged weights) and training.json; the last command measures them and puts them into the package.
+Scenes are rendered during training, and nothing is downloaded. The run saves its state every two minutes
+and resumes from it with --resume. --start begins from trained weights instead of random ones and skips
+the small windows of the first stages. The run writes small_sam.pt (float16, averaged weights) and
+training.json. The last command measures the weights and copies them into the package.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SECONDS_BETWEEN_SAVES = 120
 
 @dataclass
 class Run:
-    """Everything that changes while training."""
+    """The state of a training."""
 
     sam: Sam
     average: Sam
@@ -60,6 +60,7 @@ class Run:
 
 
 def start_run(arguments: argparse.Namespace) -> Run:
+    """Create networks and optimiser from random or trained weights."""
     torch.manual_seed(arguments.seed)
     start, device = arguments.start, torch.device(arguments.device)
     sam, average, heads = build_small_sam(), build_small_sam().eval(), PairHeads()
@@ -93,6 +94,7 @@ def start_run(arguments: argparse.Namespace) -> Run:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors onto the CPU."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -101,7 +103,7 @@ NUMBERS = ("step", "seconds", "cpu_seconds", "rendered")
 
 
 def save(run: Run, arguments: argparse.Namespace) -> None:
-    """The state to go on from, the averaged weights as float16, and the facts of the training."""
+    """Save the state for resuming, the averaged weights as float16, and the facts of the training."""
     folder = arguments.output
     state = {name: getattr(run, name).state_dict() for name in MODULES}
     save_atomically(state | {name: getattr(run, name) for name in NUMBERS}, folder / "state.pt")
@@ -124,30 +126,33 @@ def save(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of the hardware."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def load_state(run: Run, path: Path) -> None:
+    """Load the state of an interrupted run."""
     state = read_weights(path)
     rates = [group["lr"] for group in run.optimizer.param_groups]
     for name in MODULES:
         getattr(run, name).load_state_dict(state[name])
     for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate  # a number, or a tensor on the device: set anew before every step
+        group["lr"] = rate  # a number, or a tensor on the device that each step sets
     for name in NUMBERS:
         setattr(run, name, state[name])
 
 
 def save_atomically(content: object, path: Path) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_suffix(".tmp")
     torch.save(content, temporary)
     os.replace(temporary, path)
 
 
 def make_update(run: Run) -> Callable[[Batch, Tensor], Tensor]:
-    """One update of the network for a batch and a weight of the pairs.
+    """Return the update of the network for a batch and a weight of the pair loss.
 
-    Returns (loss, object IoU, part IoU). On a GPU as a CUDA graph.
+    The update returns (loss, object IoU, part IoU). On a GPU it runs as a CUDA graph.
     """
 
     def update(batch: Batch, pair_weight: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ def make_update(run: Run) -> Callable[[Batch, Tensor], Tensor]:
 
 
 def set_rate(run: Run, progress: float) -> None:
-    """The learning rate: warm-up over 200 steps, then half a cosine over the run's minutes."""
+    """Set the learning rate: warm-up over 200 steps, then half a cosine over the training time."""
     warm_up = min(1.0, (run.step + 1) / 200)
     rate = max(run.peak_rate * warm_up * (0.5 + 0.5 * math.cos(math.pi * progress)), 1e-5)
     for group in run.optimizer.param_groups:
@@ -173,42 +178,42 @@ def set_rate(run: Run, progress: float) -> None:
 
 
 @torch.no_grad()
-def follow(run: Run) -> None:
-    """Move the average towards the network."""
+def update_average(run: Run) -> None:
+    """Update the exponential moving average of the weights."""
     decay = min(EMA_DECAY, run.step / (run.step + 10))
     old: list[Tensor] = [*run.average.parameters()]
     new: list[Tensor] = [*run.sam.parameters()]
-    # On a GPU one kernel in all, not one per tensor.
+    # One kernel for all tensors on a GPU.
     torch._foreach_lerp_(old, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def train(run: Run, arguments: argparse.Namespace) -> None:
-    """Step until the minutes are spent; progress lines, saves and held-out checks on the way."""
+    """Train until the time is used up, with progress lines, saves and checks on held-out scenes."""
     budget = 60 * arguments.minutes
-    began = time.monotonic() - run.seconds
-    cpu_began = time.process_time() - run.cpu_seconds
-    progress = torch.tensor(run.seconds / budget).share_memory_()  # workers see it change
+    started = time.monotonic() - run.seconds
+    cpu_started = time.process_time() - run.cpu_seconds
+    progress = torch.tensor(run.seconds / budget).share_memory_()  # shared with the workers
     stream = BatchStream(run.stages, arguments.seed, run.step, run.rendered, progress)
     workers = arguments.workers
     loader = DataLoader(stream, None, num_workers=workers, prefetch_factor=2 if workers else None)
     update = make_update(run)
-    seen: list[Tensor] = []
+    logged: list[Tensor] = []
     next_line = run.seconds + SECONDS_BETWEEN_LINES
     next_save = run.seconds + SECONDS_BETWEEN_SAVES
     for batch in loader:
         set_rate(run, float(progress))
-        seen.append(update(batch, 0.1 + 0.9 * (1 - progress)))
+        logged.append(update(batch, 0.1 + 0.9 * (1 - progress)))
         run.step += 1
         run.rendered += batch.rendered
-        follow(run)
-        run.seconds = time.monotonic() - began
-        run.cpu_seconds = time.process_time() - cpu_began
+        update_average(run)
+        run.seconds = time.monotonic() - started
+        run.cpu_seconds = time.process_time() - cpu_started
         progress.fill_(run.seconds / budget)
         if run.seconds >= budget:
             break
         if run.seconds >= next_line:
-            print(progress_line(run, torch.stack(seen).mean(0).tolist(), budget), flush=True)
-            seen, next_line = [], run.seconds + SECONDS_BETWEEN_LINES
+            print(progress_line(run, torch.stack(logged).mean(0).tolist(), budget), flush=True)
+            logged, next_line = [], run.seconds + SECONDS_BETWEEN_LINES
         if run.seconds >= next_save:
             save(run, arguments)
             check = prompted_iou(run.average, CHECK_SEED, 8)
@@ -217,6 +222,7 @@ def train(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def progress_line(run: Run, means: list[float], budget: float) -> str:
+    """Return a line with step, stage, loss and IoU."""
     stage = run.stages.index(stage_at(run.stages, run.seconds / budget)) + 1
     return (
         f"step {run.step} stage {stage} loss {means[0]:.3f} IoU object {means[1]:.3f} "
@@ -226,6 +232,7 @@ def progress_line(run: Run, means: list[float], budget: float) -> str:
 
 
 def main() -> None:
+    """Train from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=65.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -234,9 +241,11 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0: this one")
-    parser.add_argument("--images-times", type=int, default=1, help="larger batches: for a GPU")
-    parser.add_argument("--points-times", type=int, default=1, help="more points an image")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that render (0: this one)"
+    )
+    parser.add_argument("--images-times", type=int, default=1, help="larger batches, for a GPU")
+    parser.add_argument("--points-times", type=int, default=1, help="more points per image")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)

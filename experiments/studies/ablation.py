@@ -1,12 +1,12 @@
-"""Every method of the field's tables on one pair, several seeds, one table.
+"""Compare every method of the ablation on one pair of domains, with several seeds.
 
     python experiments/studies/ablation.py --pair streets --seeds 3
     python experiments/studies/ablation.py --pair camvid_day2dusk --data DIR --seeds 3
 
-All rows start from the same source model and see the same images; they differ in the knobs below alone.
-Students are scored at their LAST step with labels that nothing else sees. A run that was done is not
-done again, one that was interrupted goes on. Writes ablation_PAIR.json, .md and .png; `--table remedies`
-runs what was tried to make masks count more, and writes remedies_PAIR.*.
+All rows start from the same source model and use the same images. They differ only in their knobs.
+Students are scored at their LAST step, with labels that are used for nothing else. Finished runs are not
+repeated, and interrupted runs resume. The script writes ablation_PAIR.json, .md and .png. `--table
+remedies` runs the attempts to gain more from masks, and writes remedies_PAIR.*.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SOURCE_STEPS = 3000
 
 @dataclass(frozen=True)
 class Job:
-    """One row, one seed."""
+    """One row of the table with one seed."""
 
     pair: DomainPair
     row: Row
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the result: a finished run of another identity does not count."""
+        """Everything that decides the result. A finished run with another identity is run again."""
         from sfss_ray.models.reading import file_sha256
 
         source = file_sha256(self.pair.source_model)
@@ -76,7 +76,7 @@ class Job:
         return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
 
     def depends_on(self, knob: str) -> bool:
-        """Whether a knob can change this result."""
+        """Return whether a knob can change this result."""
         if knob.startswith("masks.felzenszwalb"):
             return self.row.regions == USER_REGIONS
         if knob.startswith(CONTRAST_KNOBS):
@@ -85,24 +85,24 @@ class Job:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Adapt and score; returns what the table needs of this seed."""
+    """Adapt and score. Return the values that the table needs from this seed."""
     use_one_thread()
-    done = finished(job)
-    if done:
-        return done
+    result = finished_result(job)
+    if result:
+        return result
     if job.row == BASELINE:
         networks, curve = {"student": source_network(job)}, []
     elif job.row == STATISTICS:
         networks, curve = {"student": with_target_statistics(job)}, []
     elif job.row == CEILING:
-        return keep(job, ceiling(job))
+        return save_result(job, ceiling(job))
     else:
         networks, curve = adapted(job)
-    return keep(job, scores(job, networks, curve))
+    return save_result(job, scores(job, networks, curve))
 
 
 def use_one_thread() -> None:
-    """Runs share the machine's cores, so none of them may take all."""
+    """Use one thread: runs share the cores of the machine."""
     import cv2
 
     from sfss_ray.runtime.threads import use_threads
@@ -111,15 +111,17 @@ def use_one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def finished(job: Job) -> dict[str, Any] | None:
+def finished_result(job: Job) -> dict[str, Any] | None:
+    """Return the stored result of a job, or None where there is none with the same identity."""
     import json
 
     path = job.folder / "result.json"
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    known = result["identity"]
-    return result if all(known.get(k) == v for k, v in _as_json(job.identity).items()) else None
+    stored = result["identity"]
+    same = all(stored.get(name) == value for name, value in _as_json(job.identity).items())
+    return result if same else None
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
@@ -128,48 +130,48 @@ def _as_json(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def keep(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+def save_result(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """Store the result of a job with its identity."""
     result = {"seed": job.seed, **result, "identity": job.identity}
     write_json(job.folder / "result.json", result)
     return result
 
 
 def examination(job: Job) -> Any:
+    """Return the scorer for the labelled images of the pair."""
     from sfss_ray.evaluation.examination import Examination
 
     return Examination(job.pair.classes, job.pair.val, config=job.config.evaluation)
 
 
 def scores(job: Job, networks: dict[str, Any], curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """mIoU of student and teacher at the last step, of the student at its best one, per class."""
+    """Score student and teacher at the last step, and the student at its best step."""
     exam = examination(job)
     student = exam.score(networks["student"])
     teacher = exam.score(networks["teacher"]).miou if "teacher" in networks else None
-    seen = [point["val_miou"] for point in curve if "val_miou" in point]
+    mious = [point["val_miou"] for point in curve if "val_miou" in point]
     return {
         "student_last": student.miou,
-        "student_best": max([*seen, student.miou]),
+        "student_best": max([*mious, student.miou]),
         "teacher_last": teacher,
         "per_class": student.as_dict()["per_class"],
         "steps": job.config.train.num_steps if curve else 0,
-        "curve": [
-            {k: p[k] for k in ("step", "val_miou", "kept", "reliable") if k in p} for p in curve
-        ],
     }
 
 
 def source_network(job: Job) -> Any:
+    """Load the source model of the pair."""
     from sfss_ray.models.model_file import load_model
 
     return load_model(job.pair.source_model, job.device).network
 
 
 def with_target_statistics(job: Job) -> Any:
-    """The source model with BatchNorm statistics of target images, nothing else."""
+    """Return the source model with the BatchNorm statistics of target images and no other change."""
     import torch
 
-    from sfss_ray.train.adaptation import estimate_statistics
-    from sfss_ray.train.loop import to_device
+    from sfss_ray.train.batch_norm import estimate_statistics
+    from sfss_ray.train.data_parallel import to_device
     from sfss_ray.train.samples import TargetSamples, step_loader
 
     network, train = source_network(job), job.config.train
@@ -182,7 +184,7 @@ def with_target_statistics(job: Job) -> Any:
 
 
 def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Student and teacher of the last step, and the curve of the student."""
+    """Return student and teacher of the last step, and the curve of the student."""
     from sfss_ray.train.adaptation import AdaptationTask, adapt_student
     from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 
@@ -202,7 +204,7 @@ def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def forget_other_runs(job: Job) -> None:
-    """Remove what a run with other knobs left here, so that it is not gone on with."""
+    """Remove the files of a run with another identity, so that it is not resumed."""
     import json
     import shutil
 
@@ -215,9 +217,10 @@ def forget_other_runs(job: Job) -> None:
 
 
 def ceiling(job: Job) -> dict[str, Any]:
-    """The source model trained on with labels of the target, on images that are not scored.
+    """Train the source model further on target labels of images that are not scored.
 
-    Where scored images are the target images themselves, two halves in time take turns.
+    Where the scored images are the target images themselves, the two halves of the video are swapped:
+    each half is scored by a model trained on the other.
     """
     import numpy as np
 
@@ -244,12 +247,14 @@ def ceiling(job: Job) -> dict[str, Any]:
         "teacher_last": None,
         "per_class": per_class,
         "steps": job.config.pretrain.num_steps,
-        "curve": [],
     }
 
 
 def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int = 0) -> DomainPair:
-    """The pair that the options name; a source model is trained on `device`, read by `processes`."""
+    """Return the pair that the options name.
+
+    A source model that is missing is trained on `device` with `processes` loader processes.
+    """
     folder = arguments.work / arguments.pair
     if arguments.pair == "streets":
         return streets(folder, arguments.images)
@@ -262,11 +267,11 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
 
 
 def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int = 0) -> Path:
-    """The source model: trained from random weights on the labelled day frames, once."""
+    """Return the source model, trained once from random weights on the labelled day frames."""
     from camvid_day2dusk import DAY, arrange, make_config
 
     from sfss_ray.data.class_sets import CAMVID_11
-    from sfss_ray.data.folders import pair_labels
+    from sfss_ray.data.pairing import pair_labels
     from sfss_ray.models.architectures.catalogue import build_network
     from sfss_ray.models.model_file import SourceModel, save_model
     from sfss_ray.train.pretraining import PretrainingTask, pretrain
@@ -288,19 +293,19 @@ def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int 
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the pair and its masks, run what is missing, write the table after every result."""
+    """Run the missing jobs of a table, and write the table after every result."""
     pair = make_pair(arguments, arguments.device, arguments.jobs - 1)
     if arguments.steps:
         steps = {"train.num_steps": arguments.steps, "pretrain.num_steps": arguments.steps}
         pair = replace(pair, config=override(pair.config, steps))
-    of_table = TABLES[arguments.table]
-    rows = [row for row in of_table if not arguments.rows or row.key in arguments.rows]
+    table_rows = TABLES[arguments.table]
+    rows = [row for row in table_rows if not arguments.rows or row.key in arguments.rows]
     for regions in {row.regions for row in rows if row.regions}:
         print(f"masks: {regions}", flush=True)
         pair.masks(regions)
     device = arguments.device
     jobs = [Job(pair, row, seed, device) for seed in range(arguments.seeds) for row in rows]
-    results = results_there(pair, device, of_table)
+    results = finished_results(pair, device, table_rows)
     stem = arguments.results / f"{arguments.table}_{pair.name}"
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
@@ -308,28 +313,30 @@ def run(arguments: argparse.Namespace) -> None:
         for number, future in enumerate(as_completed(waiting), start=1):
             job, result = waiting[future], future.result()
             results[job.row.key][job.seed] = result
-            what = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"
-            score = f"student {result['student_last']:.1f}"
-            print(f"{number}/{len(jobs)} {what}: {score}", flush=True)
-            write_results(pair, of_table, results, stem)
+            name = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"
+            print(f"{number}/{len(jobs)} {name}: student {result['student_last']:.1f}", flush=True)
+            write_results(pair, table_rows, results, stem, device)
     print(stem.with_suffix(".md").read_text())
 
 
-def results_there(
+def finished_results(
     pair: DomainPair, device: str, rows: Sequence[Row]
 ) -> dict[str, dict[int, dict[str, Any]]]:
-    """Row -> seed -> result of all that is finished: a run of few rows does not shorten the table."""
-    found: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in rows}
+    """Return row -> seed -> result of all finished runs.
+
+    A call for a few rows then keeps the other rows of the table.
+    """
+    results: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in rows}
     for row in rows:
         for folder in (pair.folder / "runs" / row.key).glob("seed*"):
             job = Job(pair, row, int(folder.name.removeprefix("seed")), device)
-            if result := finished(job):
-                found[row.key][job.seed] = result
-    return found
+            if result := finished_result(job):
+                results[row.key][job.seed] = result
+    return results
 
 
 def add_pair_options(parser: argparse.ArgumentParser) -> None:
-    """Options that name a pair and where things go."""
+    """Add the options that name a pair and its folders."""
     parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
     parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
     parser.add_argument(
@@ -347,10 +354,10 @@ if __name__ == "__main__":
     )
     add_pair_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    parser.add_argument("--steps", type=int, help="for a try-out: steps of every run")
+    parser.add_argument("--steps", type=int, help="steps of every run, for a quick trial")
     parser.add_argument("--table", choices=list(TABLES), default="ablation")
     keys = list(dict.fromkeys(row.key for rows in TABLES.values() for row in rows))
-    parser.add_argument("--rows", nargs="*", choices=keys, help="of the table; default: all")
+    parser.add_argument("--rows", nargs="*", choices=keys, help="rows to run (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

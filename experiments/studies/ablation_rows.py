@@ -1,4 +1,4 @@
-"""The rows of the ablation: what each method changes against plain self-training."""
+"""The rows of the ablation: the knobs by which each method differs from plain self-training."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CONTRAST_KNOBS = (
     "train.loss.embedding_dim",
     "train.loss.region_source",
 )
-"""What means nothing where contrast_weight is 0."""
+"""Knobs without effect where contrast_weight is 0."""
 NO_BANK = {"train.pairs.bank_size": 0}
 VOTE = {
     "train.loss.mask_vote": "pooled",
     "train.loss.vote_weight": 0.5,
     "train.loss.prior_power": 0.25,
 }
-USER_REGIONS = "felzenszwalb"  # what anybody can have without SAM weights
+USER_REGIONS = "felzenszwalb"  # regions that need no SAM weights
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: its name in tables, the masks it sees, and its knobs."""
+    """A method: its name in tables, its source of masks, and its knobs."""
 
     key: str
     name: str
@@ -52,7 +52,7 @@ TENT = Row(
         "train.batch_norm": "adapt",
         "train.loss.label_space": "entropy",
         "train.optim.trainable": "norm",
-        # At what suits self-training on drawn streets, 1e-3, it falls to 23 there.
+        # At 1e-3, the rate of self-training on drawn streets, TENT falls to 23 mIoU.
         "train.optim.learning_rate": 2e-4,
         "train.augment.jitter_probability": 0.0,
         "train.augment.grey_probability": 0.0,
@@ -62,7 +62,7 @@ TENT = Row(
 WITHOUT_TEACHER = (BASELINE, STATISTICS, TENT, CEILING)
 _SELF_TRAINING = (TENT, Row("self_training", "self-training (A1)"))
 _LABEL_SPACE = (
-    # What the pooled vote's rows have besides masks.
+    # The prior correction alone: the part of the pooled vote that needs no masks.
     Row("prior", "A1 + prior correction .25", "", {"train.loss.prior_power": 0.25}),
     Row("strong_prior", "A1 + prior correction .5", "", {"train.loss.prior_power": 0.5}),
     Row(
@@ -107,7 +107,7 @@ ROWS = (BASELINE, STATISTICS, *_SELF_TRAINING, *_LABEL_SPACE, *_CONTRAST, *_FULL
 
 
 def _alone(power: float) -> dict[str, Any]:
-    """A pooled vote in which pixels have no say of their own, whatever suits the regions."""
+    """Return a pooled vote in which the mask decides alone, with one prior power for all regions."""
     return VOTE | {"train.loss.vote_weight": 1.0, "train.loss.prior_power": power}
 
 
@@ -121,7 +121,7 @@ _PARTS_OF_THE_VOTE = tuple(
     for power in (0.0, 0.5)
     for regions in ("small_sam", "ground_truth")
 )
-# With mirror images, as pairs may have them, these are six.
+# With mirrored images these are six views.
 _ZOOMS = {"train.loss.teacher_scales": [0.75, 1.0, 1.5]}
 _ZOOMED = (
     Row("zooms", "self-training (A1), zooms", "", _ZOOMS),
@@ -148,9 +148,9 @@ _OTHER_WAYS = tuple(
 _PAPER = Row("paper_like", "preset paper_like", "small_sam", find_preset("paper_like"))
 TABLES = {
     "ablation": ROWS,
-    # What was tried to make masks count more: the vote's parts, one by one, without the contrast; a
-    # teacher that looks closer and from further away, or follows quickly; mixed scenes; more steps;
-    # statistics that are not fixed. And what the paper does, as near as its abstract tells.
+    # Attempts to gain more from masks: the parts of the vote without the contrast, a teacher with
+    # several zooms or a lower momentum, class-mix, more steps, and BatchNorm statistics that adapt.
+    # The last row follows the abstract of the paper as closely as it allows.
     "remedies": (
         BASELINE,
         _SELF_TRAINING[1],

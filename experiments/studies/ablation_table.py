@@ -1,4 +1,4 @@
-"""The ablation's results as JSON, as a table and as a figure."""
+"""Write the results of the ablation as a JSON record, a table and a figure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from ablation_rows import BASELINE, CEILING, VOTE, WITHOUT_TEACHER, Row
 from domain_pairs import DomainPair
+from study_record import write_record
 
 from sfss_ray.models.reading import file_sha256
-from sfss_ray.runtime.run_folder import write_json
 
-KEPT = ("seed", "student_last", "student_best", "teacher_last", "per_class", "steps", "curve")
+FIELDS = ("seed", "student_last", "student_best", "teacher_last", "per_class", "steps")
 
 
 def write_results(
@@ -21,25 +21,32 @@ def write_results(
     rows: Sequence[Row],
     results: Mapping[str, Mapping[int, dict[str, Any]]],
     stem: Path,
+    device: str,
 ) -> None:
-    """Write STEM.json, .md and .png of the rows that have a result (row -> seed -> result)."""
+    """Write STEM.json, .md and .png of the rows that have results (row -> seed -> result)."""
     table = [
         summary(row, pair, list(results[row.key].values())) for row in rows if results[row.key]
     ]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_json(stem.with_suffix(".json"), table)
-    stem.with_suffix(".md").write_text(as_markdown(pair, table, stem.name.split("_")[0]))
+    name = stem.name.split("_")[0]
+    write_record(stem.with_suffix(".json"), command(pair, name), device, table)
+    stem.with_suffix(".md").write_text(as_markdown(pair, table, name))
     draw(pair, table, stem.with_suffix(".png"))
 
 
+def command(pair: DomainPair, name: str) -> str:
+    """Return the command line that repeats a table."""
+    return f"python experiments/studies/ablation.py --table {name} --pair {pair.name}"
+
+
 def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:
-    """What a row changes on a pair; rows with the pooled vote take what suits their regions there."""
+    """Return the knobs of a row. The pooled vote has values of its own for each pair and regions."""
     votes = row.knobs.items() >= VOTE.items()
     return {**row.knobs, **(pair.votes.get(row.regions, {}) if votes else {})}
 
 
 def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row of the JSON file: mean and standard deviation (of the sample) of the last step."""
+    """Return a row of the record: mean and sample standard deviation of the last step."""
     seeds = sorted(seeds, key=lambda result: result["seed"])
     values = [result["student_last"] for result in seeds]
     if row in WITHOUT_TEACHER:
@@ -48,7 +55,7 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
         "row": row.name,
         "key": row.key,
         "regions": row.regions or "none",
-        "seeds": [{name: result[name] for name in KEPT if name in result} for result in seeds],
+        "seeds": [{name: result[name] for name in FIELDS if name in result} for result in seeds],
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         "knobs": knobs_of(row, pair),
@@ -56,7 +63,7 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
 
 
 def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str:
-    """mIoU table, gap closed, and IoU per class; source-only first."""
+    """Return the table of mIoU, gain and gap closed, and the IoU per class. Source-only comes first."""
     mean = {entry["key"]: entry["mean"] for entry in table}
     base, top = mean.get(BASELINE.key), mean.get(CEILING.key)
     lines = [
@@ -64,8 +71,8 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
         "",
         "mIoU in percent of the student at its last step, mean and standard deviation over seeds.",
         "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
-        "Best step: the higher of two looks, half-way and at the end.",
-        f"`python experiments/studies/ablation.py --table {name} --pair {pair.name}`; source model"
+        "Best step: the higher of two evaluations, half-way and at the end.",
+        f"`{command(pair, name)}`. Source model"
         f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",
         "",
         "| method | regions | seeds | last step | gain | gap closed | best step | teacher, last |",
@@ -78,8 +85,8 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
         if base is not None and top is not None and top > base:
             closed = f"{100 * (entry['mean'] - base) / (top - base):.0f} %"
         best = statistics.fmean(result["student_best"] for result in seeds)
-        of_teacher = [s["teacher_last"] for s in seeds if s["teacher_last"] is not None]
-        teacher = f"{statistics.fmean(of_teacher):.1f}" if of_teacher else ""
+        teacher_mious = [s["teacher_last"] for s in seeds if s["teacher_last"] is not None]
+        teacher = f"{statistics.fmean(teacher_mious):.1f}" if teacher_mious else ""
         last = f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if len(seeds) > 1 else "")
         lines.append(
             f"| {entry['row']} | {entry['regions']} | {len(seeds)} | {last} | {gain} | {closed}"
@@ -89,19 +96,19 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
 
 
 def _per_class(pair: DomainPair, table: list[dict[str, Any]]) -> list[str]:
-    shown = [k for k, v in enumerate(table[0]["seeds"][0]["per_class"]) if v is not None]
-    names = [pair.classes.classes[k] for k in shown]
+    class_ids = [k for k, v in enumerate(table[0]["seeds"][0]["per_class"]) if v is not None]
+    names = [pair.classes.classes[k] for k in class_ids]
     lines = ["| IoU, last step | regions | " + " | ".join(names) + " |"]
     lines.append("|---" * (2 + len(names)) + "|")
     for entry in table:
-        means = [statistics.fmean(s["per_class"][k] for s in entry["seeds"]) for k in shown]
+        means = [statistics.fmean(s["per_class"][k] for s in entry["seeds"]) for k in class_ids]
         cells = " | ".join(f"{value:.0f}" for value in means)
         lines.append(f"| {entry['row']} | {entry['regions']} | {cells} |")
     return lines
 
 
 def draw(pair: DomainPair, table: list[dict[str, Any]], path: Path) -> None:
-    """A bar per row, its standard deviation and every seed; lines at source-only and the ceiling."""
+    """Draw a bar per row with its standard deviation and seeds. Lines mark source-only and ceiling."""
     from matplotlib.figure import Figure
 
     names = [
@@ -110,15 +117,15 @@ def draw(pair: DomainPair, table: list[dict[str, Any]], path: Path) -> None:
     ]
     figure = Figure(figsize=(9, 0.42 * len(table) + 1.3), layout="constrained")
     axes = figure.subplots()
-    places = list(range(len(table)))
+    positions = list(range(len(table)))
     means, spread = [e["mean"] for e in table], [e["std"] for e in table]
-    axes.barh(places, means, xerr=spread, color="#9db7d5", error_kw={"elinewidth": 1})
-    for place, entry in zip(places, table, strict=True):
+    axes.barh(positions, means, xerr=spread, color="#9db7d5", error_kw={"elinewidth": 1})
+    for position, entry in zip(positions, table, strict=True):
         values = [result["student_last"] for result in entry["seeds"]]
-        axes.plot(values, [place] * len(values), ".", color="#1f3d5c", markersize=4)
+        axes.plot(values, [position] * len(values), ".", color="#1f3d5c", markersize=4)
         axes.text(
             max([*values, entry["mean"] + entry["std"]]) + 0.3,
-            place,
+            position,
             f"{entry['mean']:.1f}",
             va="center",
             fontsize=8,
@@ -126,7 +133,7 @@ def draw(pair: DomainPair, table: list[dict[str, Any]], path: Path) -> None:
     for entry in table:
         if entry["key"] in (BASELINE.key, CEILING.key):
             axes.axvline(entry["mean"], color="#777777", linestyle=":", linewidth=1)
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(positions, names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0.75 * min(means), 1.06 * max(means))
     axes.set_xlabel("mIoU %, student, last step")

@@ -1,8 +1,9 @@
-"""The two pairs of domains that experiments compare methods on, with everything at hand.
+"""The two pairs of domains on which the studies compare methods.
 
-`streets`: drawn game -> drawn camera, no data needed. `camvid_day2dusk`: real video, needs --data.
-A pair holds the source model, the unlabelled target images, masks of several region sources, and the
-labels that are used to report (and for the rows that are called ground truth or ceiling) alone.
+`streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is
+real video and needs --data. A pair holds the source model, the unlabelled target images, masks from
+several sources of regions, and labels. The labels are used for reporting, and by the rows named ground
+truth or ceiling.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
 from sfss_ray.data.decoding import read_image
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, pair_labels, read_labels
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_labels
+from sfss_ray.data.pairing import pair_labels
 from sfss_ray.masks.bank.schema import read_recipe, write_shard
 from sfss_ray.masks.regions import (
     build_region_source,
@@ -40,14 +42,14 @@ from camvid_day2dusk import DUSK, SELF_TRAINING, arrange, make_config
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
 BASE = SELF_TRAINING | {"train.batch_norm": "target"}
-"""What all rows start from."""
+"""Knobs shared by all rows."""
 MILD_COLOURS = {
     "jitter": 0.3,
     "hue": 0.05,
     "grey_probability": 0.05,
     "blur_probability": 0.2,
 }
-"""A strong view that is not so strong: a small network has enough to learn in few steps."""
+"""Weak colour changes: a small network cannot learn strong ones in a few hundred steps."""
 ALONE = {"train.loss.vote_weight": 1.0}
 ALONE_FOR_RARE = ALONE | {"train.loss.prior_power": 0.5}
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
@@ -55,28 +57,29 @@ RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 @dataclass(frozen=True)
 class DomainPair:
-    """One source model, one target domain."""
+    """A source model with a target domain."""
 
     name: str
     source_model: Path
     images: tuple[ImageFile, ...]
-    """What is adapted to; no labels belong to it."""
+    """Target images, without labels."""
     val: tuple[LabelledImage, ...]
-    """What is scored."""
+    """Labelled images for scoring."""
     classes: ClassSet
     config: Config
-    """Plain self-training; rows change it."""
+    """Plain self-training. The rows override it."""
     instances: Callable[[ImageFile], np.ndarray]
     """Ground-truth regions of a target image, (H, W) ids, 0 = none."""
     folder: Path
     votes: Mapping[str, Mapping[str, Any]]
-    """Region source -> knobs of the pooled vote that suit it there. Regions that join few things may
-    speak alone (vote_weight 1), and for rare classes (prior_power)."""
+    """Source of regions -> knobs of the pooled vote for it. In regions of one object each, the mask
+    can decide alone (vote_weight 1), with a strong correction for rare classes (prior_power)."""
 
     def labelled_folds(self) -> list[tuple[tuple[LabelledImage, ...], tuple[LabelledImage, ...]]]:
-        """(train, score) for a model trained with target labels; no image is in both parts of one.
+        """Return (train, score) splits for a model trained with target labels.
 
-        Where the scored images are the target images themselves, their halves in time take turns.
+        No image is in both parts of a split. Where the scored images are the target images themselves,
+        the two halves of the video are swapped.
         """
         if self.name == "streets":
             return [(self.labelled_target(), self.val)]
@@ -84,7 +87,7 @@ class DomainPair:
         return [(self.val[:half], self.val[half:]), (self.val[half:], self.val[:half])]
 
     def labelled_target(self) -> tuple[LabelledImage, ...]:
-        """The target images with labels: CamVid's are scored too, drawn ones are drawn again."""
+        """Return the target images with labels. Drawn scenes are drawn again with their labels."""
         if self.name != "streets":
             return self.val
         from sfss_ray.streets.scenes import write_streets
@@ -94,37 +97,43 @@ class DomainPair:
         return tuple(pair_labels(labelled / "images", labelled / "labels"))
 
     def masks(self, regions: str) -> Path:
-        """Folder of masks of all target images by a region source; made when they are not there, or
-        were found otherwise."""
+        """Return the folder of masks of all target images from one source of regions.
+
+        Masks that are missing, or that another recipe made, are made first.
+        """
         folder = self.folder / "masks" / f"{regions}-{len(self.images)}"
         shard = folder / "masks-0.parquet"
-        find, recipe = self._finder(regions)
-        there = read_recipe(shard) or {}
-        if any(there.get(name) != value for name, value in recipe.items()):
+        find_masks, recipe = self._mask_finder(regions)
+        stored_recipe = read_recipe(shard) or {}
+        if any(stored_recipe.get(name) != value for name, value in recipe.items()):
             folder.mkdir(parents=True, exist_ok=True)
-            write_shard(shard, [_row(file, find) for file in self.images], recipe)
+            write_shard(shard, [_row(file, find_masks) for file in self.images], recipe)
         return folder
 
-    def _finder(self, regions: str) -> tuple[Callable[[ImageFile, np.ndarray], list], dict]:
+    def _mask_finder(self, regions: str) -> tuple[Callable[[ImageFile, np.ndarray], list], dict]:
         if regions in ("felzenszwalb", "small_sam"):
             masks = override(self.config, {"masks.regions": regions}).masks
             recipe, checkpoint = make_recipe(masks, None)
-            find = build_region_source(recipe, checkpoint, masks.points_per_batch, "cpu")
-            return lambda _, image: find(image), recipe.as_dict()
+            segment = build_region_source(recipe, checkpoint, masks.points_per_batch, "cpu")
+            return lambda _, image: segment(image), recipe.as_dict()
         recipe = {"source": regions, "sam_type": "", "sam_sha256": "", "knobs": {}}
         if regions == "random":
             return lambda file, image: region_records(random_regions(file, image)), recipe
         return lambda file, _: region_records(self.instances(file)), recipe
 
 
-def _row(file: ImageFile, find: Callable[[ImageFile, np.ndarray], list]) -> dict[str, Any]:
+def _row(file: ImageFile, find_masks: Callable[[ImageFile, np.ndarray], list]) -> dict[str, Any]:
     image = read_image(file.path)
     row = {"image_id": file.image_id, "path": str(file.path), "error": None}
-    return row | {"height": image.shape[0], "width": image.shape[1], "masks": find(file, image)}
+    return row | {
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "masks": find_masks(file, image),
+    }
 
 
 def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
-    """(H, W) ids 1..60: each pixel belongs to the nearest of 60 random points."""
+    """Return ids 1..60 (H, W): each pixel belongs to the nearest of 60 random points."""
     from scipy.spatial import KDTree
 
     height, width = image.shape[:2]
@@ -135,7 +144,7 @@ def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
 
 
 def streets(folder: Path, target_images: int = 600) -> DomainPair:
-    """Drawn scenes; target labels are drawn again from the seed when a row asks for them."""
+    """Return the pair of drawn scenes. Labels of the target are drawn again when a row needs them."""
     from sfss_ray.streets.scenes import write_streets
 
     target, val = folder / "target", folder / "val"
@@ -149,7 +158,7 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
             "train.evaluate_every": 250,
             "train.optim.learning_rate": 1e-3,
             "train.ema_momentum": 0.999,
-            # Of the target's own statistics this source model loses four points (experiments/README).
+            # With all of the target's statistics this source model loses four points.
             "train.statistics_share": 0.5,
             "train.loss.teacher_flip": True,
             "pretrain.num_steps": 500,
@@ -179,14 +188,14 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
 
 
 def drawn_instances(file: ImageFile) -> np.ndarray:
-    """The instance map of a target scene, drawn again."""
+    """Draw a target scene again and return its instance map."""
     from sfss_ray.streets.scenes import render_scene
 
     return render_scene("camera", TARGET_SEED, int(file.image_id)).instances
 
 
 def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
-    """CamVid's dusk drive, adapted to and scored on, as it has no second set of frames with labels."""
+    """Return the pair of CamVid. Its dusk drive is both target and scored, as it is the only one."""
     import argparse
 
     images, labels = arrange(data, folder / "dusk", DUSK)
@@ -217,13 +226,13 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
 
 
 def labelled_regions(labels: Path, file: ImageFile) -> np.ndarray:
-    """Connected pieces of the label map of an image."""
+    """Return the connected components of the label map of an image."""
     return connected_regions(read_labels(labels / f"{file.image_id}.png"))
 
 
 def connected_regions(labels: np.ndarray) -> np.ndarray:
-    """(H, W) ids of the connected pieces of each class; pixels without a class get 0."""
+    """Return ids (H, W) of the connected components of each class, 0 without a class."""
     from skimage.measure import label
 
-    pieces = np.asarray(label(labels, background=255, connectivity=1))
-    return pieces.astype(np.int32)
+    components = np.asarray(label(labels, background=255, connectivity=1))
+    return components.astype(np.int32)

@@ -1,18 +1,18 @@
-"""How well regions keep to the classes of real images: SAM, Felzenszwalb and a plain grid.
+"""Measure how well regions follow the classes of real images: SAM, Felzenszwalb and a grid.
 
     python experiments/studies/region_quality.py --camvid DIR [--frames 12] [--sam CHECKPOINT]
 
-CamVid val, frames at equal distances. A segmenter's masks are painted into one map, smaller over
-larger, as training reads them; pixels under no mask are one region. Void pixels (id 11) count
-nowhere. Over all frames together:
+The frames are evenly spaced frames of CamVid val. The masks of a segmenter are painted into one map,
+smaller over larger, as in training. Pixels without a mask form one region. Void pixels (id 11) are
+ignored. Measured over all frames together:
 
-    purity           share of pixels whose region's most frequent class is theirs
+    purity           share of pixels that have the most frequent class of their region
     class recall     the same share within each class, mean over the classes
     boundary recall  share of pixels at a class border (a right or lower neighbour of another class,
                      neither void) with a region border within 2 pixels (a square of 5 x 5)
 
-More regions make all three easier: compare with the grid of as many. Writes
-results/region_quality.md and .json.
+More regions make all three easier, so each segmenter is compared with a grid of as many cells. The
+script writes results/region_quality.md and .json.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from skimage.segmentation import felzenszwalb
+from study_record import write_record
 
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import read_labels
@@ -39,17 +40,18 @@ from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
 VOID = 11
 TOLERANCE = 2  # pixels
 RESULTS = Path(__file__).resolve().parent / "results"
-# Many more masks of lower quality: what the small SAM reaches when regions may be many.
+# Settings of the small SAM for many masks of lower quality.
 LOOSE = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.7, "box_nms_thresh": 0.7}
 Segmenter = Callable[[np.ndarray], np.ndarray]  # uint8 (H, W, 3) -> region ids (H, W)
 
 
 def by_felzenszwalb(scale: float, min_size: int) -> Segmenter:
+    """Return Felzenszwalb's segmenter with these settings."""
     return lambda image: felzenszwalb(image, scale=scale, sigma=0.8, min_size=min_size) + 1
 
 
 def by_grid(regions: float) -> Segmenter:
-    """About as many equal cells, as square as they go."""
+    """Return a segmenter that makes about `regions` equal cells, as square as possible."""
 
     def segment(image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
@@ -62,6 +64,7 @@ def by_grid(regions: float) -> Segmenter:
 
 
 def by_sam(checkpoint: Path, settings: dict[str, Any]) -> Segmenter:
+    """Return the automatic masks of a SAM checkpoint as a segmenter."""
     generator = AutomaticMaskGenerator(load_sam(checkpoint), output_mode="coco_rle", **settings)
 
     def segment(image: np.ndarray) -> np.ndarray:
@@ -79,7 +82,7 @@ def by_sam(checkpoint: Path, settings: dict[str, Any]) -> Segmenter:
 
 
 def borders(ids: np.ndarray, void: int | None = None) -> np.ndarray:
-    """Bool (H, W): the right or the lower neighbour has another id, and neither is void."""
+    """Return (H, W) bool, true where the right or lower neighbour has another id and neither is void."""
     out = np.zeros(ids.shape, bool)
     for a, b in (
         ((slice(None), slice(0, -1)), (slice(None), slice(1, None))),
@@ -93,11 +96,11 @@ def borders(ids: np.ndarray, void: int | None = None) -> np.ndarray:
 
 
 def counts_of(ids: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What one frame adds: pixels by class, right ones by class, border pixels and met ones."""
+    """Return the counts of one frame: pixels and right pixels by class, border and matched pixels."""
     names, region = np.unique(ids, return_inverse=True)
-    known = labels != VOID
+    labelled = labels != VOID
     table = np.bincount(
-        region.reshape(ids.shape)[known] * VOID + labels[known], minlength=len(names) * VOID
+        region.reshape(ids.shape)[labelled] * VOID + labels[labelled], minlength=len(names) * VOID
     ).reshape(len(names), VOID)
     right = np.zeros(VOID, int)
     np.add.at(right, table.argmax(axis=1), table.max(axis=1))
@@ -115,17 +118,19 @@ def counts_of(ids: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def score(segment: Segmenter, frames: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """One row."""
+    """Return the row of one segmenter, over all frames."""
     start = time.process_time()
     maps = [segment(image) for image, _ in frames]
     seconds = time.process_time() - start
-    found = [counts_of(ids, labels) for ids, (_, labels) in zip(maps, frames, strict=True)]
-    pixels, right = (np.sum([one[name] for one in found], axis=0) for name in ("pixels", "right"))
+    counts = [counts_of(ids, labels) for ids, (_, labels) in zip(maps, frames, strict=True)]
+    pixels, right = (
+        np.sum([frame[name] for frame in counts], axis=0) for name in ("pixels", "right")
+    )
     present = pixels > 0
-    met, edges = (sum(one[name] for one in found) for name in ("met", "edges"))
+    met, edges = (sum(frame[name] for frame in counts) for name in ("met", "edges"))
     return {
-        "regions": round(float(np.mean([one["regions"] for one in found])), 1),
-        "covered": round(float(np.mean([one["covered"] for one in found])), 3),
+        "regions": round(float(np.mean([frame["regions"] for frame in counts])), 1),
+        "covered": round(float(np.mean([frame["covered"] for frame in counts])), 3),
         "purity": round(float(right.sum() / pixels.sum()), 3),
         "class_recall": round(float(np.mean(right[present] / pixels[present])), 3),
         "boundary_recall": round(met / edges, 3),
@@ -134,6 +139,7 @@ def score(segment: Segmenter, frames: list[tuple[np.ndarray, np.ndarray]]) -> di
 
 
 def frames_of(camvid: Path, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return `count` evenly spaced images of CamVid val with their labels."""
     files = sorted((camvid / "images" / "val").glob("*.jpg"))
     chosen = [files[k] for k in np.linspace(0, len(files) - 1, count).round().astype(int)]
     labels = camvid / "labels" / "val"
@@ -143,7 +149,7 @@ def frames_of(camvid: Path, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 def rows_of(
     frames: list[tuple[np.ndarray, np.ndarray]], sams: dict[str, Segmenter]
 ) -> dict[str, Any]:
-    """Each segmenter, and after it the grid of as many regions."""
+    """Score each segmenter, and after it a grid of as many cells."""
     segmenters = {
         **sams,
         "Felzenszwalb 300/200": by_felzenszwalb(300, 200),
@@ -158,11 +164,11 @@ def rows_of(
 
 
 def text_of(facts: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     columns = list(next(iter(rows.values())))
     lines = [
-        f"`{facts['command']}`: CamVid val, {facts['frames']} frames, 11 classes, void left out;"
-        f" {facts['device']}, torch {facts['torch']}. Definitions: the script's first lines.",
+        f"`{facts['command']}`: CamVid val, {facts['frames']} frames, 11 classes, without void."
+        f" Measured on {facts['device']}, torch {facts['torch']}. The script defines the measures.",
         "",
         "| segmenter | " + " | ".join(c.replace("_", " ") for c in columns) + " |",
         "|" + "---|" * (len(columns) + 1),
@@ -175,12 +181,15 @@ def text_of(facts: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Score all segmenters and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     data = os.environ.get("SFSS_TEST_DATA")
     parser.add_argument("--camvid", type=Path, default=Path(data, "camvid") if data else None)
     parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--sam", type=Path, help="a SAM checkpoint to score too, at its defaults")
-    parser.add_argument("--loose", action="store_true", help="also the small SAM with many masks")
+    parser.add_argument("--sam", type=Path, help="also score this SAM checkpoint with its defaults")
+    parser.add_argument(
+        "--loose", action="store_true", help="also score the small SAM with many masks"
+    )
     arguments = parser.parse_args()
     if arguments.camvid is None:
         parser.error("give --camvid, the folder with images/val and labels/val")
@@ -202,8 +211,12 @@ def main() -> None:
         "settings": settings,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "region_quality.json").write_text(
-        json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n"
+    write_record(
+        RESULTS / "region_quality.json",
+        facts["command"],
+        "cpu",
+        [{"regions_source": source} | values for source, values in rows.items()],
+        {"frames": arguments.frames, "settings": settings},
     )
     (RESULTS / "region_quality.md").write_text(text_of(facts, rows))
 

@@ -1,11 +1,11 @@
-"""What regions are worth before any training: the teacher's pseudo-labels after the masks' vote.
+"""Measure the gain of pseudo-labels from the vote in regions, before any training.
 
     python experiments/studies/region_worth.py [--scenes 40]
 
-Drawn camera scenes; the teacher is the shipped source model with half of the target's BatchNorm
-statistics and its mean over six views, as a training on streets can have it. By source of regions: how
-many, what they cover, how pure they are, and the mIoU of the pseudo-labels for some weights of the vote
-and powers of the prior. Labels are used to report alone. Writes results/region_worth.json and .md.
+The images are drawn camera scenes. The teacher is the shipped source model with half of the target's
+BatchNorm statistics, averaged over six views. For each source of regions the table states the number,
+coverage and purity of the regions, and the mIoU of the pseudo-labels for several vote weights and prior
+powers. Labels are used for reporting only. The script writes results/region_worth.json and .md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from ablation import Job, make_pair, use_one_thread, with_target_statistics
 from ablation_rows import STATISTICS
+from study_record import write_record
 from torch import Tensor
 
 from sfss_ray.cli import run_guarded
@@ -27,9 +28,9 @@ from sfss_ray.config import Config, override
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.masks.bank.painting import paint_id_map, paint_order
 from sfss_ray.masks.regions import build_region_source, make_recipe
+from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.mask_vote import ClassPrior, relabel
-from sfss_ray.method.step import ContrastNet, mean_over_views
-from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.method.teacher_view import average_views
 from sfss_ray.streets.default import TARGET_SEED, embedded_config
 from sfss_ray.streets.scenes import Scene, render_scene
 
@@ -43,35 +44,35 @@ Segmenter = Callable[[Scene], np.ndarray]  # region ids (H, W), 0 = none
 
 
 def segmenters() -> Iterator[tuple[str, Segmenter]]:
-    """Names and sources of regions."""
+    """Yield the sources of regions by name."""
     many = {"points_per_side": 32}
     yield "none", lambda scene: np.zeros_like(scene.instances)
-    yield "Felzenszwalb, as it is used", _by_config({"regions": "felzenszwalb"})
+    yield "Felzenszwalb, default settings", _by_config({"regions": "felzenszwalb"})
     yield "Felzenszwalb 100/250", _felzenszwalb(100, 250)
     yield "Felzenszwalb 50/60", _felzenszwalb(50, 60)
-    yield "small SAM, as it is used", _by_config({})
+    yield "small SAM, default settings", _by_config({})
     yield "small SAM, 32x32 points", _by_config(many)
     yield "small SAM, 32x32 points, loosest cuts", _by_config(many | LOOSEST)
-    yield "small SAM, a layer of crops, looser cuts", _by_config({"crop_n_layers": 1} | LOOSER)
+    yield "small SAM, one layer of crops, looser cuts", _by_config({"crop_n_layers": 1} | LOOSER)
     yield "true objects", lambda scene: scene.instances
     yield "true parts", lambda scene: scene.parts
 
 
 def _felzenszwalb(scale: float, min_size: int) -> Segmenter:
-    """Its min_size is stated for images of 480x360 px, as in the config."""
+    """Return Felzenszwalb's segmenter. `min_size` refers to images of 480x360, as in the config."""
     knobs = {"felzenszwalb_scale": scale, "felzenszwalb_min_size": min_size}
     return _by_config({"regions": "felzenszwalb"} | knobs)
 
 
 def _by_config(knobs: dict[str, Any]) -> Segmenter:
-    """The embedded default's regions with these knobs of `masks`."""
+    """Return the regions of the embedded default with these knobs of `masks`."""
     config = override(embedded_config(), {f"masks.{name}": value for name, value in knobs.items()})
     recipe, checkpoint = make_recipe(config.masks, None)
-    find = build_region_source(recipe, checkpoint, config.masks.points_per_batch, "cpu")
+    find_regions = build_region_source(recipe, checkpoint, config.masks.points_per_batch, "cpu")
 
     def segment(scene: Scene) -> np.ndarray:
         height, width = scene.image.shape[:2]
-        records = [{**r, "height": height, "width": width} for r in find(scene.image)]
+        records = [{**r, "height": height, "width": width} for r in find_regions(scene.image)]
         order = paint_order([record["area"] for record in records], "fine")
         return paint_id_map(records, order, image_size=(height, width))
 
@@ -80,16 +81,16 @@ def _by_config(knobs: dict[str, Any]) -> Segmenter:
 
 @torch.no_grad()
 def teacher_probabilities(network: Any, images: Tensor, config: Config) -> Tensor:
-    """(N, C, H, W), the mean over views."""
+    """Return probabilities (N, C, H, W) averaged over the views of the config."""
     teacher, parts = ContrastNet(network, config.train).eval(), []
-    for some in images.split(BATCH):
-        plain = network.upsample(teacher(some)[0], some.shape[-2:]).softmax(1)
-        parts.append(mean_over_views(teacher, network, some, plain, config.train.loss))
+    for batch in images.split(BATCH):
+        plain = network.upsample(teacher(batch)[0], batch.shape[-2:]).softmax(1)
+        parts.append(average_views(teacher, batch, plain, config.train.loss))
     return torch.cat(parts)
 
 
 def fit_of_regions(ids: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """Regions an image, share of pixels covered, share of these whose region's main class is theirs."""
+    """Return regions per image, the covered share of pixels, and the purity of the regions."""
     regions, right, counted = 0, 0, 0
     for region_map, label_map in zip(ids, labels, strict=True):
         inside = (region_map > 0) & (label_map != 255)
@@ -106,7 +107,7 @@ def fit_of_regions(ids: np.ndarray, labels: np.ndarray) -> dict[str, float | Non
 
 
 def measure(scenes: list[Scene], probabilities: Tensor, segment: Segmenter) -> dict[str, Any]:
-    """One row."""
+    """Return the row of one source of regions."""
     ids = np.stack([segment(scene) for scene in scenes]).astype(np.int64)
     labels = np.stack([scene.labels for scene in scenes])
     prior = ClassPrior(probabilities.shape[1])
@@ -115,22 +116,24 @@ def measure(scenes: list[Scene], probabilities: Tensor, segment: Segmenter) -> d
     for weight, power in VOTES:
         vote = {"mask_vote": "pooled", "vote_weight": weight, "prior_power": power}
         config = override(Config(), {f"train.loss.{name}": v for name, v in vote.items()})
-        found = relabel(probabilities, torch.from_numpy(ids), prior.share(), config.train.loss)[0]
+        labels_voted = relabel(
+            probabilities, torch.from_numpy(ids), prior.share(), config.train.loss
+        )[0]
         matrix = ConfusionMatrix(probabilities.shape[1])
-        matrix.add(labels, found.numpy())
+        matrix.add(labels, labels_voted.numpy())
         row[f"w {weight}, p {power}"] = matrix.miou()
     return row
 
 
 def table(rows: dict[str, dict[str, Any]], scenes: int) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     names = list(next(iter(rows.values())))
     lines = [
         f"`python experiments/studies/region_worth.py --scenes {scenes}`: mIoU in percent of"
         f" pseudo-labels on {scenes} drawn camera scenes, by weight of the vote (w)"
         " and power of the prior (p).",
         "",
-        "| regions | an image | " + " | ".join(names[1:]) + " |",
+        "| regions | per image | " + " | ".join(names[1:]) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
     for name, row in rows.items():
@@ -142,7 +145,7 @@ def table(rows: dict[str, dict[str, Any]], scenes: int) -> str:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure every source and write the table after each."""
+    """Measure every source of regions, and write the table after each."""
     use_one_thread()
     pair = make_pair(arguments)
     teacher = with_target_statistics(Job(pair, STATISTICS, 0, "cpu"))
@@ -153,7 +156,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name, segment in segmenters():
         rows[name] = measure(scenes, probabilities, segment)
         print(table({name: rows[name]}, len(scenes)).splitlines()[-1], flush=True)
-        write_json(arguments.results / "region_worth.json", rows)
+        write_record(
+            arguments.results / "region_worth.json",
+            f"python experiments/studies/region_worth.py --scenes {len(scenes)}",
+            "cpu",
+            [{"regions_source": source} | values for source, values in rows.items()],
+        )
         (arguments.results / "region_worth.md").write_text(table(rows, len(scenes)))
 
 

@@ -1,12 +1,12 @@
-"""How well scores without labels rank students: twenty trials on one pair, from timid to reckless.
+"""Measure how well scores without labels rank twenty students of one pair.
 
     python experiments/studies/score_quality.py --pair streets
     python experiments/studies/score_quality.py --pair camvid_day2dusk --data DIR [--source-model FILE]
 
-Trials differ in learning rate, ema_momentum, contrast_weight, temperature, BatchNorm, steps and loss, so
-that some gain, some lose and some collapse. Scores look at target images that no trial learns from;
-mIoU is of the student at its last step, and nothing but this table sees it. A trial that was done is
-not done again. Writes results/score_quality_PAIR.json, .md and .png beside this file.
+The trials differ in learning rate, ema_momentum, contrast_weight, temperature, BatchNorm mode, steps and
+loss, so that some gain, some lose and some collapse. The scores use target images that no trial learns
+from. mIoU is that of the student at its last step, and only this table uses it. Finished trials are not
+repeated. The script writes results/score_quality_PAIR.json, .md and .png beside this file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from domain_pairs import DomainPair, camvid_day2dusk, streets
 from score_trials import NAMES, TrialPlan, held_out, networks, plans, train
+from study_record import write_record
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import flatten
@@ -29,7 +30,7 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.runtime.run_folder import write_json
 
 REGIONS = "felzenszwalb"
-KEPT = (
+MEASURES = (
     "miou",
     "mask_information",
     "balanced_mask_information",
@@ -39,7 +40,7 @@ KEPT = (
     "predicted_classes",
     "class_entropy",
 )
-# Higher is better. The last three are no scores of the package: variants and controls.
+# Higher is better. The last three are variants and controls, not scores of the package.
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "mask_information": lambda t: t["mask_information"],
     "balanced_mask_information": lambda t: t["balanced_mask_information"],
@@ -56,13 +57,13 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """Scores networks of a pair, with labels and without."""
+    """Scores the networks of a pair with and without labels."""
 
     pair: DomainPair
 
     @property
     def unlabelled(self) -> Any:
-        """What label-free scores see."""
+        """The scorer of held-out images without labels."""
         from sfss_ray.evaluation.examination import Examination
         from sfss_ray.masks.bank.store import MaskStore
 
@@ -71,20 +72,20 @@ class Judge:
         return Examination(self.pair.classes, (), held_out(self.pair), store.id_map, config)
 
     def source(self) -> dict[str, Any]:
-        """Scores of the source model; kept."""
+        """Return the scores of the source model, from the cache where possible."""
         from sfss_ray.models.model_file import load_model
 
-        return self._kept(
+        return self._cached(
             self.pair.folder / "score_trials" / "source.json",
             self._source_identity,
             lambda: self._score(load_model(self.pair.source_model).network, None, ()),
         )
 
     def trial(self, plan: TrialPlan) -> dict[str, Any]:
-        """Scores of a trained trial; kept."""
+        """Return the scores of a trained trial, from the cache where possible."""
         share = tuple(self.source()["class_share"])
         identity = {"trial": plan.identity} | self._source_identity
-        return self._kept(
+        return self._cached(
             plan.folder / "scores.json", identity, lambda: self._score(*networks(plan), share)
         )
 
@@ -93,16 +94,16 @@ class Judge:
         return {
             "held_out": len(held_out(self.pair)),
             "scored": len(self.pair.val),
-            "kept": list(KEPT),
+            "measures": list(MEASURES),
         }
 
-    def _kept(
+    def _cached(
         self, path: Path, identity: dict[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         if path.exists():
-            known = json.loads(path.read_text())
-            if known["identity"] == identity:
-                return known["scores"]
+            record = json.loads(path.read_text())
+            if record["identity"] == identity:
+                return record["scores"]
         scores = make()
         write_json(path, {"identity": identity, "scores": scores})
         return scores
@@ -114,11 +115,11 @@ class Judge:
         with_labels = Examination(self.pair.classes, self.pair.val, config=config).score(student)
         exam = dataclasses.replace(self.unlabelled, source_share=share)
         scores = exam.score(student, teacher).as_dict() | {"miou": with_labels.miou}
-        return {name: scores[name] for name in (*KEPT, "class_share")}
+        return {name: scores[name] for name in (*MEASURES, "class_share")}
 
 
 def spearman(ones: list[float], others: list[float]) -> float:
-    """Rank correlation; NaN where one of the two does not vary."""
+    """Return the rank correlation, or NaN where one of the lists is constant."""
     import numpy as np
     from scipy.stats import rankdata
 
@@ -128,11 +129,11 @@ def spearman(ones: list[float], others: list[float]) -> float:
 
 
 def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row per score: rank correlation with mIoU, and what it picks with and without the guard."""
+    """Return a row per score: rank correlation with mIoU, and its pick with and without the guard."""
     sound = [trial for trial in trials if not trial["collapsed"]]
     rows = []
     for name, score in SCORES.items():
-        free, guarded = max(trials, key=score), max(sound, key=score)
+        unguarded, guarded = max(trials, key=score), max(sound, key=score)
         rows.append(
             {
                 "score": name,
@@ -140,20 +141,21 @@ def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "spearman_sound": spearman(list(map(score, sound)), [t["miou"] for t in sound]),
                 "pick": guarded["trial"],
                 "pick_miou": guarded["miou"],
-                "pick_unguarded": free["trial"],
-                "pick_unguarded_miou": free["miou"],
-                "pick_unguarded_collapsed": free["collapsed"],
+                "pick_unguarded": unguarded["trial"],
+                "pick_unguarded_miou": unguarded["miou"],
+                "pick_unguarded_collapsed": unguarded["collapsed"],
             }
         )
     return rows
 
 
 def write_results(pair: DomainPair, source: dict, trials: list[dict], folder: Path) -> str:
-    """JSON, markdown and figure; returns the markdown."""
+    """Write the record, the table and the figure. Return the table."""
     rows, stem = judge_scores(trials), folder / f"score_quality_{pair.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"pair": pair.name, "source": source, "scores": rows, "trials": trials}
-    write_json(stem.with_suffix(".json"), content | {"held_out": len(held_out(pair))})
+    facts = {"pair": pair.name, "held_out": len(held_out(pair)), "source": source, "scores": rows}
+    command = f"python experiments/studies/score_quality.py --pair {pair.name}"
+    write_record(stem.with_suffix(".json"), command, "cpu", trials, facts)
     text = as_markdown(pair, source, trials, rows)
     stem.with_suffix(".md").write_text(text)
     draw(pair, source, trials, stem.with_suffix(".png"))
@@ -161,27 +163,27 @@ def write_results(pair: DomainPair, source: dict, trials: list[dict], folder: Pa
 
 
 def as_markdown(pair: DomainPair, source: dict, trials: list[dict], rows: list[dict]) -> str:
-    """The table of scores, then the trials."""
-    fallen = sum(t["collapsed"] for t in trials)
+    """Return the table of the scores, followed by the trials."""
+    collapsed = sum(t["collapsed"] for t in trials)
     best = max(t["miou"] for t in trials)
     lines = [
-        f"# {pair.name}: {len(trials)} trials, {fallen} of them flagged as collapsed",
+        f"# {pair.name}: {len(trials)} trials, {collapsed} of them flagged as collapsed",
         "",
         f"Source model {source['miou']:.1f} mIoU, best trial {best:.1f}, worst"
-        f" {min(t['miou'] for t in trials):.1f}. Scores see {len(held_out(pair))} target images that no"
-        f" trial learns from, with {REGIONS} regions; mIoU of the student, last step, one seed, is over"
-        f" {len(pair.val)} labelled images.",
+        f" {min(t['miou'] for t in trials):.1f}. Scores use {len(held_out(pair))} target images that no"
+        f" trial learns from, with {REGIONS} regions. mIoU is of the student at its last step, one seed,"
+        f" over {len(pair.val)} labelled images.",
         "",
         "| score | Spearman, all | Spearman, not collapsed | picks | its mIoU | without the guard |",
         "|---|---|---|---|---|---|",
     ]
     lines += [_score_line(row) for row in rows]
     names = [name.rsplit(".", 1)[-1] for name in NAMES]
-    lines += ["", "| trial | " + " | ".join([*names, *KEPT, "collapsed"]) + " |"]
-    lines.append("|---" * (len(names) + len(KEPT) + 2) + "|")
+    lines += ["", "| trial | " + " | ".join([*names, *MEASURES, "collapsed"]) + " |"]
+    lines.append("|---" * (len(names) + len(MEASURES) + 2) + "|")
     for trial in sorted(trials, key=lambda t: -t["miou"]):
         knobs = [str(trial["knobs"][name]) for name in NAMES]
-        values = [f"{trial[name]:.3g}" for name in KEPT]
+        values = [f"{trial[name]:.3g}" for name in MEASURES]
         label = f"{trial['trial']}{' (entropy loss)' if trial['entropy_loss'] else ''}"
         flag = "yes" if trial["collapsed"] else ""
         lines.append("| " + " | ".join([label, *knobs, *values, flag]) + " |")
@@ -189,32 +191,37 @@ def as_markdown(pair: DomainPair, source: dict, trials: list[dict], rows: list[d
 
 
 def _score_line(row: dict[str, Any]) -> str:
-    free = f"trial {row['pick_unguarded']}, {row['pick_unguarded_miou']:.1f}"
-    free += ", collapsed" if row["pick_unguarded_collapsed"] else ""
+    unguarded = f"trial {row['pick_unguarded']}, {row['pick_unguarded_miou']:.1f}"
+    unguarded += ", collapsed" if row["pick_unguarded_collapsed"] else ""
     return (
         f"| {row['score']} | {row['spearman']:+.2f} | {row['spearman_sound']:+.2f} | trial {row['pick']}"
-        f" | {row['pick_miou']:.1f} | {free} |"
+        f" | {row['pick_miou']:.1f} | {unguarded} |"
     )
 
 
 def draw(pair: DomainPair, source: dict, trials: list[dict], path: Path) -> None:
-    """mIoU over each score of the package; crosses are collapsed trials."""
+    """Plot mIoU over each score of the package. Crosses are collapsed trials."""
     from matplotlib.figure import Figure
 
-    shown = list(SCORES.items())[:5]
+    package_scores = list(SCORES.items())[:5]
     figure = Figure(figsize=(15, 3.2), layout="constrained")
-    for axes, (name, score) in zip(figure.subplots(1, len(shown)), shown, strict=True):
+    for axes, (name, score) in zip(
+        figure.subplots(1, len(package_scores)), package_scores, strict=True
+    ):
         for flag, marker, colour in ((False, "o", "#1f3d5c"), (True, "x", "#b3423a")):
             chosen = [t for t in trials if t["collapsed"] is flag]
             axes.plot([score(t) for t in chosen], [t["miou"] for t in chosen], marker, color=colour)
         axes.axhline(source["miou"], color="#777777", linestyle=":", linewidth=1)
         axes.set_xlabel(name)
     figure.axes[0].set_ylabel("mIoU %, student, last step")
-    figure.suptitle(f"{pair.name}: crosses are collapsed, the line is source-only", fontsize=10)
+    figure.suptitle(
+        f"{pair.name}: crosses are collapsed trials, the line is source-only", fontsize=10
+    )
     figure.savefig(path, dpi=100)
 
 
 def make_pair(arguments: argparse.Namespace) -> DomainPair:
+    """Return the pair that the options name."""
     folder = arguments.work / arguments.pair
     if arguments.pair == "streets":
         return streets(folder)
@@ -230,7 +237,7 @@ def make_pair(arguments: argparse.Namespace) -> DomainPair:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train and score what is missing, trial by trial, then judge the scores."""
+    """Train and score the missing trials one by one, then judge the scores."""
     import torch
 
     from sfss_ray.evaluation.label_free import Variety, lost_variety
@@ -259,7 +266,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
     parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
-    parser.add_argument("--source-model", type=Path, help="CamVid: default trains one, once")
+    parser.add_argument(
+        "--source-model", type=Path, help="CamVid: a model file (default: train one)"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/score_quality"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The trials that label-free scores are judged on: some gain, some lose, some collapse."""
+"""The trials for judging scores without labels: some gain, some lose, some collapse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = (
     "train.batch_norm",
     "train.num_steps",
 )
-# What a search may try, from timid to reckless.
+# Settings that a search may try, from careful to extreme.
 POINTS: tuple[tuple[Any, ...], ...] = (
     (1e-5, 0.99, 0.0, 0.1, "frozen", 80),
     (1e-4, 0.99, 0.0, 0.1, "adapt", 80),
@@ -51,7 +51,7 @@ POINTS: tuple[tuple[Any, ...], ...] = (
     (1e-2, 0.5, 0.0, 0.1, "adapt", 60),
     (1e-2, 0.9, 0.1, 0.1, "frozen", 60),
 )
-# Entropy alone rewards one class everywhere: these run into the collapse that a guard must see.
+# Entropy alone rewards one class everywhere. These trials collapse, and the guard must detect it.
 ENTROPY = {"train.loss.label_space": "entropy", "train.optim.trainable": "norm"}
 ENTROPY_POINTS: tuple[tuple[Any, ...], ...] = (
     (1e-4, 0.99, 0.0, 0.1, "adapt", 40),
@@ -63,7 +63,7 @@ ENTROPY_POINTS: tuple[tuple[Any, ...], ...] = (
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """One training of a pair."""
+    """The settings of one trial on a pair."""
 
     pair: DomainPair
     number: int
@@ -82,13 +82,13 @@ class TrialPlan:
 
     @property
     def training(self) -> tuple[ImageFile, ...]:
-        """The target images that are learnt from: those that no label-free score looks at."""
-        apart = {file.image_id for file in held_out(self.pair)}
-        return tuple(file for file in self.pair.images if file.image_id not in apart)
+        """The target images for training: all that are not held out for the scores."""
+        held_out_ids = {file.image_id for file in held_out(self.pair)}
+        return tuple(file for file in self.pair.images if file.image_id not in held_out_ids)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the weights: a trial of another identity is trained again."""
+        """Everything that decides the weights. A trial with another identity is trained again."""
         from sfss_ray.models.reading import file_sha256
 
         knobs = {k: v for k, v in flatten(self.config).items() if k.startswith(("train.", "seed"))}
@@ -97,19 +97,19 @@ class TrialPlan:
 
 
 def plans(pair: DomainPair, seed: int = 0) -> list[TrialPlan]:
-    """All trials of a pair."""
+    """Return all trials of a pair."""
     knobs: list[dict[str, Any]] = [dict(zip(NAMES, point, strict=True)) for point in POINTS]
     knobs += [dict(zip(NAMES, point, strict=True)) | ENTROPY for point in ENTROPY_POINTS]
     return [TrialPlan(pair, number, values, seed) for number, values in enumerate(knobs, 1)]
 
 
 def held_out(pair: DomainPair) -> tuple[ImageFile, ...]:
-    """Target images that no trial learns from, spread over the drive."""
+    """Return evenly spread target images that no trial learns from."""
     return tuple(evenly_spread(list(pair.images), HELD_OUT[pair.name]))
 
 
 def train(plan: TrialPlan, masks: Path) -> None:
-    """Train a trial, unless it was; an interrupted one begins again."""
+    """Train a trial unless it is finished. An interrupted trial starts again."""
     from sfss_ray.train.adaptation import AdaptationTask, adapt_student
     from sfss_ray.train.run_state import LocalRun
 
@@ -123,7 +123,7 @@ def train(plan: TrialPlan, masks: Path) -> None:
 
 
 def networks(plan: TrialPlan) -> tuple[Any, Any]:
-    """Student and teacher of a trained trial."""
+    """Return student and teacher of a trained trial."""
     from sfss_ray.models.model_file import load_model
     from sfss_ray.train.run_state import load_state
 

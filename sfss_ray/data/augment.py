@@ -1,4 +1,4 @@
-"""One geometry for everything that belongs to an image; weak and strong views of its colours."""
+"""Augmentation: random crops shared by an image, its labels and its masks, and strong views."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from sfss_ray.config import AugmentConfig
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a crop lies in its image: output pixel (i, j) looks at source position
-    (top + (i + .5) / scale - .5, left + (j + .5) / scale - .5), mirrored in j with `flip`.
+    """The position and zoom of a crop in its image.
+
+    Output pixel (i, j) samples the image at (top + (i + .5) / scale - .5, left + (j + .5) / scale - .5),
+    with j mirrored if `flip` is set.
     """
 
     top: float
@@ -21,24 +23,26 @@ class Geometry:
     scale: float
     flip: bool
     size: tuple[int, int]
+    """(height, width) of the crop."""
 
     def rows(self) -> np.ndarray:
-        """(H,) source rows looked at, in pixels."""
+        """Return the (H,) sampled rows of the image, float32 in pixels."""
         return (self.top + (np.arange(self.size[0]) + 0.5) / self.scale - 0.5).astype(np.float32)
 
     def columns(self) -> np.ndarray:
-        """(W,) source columns looked at, in pixels."""
+        """Return the (W,) sampled columns of the image, float32 in pixels."""
         steps = np.arange(self.size[1])[:: -1 if self.flip else 1]
         return (self.left + (steps + 0.5) / self.scale - 0.5).astype(np.float32)
 
     def window(self, image_size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the source pixels that nearest sampling touches."""
+        """Return (top, left, height, width) of the pixels that nearest-neighbour sampling reads."""
         rows, columns = self.nearest_pixels(image_size)
-        top, left = int(rows.min()), int(columns.min())
-        return top, left, int(rows.max()) - top + 1, int(columns.max()) - left + 1
+        first_row, first_column = int(rows.min()), int(columns.min())
+        height, width = int(rows.max()) - first_row + 1, int(columns.max()) - first_column + 1
+        return first_row, first_column, height, width
 
     def nearest_pixels(self, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """(H,) rows and (W,) columns of the source pixels that nearest sampling looks at, int64."""
+        """Return int64 (H,) rows and (W,) columns of the pixels that nearest sampling reads."""
         return (
             self._nearest(self.rows(), image_size[0]),
             self._nearest(self.columns(), image_size[1]),
@@ -49,30 +53,45 @@ class Geometry:
         return np.clip(np.floor(positions + 0.5).astype(np.int64), 0, length - 1)
 
     def apply_to_image(self, image: np.ndarray) -> np.ndarray:
-        """Bilinear crop of a (H, W, 3) image."""
+        """Return the bilinear crop of a (H, W, 3) image."""
         columns, rows = np.meshgrid(self.columns(), self.rows())
         return cv2.remap(image, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def apply_to_ids(
         self, ids: np.ndarray, image_size: tuple[int, int], origin: tuple[int, int] = (0, 0)
     ) -> np.ndarray:
-        """Nearest-neighbour crop of an id map, of which `ids` may be the `window` at `origin`."""
+        """Return the nearest-neighbour crop of an id map.
+
+        Args:
+            ids: The whole map, or a part that covers `window`.
+            image_size: (height, width) of the whole map.
+            origin: (row, column) of the first pixel of `ids` in the whole map.
+        """
         rows, columns = self.nearest_pixels(image_size)
+        # Two calls of take are three times as fast as indexing with both arrays.
         ids = ids.take(rows - origin[0], axis=0)
-        return ids.take(columns - origin[1], axis=1)  # three times as fast as one index
+        return ids.take(columns - origin[1], axis=1)
 
 
 def draw_geometry(
     config: AugmentConfig, image_size: tuple[int, int], rng: np.random.Generator
 ) -> Geometry:
-    """Random zoom, place and mirror; the zoom is raised where the image would not fill the crop."""
+    """Draw a random zoom, position and mirroring of a crop.
+
+    The zoom is log-uniform in `scale_range`, and raised where the image would not fill the crop.
+
+    Args:
+        config: `crop_size`, `scale_range`, `max_size` and `flip` are used.
+        image_size: (height, width) of the image.
+        rng: The source of random numbers.
+    """
     low, high = np.log(_scale_range(config, image_size))
-    covering = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
-    scale = max(float(np.exp(rng.uniform(low, high))), covering)
-    free = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
-    top, left = (float(rng.uniform(0, max(f, 0.0))) for f in free)
+    min_scale = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
+    scale = max(float(np.exp(rng.uniform(low, high))), min_scale)
+    slack = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
+    row, column = (float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack)
     flip = bool(config.flip and rng.random() < 0.5)
-    return Geometry(top, left, scale, flip, config.crop_size)
+    return Geometry(row, column, scale, flip, config.crop_size)
 
 
 def _scale_range(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[float, float]:
@@ -85,8 +104,14 @@ def _scale_range(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[fl
 
 
 def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Jitter, grey and blur a uint8 (H, W, 3) image; pixels stay where they are."""
-    # All numbers are drawn whether used or not, so that one knob does not shift another's.
+    """Return a uint8 (H, W, 3) image with random colour jitter, grey and blur; geometry is unchanged.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        config: Strengths and probabilities of the changes.
+        rng: The source of random numbers.
+    """
+    # All random numbers are drawn even if unused, so that one option does not change the others.
     chance = rng.random(3)
     brightness, contrast, saturation = 1 + config.jitter * rng.uniform(-1, 1, 3)
     hue, sigma = config.hue * rng.uniform(-1, 1), rng.uniform(0.15, 1.15)
@@ -102,6 +127,7 @@ def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generat
 def _jitter(
     image: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float
 ) -> np.ndarray:
+    """Shift the hue, then scale brightness, contrast and saturation, in this order."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # hue in 0..179 for uint8
     hsv[..., 0] = (hsv[..., 0].astype(np.int16) + round(hue * 180)) % 180
     values = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32) * brightness

@@ -1,8 +1,7 @@
-"""Named sets of classes: what an index in a label or in a prediction means.
+"""Class sets: the meaning of the indices in labels and predictions.
 
-Mapping between two sets is by NAME, never by index: `mapping` says which index of one set a class
-has in the other, so a 19-class model can be scored on 16- or 11-class labels. Names that mean one
-thing (`SYNONYMS`) count as the same; where that happens the output says so.
+Two class sets are mapped by class NAME, never by index, so a 19-class model can be scored on 16- or
+11-class labels. `SYNONYMS` of a name count as the same name; the output reports where they are used.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ IGNORE_INDEX = 255
 
 @dataclass(frozen=True)
 class ClassSet:
-    """Class names in index order, and a colour each for pictures."""
+    """Class names in index order, with an RGB colour each for pictures."""
 
     name: str
     classes: tuple[str, ...]
@@ -43,7 +42,7 @@ class ClassSet:
         return len(self.classes)
 
     def colour(self, train_ids: np.ndarray) -> np.ndarray:
-        """Colours of a label map: (H, W) ids -> (H, W, 3) uint8 RGB; ignored pixels are black."""
+        """Return the colours of (H, W) train ids as (H, W, 3) uint8 RGB; ignored pixels are black."""
         table = np.zeros((256, 3), np.uint8)
         table[: len(self.palette)] = self.palette
         return table[train_ids]
@@ -77,7 +76,7 @@ CITYSCAPES_LABEL_IDS = dict(
         strict=True,
     )
 )
-"""Class name -> Cityscapes' labelId (cityscapesScripts, labels.py), in the order of the train ids."""
+"""Class name -> Cityscapes labelId (cityscapesScripts, labels.py), in the order of the train ids."""
 _CAMVID = {
     "sky": (70, 130, 180),
     "building": (70, 70, 70),
@@ -93,36 +92,50 @@ _CAMVID = {
 }
 
 
-def _named(name: str, colours: dict[str, tuple[int, int, int]]) -> ClassSet:
+def _from_colours(name: str, colours: dict[str, tuple[int, int, int]]) -> ClassSet:
     return ClassSet(name, tuple(colours), tuple(colours.values()))
 
 
-CITYSCAPES_19 = _named("cityscapes-19", _CITYSCAPES)
+CITYSCAPES_19 = _from_colours("cityscapes-19", _CITYSCAPES)
 _NOT_IN_SYNTHIA = ("terrain", "truck", "train")
-SYNTHIA_16 = _named(
+SYNTHIA_16 = _from_colours(
     "synthia-16", {k: v for k, v in _CITYSCAPES.items() if k not in _NOT_IN_SYNTHIA}
 )
 _NOT_IN_13 = (*_NOT_IN_SYNTHIA, "wall", "fence", "pole")
-SYNTHIA_13 = _named("synthia-13", {k: v for k, v in _CITYSCAPES.items() if k not in _NOT_IN_13})
-CAMVID_11 = _named("camvid-11", _CAMVID)
-CLASS_SETS = {known.name: known for known in (CITYSCAPES_19, SYNTHIA_16, SYNTHIA_13, CAMVID_11)}
+SYNTHIA_13 = _from_colours(
+    "synthia-13", {k: v for k, v in _CITYSCAPES.items() if k not in _NOT_IN_13}
+)
+CAMVID_11 = _from_colours("camvid-11", _CAMVID)
+CLASS_SETS = {
+    class_set.name: class_set for class_set in (CITYSCAPES_19, SYNTHIA_16, SYNTHIA_13, CAMVID_11)
+}
 
 
 def class_set_of(classes: tuple[str, ...] | list[str], name: str = "custom") -> ClassSet:
-    """The named set with exactly these classes, or a custom one with colours of its own."""
+    """Return the named set with exactly these classes, or a custom one called `name`.
+
+    Classes of a custom set keep their Cityscapes colours. Other classes get random colours that are
+    the same in every run.
+    """
     classes = tuple(classes)
-    for known in CLASS_SETS.values():
-        if known.classes == classes:
-            return known
+    for class_set in CLASS_SETS.values():
+        if class_set.classes == classes:
+            return class_set
     rng = np.random.default_rng(0)
-    numbers = rng.integers(30, 256, (len(classes), 3)).tolist()
-    spare = [(red, green, blue) for red, green, blue in numbers]
-    palette = tuple(_CITYSCAPES.get(c, s) for c, s in zip(classes, spare, strict=True))
+    random_colours = rng.integers(30, 256, (len(classes), 3)).tolist()
+    palette = tuple(
+        _CITYSCAPES.get(class_name, (red, green, blue))
+        for class_name, (red, green, blue) in zip(classes, random_colours, strict=True)
+    )
     return ClassSet(name, classes, palette)
 
 
 def find_class_set(name: str) -> ClassSet:
-    """Look a class set up by name; DataError lists the known ones."""
+    """Return the class set of a name.
+
+    Raises:
+        DataError: the name is unknown; lists the known ones.
+    """
     if name not in CLASS_SETS:
         raise DataError(
             f"unknown class set {name!r}: known are {', '.join(CLASS_SETS)}; or name the classes"
@@ -132,7 +145,11 @@ def find_class_set(name: str) -> ClassSet:
 
 
 def parse_classes(text: str) -> ClassSet:
-    """A class set from its name (cityscapes-19) or from comma-separated class names."""
+    """Return a class set from its name (cityscapes-19) or from comma-separated class names.
+
+    Raises:
+        DataError: the name is unknown, or the class names are empty or repeated.
+    """
     text = without_mark(text).strip()
     if "," in text:
         return class_set_of([part.strip() for part in text.split(",")])
@@ -148,48 +165,49 @@ SYNONYMS = {
     "column pole": "pole",
     "motorbike": "motorcycle",
 }
-"""Name -> Cityscapes' name of the same class.
+"""Class name -> Cityscapes' name of the same class.
 
-These are CamVid's names, and Pascal VOC's motorbike. CamVid's 11 classes are groups of its 32: its tree
-holds all vegetation, its sign the traffic lights too, its car trucks and buses. `bicyclist` is left out:
-it is the bicycle and its rider in one, which Cityscapes keeps apart.
+The names are CamVid's, and Pascal VOC's motorbike. CamVid's 11 classes are groups of its 32: its tree
+covers all vegetation, its sign also traffic lights, its car also trucks and buses. `bicyclist` has no
+synonym, since it covers both bicycle and rider, which Cityscapes separates.
 """
 
 
-def _meaning(name: str) -> str:
-    """What a name stands for; capitals, `_` and `-` make no difference."""
+def _canonical_name(name: str) -> str:
+    """Return the Cityscapes name of a class; case, `_` and `-` make no difference."""
     plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
     return SYNONYMS.get(plain, plain)
 
 
 def matched_names(source: ClassSet, target: ClassSet) -> dict[str, str]:
-    """Name in `source` -> name of the same class in `target`; classes without one are left out.
+    """Return name in `source` -> name of the same class in `target`, without unmatched names.
 
-    The same name comes first. A synonym counts only where it leaves no choice: one name in `target`
-    has that meaning, and `source` does not use this name itself.
+    Equal names are matched first. A synonym is matched only if it is unambiguous: exactly one name
+    in `target` has that meaning, and `source` does not contain this name itself.
     """
     matched = {}
     for name in source.classes:
-        alike = [t for t in target.classes if _meaning(t) == _meaning(name)]
+        canonical = _canonical_name(name)
+        candidates = [other for other in target.classes if _canonical_name(other) == canonical]
         if name in target.classes:
             matched[name] = name
-        elif len(alike) == 1 and alike[0] not in source.classes:
-            matched[name] = alike[0]
+        elif len(candidates) == 1 and candidates[0] not in source.classes:
+            matched[name] = candidates[0]
     return matched
 
 
 def synonyms_in(matched: dict[str, str]) -> dict[str, str]:
-    """Those matches whose names differ."""
+    """Return the matches whose two names differ."""
     return {name: other for name, other in matched.items() if name != other}
 
 
 def synonyms_line(synonyms: dict[str, str]) -> str:
-    """'matched as synonyms: pavement = sidewalk'."""
+    """Return 'matched as synonyms: pavement = sidewalk'."""
     return "matched as synonyms: " + ", ".join(f"{a} = {b}" for a, b in synonyms.items())
 
 
-def mapping(source: ClassSet, target: ClassSet) -> np.ndarray:
-    """(256,) uint8 table: index in `source` -> index of the same class in `target`, else 255."""
+def mapping_table(source: ClassSet, target: ClassSet) -> np.ndarray:
+    """Return a (256,) uint8 table: index in `source` -> index of the same class in `target`, or 255."""
     table = np.full(256, IGNORE_INDEX, np.uint8)
     for name, other in matched_names(source, target).items():
         table[source.classes.index(name)] = target.classes.index(other)

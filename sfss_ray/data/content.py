@@ -1,7 +1,8 @@
-"""What files hold: size and modification time tell that a file is unchanged, a hash that it changed.
+"""Detection of changed files by size, modification time and hash.
 
-A copy, a checkout or `touch` gives a file a new time and leaves its content, so a time alone proves
-no change. Files are hashed only where size and time differ from what was noted before.
+A file with the same size and modification time counts as unchanged. A different time alone proves no
+change, since copies, checkouts and `touch` give files a new time. So files are hashed only where size
+or time differ from the recorded ones.
 """
 
 from __future__ import annotations
@@ -21,23 +22,26 @@ from sfss_ray.runtime.progress import Progress, ProgressSink, silent
 from sfss_ray.storage.files import whole_file
 
 UNREADABLE = "unreadable"
-"""Stands for the hash of a file that cannot be opened."""
-_AHEAD = 1024  # files handed to the threads at a time: progress is seen, and results do not pile up
+"""Takes the place of the hash of a file that cannot be opened."""
+_CHUNK = 1024  # files submitted to the threads at a time, so that results do not pile up
+_MANIFEST_SCHEMA = pa.schema(
+    [("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string())]
+)
 
 
 @dataclass(frozen=True)
 class Content:
-    """What was noted of a file."""
+    """The recorded state of a file."""
 
     size: int
     """In bytes."""
     mtime_ns: int
-    """When it was last modified."""
+    """Modification time in nanoseconds since the epoch."""
     sha256: str
 
     @classmethod
     def of_file(cls, path: Path | str) -> Content:
-        """Of a file as it is now; one that cannot be opened has the hash UNREADABLE."""
+        """Return the current state of a file; the hash is UNREADABLE if it cannot be opened."""
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -46,8 +50,8 @@ class Content:
             return cls(-1, -1, UNREADABLE)
         return cls(status.st_size, status.st_mtime_ns, sha256)
 
-    def looks_like(self, path: Path | str) -> bool:
-        """Whether a file has this size and modification time."""
+    def matches_status(self, path: Path | str) -> bool:
+        """Return whether a file has this size and modification time, without reading it."""
         try:
             status = os.stat(path)
         except OSError:
@@ -56,79 +60,78 @@ class Content:
 
 
 def read_with_content(path: Path | str) -> tuple[bytes, Content]:
-    """The bytes of a file and what to note of it. OSError when it cannot be read."""
+    """Return the bytes of a file and its state, from a single read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         data = file.read()
     return data, Content(len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest())
 
 
-def contents(
+def read_contents(
     files: Mapping[str, Path],
-    known: Mapping[str, Content],
+    recorded: Mapping[str, Content],
     progress: ProgressSink = silent,
 ) -> dict[str, Content]:
-    """The content of each file by name; of one that looks as `known` has it, without reading it."""
-    found = {
-        name: known[name]
+    """Return the state of each file by name. Files that match their recorded state are not read.
+
+    Args:
+        files: Paths by name.
+        recorded: Earlier states by name; names may be missing.
+        progress: Called with lines of text if many files have to be read.
+    """
+    contents = {
+        name: recorded[name]
         for name, path in files.items()
-        if name in known and known[name].looks_like(path)
+        if name in recorded and recorded[name].matches_status(path)
     }
-    unread = {name: path for name, path in files.items() if name not in found}
-    is_long = len(unread) > _AHEAD
+    unread = {name: path for name, path in files.items() if name not in contents}
+    is_long = len(unread) > _CHUNK
     bar = Progress("input files read", len(unread), progress if is_long else silent)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        waiting = iter(unread)
-        while names := list(islice(waiting, _AHEAD)):
-            read = pool.map(lambda name: Content.of_file(unread[name]), names)
-            found |= zip(names, read, strict=True)
+        remaining = iter(unread)
+        while names := list(islice(remaining, _CHUNK)):
+            chunk = pool.map(lambda name: Content.of_file(unread[name]), names)
+            contents |= zip(names, chunk, strict=True)
             bar.advance(len(names))
-    return {name: found[name] for name in files}
+    return {name: contents[name] for name in files}
 
 
-def changed(files: Mapping[str, Path], known: Mapping[str, Content]) -> list[str]:
-    """Names of files that hold something else than was noted.
+def changed_files(files: Mapping[str, Path], recorded: Mapping[str, Content]) -> list[str]:
+    """Return the names of files whose content differs from the recorded one.
 
-    Files without a note are left out, and so are those that cannot be read now: what they hold is
-    not known.
+    Files without a record are not included, nor files that cannot be read now, since their content
+    is unknown.
     """
-    noted = {name: path for name, path in files.items() if name in known}
+    with_record = {name: path for name, path in files.items() if name in recorded}
     return [
         name
-        for name, content in contents(noted, known).items()
-        if content.sha256 not in (known[name].sha256, UNREADABLE)
+        for name, content in read_contents(with_record, recorded).items()
+        if content.sha256 not in (recorded[name].sha256, UNREADABLE)
     ]
 
 
-def digest(found: Mapping[str, Content]) -> str:
-    """SHA-256 over names and contents, whatever the order and the times."""
-    lines = sorted(f"{name}\0{content.sha256}" for name, content in found.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def write_manifest(path: Path, found: Mapping[str, Content]) -> None:
-    """Keep contents by name as a Parquet file, whole or not at all."""
+def write_manifest(path: Path, contents: Mapping[str, Content]) -> None:
+    """Write contents by name to a Parquet file, atomically."""
     columns = {
-        "name": list(found),
-        "size": [content.size for content in found.values()],
-        "mtime_ns": [content.mtime_ns for content in found.values()],
-        "sha256": [content.sha256 for content in found.values()],
+        "name": list(contents),
+        "size": [content.size for content in contents.values()],
+        "mtime_ns": [content.mtime_ns for content in contents.values()],
+        "sha256": [content.sha256 for content in contents.values()],
     }
     with whole_file(path) as temporary:
-        pq.write_table(pa.table(columns, _MANIFEST), temporary, compression="zstd")
-
-
-_MANIFEST = pa.schema(
-    [("name", pa.string()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("sha256", pa.string())]
-)
+        pq.write_table(pa.table(columns, _MANIFEST_SCHEMA), temporary, compression="zstd")
 
 
 def read_manifest(path: Path) -> dict[str, Content]:
-    """Contents by name; empty where there is no such file or it is damaged."""
+    """Return the contents of a manifest by name, or {} if the file is missing or damaged."""
     try:
         table = pq.read_table(path)
-        values = [table[name].to_pylist() for name in ("size", "mtime_ns", "sha256")]
+        columns = [table[name].to_pylist() for name in ("size", "mtime_ns", "sha256")]
         names = table["name"].to_pylist()
     except (OSError, KeyError, pa.ArrowException):
         return {}
-    return dict(zip(names, map(Content, *values), strict=True))
+    return dict(zip(names, map(Content, *columns), strict=True))

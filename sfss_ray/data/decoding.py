@@ -1,4 +1,4 @@
-"""Image files as pixels: any format that is read, turned as EXIF says, always RGB of 8 bits."""
+"""Decoding of image files of any supported format to upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
 MAX_PIXELS = 200_000_000
-"""Images with more pixels are refused, unless asked otherwise, rather than filling every worker's
-memory."""
+"""Default limit of pixels per image; every worker needs memory for the largest."""
 
 _ORIENTATION = 0x0112  # tag of EXIF and TIFF
-# Where a PNG file may hold the orientation that Pillow applies: EXIF as a chunk or a text, or XMP.
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Keys under which a PNG may store the orientation that Pillow applies: EXIF as chunk or text, or XMP.
+_PNG_ORIENTATION_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def decode_image(
     data: bytes, max_pixels: int | None = MAX_PIXELS, white: White | None = None
 ) -> np.ndarray:
-    """Bytes of an image file -> uint8 (H, W, 3) RGB, EXIF rotation applied, alpha dropped.
+    """Decode an image file to uint8 (H, W, 3) RGB, with EXIF rotation applied and alpha dropped.
 
     Args:
         data: The whole file.
-        max_pixels: Larger images are refused; None: any number.
-        white: What becomes 255 where the file has more than 8 bits and does not say so itself.
+        max_pixels: Images with more pixels are refused; None allows any number.
+        white: The value that becomes 255 if the file has more than 8 bits and does not state it.
 
     Raises:
-        DataError: the bytes are empty, truncated, not an image or too large, or what is white in an
-            image of more than 8 bits is not known.
+        DataError: the bytes are empty, truncated, not an image or too large, or the white level of an
+            image of more than 8 bits is unknown.
     """
     if not data:
         raise DataError("the file is empty (0 bytes)")
@@ -47,33 +46,34 @@ def decode_image(
             return _to_rgb(ImageOps.exif_transpose(image))
     except DataError:
         raise
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
         reason = str(error).replace(repr(io.BytesIO), "").split("<_io")[0].strip() or "unknown"
         raise DataError(f"cannot be read as an image ({type(error).__name__}: {reason})") from error
 
 
 def _decode_deep(data: bytes, max_pixels: int | None, white: White) -> np.ndarray:
+    """Decode an image of more than 8 bits with OpenCV, which keeps all of them."""
     try:
         with open_image(io.BytesIO(data)) as image:
             _refuse_huge(image.size, max_pixels)
             orientation = image.getexif().get(_ORIENTATION, 1)
             is_tiff = isinstance(image, TiffImageFile)
-            image.load()  # OpenCV takes files that were cut short
-    except UnidentifiedImageError:  # of the kinds that only OpenCV reads
+            image.load()  # raises for truncated files, which OpenCV accepts
+    except UnidentifiedImageError:  # a TIFF that only OpenCV supports
         orientation, is_tiff = 1, True
     except DataError:
         raise
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
         raise DataError(f"cannot be read as an image ({type(error).__name__}: {error})") from error
     values = read_deep(data)
     _refuse_huge((values.shape[1], values.shape[0]), max_pixels)
     pixels = to_8_bits(values, white)
-    # OpenCV turns TIFF files itself.
-    return pixels if is_tiff else _turned(pixels, orientation)
+    # OpenCV applies the orientation of TIFF files itself.
+    return pixels if is_tiff else _rotate(pixels, orientation)
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as EXIF's orientation (1 to 8) says they are looked at."""
+def _rotate(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels upright, given an EXIF orientation from 1 to 8."""
     flipped = pixels[:, ::-1] if orientation in (2, 4, 5, 7) else pixels
     quarter_turns = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
     return np.ascontiguousarray(np.rot90(flipped, quarter_turns))
@@ -88,7 +88,8 @@ def _refuse_huge(size: tuple[int, int], max_pixels: int | None) -> None:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I") or image.mode == "F":  # JPEG 2000, which Pillow scales to 16 bits
+    # Only JPEG 2000 gets here with more than 8 bits; Pillow scales it to 16 bits.
+    if image.mode.startswith("I") or image.mode == "F":
         return to_8_bits(np.asarray(image, np.float64), White(65535.0))
     return np.array(image.convert("RGB"))
 
@@ -96,7 +97,11 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def read_image(
     path: Path | str, max_pixels: int | None = MAX_PIXELS, white: White | None = None
 ) -> np.ndarray:
-    """Read an image file as uint8 (H, W, 3) RGB; DataError names the file and the reason."""
+    """Read an image file as uint8 (H, W, 3) RGB; see `decode_image`.
+
+    Raises:
+        DataError: the file cannot be read; names the file and the reason.
+    """
     try:
         return decode_image(Path(path).read_bytes(), max_pixels, white)
     except OSError as error:
@@ -106,14 +111,19 @@ def read_image(
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) from the file's header alone, turned as `decode_image` turns it."""
+    """Return the (height, width) that `decode_image` would return, from the header of a file.
+
+    Raises:
+        DataError: the file cannot be read; names the file.
+    """
     try:
         with open_image(path) as image:
             width, height = image.size
-            # Pillow decodes all of a PNG to look for an orientation: only where there may be one.
-            may_turn = image.format != "PNG" or _has_any(Path(path), _PNG_ORIENTATION)
-            turned = may_turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            if isinstance(image, TiffImageFile):  # `size` is turned already, by newer Pillows
+            # Pillow decodes all pixels of a PNG to find its orientation, so look for the keys first.
+            may_rotate = image.format != "PNG" or _contains_any(Path(path), _PNG_ORIENTATION_KEYS)
+            is_rotated = may_rotate and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Newer versions of Pillow return the rotated `size` of a TIFF, so read its tags.
+            if isinstance(image, TiffImageFile):
                 width, height = image.tag_v2[256], image.tag_v2[257]
     except UnidentifiedImageError as error:
         size = tiff_size(path)
@@ -122,9 +132,9 @@ def image_size(path: Path | str) -> tuple[int, int]:
         return size
     except Exception as error:
         raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
-    return (width, height) if turned else (height, width)
+    return (width, height) if is_rotated else (height, width)
 
 
-def _has_any(path: Path, words: tuple[bytes, ...]) -> bool:
+def _contains_any(path: Path, keys: tuple[bytes, ...]) -> bool:
     data = path.read_bytes()
-    return any(word in data for word in words)
+    return any(key in data for key in keys)

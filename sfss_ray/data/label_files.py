@@ -1,7 +1,7 @@
-"""Reading the ids of a label file as they are stored: no lossy format, no fraction, no scaled value.
+"""Reading of label maps: the stored ids, without scaling, from lossless formats only.
 
 Pillow scales small bit depths for display (of a 2-bit PNG, 0 to 3 become 0, 85, 170, 255). Here the
-value stored in the file is the id, whatever the bit depth.
+id is the value stored in the file, whatever the bit depth.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MINUS_ONE_ADVICE = (
     "save pixels that have no class as 255, or name labels_format cityscapes_label_ids where -1 is the"
     " license plate of Cityscapes' labelIds"
 )
-_UNFIT = {
+_UNSUITABLE_FORMATS = {
     "JPEG": "JPEG, which is lossy",
     "MPO": "JPEG, which is lossy",
     "AVIF": "AVIF, which may be lossy",
@@ -33,7 +33,7 @@ _UNFIT = {
     "JPEG2000": "JPEG 2000, which may be lossy",
     "GIF": "GIF, whose writers renumber ids",
 }
-"""Pillow's name of a format -> what the error calls it."""
+"""Pillow's name of a format -> its description in errors."""
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 259, 262, 339  # tags of TIFF
 _LOSSY_TIFF = {
     6: "JPEG",
@@ -44,132 +44,147 @@ _LOSSY_TIFF = {
     34892: "JPEG",
     50001: "WebP",
 }
-"""TIFF's number of a compression -> its name."""
-_SAMPLES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
-_ONE_CHANNEL = ("1", "L", "P", "F")
+"""TIFF compression tag -> the name of the compression."""
+_SAMPLE_TYPES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6: "complex"}
+_ONE_CHANNEL_MODES = ("1", "L", "P", "F")
 
 
 def read_ids(path: Path | str, channel: int | None = None, minus_one: bool = False) -> np.ndarray:
-    """(H, W) uint8 ids of a label file; of palette images the index, not the colour.
+    """Read a label map as uint8 (H, W) ids; palette images give the index, not the colour.
 
     Args:
-        path: A file of a lossless format.
-        channel: Which of several channels holds the ids (0 is red); None: several are refused.
-        minus_one: Whether an id of -1 belongs to the format: it is ignored.
+        path: A file in a lossless format.
+        channel: The channel of the ids in a multi-channel file (0 is red). If None, such files are
+            refused.
+        minus_one: Whether -1 is a valid id that becomes 255, ignored.
 
     Raises:
-        DataError: names the file and what is wrong with it in one line.
+        DataError: the file cannot be read, is stored in a lossy format, or contains values that are
+            not ids; names the file and the reason in one line.
     """
-    with _errors_of(path):
-        return _as_ids(_stored_values(Path(path), channel), minus_one)
+    with _naming_file(path):
+        return _to_ids(_stored_values(Path(path), channel), minus_one)
 
 
 def read_colours(path: Path | str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a colour-coded label file in a lossless format."""
-    with _errors_of(path), open_image(path) as image:
-        _refuse_unfit(image, Path(path))
+    """Read a colour-coded label map as uint8 (H, W, 3) RGB.
+
+    Raises:
+        DataError: the file cannot be read or is stored in a lossy format; names the file.
+    """
+    with _naming_file(path), open_image(path) as image:
+        _refuse_unsuitable(image, Path(path))
         return np.array(image.convert("RGB"))
 
 
 @contextmanager
-def _errors_of(path: Path | str) -> Iterator[None]:
-    """Errors within as a DataError that names the file."""
+def _naming_file(path: Path | str) -> Iterator[None]:
+    """Turn any error into a DataError that names the file."""
     try:
         yield
     except DataError as error:
         raise DataError(f"labels {str(path)!r}: {error}") from error
-    except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
+    except Exception as error:  # Pillow's decoders raise many types of errors on damaged files
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise DataError(f"labels {str(path)!r}: cannot be read ({reason}); {_ADVICE}") from error
 
 
 def _stored_values(path: Path, channel: int | None) -> np.ndarray:
+    """Return the (H, W) values of a file as stored, of any numeric type."""
     try:
         with open_image(path) as image:
-            _refuse_unfit(image, path)
+            _refuse_unsuitable(image, path)
             if _has_one_channel(image):
-                return _unscaled(image, path)
-            if image.format == "WEBP":  # always colour: a grey label map has three equal channels
-                return _equal_channels(np.asarray(image))
+                return _undo_scaling(image, path)
+            # WebP always stores colour, so a grey label map has three equal channels.
+            if image.format == "WEBP":
+                return _merge_equal_channels(np.asarray(image))
             if channel is None:
-                raise DataError(_several_channels(len(image.getbands())))
+                raise DataError(_channel_error(len(image.getbands())))
     except UnidentifiedImageError:
-        return _unusual_tiff(path)
-    return _channel(path, channel)
+        return _read_unusual_tiff(path)
+    return _read_channel(path, channel)
 
 
 def _has_one_channel(image: Image.Image) -> bool:
-    return image.mode in _ONE_CHANNEL or image.mode.startswith("I")
+    return image.mode in _ONE_CHANNEL_MODES or image.mode.startswith("I")
 
 
-def _several_channels(count: int) -> str:
+def _channel_error(count: int) -> str:
     return f"{count} channels; give one channel of class ids, not a colour picture"
 
 
-def _refuse_unfit(image: Image.Image, path: Path) -> None:
-    name = _UNFIT.get(image.format or "")
+def _refuse_unsuitable(image: Image.Image, path: Path) -> None:
+    """Raise a DataError for lossy formats, GIF and animations."""
+    description = _UNSUITABLE_FORMATS.get(image.format or "")
     if isinstance(image, TiffImageFile):
-        name = _lossy_tiff(image.tag_v2)
+        description = _lossy_tiff(image.tag_v2)
     elif image.format == "WEBP" and not _is_lossless_webp(path.read_bytes()):
-        name = "lossy WebP"
-    _refuse(name)
+        description = "lossy WebP"
+    _refuse_storage(description)
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-        raise DataError(f"an animation is no label map; {_ADVICE}")
+        raise DataError(f"an animation is not a label map; {_ADVICE}")
 
 
-def _refuse(unfit: str | None) -> None:
-    if unfit:
-        raise DataError(f"stored as {unfit}: its pixels are not the ids that were saved; {_ADVICE}")
+def _refuse_storage(description: str | None) -> None:
+    if description:
+        raise DataError(
+            f"stored as {description}: its pixels are not the ids that were saved; {_ADVICE}"
+        )
 
 
 def _lossy_tiff(tags: ImageFileDirectory_v2) -> str | None:
-    name = _LOSSY_TIFF.get(tags.get(_COMPRESSION, 1))
-    return f"TIFF with {name} compression, which may be lossy" if name else None
+    compression = _LOSSY_TIFF.get(tags.get(_COMPRESSION, 1))
+    return f"TIFF with {compression} compression, which may be lossy" if compression else None
 
 
 def _is_lossless_webp(data: bytes) -> bool:
-    """Whether the first image of a RIFF container is a VP8L chunk; animations are not."""
-    at = 12
-    while at + 8 <= len(data):
-        kind = data[at : at + 4]
-        if kind in (b"VP8L", b"VP8 ", b"ANMF"):
-            return kind == b"VP8L"
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        at += 8 + size + size % 2
+    """Return whether the first image chunk of a WebP file is VP8L; animations are not."""
+    position = 12
+    while position + 8 <= len(data):
+        chunk = data[position : position + 4]
+        if chunk in (b"VP8L", b"VP8 ", b"ANMF"):
+            return chunk == b"VP8L"
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + size + size % 2
     return False
 
 
-def _unscaled(image: Image.Image, path: Path) -> np.ndarray:
-    """The stored values of a one-channel image, with Pillow's scaling and inversion undone."""
+def _undo_scaling(image: Image.Image, path: Path) -> np.ndarray:
+    """Return the stored values of a one-channel image, without Pillow's scaling and inversion."""
     if isinstance(image, TiffImageFile):
-        return _unscaled_tiff(image)
+        return _undo_tiff_scaling(image)
     if image.format == "PNG":
-        return _times(np.asarray(image), image.mode, _png_bits(path))
+        return _undo_grey_scaling(np.asarray(image), image.mode, _png_bits(path))
     if image.format == "PPM":
-        largest = _pgm_largest(image)
-        values = np.asarray(image)
-        if image.mode == "1":  # netpbm's bitmaps store black as 1
-            return 1 - values.astype(np.int64)
-        if largest is None:
-            return values
-        shown = 65535 if image.mode.startswith("I") else 255
-        return np.rint(values.astype(np.float64) * largest / shown).astype(np.int64)
+        return _undo_pgm_scaling(image)
     return np.asarray(image)
 
 
+def _undo_pgm_scaling(image: Image.Image) -> np.ndarray:
+    maximum = _pgm_maximum(image)
+    values = np.asarray(image)
+    if image.mode == "1":  # netpbm bitmaps store black as 1
+        return 1 - values.astype(np.int64)
+    if maximum is None:
+        return values
+    white = 65535 if image.mode.startswith("I") else 255
+    return np.rint(values.astype(np.float64) * maximum / white).astype(np.int64)
+
+
 def _png_bits(path: Path) -> int:
-    """Bits per channel, from the header that every PNG starts with."""
+    """Return the bits per channel from the header of a PNG file."""
     with open(path, "rb") as file:
         return file.read(25)[24]
 
 
-def _times(values: np.ndarray, mode: str, bits: int) -> np.ndarray:
-    """Grey values of 2 or 4 bits, which Pillow multiplies by 85 or 17; others as they are."""
+def _undo_grey_scaling(values: np.ndarray, mode: str, bits: int) -> np.ndarray:
+    """Undo Pillow's factor of 85 or 17 for grey values of 2 or 4 bits."""
     return values // (255 // (2**bits - 1)) if mode == "L" and bits < 8 else values
 
 
-def _pgm_largest(image: Image.Image) -> int | None:
-    """The largest value that a PGM's header names, where Pillow scales to it."""
+def _pgm_maximum(image: Image.Image) -> int | None:
+    """Return the maximum in the header of a PGM file, or None if Pillow does not scale by it."""
     assert isinstance(image, ImageFile.ImageFile), "opened from a file"
     decoder, arguments = image.tile[0][0], image.tile[0][3]
     if decoder in ("ppm", "ppm_plain") and isinstance(arguments, tuple) and len(arguments) > 1:
@@ -177,22 +192,26 @@ def _pgm_largest(image: Image.Image) -> int | None:
     return None
 
 
-def _unscaled_tiff(image: TiffImageFile) -> np.ndarray:
+def _undo_tiff_scaling(image: TiffImageFile) -> np.ndarray:
     tags, mode = image.tag_v2, image.mode
-    bits, sample = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
-    inverted = tags.get(_PHOTOMETRIC) == 0 and mode in ("1", "L")  # white is stored as 0
-    values = _times(np.asarray(image), mode, bits)
-    if inverted:
+    bits, sample_type = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
+    white_is_zero = tags.get(_PHOTOMETRIC) == 0 and mode in ("1", "L")
+    values = _undo_grey_scaling(np.asarray(image), mode, bits)
+    if white_is_zero:
         values = 2**bits - 1 - values.astype(np.int64)
-    if bits == 8 and sample == 2:
+    if bits == 8 and sample_type == 2:
         return values.astype(np.uint8).view(np.int8)
-    if bits == 32 and sample == 1 and values.dtype == np.int32:
+    if bits == 32 and sample_type == 1 and values.dtype == np.int32:
         return values.view(np.uint32)
     return values
 
 
-def _unusual_tiff(path: Path) -> np.ndarray:
-    """A TIFF that Pillow does not know, such as one of 64-bit floats; DataError for other files."""
+def _read_unusual_tiff(path: Path) -> np.ndarray:
+    """Read a TIFF that Pillow does not support, such as one of 64-bit floats.
+
+    Raises:
+        DataError: the file is no TIFF, is lossy, or has values that OpenCV does not read either.
+    """
     data = path.read_bytes()
     if data[:4] not in (b"II*\0", b"MM\0*"):
         raise DataError(f"cannot be read as an image; {_ADVICE}")
@@ -200,26 +219,26 @@ def _unusual_tiff(path: Path) -> np.ndarray:
     file = io.BytesIO(data)
     file.seek(tags.next)
     tags.load(file)
-    _refuse(_lossy_tiff(tags))
-    bits, sample = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))[0]
+    _refuse_storage(_lossy_tiff(tags))
+    bits, sample_type = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))[0]
     values = None
-    if bits == (64,) and sample in (1, 2, 3):
+    if bits == (64,) and sample_type in (1, 2, 3):
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.ndim != 2:
-        what = f"{bits[0]}-bit {_SAMPLES.get(sample, 'unknown')} values"
-        raise DataError(f"a TIFF of {what} is not read; {_ADVICE}")
+        description = f"{bits[0]}-bit {_SAMPLE_TYPES.get(sample_type, 'unknown')} values"
+        raise DataError(f"a TIFF of {description} is not supported; {_ADVICE}")
     return values
 
 
-def _equal_channels(values: np.ndarray) -> np.ndarray:
+def _merge_equal_channels(values: np.ndarray) -> np.ndarray:
     colours = values[..., :3]
     if (colours != colours[..., :1]).any():
-        raise DataError(_several_channels(values.shape[2]))
+        raise DataError(_channel_error(values.shape[2]))
     return colours[..., 0]
 
 
-def _channel(path: Path, channel: int | None) -> np.ndarray:
-    # Pillow would reduce 16-bit colour pictures to 8 bits, which loses the ids.
+def _read_channel(path: Path, channel: int | None) -> np.ndarray:
+    # Pillow would reduce 16-bit colour images to 8 bits, which loses the ids.
     values = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise DataError(f"cannot be read; {_ADVICE}")
@@ -227,49 +246,51 @@ def _channel(path: Path, channel: int | None) -> np.ndarray:
     return values if values.ndim == 2 else values[..., (2, 1, 0)[channel or 0]]
 
 
-def _as_ids(values: np.ndarray, minus_one: bool) -> np.ndarray:
-    """Whole numbers from 0 to 255 as uint8; DataError names the first value that is none of these."""
+def _to_ids(values: np.ndarray, minus_one: bool) -> np.ndarray:
+    """Return integers from 0 to 255 as uint8, or raise a DataError that names the first bad value."""
     if values.dtype.kind not in "biuf":
-        raise DataError(f"values of type {values.dtype} are no ids; {_ADVICE}")
+        raise DataError(f"values of type {values.dtype} are not ids; {_ADVICE}")
     if values.dtype.kind == "f":
-        values = _whole(values)
+        values = _floats_to_integers(values)
     if minus_one and values.dtype != np.uint8:
         values = np.where(_is_minus_one(values), IGNORE_INDEX, values.astype(np.int64))
     lowest, highest = (values.min(), values.max()) if values.size else (0, 0)
     if lowest < 0:
-        raise DataError(_negative(int(lowest)))
+        raise DataError(_negative_id_error(int(lowest)))
     if highest > 255:
-        wrapped = _is_minus_one(values.max(keepdims=True)).any()
-        note = f" (-1 in unsigned {8 * values.dtype.itemsize}-bit values)" if wrapped else ""
-        advice = f": {_MINUS_ONE_ADVICE}" if wrapped else ""
+        is_wrapped = _is_minus_one(values.max(keepdims=True)).any()
+        note = f" (-1 in unsigned {8 * values.dtype.itemsize}-bit values)" if is_wrapped else ""
+        advice = f": {_MINUS_ONE_ADVICE}" if is_wrapped else ""
         raise DataError(
             f"id {int(highest)} found{note}; allowed are 0 to 255, 255 is ignored{advice}"
         )
     return values.astype(np.uint8)
 
 
-def _whole(values: np.ndarray) -> np.ndarray:
-    undefined = ~np.isfinite(values)
-    if undefined.any():
-        first = str(values[undefined][0]).replace("nan", "NaN")
+def _floats_to_integers(values: np.ndarray) -> np.ndarray:
+    not_finite = ~np.isfinite(values)
+    if not_finite.any():
+        first = str(values[not_finite][0]).replace("nan", "NaN")
         raise DataError(
-            f"value {first} found at {int(undefined.sum())} pixels, which is no id; {_ADVICE}, with"
-            " 255 where a pixel has none"
+            f"value {first} found at {int(not_finite.sum())} pixels, which is not an id; {_ADVICE},"
+            " with 255 for pixels without a class"
         )
-    whole = np.rint(values)
-    fractions = values != whole
-    if fractions.any():
-        raise DataError(f"value {values[fractions][0]:g} found, which is no whole id; {_ADVICE}")
-    return np.clip(whole, -(2.0**62), 2.0**62).astype(np.int64)
+    integers = np.rint(values)
+    has_fraction = values != integers
+    if has_fraction.any():
+        raise DataError(
+            f"value {values[has_fraction][0]:g} found, which is not an integer; {_ADVICE}"
+        )
+    return np.clip(integers, -(2.0**62), 2.0**62).astype(np.int64)
 
 
 def _is_minus_one(values: np.ndarray) -> np.ndarray:
-    """Where values are -1, or what -1 becomes in unsigned values of 16 or 32 bits."""
+    """Return where values are -1, or what -1 becomes in unsigned values of 16 or 32 bits."""
     if values.dtype.kind == "u":
         return values == np.iinfo(values.dtype).max
     return values == -1
 
 
-def _negative(lowest: int) -> str:
+def _negative_id_error(lowest: int) -> str:
     advice = _MINUS_ONE_ADVICE if lowest == -1 else "save pixels that have no class as 255"
     return f"id {lowest} found; allowed are 0 to 255, 255 is ignored: {advice}"

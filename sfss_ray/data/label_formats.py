@@ -1,13 +1,12 @@
-"""How the pixels of a label map name classes: train ids, labelIds, GTA5, SYNTHIA, CamVid, IDD.
+"""Label formats: which class each pixel value of a label map stands for.
 
-A `LabelFormat` says which class name a raw id stands for. A `Decoding` is a format together with the
-classes wanted: a table from raw id to index, made by class NAME. Which format a folder is in can be
-named, or recognised from what is certain: file names, bit depth, palette.
+A `LabelFormat` gives the class name of each raw id: train ids, Cityscapes labelIds, GTA5, SYNTHIA,
+CamVid, IDD. A `Decoding` is a format with a target class set: a table from raw ids to class indices,
+built by class NAME. `format_detection` finds the format of a folder.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,11 @@ from sfss_ray.data.class_sets import (
     SYNTHIA_16,
     ClassSet,
     class_set_of,
-    matched_names,
+    mapping_table,
 )
 from sfss_ray.data.label_files import read_colours, read_ids
-from sfss_ray.data.label_names import PLAIN, TRAIN_IDS, encoding_of
+from sfss_ray.data.label_names import TRAIN_IDS
 from sfss_ray.data.label_tables import CAMVID_COLOURS, IDD_IDS, IDD_LEVEL3
-from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 
 _CITYSCAPES: dict[int, str] = {v: k for k, v in CITYSCAPES_LABEL_IDS.items()}
@@ -53,40 +51,42 @@ _SYNTHIA = {
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """What raw ids mean. `classes` None: raw ids are indices into a class set given elsewhere."""
+    """The meaning of raw ids in label maps."""
 
     name: str
-    what: str
+    description: str
     classes: ClassSet | None = None
+    """Classes of the format; None if raw ids are indices into a class set that the user names."""
     names: Mapping[int, str] = field(default_factory=dict)
     """Raw id -> class name."""
     void: frozenset[int] = frozenset({IGNORE_INDEX})
-    """Raw ids that belong to the format and are ignored."""
+    """Valid raw ids that are ignored."""
     first_channel: bool = False
-    """Class ids stand in the first channel of a picture of several."""
+    """Whether the ids are in the first channel of a multi-channel image."""
     minus_one: bool = False
-    """An id of -1 belongs to the format and is ignored."""
+    """Whether -1 is a valid id that is ignored."""
     colours: tuple[tuple[int, int, int], ...] = ()
-    """Of pictures that show classes as colours: the colour of each raw id."""
+    """For colour-coded label maps: the RGB colour of each raw id."""
 
 
-def _others(names: Mapping[int, str], last: int) -> frozenset[int]:
-    return frozenset({*range(last + 1), IGNORE_INDEX} - set(names))
+def _void_ids(names: Mapping[int, str], last_id: int) -> frozenset[int]:
+    """Return the ids up to `last_id` that have no class, and 255."""
+    return frozenset({*range(last_id + 1), IGNORE_INDEX} - set(names))
 
 
 _CAMVID = dict(enumerate(CAMVID_11.classes))
 _CAMVID_COLOURS = {i: name for i, (_, name) in enumerate(CAMVID_COLOURS) if name}
 _IDD_LEVEL3, _IDD_IDS = dict(enumerate(IDD_LEVEL3)), dict(enumerate(IDD_IDS))
 FORMATS: dict[str, LabelFormat] = {
-    known.name: known
-    for known in (
+    label_format.name: label_format
+    for label_format in (
         LabelFormat(TRAIN_IDS, "train ids, 255 ignored"),
         LabelFormat(
             "cityscapes_label_ids",
             "Cityscapes labelIds",
             CITYSCAPES_19,
             _CITYSCAPES,
-            _others(_CITYSCAPES, 33),
+            _void_ids(_CITYSCAPES, 33),
             minus_one=True,
         ),
         LabelFormat(
@@ -94,7 +94,7 @@ FORMATS: dict[str, LabelFormat] = {
             "GTA5 palette images of Cityscapes labelIds",
             CITYSCAPES_19,
             _CITYSCAPES,
-            _others(_CITYSCAPES, 34),
+            _void_ids(_CITYSCAPES, 34),
             minus_one=True,
         ),
         LabelFormat(
@@ -102,16 +102,16 @@ FORMATS: dict[str, LabelFormat] = {
             "SYNTHIA-RAND-CITYSCAPES 16-bit ids in the first channel",
             SYNTHIA_16,
             _SYNTHIA,
-            _others(_SYNTHIA, 22),
+            _void_ids(_SYNTHIA, 22),
             first_channel=True,
         ),
-        LabelFormat("camvid", "CamVid, void 11", CAMVID_11, _CAMVID, _others(_CAMVID, 11)),
+        LabelFormat("camvid", "CamVid, void 11", CAMVID_11, _CAMVID, _void_ids(_CAMVID, 11)),
         LabelFormat(
             "camvid_colours",
             "CamVid's colour-coded originals",
             CAMVID_11,
             _CAMVID_COLOURS,
-            _others(_CAMVID_COLOURS, len(CAMVID_COLOURS) - 1),
+            _void_ids(_CAMVID_COLOURS, len(CAMVID_COLOURS) - 1),
             colours=tuple(colour for colour, _ in CAMVID_COLOURS),
         ),
         LabelFormat(
@@ -119,10 +119,14 @@ FORMATS: dict[str, LabelFormat] = {
             "IDD's level3Ids",
             class_set_of(IDD_LEVEL3, "idd-26"),
             _IDD_LEVEL3,
-            _others(_IDD_LEVEL3, len(IDD_LEVEL3) - 1),
+            _void_ids(_IDD_LEVEL3, len(IDD_LEVEL3) - 1),
         ),
         LabelFormat(
-            "idd_ids", "IDD's ids", class_set_of(IDD_IDS, "idd-35"), _IDD_IDS, _others(_IDD_IDS, 39)
+            "idd_ids",
+            "IDD's ids",
+            class_set_of(IDD_IDS, "idd-35"),
+            _IDD_IDS,
+            _void_ids(_IDD_IDS, 39),
         ),
     )
 }
@@ -130,175 +134,90 @@ FORMATS: dict[str, LabelFormat] = {
 
 @dataclass(frozen=True)
 class Decoding:
-    """A format and the classes wanted: raw id -> index of the same class, by name, else 255."""
+    """A label format with a target class set: raw id -> index of the class of the same name."""
 
     format: str
     label_classes: ClassSet
-    """What the labels can show."""
+    """The classes that the labels distinguish."""
     table: bytes
-    """256 entries: index in the wanted classes, or 255."""
-    known: bytes
+    """256 entries: index in the target class set, or 255."""
+    valid: bytes
     """256 entries: 1 for raw ids that belong to the format."""
 
     def read(self, path: Path | str) -> np.ndarray:
-        """Labels (H, W) uint8 in the wanted classes; DataError names the file and the reason."""
+        """Read a label map as uint8 (H, W) indices into the target class set, 255 ignored.
+
+        Raises:
+            DataError: the file cannot be read; names the file and the reason.
+        """
         return np.frombuffer(self.table, np.uint8)[self.read_raw(path)]
 
     def read_raw(self, path: Path | str) -> np.ndarray:
-        """(H, W) uint8 ids as they stand in the file."""
+        """Read a label map as uint8 (H, W) ids as stored in the file."""
         return read_raw(path, FORMATS[self.format])
 
-    def strange(self, ids: Sequence[int]) -> list[int]:
-        """Those raw ids that the format does not know."""
-        return [int(i) for i in ids if not self.known[i]]
+    def unknown_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return those of the raw ids that do not belong to the format."""
+        return [int(i) for i in ids if not self.valid[i]]
 
 
-def make_decoding(format_name: str, wanted: ClassSet, listed: ClassSet | None = None) -> Decoding:
-    """The decoding of a format into `wanted` classes.
+def make_decoding(
+    format_name: str, target: ClassSet, train_id_classes: ClassSet | None = None
+) -> Decoding:
+    """Return the decoding of a format into a target class set.
 
-    listed: the classes of train ids, where they are not the wanted ones themselves.
+    Args:
+        format_name: A key of `FORMATS`.
+        target: The class set of the decoded labels.
+        train_id_classes: The classes that train ids index, if they are not the target itself.
+
+    Raises:
+        DataError: no format has this name.
     """
     if format_name not in FORMATS:
         raise DataError(f"labels_format is {format_name!r}: allowed are auto, {', '.join(FORMATS)}")
-    known = FORMATS[format_name]
-    label_classes = known.classes or listed or wanted
-    names = known.names if known.classes else dict(enumerate(label_classes.classes))
-    matched = matched_names(label_classes, wanted)
-    index = {name: wanted.classes.index(other) for name, other in matched.items()}
-    table = bytes(index.get(names.get(i, ""), IGNORE_INDEX) for i in range(256))
-    mask = bytes(int(i in names or i in known.void) for i in range(256))
-    return Decoding(format_name, label_classes, table, mask)
+    label_format = FORMATS[format_name]
+    label_classes = label_format.classes or train_id_classes or target
+    names = label_format.names if label_format.classes else dict(enumerate(label_classes.classes))
+    to_target = mapping_table(label_classes, target)
+    table = np.full(256, IGNORE_INDEX, np.uint8)
+    for raw_id, name in names.items():
+        table[raw_id] = to_target[label_classes.classes.index(name)]
+    valid = bytes(int(i in names or i in label_format.void) for i in range(256))
+    return Decoding(format_name, label_classes, table.tobytes(), valid)
 
 
-def read_raw(path: Path | str, known: LabelFormat | None = None) -> np.ndarray:
-    """(H, W) uint8 ids of a label file; palette images give the index, not the colour.
+def read_raw(path: Path | str, label_format: LabelFormat | None = None) -> np.ndarray:
+    """Read a label map as uint8 (H, W) raw ids; palette images give the index, not the colour.
 
-    known: the format, where several channels, colours or an id of -1 belong to it.
+    Args:
+        path: The label map.
+        label_format: Needed for formats with several channels, colours, or an id of -1.
+
+    Raises:
+        DataError: the file cannot be read; names the file and the reason.
     """
-    if known is None:
+    if label_format is None:
         return read_ids(path)
-    if known.colours:
-        return _ids_of_colours(path, known)
-    return read_ids(path, 0 if known.first_channel else None, known.minus_one)
+    if label_format.colours:
+        return _ids_from_colours(path, label_format)
+    return read_ids(path, 0 if label_format.first_channel else None, label_format.minus_one)
 
 
-def _ids_of_colours(path: Path | str, known: LabelFormat) -> np.ndarray:
-    packed = read_colours(path).astype(np.int64) @ (1 << 16, 1 << 8, 1)
-    codes = np.array(known.colours, np.int64) @ (1 << 16, 1 << 8, 1)
-    order = np.argsort(codes)
-    at = np.searchsorted(codes[order], packed).clip(max=len(codes) - 1)
-    ids = order[at]
-    strange = packed[codes[ids] != packed]
-    if strange.size:
-        code = int(strange[0])
+def _ids_from_colours(path: Path | str, label_format: LabelFormat) -> np.ndarray:
+    """Return the raw ids of a colour-coded label map."""
+    # Each colour becomes one integer, so that all pixels are found in one sorted search.
+    pixel_codes = read_colours(path).astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    format_codes = np.array(label_format.colours, np.int64) @ (1 << 16, 1 << 8, 1)
+    order = np.argsort(format_codes)
+    positions = np.searchsorted(format_codes[order], pixel_codes).clip(max=len(format_codes) - 1)
+    ids = order[positions]
+    unknown_codes = pixel_codes[format_codes[ids] != pixel_codes]
+    if unknown_codes.size:
+        code = int(unknown_codes[0])
         colour = code >> 16, code >> 8 & 255, code & 255
         raise DataError(
-            f"labels {str(path)!r}: colour {colour} found, which {known.name} has not; give"
-            f" {known.what} as they were published, or label maps of class ids"
+            f"labels {str(path)!r} contain the colour {colour}, which is not a {label_format.name}"
+            f" colour; give {label_format.description} as published, or label maps of class ids"
         )
     return ids.astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """A format, how it was told, and the classes of train ids where the files themselves say them."""
-
-    format: str
-    reason: str
-    classes: ClassSet | None = None
-
-
-_CAMVID_DRIVE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_")
-_SAMPLED = 5
-
-
-def recognise(files: Sequence[Path]) -> Recognised:
-    """The format of label files, from what cannot be mistaken; train ids where nothing speaks.
-
-    Looks at all names and at a few files, spread over the list. CamVid's ids look like train ids,
-    so they are told by the names of its drives.
-    """
-    stated = _stated_by_names(files)
-    if stated:
-        return stated
-    step = max(1, len(files) // _SAMPLED)
-    sample = list(files[::step])[:_SAMPLED]
-    if sample and all(_png_kind(f) in ((16, 2), (16, 6)) for f in sample):
-        return Recognised("synthia", "16-bit PNGs of several channels")
-    if sample and all(_has_label_id_palette(f) for f in sample):
-        return Recognised("gta5", "palette images coloured by Cityscapes labelId")
-    if all(_CAMVID_DRIVE.match(f.name) for f in files):
-        if sample and all(_is_colour_picture(f) for f in sample):
-            return Recognised("camvid_colours", "colour pictures named after CamVid's drives")
-        if _at_most(sample, CAMVID_11):
-            return Recognised("camvid", "files are named after CamVid's drives")
-    return Recognised(TRAIN_IDS, "nothing else was recognised")
-
-
-def as_named(format_name: str, files: Sequence[Path]) -> Recognised:
-    """A format that the user named; names such as *_labelTrainIds still state the classes."""
-    stated = _stated_by_names(files)
-    classes = stated.classes if stated and stated.format == format_name else None
-    return Recognised(format_name, "as named", classes)
-
-
-def _stated_by_names(files: Sequence[Path]) -> Recognised | None:
-    """The format that the names of the files or of their folders state."""
-    by_encoding = {encoding_of(f.stem): f for f in files}
-    if len({encoding.format for encoding in by_encoding}) > 1:
-        raise DataError(
-            "labels of several encodings: "
-            + ", ".join(str(f) for f in list(by_encoding.values())[:2])
-            + "; give those of one, or name labels_format"
-        )
-    encoding = next(iter(by_encoding), PLAIN)
-    if encoding.format:
-        classes = CITYSCAPES_19 if encoding.format == TRAIN_IDS else None
-        return Recognised(encoding.format, f"files are named *_{encoding.name}", classes)
-    if files and all(f.parts[-4:-1][:2] == _BDD100K or f.parts[-3:-1] == _BDD100K for f in files):
-        return Recognised(TRAIN_IDS, "they lie in BDD100K's sem_seg/masks", CITYSCAPES_19)
-    return None
-
-
-_BDD100K = ("sem_seg", "masks")
-
-
-def _is_colour_picture(path: Path) -> bool:
-    try:
-        with open_image(path) as image:
-            return image.mode in ("RGB", "RGBA")
-    except Exception:  # damaged files are named when they are read
-        return False
-
-
-def _png_kind(path: Path) -> tuple[int, int] | None:
-    """(bits per channel, colour type) of a PNG, from its header."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(26)
-    except OSError:
-        return None
-    return (head[24], head[25]) if len(head) == 26 and head[1:4] == b"PNG" else None
-
-
-def _has_label_id_palette(path: Path) -> bool:
-    """Whether road, building, vegetation and car have Cityscapes' colours at their labelIds."""
-    try:
-        with open_image(path) as image:
-            palette = image.getpalette() if image.mode == "P" else None
-    except Exception:  # damaged files are told of when they are read
-        return False
-    if not palette or len(palette) < 3 * 27:
-        return False
-    colours = dict(zip(CITYSCAPES_19.classes, CITYSCAPES_19.palette, strict=True))
-    return all(
-        tuple(palette[3 * i : 3 * i + 3]) == colours[_CITYSCAPES[i]] for i in (7, 11, 21, 26)
-    )
-
-
-def _at_most(sample: Sequence[Path], classes: ClassSet) -> bool:
-    try:
-        ids = {int(i) for f in sample for i in np.unique(read_raw(f))}
-    except DataError:
-        return True
-    return all(i <= len(classes) or i == IGNORE_INDEX for i in ids)

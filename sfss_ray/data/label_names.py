@@ -1,8 +1,8 @@
-"""Names of label files: the image that a label belongs to, and the encoding that its name states.
+"""Label file names: which image a label map belongs to, and which encoding its name states.
 
-Data sets of street scenes name a label after its image by exchanging the last part of the name:
-a_leftImg8bit.png has a_gtFine_labelIds.png, b_rgb_anon.png has b_gt_labelTrainIds.png. Other pictures of
-the same labels (colours, instances) lie beside them.
+Street-scene data sets derive the name of a label map from its image by replacing the last part:
+a_leftImg8bit.png has a_gtFine_labelIds.png, b_rgb_anon.png has b_gt_labelTrainIds.png. The same folder
+also holds other renderings of the labels, such as colours and instances.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TRAIN_IDS = "train_ids"
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the end of a label's name states."""
+    """An encoding of labels, as stated by the ending of file names."""
 
     name: str
-    """As in the file name: labelIds; empty for names without such an end."""
+    """The ending, for example labelIds; empty for names without a known ending."""
     format: str | None = None
-    """The format of its ids; None: the name does not state it."""
-    note: str = ""
-    """Why it is preferred to others."""
+    """The label format of the ids; None if the name does not state it."""
+    reason: str = ""
+    """Why this encoding is preferred to others."""
 
 
 PLAIN = Encoding("")
@@ -41,175 +41,207 @@ ENCODINGS = (
     Encoding("L"),
     Encoding("P"),
 )
-"""Those that are read, in the order of preference where an image has several."""
-_BY_NAME = {encoding.name: encoding for encoding in ENCODINGS if encoding.name}
-_LABEL = re.compile(
-    r"(?P<stem>.+?)_(?:gtFine_|gtCoarse_|gt_(?P<ref>ref_)?)?(?P<name>" + "|".join(_BY_NAME) + ")"
+"""Supported encodings; where an image has several, the first is preferred."""
+_ENCODING_BY_NAME = {encoding.name: encoding for encoding in ENCODINGS if encoding.name}
+_LABEL_NAME = re.compile(
+    r"(?P<stem>.+?)_(?:gtFine_|gtCoarse_|gt_(?P<ref>ref_)?)?(?P<name>"
+    + "|".join(_ENCODING_BY_NAME)
+    + ")"
 )
-_OTHER = re.compile(
+_AUXILIARY_NAME = re.compile(
     r".+?_(?:gtFine_|gtCoarse_|gt_(?:ref_)?)?"
     r"(color|labelColors?|colormap|train_color|instance\w*|panoptic\w*|invGray|invIds|polygons|disparity"
     r"|label[lL]evel[124]Ids)"
 )
-_IMAGE = re.compile(r"(?P<stem>.+)_(?:leftImg8bit(?:_[^/]*)?|rgb(?P<ref>_ref)?(?:_anon)?)")
-_CERTAIN_LABEL = re.compile(
+_IMAGE_NAME = re.compile(r"(?P<stem>.+)_(?:leftImg8bit(?:_[^/]*)?|rgb(?P<ref>_ref)?(?:_anon)?)")
+_CERTAIN_LABEL_NAME = re.compile(
     r".+(_gt(Fine|Coarse)_(color|instance\w*|label\w+)|_gt_(ref_)?(label\w+|invGray|invIds)"
     r"|_labelIds|_labelTrainIds|_instanceTrainIds)"
 )
 
 
 def is_label_name(image_id: str) -> bool:
-    """Whether a file of this name cannot be an image of a data set."""
-    return _CERTAIN_LABEL.fullmatch(image_id) is not None
+    """Return whether a name marks a label map of a known data set, so that it cannot be an image."""
+    return _CERTAIN_LABEL_NAME.fullmatch(image_id) is not None
 
 
-def is_other_picture(label_id: str) -> bool:
-    """Whether the name is that of a picture that lies beside labels: colours, instances, disparities."""
-    return _OTHER.fullmatch(label_id) is not None
+def is_auxiliary_name(label_id: str) -> bool:
+    """Return whether a name marks another rendering: colours, instances, panoptics, disparities."""
+    return _AUXILIARY_NAME.fullmatch(label_id) is not None
 
 
 def encoding_of(label_id: str) -> Encoding:
-    """The encoding that a name states; PLAIN where it states none."""
-    match = _LABEL.fullmatch(label_id)
-    return _BY_NAME[match["name"]] if match else PLAIN
+    """Return the encoding that a name states, or PLAIN if it states none."""
+    match = _LABEL_NAME.fullmatch(label_id)
+    return _ENCODING_BY_NAME[match["name"]] if match else PLAIN
 
 
 def _label_key(label_id: str) -> str | None:
-    match = _LABEL.fullmatch(label_id)
+    """Return the part of a label name that it shares with its image, or None."""
+    match = _LABEL_NAME.fullmatch(label_id)
     return match["stem"] + ("_ref" if match["ref"] else "") if match else None
 
 
 def _image_key(image_id: str) -> str:
-    match = _IMAGE.fullmatch(image_id)
+    """Return the part of an image name that it shares with its label maps."""
+    match = _IMAGE_NAME.fullmatch(image_id)
     return match["stem"] + (match["ref"] or "") if match else image_id
 
 
 @dataclass(frozen=True)
 class NamePairs:
-    """Which label belongs to which image, by name."""
+    """Images and labels paired by name."""
 
     label_of: dict[str, str]
     """Image id -> label id; several images may share a label."""
-    spare: list[str]
-    """Labels of no image."""
+    spare_labels: list[str]
+    """Ids of labels without an image."""
     notes: list[str] = field(default_factory=list)
-    """What was chosen among several encodings, a line each."""
+    """One line for each encoding that was not used."""
 
 
 def pair_names(
     images: Collection[str], labels: Collection[str], format_name: str = "auto"
 ) -> NamePairs:
-    """Pair images and labels: by equal names, or by the naming of the known data sets.
+    """Pair images and labels by equal names, or by the naming schemes of known data sets.
 
-    All pairs have one encoding: the one that the most images have, the preferred one of several such.
-    format_name: encodings of another format than this one do not count.
+    All pairs use one encoding: the one that most images have, and of several such the first in
+    `ENCODINGS`.
+
+    Args:
+        images: Ids of images.
+        labels: Ids of label maps.
+        format_name: A label format; labels in encodings of other formats are ignored. "auto" allows
+            all formats.
     """
-    found = _labels_by_encoding(images, labels)
-    options = {image: _fitting(encodings, format_name) for image, encodings in found.items()}
-    chosen = _chosen(options)
-    label_of = {i: fitting[chosen] for i, fitting in options.items() if chosen in fitting}
-    keys = {_image_key(i) for i in images} | set(images)
-    spare = set(labels) - set(label_of.values()) - set(images)
-    return NamePairs(
-        label_of,
-        sorted(i for i in spare if _label_key(i) not in keys),
-        _notes(found, chosen, format_name),
-    )
+    labels_of = _labels_by_encoding(images, labels)
+    readable = {
+        image_id: _in_format(encodings, format_name) for image_id, encodings in labels_of.items()
+    }
+    chosen = _most_common(readable)
+    label_of = {
+        image_id: encodings[chosen]
+        for image_id, encodings in readable.items()
+        if chosen in encodings
+    }
+    image_keys = {_image_key(image_id) for image_id in images} | set(images)
+    unused = set(labels) - set(label_of.values()) - set(images)
+    spare_labels = sorted(label_id for label_id in unused if _label_key(label_id) not in image_keys)
+    return NamePairs(label_of, spare_labels, _describe_choice(labels_of, chosen, format_name))
 
 
-_Found = dict[str, dict[Encoding, str]]
+_LabelsOfImages = dict[str, dict[Encoding, str]]
 
 
-def _labels_by_encoding(images: Collection[str], labels: Collection[str]) -> _Found:
-    """Image id -> its labels."""
-    wanted, names = set(images), set(labels)
-    by_key: _Found = {}
-    for label in sorted(names - wanted):  # a label named like an image is that image's alone
-        key = _label_key(label)
-        if key is not None:
-            same_key = by_key.setdefault(key, {})
-            encoding = encoding_of(label)
-            if "_gtCoarse_" not in label or encoding not in same_key:  # the fine one of two
-                same_key[encoding] = label
+def _labels_by_encoding(images: Collection[str], labels: Collection[str]) -> _LabelsOfImages:
+    """Return the labels of each image id, by encoding."""
+    image_ids, label_ids = set(images), set(labels)
+    by_key: _LabelsOfImages = {}
+    # A label with exactly the name of an image belongs to that image only, whatever its ending.
+    for label_id in sorted(label_ids - image_ids):
+        key = _label_key(label_id)
+        if key is None:
+            continue
+        same_key = by_key.setdefault(key, {})
+        encoding = encoding_of(label_id)
+        # gtFine is preferred to gtCoarse.
+        if "_gtCoarse_" not in label_id or encoding not in same_key:
+            same_key[encoding] = label_id
     return {
-        image: ({PLAIN: image} if image in names else {})
-        | by_key.get(image, {})
-        | by_key.get(_image_key(image), {})
-        for image in images
+        image_id: ({PLAIN: image_id} if image_id in label_ids else {})
+        | by_key.get(image_id, {})
+        | by_key.get(_image_key(image_id), {})
+        for image_id in images
     }
 
 
-def _fitting(found: Mapping[Encoding, str], format_name: str) -> Mapping[Encoding, str]:
-    """Those of an image's labels that a named format can read: first those whose name states it."""
+def _in_format(encodings: Mapping[Encoding, str], format_name: str) -> Mapping[Encoding, str]:
+    """Return the labels of an image that a format can read; stated formats come first."""
     if format_name == "auto":
-        return found
-    same = {format_name, "cityscapes_label_ids"} if format_name == "gta5" else {format_name}
-    stated = {e: label for e, label in found.items() if e.format in same}
-    return stated or {e: label for e, label in found.items() if e.format is None}
+        return encodings
+    # GTA5 stores Cityscapes labelIds.
+    formats = {format_name, "cityscapes_label_ids"} if format_name == "gta5" else {format_name}
+    stated = {
+        encoding: label for encoding, label in encodings.items() if encoding.format in formats
+    }
+    return stated or {
+        encoding: label for encoding, label in encodings.items() if encoding.format is None
+    }
 
 
-def _chosen(options: Mapping[str, Mapping[Encoding, str]]) -> Encoding:
-    count = Counter(encoding for found in options.values() for encoding in found)
-    most = max(count.values(), default=0)
-    return next((e for e in ENCODINGS if count[e] == most), PLAIN)
+def _most_common(readable: Mapping[str, Mapping[Encoding, str]]) -> Encoding:
+    count = Counter(encoding for encodings in readable.values() for encoding in encodings)
+    highest = max(count.values(), default=0)
+    return next((encoding for encoding in ENCODINGS if count[encoding] == highest), PLAIN)
 
 
-def _notes(found: _Found, chosen: Encoding, format_name: str) -> list[str]:
-    """A line for every encoding that was not taken, unless a format was named."""
+def _describe_choice(labels_of: _LabelsOfImages, chosen: Encoding, format_name: str) -> list[str]:
+    """Return a line for each encoding that was not used, unless the user named the format."""
     lines = []
-    for other in ENCODINGS:
-        if other is chosen:
+    for encoding in ENCODINGS:
+        if encoding is chosen:
             continue
-        both = sum(chosen in labels and other in labels for labels in found.values())
-        alone = sum(chosen not in labels and other in labels for labels in found.values())
-        if both and format_name == "auto":
-            lines.append(_both(both, chosen, other))
-        if alone and format_name == "auto":
+        with_both = sum(chosen in labels and encoding in labels for labels in labels_of.values())
+        without_chosen = sum(
+            chosen not in labels and encoding in labels for labels in labels_of.values()
+        )
+        if with_both and format_name == "auto":
+            lines.append(_describe_preference(with_both, chosen, encoding))
+        if without_chosen and format_name == "auto":
             lines.append(
-                f"{alone} images have no {_shown(chosen)}, only {_shown(other)}: labels of two encodings"
-                " are not mixed"
+                f"{without_chosen} images have no {_title(chosen)}, only {_title(encoding)}: labels of"
+                " two encodings are not mixed"
             )
-        elif alone:
+        elif without_chosen:
             lines.append(
-                f"{alone} images have only {_shown(other)}, which is not labels_format {format_name}"
+                f"{without_chosen} images have only {_title(encoding)}, which is not labels_format"
+                f" {format_name}"
             )
     return lines
 
 
-def _both(count: int, chosen: Encoding, other: Encoding) -> str:
-    reason = f", {chosen.note}" if chosen.note else ""
-    named = other.format and other.format != chosen.format
-    advice = f" (labels_format {other.format} takes the {_shown(other)})" if named else ""
+def _describe_preference(count: int, chosen: Encoding, unused: Encoding) -> str:
+    reason = f", {chosen.reason}" if chosen.reason else ""
+    has_own_format = unused.format and unused.format != chosen.format
+    advice = f" (labels_format {unused.format} uses the {_title(unused)})" if has_own_format else ""
     return (
-        f"{count} images have {_shown(chosen)} and {_shown(other)}: the {_shown(chosen)} are"
-        f" taken{reason}{advice}"
+        f"{count} images have {_title(chosen)} and {_title(unused)}: the {_title(chosen)} are"
+        f" used{reason}{advice}"
     )
+
+
+def _title(encoding: Encoding) -> str:
+    """Return an encoding as messages name it."""
+    if encoding.name in ("L", "P"):
+        return f"files named *_{encoding.name}"
+    return encoding.name or "files of the image's name"
 
 
 _SPLIT = re.compile(r"train|val|test|trainval|train_extra|demoVideo|\w+_ref")
 
 
-def absent_splits(ids: Collection[str], other: Path) -> dict[str, int]:
-    """Splits such as `fog/test` that hold some of these ids and are no folder in `other`: their counts.
+def count_missing_splits(ids: Collection[str], other_folder: Path) -> dict[str, int]:
+    """Return splits, such as `fog/test`, that contain some of the ids but are missing in another folder.
 
-    Test splits come without labels, and reference images beside those that have labels.
+    Test splits come without labels, and so do the reference images of ACDC and Dark Zurich.
+
+    Returns:
+        Split -> number of ids in it, in alphabetical order.
     """
-    count = Counter(splits[0] for i in ids if (splits := _splits_of(i)))
-    return {split: n for split, n in sorted(count.items()) if not (other / split).is_dir()}
+    count = Counter(splits[0] for file_id in ids if (splits := _splits_of(file_id)))
+    return {split: n for split, n in sorted(count.items()) if not (other_folder / split).is_dir()}
 
 
 def in_split(file_id: str, splits: Collection[str]) -> bool:
-    """Whether an id lies in one of these splits."""
+    """Return whether an id belongs to one of the splits."""
     return any(split in splits for split in _splits_of(file_id)[:1])
 
 
 def _splits_of(file_id: str) -> list[str]:
-    """Those of its folders that are named like a split, each as the path from the top."""
+    """Return the parent folders of an id that have the name of a split, as paths from the root."""
     folders = file_id.split("/")[:-1]
-    return ["/".join(folders[: n + 1]) for n, f in enumerate(folders) if _SPLIT.fullmatch(f)]
-
-
-def _shown(encoding: Encoding) -> str:
-    if encoding.name in ("L", "P"):
-        return f"files named *_{encoding.name}"
-    return encoding.name or "files of the image's name"
+    return [
+        "/".join(folders[: depth + 1])
+        for depth, folder in enumerate(folders)
+        if _SPLIT.fullmatch(folder)
+    ]

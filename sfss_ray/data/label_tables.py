@@ -1,4 +1,4 @@
-"""Tables of label encodings as their makers publish them: IDD's ids and CamVid's colours."""
+"""Published tables of label encodings: IDD's ids and CamVid's colours."""
 
 from __future__ import annotations
 
@@ -103,5 +103,7 @@ CAMVID_COLOURS: tuple[tuple[tuple[int, int, int], str | None], ...] = (
     ((0, 0, 0), None),  # Void
     ((64, 192, 0), "building"),  # Wall
 )
-"""CamVid's 32 colours in the order of its label_colors.txt, each with the one of the usual 11 classes
-that its class is grouped into (as in MathWorks' example of CamVid); None: ignored."""
+"""CamVid's 32 colours in the order of its label_colors.txt, with the usual 11-class grouping.
+
+The groups are those of MathWorks' CamVid example. None is ignored.
+"""

@@ -1,10 +1,10 @@
-"""Labelled folders, ready for training or scoring: paired, decoded into the wanted classes, checked."""
+"""Loading of labelled folders for training or scoring: paired, decoded to a class set, and checked."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,10 @@ from sfss_ray.data.class_sets import (
     synonyms_line,
 )
 from sfss_ray.data.depth import with_white
-from sfss_ray.data.folders import LabelledImage, match_labels, refuse_unpaired
-from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, as_named, make_decoding, recognise
+from sfss_ray.data.folders import LabelledImage
+from sfss_ray.data.format_detection import detect_format, named_format
+from sfss_ray.data.label_formats import FORMATS, TRAIN_IDS, make_decoding
+from sfss_ray.data.pairing import match_labels, refuse_unpaired
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.progress import Progress, ProgressSink, silent
@@ -29,35 +31,40 @@ from sfss_ray.storage.text import read_text
 
 CLASS_LIST = "classes.txt"
 UNNAMED = "unnamed"
-"""Class set of train ids of which no class list is known."""
+"""Name of the class set of train ids without a class list."""
 
 
 @dataclass(frozen=True)
 class LabelledFolder:
-    """Pairs with their decoding, and how that was found."""
+    """Labelled images with their decoding, and how that was chosen."""
 
     pairs: tuple[LabelledImage, ...]
     format: str
     reason: str
+    """Why this format was chosen."""
     label_classes: ClassSet
     skipped: tuple[str, ...] = ()
-    """Ids of pairs left out because image and labels differ in size."""
+    """Ids of pairs that were skipped because image and labels differ in size."""
     notes: tuple[str, ...] = ()
-    """What was chosen among several encodings, left out, or found of the images, a line each."""
+    """Notes for the user on encodings, skipped files and the white level, one line each."""
 
-    def describe(self, wanted: ClassSet) -> list[str]:
-        """What was taken for what, in lines for people."""
-        lines = [f"labels: {FORMATS[self.format].what} ({self.format}: {self.reason})", *self.notes]
-        matched = matched_names(self.label_classes, wanted)
+    def describe(self, target: ClassSet) -> list[str]:
+        """Return lines for the user on the format and on how its classes map to `target`."""
+        label_format = FORMATS[self.format]
+        lines = [
+            f"labels: {label_format.description} ({self.format}: {self.reason})",
+            *self.notes,
+        ]
+        matched = matched_names(self.label_classes, target)
         synonyms = synonyms_in(matched)
-        lacking = [c for c in wanted.classes if c not in matched.values()]
-        foreign = [c for c in self.label_classes.classes if c not in matched]
+        missing = [name for name in target.classes if name not in matched.values()]
+        ignored = [name for name in self.label_classes.classes if name not in matched]
         if synonyms:
             lines.append(synonyms_line(synonyms))
-        if lacking:
-            lines.append(f"classes that the labels cannot show: {', '.join(lacking)}")
-        if foreign:
-            lines.append(f"classes of the labels that are ignored: {', '.join(foreign)}")
+        if missing:
+            lines.append(f"classes that the labels cannot show: {', '.join(missing)}")
+        if ignored:
+            lines.append(f"classes of the labels that are ignored: {', '.join(ignored)}")
         if self.skipped:
             lines.append(
                 f"{len(self.skipped)} pairs skipped: image and labels differ in size (first:"
@@ -66,165 +73,212 @@ class LabelledFolder:
         return lines
 
 
+@dataclass(frozen=True)
+class PairOptions:
+    """How `load_labelled` treats the pairs of a folder, apart from the config."""
+
+    role: str = "val"
+    """Role of the folder in messages, for example val or training."""
+    skip_unequal: bool = False
+    """Skip pairs whose sizes differ (for training) instead of refusing them (for scoring)."""
+    model_white: float | None = None
+    """White level of the images the model was adapted to, for images of more than 8 bits."""
+
+
 def class_list(labels: Path | str) -> ClassSet | None:
-    """Classes from a classes.txt (a name per line) in the labels' folder or the one above."""
+    """Return the classes of a classes.txt, one name per line, or None without such a file.
+
+    The file is searched in the folder of the labels, then in its parent.
+    """
     for folder in (Path(labels).absolute(), Path(labels).absolute().parent):
         path = folder / CLASS_LIST
         if path.is_file():
             names = [line.strip() for line in read_text(path).splitlines()]
-            return class_set_of([n for n in names if n and not n.startswith("#")])
+            return class_set_of([name for name in names if name and not name.startswith("#")])
     return None
 
 
-def decoded(
+def with_decoding(
     pairs: Sequence[LabelledImage],
     labels: Path | str,
-    wanted: ClassSet | None,
+    target: ClassSet | None,
     format_name: str = "auto",
     classes: str = "",
 ) -> LabelledFolder:
-    """Pairs whose labels are read as indices into `wanted` (None: the labels' own classes).
+    """Return pairs whose labels are read as indices into a target class set.
 
-    format_name: a name of FORMATS, or auto. classes: of train ids, where they are not `wanted`.
+    Args:
+        pairs: Images with label maps of one format.
+        labels: Folder of the label maps, searched for a class list.
+        target: The target class set; None for the classes of the labels themselves.
+        format_name: A key of `FORMATS`, or auto to detect the format.
+        classes: Classes that train ids index, if they are not the target; see `parse_classes`.
+
+    Raises:
+        DataError: the labels share no class with the target, or their format is unclear.
     """
     files = [pair.label_path for pair in pairs]
-    found = recognise(files) if format_name == "auto" else as_named(format_name, files)
-    listed = parse_classes(classes) if classes else found.classes or class_list(labels)
-    wanted = wanted or _own_classes(found.format, listed)
-    decoding = make_decoding(found.format, wanted, listed)
-    if not matched_names(decoding.label_classes, wanted):
+    detected = detect_format(files) if format_name == "auto" else named_format(format_name, files)
+    listed_classes = parse_classes(classes) if classes else detected.classes or class_list(labels)
+    target = target or _classes_of_labels(detected.format, listed_classes)
+    decoding = make_decoding(detected.format, target, listed_classes)
+    if not matched_names(decoding.label_classes, target):
         raise DataError(
-            f"labels {str(labels)!r} ({found.format}: {', '.join(decoding.label_classes.classes)}) share"
-            f" no class name with {wanted.name} ({', '.join(wanted.classes)}): give labels with names of"
-            " the model's classes"
+            f"labels {str(labels)!r} ({detected.format}: {', '.join(decoding.label_classes.classes)})"
+            f" share no class name with {target.name} ({', '.join(target.classes)}): give labels with"
+            " names of the model's classes"
         )
-    ready = tuple(dataclasses.replace(pair, decoding=decoding) for pair in pairs)
-    return LabelledFolder(ready, found.format, found.reason, decoding.label_classes)
+    decoded_pairs = tuple(dataclasses.replace(pair, decoding=decoding) for pair in pairs)
+    return LabelledFolder(decoded_pairs, detected.format, detected.reason, decoding.label_classes)
 
 
-def _own_classes(format_name: str, listed: ClassSet | None) -> ClassSet:
-    known = FORMATS[format_name].classes if format_name in FORMATS else None
-    if known or listed:
-        return known or listed  # pyright: ignore[reportReturnType]
-    return class_set_of([f"class {i}" for i in range(254)], UNNAMED)
+def _classes_of_labels(format_name: str, listed_classes: ClassSet | None) -> ClassSet:
+    """Return the classes of the format or of the list, else a class per possible id."""
+    classes = FORMATS[format_name].classes if format_name in FORMATS else None
+    return classes or listed_classes or class_set_of([f"class {i}" for i in range(254)], UNNAMED)
 
 
 def load_labelled(
     images: Path | str,
     labels: Path | str,
-    wanted: ClassSet,
+    target: ClassSet,
     config: Config | None = None,
-    *,
-    what: str = "val",
-    skip_unequal: bool = False,
-    named: bool = True,
-    white_of_model: float | None = None,
+    options: PairOptions | None = None,
     progress: ProgressSink | None = None,
 ) -> LabelledFolder:
-    """Pair, decode and check two folders.
+    """Pair, decode and check the images and label maps of two folders.
 
-    skip_unequal: leave pairs of unequal size out (training) rather than refuse them (scoring).
-    named: whether `config.labels_format` and `labels_classes` speak of these labels.
-    white_of_model: what was white in the images of more than 8 bits that the model was adapted to.
+    Args:
+        images: Folder of images.
+        labels: Folder of label maps.
+        target: The class set of the decoded labels.
+        config: `labels_format`, `labels_classes` and `white_level` are used.
+        options: The role of the folders, and what to do with pairs whose sizes differ.
+        progress: Called with a line of text as the pairs are checked.
 
-    Raises DataError naming the file: an id that the format has not, sizes that differ, a label map
-    that cannot be read, images or labels without the other.
+    Raises:
+        DataError: names the file with an invalid id, a different size, or damaged contents; or the
+            images or labels without a partner.
     """
-    config = config or Config()
-    format_name = config.labels_format if named else "auto"
-    classes = config.labels_classes if named else ""
-    matching = match_labels(images, labels, what, format_name)
-    refuse_unpaired(matching, images, labels, what)
-    pairs, notes = with_white(matching.pairs, config.white_level, white_of_model)
-    folder = decoded(pairs, labels, wanted, format_name, classes)
-    kept, skipped, raw = [], [], np.zeros(256, np.int64)
-    bar = Progress(f"checked {what} labels", len(pairs), progress or silent)
-    for facts in scan_pairs(folder.pairs):
-        _refuse_damaged(facts, wanted)
-        if facts.unequal and not skip_unequal:
-            raise DataError(_unequal(facts))
-        (skipped if facts.unequal else kept).append(facts.item)
-        raw += facts.histogram
-        bar.advance(1)
-    if not kept:
-        raise DataError(
-            f"{what} images: every pair differs in size; give labels of the images' size"
-        )
+    config, options = config or Config(), options or PairOptions()
+    labels_name = f"{options.role} labels"
+    matching = match_labels(images, labels, options.role, config.labels_format)
+    refuse_unpaired(matching, images, labels, options.role)
+    pairs, notes = with_white(matching.pairs, config.white_level, options.model_white)
+    folder = with_decoding(pairs, labels, target, config.labels_format, config.labels_classes)
+    checked = _check_pairs(folder, target, options, progress or silent)
     notes += matching.lines()
-    binary = binary_masks(folder, raw)
-    if binary and format_name == "auto":
-        raise DataError(f"{what} labels {str(labels)!r}: {binary}")
-    notes += [binary] if binary else []
-    _refuse_void(folder, raw, f"{what} labels {str(labels)!r}")
+
+    # Without a named format, 255 may be an object's value as well as the ignored one.
+    binary_warning = warn_of_binary_labels(folder, checked.histogram)
+    if binary_warning and config.labels_format == "auto":
+        raise DataError(f"{labels_name} {str(labels)!r}: {binary_warning}")
+    notes += [binary_warning] if binary_warning else []
+    _refuse_void(folder, checked.histogram, f"{labels_name} {str(labels)!r}")
     return dataclasses.replace(
-        folder,
-        pairs=tuple(kept),
-        skipped=tuple(i.image_id for i in skipped),
-        notes=tuple(notes),
+        folder, pairs=tuple(checked.pairs), skipped=tuple(checked.skipped), notes=tuple(notes)
     )
 
 
-def _refuse_void(folder: LabelledFolder, pixels: np.ndarray, where: str) -> None:
-    """DataError when no pixel has a class: every score would be NaN."""
+@dataclass
+class _CheckedPairs:
+    pairs: list[LabelledImage] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """Ids of pairs whose sizes differ."""
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    """(256,) pixels per raw id in all label maps."""
+
+
+def _check_pairs(
+    folder: LabelledFolder, target: ClassSet, options: PairOptions, progress: ProgressSink
+) -> _CheckedPairs:
+    """Read all label maps and check ids and sizes."""
+    checked = _CheckedPairs()
+    bar = Progress(f"checked {options.role} labels", len(folder.pairs), progress)
+    for facts in scan_pairs(folder.pairs):
+        _refuse_damaged(facts, target)
+        if not facts.sizes_differ:
+            checked.pairs.append(facts.pair)
+        elif options.skip_unequal:
+            checked.skipped.append(facts.pair.image_id)
+        else:
+            raise DataError(_size_error(facts))
+        checked.histogram += facts.histogram
+        bar.advance(1)
+    if not checked.pairs:
+        raise DataError(
+            f"{options.role} images: every pair differs in size; give labels of the images' size"
+        )
+    return checked
+
+
+def _refuse_void(folder: LabelledFolder, histogram: np.ndarray, labels_name: str) -> None:
+    """Raise a DataError if no pixel has a class, since every score would be NaN."""
     decoding = folder.pairs[0].decoding
     assert decoding is not None
-    labelled = np.frombuffer(decoding.table, np.uint8) != IGNORE_INDEX
-    if not pixels[labelled].any():
-        ids = ", ".join(map(str, pixels.nonzero()[0][:5]))
+    has_class = np.frombuffer(decoding.table, np.uint8) != IGNORE_INDEX
+    if not histogram[has_class].any():
+        ids = ", ".join(map(str, histogram.nonzero()[0][:5]))
         raise DataError(
-            f"{where}: no pixel of {len(folder.pairs)} label maps has a class, all are ignored (ids"
-            f" {ids}; read as {folder.format}): give labels of the model's classes, or name their"
+            f"{labels_name}: no pixel of {len(folder.pairs)} label maps has a class, all are ignored"
+            f" (ids {ids}; read as {folder.format}): give labels of the model's classes, or name their"
             " labels_format"
         )
 
 
-def binary_masks(folder: LabelledFolder, pixels: np.ndarray) -> str:
-    """What is wrong with train ids of two classes that are 0 and 255 alone; empty for others.
+def warn_of_binary_labels(folder: LabelledFolder, histogram: np.ndarray) -> str:
+    """Return a warning if train ids are only 0 and 255, of which 255 is probably an object's value.
 
-    pixels: (256,) pixels per raw id in all labels of the folder.
+    Args:
+        folder: The labels.
+        histogram: (256,) pixels per raw id in all label maps.
+
+    Returns:
+        One line, or '' if the labels have other ids or may be intended.
     """
     classes = folder.label_classes
-    if folder.format != TRAIN_IDS or pixels.nonzero()[0].tolist() != [0, 255]:
+    if folder.format != TRAIN_IDS or histogram.nonzero()[0].tolist() != [0, 255]:
         return ""
-    found = "the ids are 0 and 255 alone, and 255 is ignored"
+    problem = "the ids are only 0 and 255, and 255 is ignored"
     if classes.name == UNNAMED:
-        return f"{found}: if 255 is an object, save its pixels as 1"
+        return f"{problem}: if 255 is an object, save its pixels as 1"
     if len(classes) != 2:
         return ""
     first, second = classes.classes
     return (
-        f"{found}, so that no pixel is {second!r}: save the pixels of {second!r} as 1 ({first!r} is 0);"
-        f" if 255 is meant to be ignored, name labels_format {TRAIN_IDS}"
+        f"{problem}, so that no pixel is {second!r}: save the pixels of {second!r} as 1 ({first!r} is"
+        f" 0); if 255 is meant to be ignored, name labels_format {TRAIN_IDS}"
     )
 
 
-def _refuse_damaged(facts: PairFacts, wanted: ClassSet) -> None:
+def _refuse_damaged(facts: PairFacts, target: ClassSet) -> None:
+    """Raise a DataError for a pair that cannot be read or whose labels contain an invalid id."""
     if facts.errors:
         raise DataError(facts.errors[0])
-    decoding, path = facts.item.decoding, str(facts.item.label_path)
+    decoding, path = facts.pair.decoding, str(facts.pair.label_path)
     assert decoding is not None
-    strange = decoding.strange(facts.histogram.nonzero()[0].tolist())
-    if not strange:
+    unknown_ids = decoding.unknown_ids(facts.histogram.nonzero()[0].tolist())
+    if not unknown_ids:
         return
     if decoding.format != TRAIN_IDS:
         raise DataError(
-            f"labels {path!r} hold id {strange[0]}, which {decoding.format} has not: name their real"
-            f" labels_format ({', '.join(FORMATS)})"
+            f"labels {path!r} contain id {unknown_ids[0]}, which is not a {decoding.format} id: name"
+            f" the real labels_format ({', '.join(FORMATS)})"
         )
     classes = decoding.label_classes
-    whose = "the model has" if classes == wanted else "their class set has"
+    owner = "the model has" if classes == target else "their class set has"
     raise DataError(
-        f"labels {path!r} hold id {strange[0]}, but {whose} {len(classes)} classes ({classes.name}: 0"
-        f" to {len(classes) - 1}, 255 ignored); give labels of the model's classes, name their encoding"
-        f" (labels_format: {', '.join(FORMATS)}) or their classes (labels_classes)"
+        f"labels {path!r} contain id {unknown_ids[0]}, but {owner} {len(classes)} classes"
+        f" ({classes.name}: 0 to {len(classes) - 1}, 255 ignored); give labels of the model's classes,"
+        f" name their encoding (labels_format: {', '.join(FORMATS)}) or their classes (labels_classes)"
     )
 
 
-def _unequal(facts: PairFacts) -> str:
+def _size_error(facts: PairFacts) -> str:
     assert facts.image_size is not None
     assert facts.label_size is not None
     (height, width), (image_height, image_width) = facts.label_size, facts.image_size
     return (
-        f"labels {str(facts.item.label_path)!r} are {width}x{height} but their image is"
+        f"labels {str(facts.pair.label_path)!r} are {width}x{height} but their image is"
         f" {image_width}x{image_height}: give pairs of one size (or remove the pair)"
     )

@@ -1,4 +1,4 @@
-"""Data sets as they lie on disk: which folders hold images, and which their labels."""
+"""Directory layouts of data sets: which folders hold images, and which hold their labels."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from sfss_ray.data.folders import require_folder
 from sfss_ray.errors import DataError
 
 Folders = tuple[Path, Path]
-"""Of images, and of their labels."""
+"""A folder of images and the folder of their labels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of one data set. `folders`: (images, labels) below its root, several for splits."""
+    """The layout of one data set."""
 
     name: str
     folders: tuple[tuple[str, str], ...]
-    beside: tuple[tuple[str, str], ...] = ()
-    """Further folders, which do not make the layout by themselves."""
+    """(images, labels) below the root; several pairs for splits. One existing pair is enough."""
+    extra_folders: tuple[tuple[str, str], ...] = ()
+    """Further pairs that are used if they exist, but do not identify the layout."""
 
-    def found(self, root: Path) -> tuple[Folders, ...]:
-        """The pairs of folders that exist; none unless one of `folders` does."""
-        main = _existing(root, self.folders)
-        return main + (_existing(root, self.beside) if main else ())
+    def existing_folders(self, root: Path) -> tuple[Folders, ...]:
+        """Return the pairs of folders that exist below a root, or () if none of `folders` does."""
+        existing = _existing(root, self.folders)
+        return existing + (_existing(root, self.extra_folders) if existing else ())
 
 
 def _existing(root: Path, folders: tuple[tuple[str, str], ...]) -> tuple[Folders, ...]:
@@ -51,20 +52,29 @@ LAYOUTS = (
     Layout("camvid", tuple((split, f"{split}_labels") for split in _SPLITS)),
     Layout("images and labels", (("images", "labels"),)),
 )
-"""GTA5, CamVid and plain folders all have images/ and labels/: their label files tell them apart."""
-_NAMES = {"gta5": "gta5", "synthia": "synthia", "camvid": "camvid", "camvid_colours": "camvid"}
-_CONDITIONS = ("fog", "rain", "snow")
+"""Known layouts, tried in this order.
+
+GTA5, CamVid and plain folders all have images/ and labels/; only their label files differ.
+"""
+_NAME_OF_FORMAT = {
+    "gta5": "gta5",
+    "synthia": "synthia",
+    "camvid": "camvid",
+    "camvid_colours": "camvid",
+}
+"""Label format -> data set, for folders called images/ and labels/."""
+_ACDC_CONDITIONS = ("fog", "rain", "snow")
 
 
 @dataclass(frozen=True)
 class FoundLayout:
-    """A recognised tree."""
+    """A recognised layout and its existing folders."""
 
     name: str
     folders: tuple[Folders, ...]
 
     def name_with(self, label_format: str, label_name: str = "") -> str:
-        """The data set's name, once the encoding of its labels and a label's name are known."""
+        """Return the name of the data set, given its label format and the name of a label file."""
         if self.name == "cityscapes" and (
             label_format.startswith("idd_") or "_labelcs" in label_name
         ):
@@ -72,49 +82,58 @@ class FoundLayout:
         if self.name == "images and labels":
             if label_name.endswith("_train_id"):
                 return "bdd100k"
-            return _NAMES.get(label_format, "plain folder")
+            return _NAME_OF_FORMAT.get(label_format, "plain folder")
         return self.name
 
 
-def _with_conditions(name: str, images: Path) -> str:
-    """ACDC has a folder for each condition; Dark Zurich has times of day below its splits."""
+def _tell_acdc_from_zurich(name: str, images: Path) -> str:
+    """Return acdc or dark zurich, which share a layout.
+
+    ACDC has a folder per weather condition; Dark Zurich has times of day below its splits.
+    """
     if name != "acdc or dark zurich":
         return name
-    if any((images / condition).is_dir() for condition in _CONDITIONS):
+    if any((images / condition).is_dir() for condition in _ACDC_CONDITIONS):
         return "acdc"
-    nights = any((images / split / "night").is_dir() for split in _SPLITS)
-    return "dark zurich" if nights else name
+    has_night = any((images / split / "night").is_dir() for split in _SPLITS)
+    return "dark zurich" if has_night else name
 
 
 def find_layout(root: Path | str, labels: Path | str | None = None) -> FoundLayout:
-    """The layout of a folder; with `labels` the two folders are taken as they are.
+    """Return the layout of a data set.
 
-    Raises DataError with what was expected and what was found.
+    Args:
+        root: Root of the data set; with `labels` the folder of images.
+        labels: Folder of label maps. If it is named, both folders are used without a search.
+
+    Raises:
+        DataError: a folder is missing, or the layout is unknown; names the known layouts and the
+            entries of the folder.
     """
     path = require_folder(root, "data set")
     if labels is not None:
         return FoundLayout("images and labels", ((path, require_folder(labels, "labels")),))
     for layout in LAYOUTS:
-        folders = layout.found(path)
+        folders = layout.existing_folders(path)
         if folders:
-            return FoundLayout(_with_conditions(layout.name, folders[0][0]), folders)
-    raise DataError(_unknown(path))
+            return FoundLayout(_tell_acdc_from_zurich(layout.name, folders[0][0]), folders)
+    raise DataError(_unknown_layout_error(path))
 
 
-def _unknown(path: Path) -> str:
+def _unknown_layout_error(path: Path) -> str:
     expected = "; ".join(
         f"{layout.name}: {' or '.join(f'{images}/ + {labels}/' for images, labels in layout.folders)}"
         for layout in LAYOUTS
     )
     return (
-        f"data set {str(path)!r} has no known layout. Expected: {expected}. Found: {_content(path)}."
+        f"data set {str(path)!r} has no known layout. Expected: {expected}. Found: {_entries(path)}."
         " Give the folder above these, or name the two folders: DIR --labels DIR"
     )
 
 
-def _content(folder: Path) -> str:
+def _entries(folder: Path) -> str:
     names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in folder.iterdir())
     if not names:
         return "nothing, the folder is empty"
-    shown = ", ".join(names[:8])
-    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+    first = ", ".join(names[:8])
+    return first if len(names) <= 8 else f"{first} and {len(names) - 8} more"

@@ -1,4 +1,4 @@
-"""Opening image files with Pillow, whatever their size: the limit of pixels is ours to set."""
+"""Opening image files with Pillow, without Pillow's own limit on the number of pixels."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import IO
 
 from PIL import Image
 
-_LIMIT = threading.Lock()
+_PIXEL_LIMIT_LOCK = threading.Lock()
 
 
 def open_image(source: Path | str | IO[bytes]) -> Image.Image:
-    """The image, nothing but its header read yet.
+    """Open an image file; only its header is read until pixels are needed.
 
-    Pillow's own limit, one for the whole process and lower than `max_pixels` may be, is lifted for
-    that moment.
+    Pillow's limit is a global of the process and may be lower than `max_pixels`. It is lifted while
+    the file is opened; callers check the size themselves.
     """
-    with _LIMIT:
+    with _PIXEL_LIMIT_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(source)

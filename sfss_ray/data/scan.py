@@ -1,4 +1,4 @@
-"""Looking through labelled pairs on all cores: sizes, ids, pixels per id, what cannot be read."""
+"""Scanning of labelled pairs on all cores: sizes, pixels per id, and read errors."""
 
 from __future__ import annotations
 
@@ -15,49 +15,51 @@ from sfss_ray.data.folders import LabelledImage
 from sfss_ray.errors import DataError
 
 Size = tuple[int, int]
-_AHEAD = 64  # pairs handed to the threads at a time: results do not pile up
+_CHUNK = 64  # pairs submitted to the threads at a time, so that results do not pile up
 
 
 @dataclass(frozen=True)
 class PairFacts:
-    """What one pair is like. Sizes are (height, width)."""
+    """What a scan measures of one pair. Sizes are (height, width)."""
 
-    item: LabelledImage
+    pair: LabelledImage
     image_size: Size | None
     label_size: Size | None
     histogram: np.ndarray
     """(256,) int64 pixels per raw id."""
     errors: tuple[str, ...] = ()
+    """One line for each file of the pair that cannot be read."""
 
     @property
-    def unequal(self) -> bool:
+    def sizes_differ(self) -> bool:
         """Whether both sizes are known and differ."""
         return None not in (self.image_size, self.label_size) and self.image_size != self.label_size
 
 
-def look_at_pair(item: LabelledImage, pixels: bool = False) -> PairFacts:
-    """Facts of one pair. Of the image only the header is read, unless `pixels` asks for all of it."""
+def inspect_pair(pair: LabelledImage, read_pixels: bool = False) -> PairFacts:
+    """Measure one pair. Only the header of the image is read unless `read_pixels` is set."""
     errors: list[str] = []
     size = label_size = None
     histogram = np.zeros(256, np.int64)
     try:
-        image = item.read().shape if pixels else image_size(item.path)
-        size = (image[0], image[1])
+        shape = pair.read().shape if read_pixels else image_size(pair.path)
+        size = (shape[0], shape[1])
     except DataError as error:
         errors.append(str(error))
     try:
-        assert item.decoding is not None, "pairs are decoded before they are scanned"
-        ids = item.decoding.read_raw(item.label_path)
+        assert pair.decoding is not None, "pairs get their decoding before they are scanned"
+        ids = pair.decoding.read_raw(pair.label_path)
         label_size = (ids.shape[0], ids.shape[1])
         histogram = np.bincount(ids.ravel(), minlength=256)
     except DataError as error:
         errors.append(str(error))
-    return PairFacts(item, size, label_size, histogram, tuple(errors))
+    return PairFacts(pair, size, label_size, histogram, tuple(errors))
 
 
-def scan_pairs(pairs: Sequence[LabelledImage], pixels: bool = False) -> Iterator[PairFacts]:
-    """Facts of every pair, in order. Decoders of images work outside Python's lock: threads do."""
-    waiting = iter(pairs)
+def scan_pairs(pairs: Sequence[LabelledImage], read_pixels: bool = False) -> Iterator[PairFacts]:
+    """Yield the facts of every pair in order; see `inspect_pair`."""
+    remaining = iter(pairs)
+    # Threads are enough: image decoders release Python's global lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while chunk := list(islice(waiting, _AHEAD)):
-            yield from pool.map(lambda item: look_at_pair(item, pixels), chunk)
+        while chunk := list(islice(remaining, _CHUNK)):
+            yield from pool.map(lambda pair: inspect_pair(pair, read_pixels), chunk)

@@ -1,4 +1,4 @@
-"""Which files of a folder count as images: by suffix, as far as the installed Pillow decodes them."""
+"""Which files of a folder are images, judged by their suffix and by what Pillow can decode."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image, features
 from sfss_ray.data.pillow import open_image
 
 BASIC_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
-"""Read by every Pillow."""
-_FURTHER_SUFFIXES = (
+"""Suffixes that every build of Pillow decodes."""
+_OPTIONAL_SUFFIXES = (
     ".jfif",
     ".jpe",
     ".pgm",
@@ -25,67 +25,68 @@ _FURTHER_SUFFIXES = (
     ".heif",
 )
 _DECODERS = {"JPEG2000": "jpg_2000", "AVIF": "avif"}
-"""Pillow's format -> the library that a build of Pillow may lack."""
-_SIDE_FILES = (
+"""Pillow format -> the library that a build of Pillow may lack."""
+_COMPANION_SUFFIXES = (
     *(".txt", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".lst"),
     *(".md", ".rst", ".html", ".htm", ".log", ".db", ".py", ".sh", ".m", ".md5", ".sha256"),
 )
-"""Lists and notes that often lie among images: no word about them."""
+"""Lists and notes that often lie among images; they are skipped without being reported."""
 
 
 @cache
 def image_suffixes() -> tuple[str, ...]:
-    """Suffixes of files that count as images, in lower case."""
-    known = Image.registered_extensions()  # of Pillow's own plugins, and of others once imported
-    return BASIC_SUFFIXES + tuple(s for s in _FURTHER_SUFFIXES if _is_decoded(known.get(s)))
+    """Return the lower-case suffixes of files that count as images."""
+    # Packages such as pillow_heif register further extensions when they are imported.
+    formats = Image.registered_extensions()
+    return BASIC_SUFFIXES + tuple(s for s in _OPTIONAL_SUFFIXES if _is_decodable(formats.get(s)))
 
 
-def _is_decoded(name: str | None) -> bool:
-    if name is None or name not in Image.OPEN:
+def _is_decodable(pillow_format: str | None) -> bool:
+    if pillow_format is None or pillow_format not in Image.OPEN:
         return False
-    decoder = _DECODERS.get(name)
+    decoder = _DECODERS.get(pillow_format)
     available = features.get_supported_modules() + features.get_supported_codecs()
     return decoder is None or decoder in available
 
 
 def is_basic(path: Path) -> bool:
-    """Whether a file has one of the common suffixes."""
+    """Return whether a file has one of the `BASIC_SUFFIXES`."""
     return path.suffix.lower() in BASIC_SUFFIXES
 
 
 def is_still_image(path: Path | str) -> bool:
-    """Whether a file with an image's suffix is one picture: an animated GIF is several."""
+    """Return whether a file with an image suffix holds a single picture; animated GIFs do not."""
     if not str(path).lower().endswith(".gif"):
         return True
     try:
         with open_image(path) as image:
             return not getattr(image, "is_animated", False)
-    except Exception:  # damaged files are named when they are read
+    except Exception:  # a damaged file is reported when it is read
         return True
 
 
-class LeftOut:
-    """Counts files that lie in an image folder and are not taken as images, by suffix."""
+class SkippedFiles:
+    """Counts the files of an image folder that are not used as images, by suffix."""
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
 
     def add(self, name: str) -> None:
-        """Count a file by its name; lists and notes such as classes.txt do not count."""
+        """Count a file by its name, except lists and notes such as classes.txt."""
         suffix = Path(name).suffix.lower()
-        if suffix not in _SIDE_FILES:
+        if suffix not in _COMPANION_SUFFIXES:
             self._count[suffix or "without suffix"] += 1
 
     def add_animated(self) -> None:
         """Count an animated GIF."""
         self._count[".gif (animated)"] += 1
 
-    def line(self) -> str:
-        """'3 files left out by suffix: 2 .heic, 1 .svg'; empty when there is none."""
+    def summary(self) -> str:
+        """Return '3 files left out by suffix: 2 .heic, 1 .svg', or '' if none was skipped."""
         total = self._count.total()
         if not total:
             return ""
-        kinds = sorted(self._count.items(), key=lambda entry: (-entry[1], entry[0]))
+        by_count = sorted(self._count.items(), key=lambda entry: (-entry[1], entry[0]))
         files = "file" if total == 1 else "files"
-        shown = ", ".join(f"{number} {kind}" for kind, number in kinds)
-        return f"{total} {files} left out by suffix: {shown}"
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in by_count)
+        return f"{total} {files} left out by suffix: {counts}"

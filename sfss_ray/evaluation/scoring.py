@@ -10,7 +10,7 @@ import numpy as np
 
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import ClassSet, matched_names, synonyms_in, synonyms_line
-from sfss_ray.data.labelled import LabelledFolder, load_labelled
+from sfss_ray.data.labelled import LabelledFolder, PairOptions, load_labelled
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
@@ -144,8 +144,8 @@ def evaluate_model(
         labels,
         source.classes,
         config,
-        white_of_model=source.white_level,
-        progress=progress,
+        PairOptions(model_white=source.white_level),
+        progress,
     )
     for line in folder.describe(source.classes):
         progress(line)

@@ -1,1 +1,1 @@
-"""The inputs of a run: checked once, read once, recorded in its folder."""
+"""Inputs of a run: each is checked and read once, and recorded in the run folder."""

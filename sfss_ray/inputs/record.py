@@ -1,4 +1,4 @@
-"""Output folders by what went into them: a run is resumed with the same record and the same files."""
+"""Records of runs: a folder is resumed only with the same settings and the same input files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfss_ray.data.content import Content, contents, read_manifest, write_manifest
+from sfss_ray.config import flatten
+from sfss_ray.data.content import Content, read_contents, read_manifest, write_manifest
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import ResumeError
+from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.runtime.progress import ProgressSink, silent
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
 from sfss_ray.storage.files import require_lasting
@@ -19,64 +21,116 @@ MANIFEST_FILE = "inputs.parquet"
 
 
 def hash_of_ids(images: Sequence[ImageFile | LabelledImage]) -> str:
-    """SHA-256 of the sorted image ids."""
+    """Return the SHA-256 of the sorted image ids."""
     return hash_of_names(image.image_id for image in images)
 
 
 def hash_of_names(names: Iterable[str]) -> str:
-    """SHA-256 of sorted names."""
+    """Return the SHA-256 of sorted names."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def labelled_files(what: str, pairs: Sequence[LabelledImage]) -> dict[str, Path]:
-    """Files of labelled images by name."""
-    images = {f"{what} images/{pair.image_id}": pair.path for pair in pairs}
-    return images | {f"{what} labels/{pair.image_id}": pair.label_path for pair in pairs}
+def labelled_files(role: str, pairs: Sequence[LabelledImage]) -> dict[str, Path]:
+    """Return the files of labelled images by name, such as 'val images/ID' for the role 'val'."""
+    images = {f"{role} images/{pair.image_id}": pair.path for pair in pairs}
+    return images | {f"{role} labels/{pair.image_id}": pair.label_path for pair in pairs}
+
+
+def input_files(inputs: Inputs) -> dict[str, Path]:
+    """Return every file whose content decides the result, by a name that survives moved folders."""
+    files = {f"target images/{image.image_id}": image.path for image in inputs.images}
+    files |= labelled_files("val", inputs.labelled)
+    for shard in inputs.masks.local_shards() if inputs.masks is not None else ():
+        files[f"masks/{shard.name}"] = shard
+    return files
+
+
+def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
+    """Return everything that decides the result: config but `compute`, source model, images, masks."""
+    knobs = flatten(request.config)
+    record = {name: value for name, value in knobs.items() if not name.startswith("compute.")}
+    record |= {
+        "kind": request.kind,
+        "inputs.source_sha256": inputs.source.sha256,
+        "inputs.card": inputs.source.card.to_dict(),
+        "inputs.images": len(inputs.images),
+        "inputs.image_ids_sha256": hash_of_ids(inputs.images),
+        "inputs.white_level": next((i.white.value for i in inputs.images if i.white), None),
+        "inputs.labelled_images": len(inputs.labelled),
+    }
+    if inputs.recipe is not None:
+        return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
+    assert inputs.masks is not None
+    recipe, images = inputs.masks.recipe, inputs.images
+    return record | {
+        "inputs.sam_sha256": recipe.get("sam_sha256", ""),
+        "inputs.masks_source": recipe.get("source", "unknown"),
+        "inputs.masks_knobs": recipe.get("knobs", {}),
+        "inputs.masks": inputs.masks.count(image.image_id for image in images),
+        # Shards on this machine are compared by their contents, see `input_files`.
+        "inputs.remote_masks_sha256": hash_of_names(inputs.masks.remote_listing()),
+    }
 
 
 def unchanged_contents(
     folder: Path, files: Mapping[str, Path], progress: ProgressSink = silent
 ) -> dict[str, Content]:
-    """The contents of a run's input files, which are those that the run in `folder` began with.
+    """Return the contents of input files, after a check against those that the run began with.
+
+    Args:
+        folder: The run's folder; nothing is compared where it has no manifest.
+        files: The run's input files by name.
+        progress: Called with a line of text while many files are read.
 
     Raises:
-        ResumeError: files were replaced since then; their number and the first name.
+        ResumeError: files were replaced since then; the message has their number and the first name.
     """
-    known = read_manifest(folder / MANIFEST_FILE)
-    found = contents(files, known, progress)
-    replaced = [n for n in found if n in known and found[n].sha256 != known[n].sha256]
+    recorded = read_manifest(folder / MANIFEST_FILE)
+    current = read_contents(files, recorded, progress)
+    replaced = [
+        name
+        for name, content in current.items()
+        if name in recorded and content.sha256 != recorded[name].sha256
+    ]
     if replaced:
         raise ResumeError(
             f"{len(replaced)} of {len(files)} input files were changed since the run in {str(folder)!r}"
-            f" began (first: {replaced[0]!r}): give another output folder, or put the former files back"
+            f" began (first: {replaced[0]!r}): give another output folder, or restore the former files"
         )
-    return found
+    return current
 
 
 def claim_run(
     output_dir: Path | str,
     record: Mapping[str, Any],
     files: Mapping[str, Path],
-    found: Mapping[str, Content] | None = None,
+    file_contents: Mapping[str, Content] | None = None,
     progress: ProgressSink = silent,
 ) -> Path:
-    """Make a folder this run's own, or resume in it: same record and same contents of input files.
+    """Claim a folder for a run, or resume the run in it with the same record and input files.
 
     Args:
         output_dir: The run's folder.
-        record: What decides the result, apart from contents.
+        record: Everything else that decides the result.
         files: Input files by name.
-        found: Their contents, where they are known already.
+        file_contents: Contents of `files`, where they were read before.
         progress: Called with a line of text while many files are read.
 
     Raises:
-        ResumeError, OutputError: see `claim` and `unchanged_contents`.
+        ResumeError: see `claim` and `unchanged_contents`.
+        OutputError: see `claim`.
     """
     folder = require_lasting(output_dir)
     refuse_other_run(folder, record)
-    if found is None:
-        found = unchanged_contents(folder, files, progress)
+    if file_contents is None:
+        file_contents = unchanged_contents(folder, files, progress)
     folder = claim(folder, record)
-    if found != read_manifest(folder / MANIFEST_FILE):
-        write_manifest(folder / MANIFEST_FILE, found)
+    if file_contents != read_manifest(folder / MANIFEST_FILE):
+        write_manifest(folder / MANIFEST_FILE, file_contents)
     return folder
+
+
+def claim_inputs(request: Request, inputs: Inputs, progress: ProgressSink) -> Path:
+    """Claim the output folder of a request with its checked inputs; see `claim_run`."""
+    record, files = run_record(request, inputs), input_files(inputs)
+    return claim_run(request.output_dir, record, files, inputs.contents, progress)

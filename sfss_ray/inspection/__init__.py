@@ -1,1 +1,1 @@
-"""What is this? Masks, source models, data sets and planned runs, described before anything runs."""
+"""Inspection of masks, source models, data sets and planned runs, before anything runs."""

@@ -6,14 +6,16 @@ import math
 import os
 from dataclasses import dataclass
 
-_HEAD = (
+from sfss_ray.runtime.progress import duration
+
+_HEADER = (
     f"  {'stage':<12}{'work':>15}{'each':>11}{'at once':>9}{'time':>11}{'memory':>11}{'disk':>10}"
 )
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The cost of one stage on this machine."""
+    """The estimated cost of one stage on this machine."""
 
     name: str
     units: int
@@ -23,67 +25,71 @@ class Stage:
     at_once: int
     """Processes that share the units here."""
     memory_mb: float
-    """Of one process."""
+    """Memory of one process."""
     disk_mb: float
     note: str = ""
 
     @property
     def seconds(self) -> float:
-        """Of the whole stage."""
+        """Estimated time of the whole stage."""
         return math.ceil(self.units / self.at_once) * self.unit_seconds
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do. Estimates come from a measurement of seconds: take them as such."""
+    """The work of a run and its cost; estimates come from measurements of a few seconds."""
 
     found: dict[str, str]
-    """Input -> what was found."""
+    """Input -> its description."""
     missing: dict[str, str]
-    """Input -> why it cannot be used. A run with any of these is refused."""
+    """Input -> its problem. A run with a missing input is refused."""
     device: str
+    """Device of the estimates, 'cpu' or 'cuda'."""
     class_set: str
-    """Of the source model; empty without one."""
+    """Class set of the source model; empty without one."""
     images: int
+    """Target images."""
     held_out: int
-    """Of the images; label-free scores look at them, training does not."""
+    """Target images that are kept from training, for label-free scores."""
     labelled: int
+    """Labelled images to score on."""
     masks_to_make: int
     num_steps: int
     batch_size: int
     crop_size: tuple[int, int]
     trials: int
-    """0 without a search; the best one's training comes on top."""
+    """Trials of a search, 0 without one; the training with the best values comes on top."""
     stages: tuple[Stage, ...]
     not_measured: tuple[str, ...]
+    """Lines on stages that could not be measured."""
     free_mb: float
-    """Free where the output goes."""
+    """Free space on the disk of the output folder."""
     seconds: float
-    """That planning took."""
+    """Time that planning took."""
 
     @property
     def total_seconds(self) -> float:
-        """Of the measured stages, one after the other."""
+        """Estimated time of the measured stages, one after the other."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def disk_mb(self) -> float:
-        """That the output folder will need."""
+        """Estimated size of the output folder."""
         return sum(stage.disk_mb for stage in self.stages)
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether no input is missing."""
         return not self.missing
 
     def lines(self) -> list[str]:
-        """The plan for people."""
-        shown = [f"  found    {name}: {text}" for name, text in self.found.items()]
-        shown += [f"  MISSING  {name}: {text}" for name, text in self.missing.items()]
+        """Return the plan for people."""
+        lines = [f"  found    {name}: {description}" for name, description in self.found.items()]
+        lines += [f"  MISSING  {name}: {problem}" for name, problem in self.missing.items()]
         height, width = self.crop_size
         training = f"{self.num_steps} steps of {self.batch_size} crops {height}x{width}"
         runs = f"{self.trials} trials and a last training of" if self.trials else "a training of"
-        shown += [
+        lines += [
             "",
             f"target images: {self.images}, {self.held_out} of them held out for label-free scores;"
             f" labelled: {self.labelled}",
@@ -92,20 +98,20 @@ class Plan:
             "",
             f"estimate for this machine ({self.device}, {os.cpu_count()} CPUs):",
         ]
-        shown += [_HEAD] if self.stages else []
-        shown += [_row(stage) for stage in self.stages]
-        shown += [f"  {text}" for text in self.not_measured]
-        shown.append(
-            f"  in all {duration(self.total_seconds)}, {self.disk_mb:.0f} MB of disk"
+        lines += [_HEADER] if self.stages else []
+        lines += [_row(stage) for stage in self.stages]
+        lines += [f"  {line}" for line in self.not_measured]
+        lines.append(
+            f"  total {duration(self.total_seconds)}, {self.disk_mb:.0f} MB of disk"
             f" ({self.free_mb:.0f} MB free)"
         )
         if self.disk_mb > self.free_mb:
-            shown.append("  WARNING: the disk is too small")
+            lines.append("  WARNING: the disk is too small")
         count = len(self.missing)
-        end = (
+        verdict = (
             "ready: nothing is missing" if self.ready else f"not ready: {count} missing, see above"
         )
-        return [*shown, "", f"{end} (planned in {self.seconds:.0f} s, nothing was started)"]
+        return [*lines, "", f"{verdict} (planned in {self.seconds:.0f} s, nothing was started)"]
 
 
 def _row(stage: Stage) -> str:
@@ -113,13 +119,3 @@ def _row(stage: Stage) -> str:
     cells = f"  {stage.name:<12}{work:>15}{stage.unit_seconds:>9.2f} s{stage.at_once:>9}"
     cells += f"{duration(stage.seconds):>11}{stage.memory_mb:>8.0f} MB{stage.disk_mb:>7.0f} MB"
     return cells + (f"  {stage.note}" if stage.note else "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: '40 s', '12 min', '3.4 h', '2.1 days'."""
-    for limit, size, unit in ((100, 1, "s"), (6000, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return (
-                f"{seconds / size:.1f} {unit}" if size == 3600 else f"{seconds / size:.0f} {unit}"
-            )
-    return f"{seconds / 86400:.1f} days"

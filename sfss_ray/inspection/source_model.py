@@ -1,7 +1,7 @@
-"""A look at a source checkpoint before anything is trained: what it is, and what it predicts.
+"""`sfss-ray verify`: the family of a source checkpoint and its predictions, before any training.
 
-Most weights that load without an error and still predict nonsense were given images of another
-channel order, range or normalisation than they were trained on. That shows here at once.
+Weights may load without an error and still predict nonsense. Most often the images have another channel
+order, value range or normalisation than the weights were trained with. The predictions show it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
-from sfss_ray.data.images import open_images
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
-from sfss_ray.inputs.check import labelled_images
+from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.runtime import cluster
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
 
 ONE_CLASS = 0.9
-"""A prediction that gives more of all pixels than this to one class gets a warning."""
+"""Share of all pixels in one class above which a warning is given."""
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What a source checkpoint is, and what it predicts before any adaptation."""
+    """Properties of a source checkpoint, and its predictions before any adaptation."""
 
     family: str
     network: str
@@ -43,37 +43,38 @@ class VerifyResult:
     card: Card
     """The card in use."""
     load_report: LoadReport | None
-    """What became of every tensor; None for a model that was given in memory."""
+    """Tensors that matched or not; None for a model in memory."""
     images: int
+    """Images that were predicted."""
     entropy: float
     """Mean entropy of the predicted probabilities, in nats; at most log(classes)."""
     predicted: dict[str, float]
-    """Share of the predicted pixels by class, percent."""
+    """Class -> percent of the predicted pixels."""
     miou: float = float("nan")
     """Source-only mIoU in percent; NaN without labels."""
     per_class: dict[str, float] | None = None
-    """IoU in percent by class, with labels."""
+    """Class -> IoU in percent; None without labels."""
     warnings: tuple[str, ...] = ()
-    """What looks wrong."""
+    """Signs that the model or its card is wrong."""
 
     def lines(self) -> list[str]:
-        """The result for people."""
-        shown = [f"family: {self.family}", f"network: {self.network}"]
-        shown.append(f"classes: {self.class_set} ({len(self.classes)}: {', '.join(self.classes)})")
+        """Return the result for people."""
+        lines = [f"family: {self.family}", f"network: {self.network}"]
+        lines.append(f"classes: {self.class_set} ({len(self.classes)}: {', '.join(self.classes)})")
         if self.load_report is not None:
-            shown[-1] += f", told by {self.load_report.classes_from}"
-            shown.append(f"weights: {self.load_report.summary()}")
-            shown += [f"note: {note}" for note in self.load_report.notes]
+            lines[-1] += f", from {self.load_report.classes_from}"
+            lines.append(f"weights: {self.load_report.summary()}")
+            lines += [f"note: {note}" for note in self.load_report.notes]
         card = {k: v for k, v in self.card.to_dict().items() if k != "classes"}
-        shown.append("card: " + ", ".join(f"{name} {value}" for name, value in card.items()))
-        shown.append(f"images: {self.images}, mean entropy {self.entropy:.3f} nats")
+        lines.append("card: " + ", ".join(f"{name} {value}" for name, value in card.items()))
+        lines.append(f"images: {self.images}, mean entropy {self.entropy:.3f} nats")
         if self.per_class is not None:
-            shown.append(f"source-only mIoU: {self.miou:.2f} %")
-            shown += [f"  {name}: {iou:.2f}" for name, iou in self.per_class.items()]
-        shown.append("predicted pixels, percent:")
+            lines.append(f"source-only mIoU: {self.miou:.2f} %")
+            lines += [f"  {name}: {iou:.2f}" for name, iou in self.per_class.items()]
+        lines.append("predicted pixels, percent:")
         shares = sorted(self.predicted.items(), key=lambda item: -item[1])
-        shown += [f"  {name}: {share:.2f}" for name, share in shares]
-        return shown + [f"WARNING: {warning}" for warning in self.warnings]
+        lines += [f"  {name}: {share:.2f}" for name, share in shares]
+        return lines + [f"WARNING: {warning}" for warning in self.warnings]
 
 
 def verify_source(
@@ -85,12 +86,12 @@ def verify_source(
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> VerifyResult:
-    """Say what a source checkpoint is and what it predicts, before anything is trained.
+    """Report what a source checkpoint is and what it predicts, before anything is trained.
 
     Args:
         source_model: A checkpoint of any known family, or a model file; in Python also a source model
             in memory.
-        images: Folder of images, of the source's or of the target's domain.
+        images: Folder of images of the source or of the target domain.
         labels: Their label maps of train ids; without them the score is the entropy alone.
         card: Entries that replace what the checkpoint's family says of its images (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
@@ -102,8 +103,9 @@ def verify_source(
         of predicted classes, and a warning when nearly all pixels get one class.
 
     Raises:
-        CheckpointError: see `load_source_model`. DataError: no image, none readable, labels that do
-        not pair up or hold ids that the model's classes have not.
+        CheckpointError: see `load_source_model`.
+        DataError: no image, none that can be read, labels that do not pair up, or labels with ids that
+            are not classes of the model.
     """
     config = config or Config()
     source = open_source(source_model, card, config.source_weights)
@@ -117,7 +119,7 @@ def verify_source(
             images, labels, source.classes, config, progress, source.white_level
         )
     model = source.load(cluster.local_device(config.compute))
-    seen = _look(model.network, files, source.classes, config, progress)
+    predictions = _predict_all(model.network, files, source.classes, config, progress)
     report = model.load_report
     return VerifyResult(
         family=report.family if report else "a module of your own",
@@ -126,78 +128,90 @@ def verify_source(
         classes=source.classes.classes,
         card=source.card,
         load_report=report,
-        images=seen.images,
-        entropy=seen.entropy,
-        predicted=dict(zip(source.classes.classes, map(float, seen.shares), strict=True)),
-        miou=seen.miou,
-        per_class=seen.per_class if pairs else None,
-        warnings=_warnings(seen, source.classes),
+        images=predictions.images,
+        entropy=predictions.entropy,
+        predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
+        miou=predictions.miou,
+        per_class=predictions.per_class if pairs else None,
+        warnings=_warnings(predictions, source.classes),
     )
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Predictions:
+    """Statistics of the predictions of all images that could be read."""
+
     images: int
+    """Images that were predicted."""
     entropy: float
+    """Mean over the images, in nats."""
     shares: np.ndarray
+    """(C,) percent of the pixels by class."""
     miou: float
     per_class: dict[str, float]
 
 
-def _look(
+def _predict_all(
     network: Segmenter,
     files: Sequence[ImageFile] | Sequence[LabelledImage],
     classes: ClassSet,
     config: Config,
     progress: ProgressSink,
-) -> _Seen:
-    """Predict every image once; unreadable ones are passed over, unless none is left."""
+) -> _Predictions:
+    """Predict every image once. Images that cannot be read are skipped.
+
+    Raises:
+        DataError: no image can be read, or labels differ in size from their image.
+    """
     from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
     from sfss_ray.evaluation.examination import predict_probabilities
 
     matrix, histogram = ConfusionMatrix(len(classes)), np.zeros(len(classes))
-    uncertainty: list[float] = []
-    bar, reason = Progress("looked at", len(files), progress), ""
-    for file in files:
-        try:
-            image = file.read()
-        except DataError as error:
-            reason = str(error)
+    entropies: list[float] = []
+    reason = ""
+    with Progress("predicted", len(files), progress) as bar:
+        for file in files:
+            try:
+                image = file.read()
+            except DataError as error:
+                reason = str(error)
+            else:
+                probabilities = predict_probabilities(network, image, config.evaluation)
+                train_ids = probabilities.argmax(0)
+                histogram += np.bincount(train_ids.ravel(), minlength=len(histogram))
+                entropy = -(probabilities * np.log(probabilities + 1e-12)).sum(0)
+                entropies.append(float(entropy.mean()))
+                if isinstance(file, LabelledImage):
+                    matrix.add(_labels_of_size(file, train_ids.shape), train_ids)
             bar.advance(1)
-            continue
-        probabilities = predict_probabilities(network, image, config.evaluation)
-        predictions = probabilities.argmax(0)
-        histogram += np.bincount(predictions.ravel(), minlength=len(histogram))
-        uncertainty.append(float(-(probabilities * np.log(probabilities + 1e-12)).sum(0).mean()))
-        if isinstance(file, LabelledImage):
-            matrix.add(_labels_like(predictions, file), predictions)
-        bar.advance(1)
-    if not uncertainty:
+    if not entropies:
         raise DataError(f"none of the {len(files)} images can be read: {reason}")
     shares = 100 * histogram / histogram.sum()
     ious = dict(zip(classes.classes, map(float, matrix.iou()), strict=True))
-    return _Seen(len(uncertainty), float(np.mean(uncertainty)), shares, matrix.miou(), ious)
+    return _Predictions(len(entropies), float(np.mean(entropies)), shares, matrix.miou(), ious)
 
 
-def _labels_like(predictions: np.ndarray, file: LabelledImage) -> np.ndarray:
+def _labels_of_size(file: LabelledImage, size: tuple[int, ...]) -> np.ndarray:
+    """Read labels; DataError where their size is not `size`, (height, width)."""
     labels = file.labels()
-    if labels.shape != predictions.shape:
+    if labels.shape != size:
         raise DataError(
             f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]}, their image"
-            f" {predictions.shape[1]}x{predictions.shape[0]}: give pairs of one size"
+            f" {size[1]}x{size[0]}: give pairs of one size"
         )
     return labels
 
 
-def _warnings(seen: _Seen, classes: ClassSet) -> tuple[str, ...]:
-    """What looks wrong: a network that sees one class everywhere, or numbers that are none."""
-    if not np.isfinite(seen.entropy):
+def _warnings(predictions: _Predictions, classes: ClassSet) -> tuple[str, ...]:
+    """Warn of a network that predicts one class nearly everywhere, or returns NaN."""
+    if not np.isfinite(predictions.entropy):
         return ("the network returns NaN or Inf: its weights are damaged",)
-    top = int(seen.shares.argmax())
-    if seen.shares[top] <= 100 * ONE_CLASS:
+    top = int(predictions.shares.argmax())
+    if predictions.shares[top] <= 100 * ONE_CLASS:
         return ()
     return (
-        f"{seen.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}: the card"
-        " (channel_order, value_range, mean, std) is probably not the one these weights were trained"
-        " with, or the weights are not those of a trained network; adapting this model would fail",
+        f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}: the"
+        " card (channel_order, value_range, mean, std) is probably not the one these weights were"
+        " trained with, or the weights are not those of a trained network; adapting this model would"
+        " fail",
     )

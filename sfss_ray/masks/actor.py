@@ -11,16 +11,16 @@ import numpy as np
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.content import read_with_content
 from sfss_ray.data.decoding import decode_image
-from sfss_ray.data.names import printable
+from sfss_ray.data.file_names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.claims import is_claimed_by
 from sfss_ray.masks.bank.schema import content_columns, shard_name, write_shard
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
-from sfss_ray.runtime.crash_guard import DIED, Attempts, started
+from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
 from sfss_ray.runtime.threads import use_threads
 
 _REASON_LENGTH = 300
-_DIED = f"{DIED} (it is tried again once its file is newer than its masks)"
+_DIED = f"{CRASH_REASON} (it is tried again once its file is newer than its masks)"
 
 
 def actor_spec(
@@ -64,7 +64,7 @@ class MaskActor:
         self.recipe = RegionRecipe(**spec["recipe"])
         if self.recipe.is_network:  # torch takes seconds to start
             use_threads(spec["threads"])
-        with started(Path(spec["folder"]), spec["pool"]):
+        with loading_network(Path(spec["folder"]), spec["pool"]):
             self.find_regions = self._source()
 
     def _source(self) -> RegionSource:

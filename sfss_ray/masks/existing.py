@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfss_ray.data.content import changed
+from sfss_ray.data.content import changed_files
 from sfss_ray.data.decoding import image_size
+from sfss_ray.data.file_names import printable
 from sfss_ray.data.folders import ImageFile, evenly_spread
-from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary, summarise
@@ -44,7 +44,7 @@ def open_masks(folder: Path | str, images: Sequence[ImageFile]) -> MaskStore:
 def _refuse_changed(store: MaskStore, images: Sequence[ImageFile]) -> None:
     files = {image.image_id: image.path for image in images}
     known = {i: content for i, content in store.contents.items() if i not in store.errors}
-    altered = changed(files, known)
+    altered = changed_files(files, known)
     if altered:
         raise DataError(
             f"{len(altered)} of {len(images)} images were changed since their masks in"

@@ -18,7 +18,7 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile
-from sfss_ray.data.images import open_images
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.bank.claims import claimed, refuse_former
 from sfss_ray.masks.bank.shards import local_folder
@@ -29,6 +29,7 @@ from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
+from sfss_ray.runtime.resources import Resources, actor_demand
 
 
 def generate_masks(
@@ -93,7 +94,7 @@ def _check_pool(recipe: RegionRecipe, config: Config, progress: ProgressSink) ->
     cluster.local_device(compute)
     resources = cluster.capacity(compute)
     device = cluster.choose_device(compute, resources) if recipe.is_network else "cpu"
-    cluster.actor_demand("mask", compute.mask_actors, device).require(resources)
+    actor_demand("mask", compute.mask_actors, device).require(resources)
     progress(f"device: {device} ({resources.describe()})")
 
 
@@ -125,7 +126,7 @@ def _run_pool(
     images: list[ImageFile],
     spec: dict[str, Any],
     config: Config,
-    resources: cluster.Resources,
+    resources: Resources,
     progress: ProgressSink,
 ) -> None:
     on_gpu = spec["device"] == "cuda"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import differences
-from sfss_ray.data.content import Content, changed
+from sfss_ray.data.content import Content, changed_files
 from sfss_ray.data.decoding import image_size
+from sfss_ray.data.file_names import printable
 from sfss_ray.data.folders import ImageFile, evenly_spread
-from sfss_ray.data.names import printable
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks.bank.schema import (
     CODE_VERSION,
@@ -183,7 +183,7 @@ def changed_images(
     """
     made = {i.image_id: i for i in images if i.image_id in rows and not rows[i.image_id].failed}
     known = {i: content for i in made if (content := rows[i].content) is not None}
-    altered = set(changed({i: made[i].path for i in known}, known))
+    altered = set(changed_files({i: made[i].path for i in known}, known))
     without_content = [image for i, image in made.items() if i not in known]
     altered |= {i.image_id for i in without_content if _is_newer(i, rows[i.image_id])}
     moved = [image for i, image in made.items() if _lies_elsewhere(image, rows[i])]

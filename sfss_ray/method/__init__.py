@@ -1,1 +1,1 @@
-"""The adaptation method in plain torch: teacher, pseudo-labels, pairs, losses. No Ray, no disk."""
+"""The adaptation method in plain PyTorch: teacher, pseudo-labels, pairs and losses. No Ray, no disk."""

@@ -1,8 +1,8 @@
-"""From pixels to the cells of the feature grid, wherever a network puts these.
+"""From pixels to the cells of the feature grid, for both corner rules of networks.
 
-Logits are scaled up by one of two rules (`Segmenter.align_corners`), and a cell is about where that puts
-it: without corners aligned the cells are equal blocks of the image; with them the first and the last
-cell lie on the outermost pixels, half a cell away from those blocks.
+Logits are scaled up by one of two rules (`Segmenter.align_corners`), which decide where a cell lies.
+Without aligned corners, cells are equal blocks of the image. With them, the first and the last cell lie
+on the outermost pixels, half a cell away from those blocks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from torch.nn import functional as F
 def cell_mask_ids(
     mask_ids: Tensor, grid: tuple[int, int], share: float, align_corners: bool = False
 ) -> Tensor:
-    """Mask ids per grid cell: (B, H, W) -> (B, h, w); 0 where no id has `share` of the pixels.
+    """Return the mask id of each grid cell, 0 where no id has `share` of the cell's pixels.
 
-    With share > .5 only the median pixel's id can have it, so a median and a count are exact.
+    Args:
+        mask_ids: (B, H, W) int64, 0 = no mask.
+        grid: (h, w), cells.
+        share: Above 0.5 and at most 1. Only the median pixel's id can then have it, so a median and a
+            count are exact.
+        align_corners: The network's corner rule.
+
+    Returns:
+        (B, h, w) int64.
     """
     height, width = grid
     if align_corners:
@@ -29,29 +37,32 @@ def cell_mask_ids(
     blocks = mask_ids.view(batch, height, full_height // height, width, full_width // width)
     pixels = blocks.permute(0, 1, 3, 2, 4).flatten(3)
     candidate = pixels.median(dim=3).values
-    enough = (pixels == candidate[..., None]).float().mean(3) >= share
-    return torch.where(enough, candidate, torch.zeros_like(candidate))
+    accepted = (pixels == candidate[..., None]).float().mean(3) >= share
+    return torch.where(accepted, candidate, torch.zeros_like(candidate))
 
 
 def cell_means(values: Tensor, grid: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Means over the pixels of each cell: (B, C, H, W) -> (B, C, h, w)."""
+    """Return the mean over the pixels of each cell: (B, C, H, W) -> (B, C, h, w)."""
     return F.adaptive_avg_pool2d(_around_cells(values, grid) if align_corners else values, grid)
 
 
 def _around_cells(values: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(..., H, W) -> (..., h * s, w * t): the pixels around each cell's place, side by side.
+    """Return the pixels around each corner-aligned cell side by side: (..., H, W) -> (..., h*s, w*t).
 
-    Beyond the image's edge its outermost pixel is taken again.
+    Beyond the image's edge its outermost pixel is repeated.
     """
-    rows, columns = (_places(*sizes) for sizes in zip(values.shape[-2:], grid, strict=True))
-    at = values.device
-    return values[..., rows.to(at)[:, None], columns.to(at)]
+    rows, columns = (_pixel_indices(*sizes) for sizes in zip(values.shape[-2:], grid, strict=True))
+    device = values.device
+    return values[..., rows.to(device)[:, None], columns.to(device)]
 
 
-def _places(pixels: int, cells: int) -> Tensor:
-    """(cells * s,) pixel indices, s for each cell: as many as there are pixels from cell to cell."""
+def _pixel_indices(pixels: int, cells: int) -> Tensor:
+    """Return (cells * s,) pixel indices along one axis, s of them around each cell.
+
+    s is the number of pixels from one cell to the next.
+    """
     step = (pixels - 1) / max(cells - 1, 1)
-    number = max(1, round(step))
-    offsets = (torch.arange(number) - (number - 1) / 2) * step / number
-    places = torch.arange(cells)[:, None] * step + offsets
-    return places.round().long().clamp(0, pixels - 1).flatten()
+    per_cell = max(1, round(step))
+    offsets = (torch.arange(per_cell) - (per_cell - 1) / 2) * step / per_cell
+    positions = torch.arange(cells)[:, None] * step + offsets
+    return positions.round().long().clamp(0, pixels - 1).flatten()

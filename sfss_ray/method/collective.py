@@ -1,4 +1,4 @@
-"""Sums and gathers over the workers of a training run; the identity for one worker."""
+"""Sums, means and gathers over the workers of a training. For one worker they change nothing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,39 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
-    """Number of workers; 1 without a process group."""
+    """Return the number of workers, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_workers(values: Tensor) -> Tensor:
-    """Elementwise sum; the same on every worker."""
+    """Return the elementwise sum over the workers, the same on each of them."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
     return values
 
 
+def global_mean(total: Tensor, weight: Tensor) -> Tensor:
+    """Return W * total / (sum of weights over the W workers), 0 where all weights are 0.
+
+    DDP averages gradients over the workers. The average of these W terms is the weighted mean over the
+    whole batch, whatever each worker's share of the weight.
+
+    Args:
+        total: This worker's weighted sum, with its graph.
+        weight: Of the same shape, this worker's sum of weights.
+    """
+    weight_of_all = sum_over_workers(weight.detach()).clamp(min=1e-6)
+    return total * world_size() / weight_of_all
+
+
 def mean_over_workers(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The mean of each value; `device` is what workers talk through."""
+    """Return the mean of each value over the workers.
+
+    Args:
+        values: The same names on every worker.
+        device: Device that the workers communicate through.
+    """
     if world_size() == 1:
         return values
     total = sum_over_workers(
@@ -31,9 +50,14 @@ def mean_over_workers(values: dict[str, float], device: torch.device) -> dict[st
 
 
 def gather_rows(rows: Tensor, through: torch.device) -> Tensor:
-    """All workers' rows (n_r, ...) one below the other, in the order of ranks. No gradient.
+    """Concatenate all workers' rows (n_r, ...) in the order of ranks. No gradient.
 
-    They come back to where they are; `through` is the device that workers talk through.
+    Args:
+        rows: Any number per worker, also none. The other dimensions are the same everywhere.
+        through: Device that the workers communicate through.
+
+    Returns:
+        (sum of n_r, ...) on the device of `rows`.
     """
     world = world_size()
     if world == 1:
@@ -42,9 +66,9 @@ def gather_rows(rows: Tensor, through: torch.device) -> Tensor:
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(world)]
     dist.all_gather(counts, count)
-    most = int(torch.stack(counts).max())
-    # Gathered tensors must agree in shape, so each is filled up to the longest and cut again.
-    padded = rows.new_zeros((most, *rows.shape[1:]))
+    longest = int(torch.stack(counts).max())
+    # Gathered tensors must agree in shape, so each is padded to the longest and cut again.
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.zeros_like(padded) for _ in range(world)]
     dist.all_gather(parts, padded)
@@ -53,7 +77,7 @@ def gather_rows(rows: Tensor, through: torch.device) -> Tensor:
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Make floating-point buffers (BatchNorm statistics) the mean over workers."""
+    """Replace floating-point buffers (BatchNorm statistics) by their mean over the workers."""
     world = world_size()
     if world > 1:
         for buffer in module.buffers():

@@ -1,4 +1,4 @@
-"""The contrastive loss and the segmentation loss, both in float32 whatever the autocast."""
+"""The contrastive loss and the label-space losses, in float32 also under autocast."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ def pair_loss(
     positive_valid: Tensor | None = None,
     negative_valid: Tensor | None = None,
 ) -> Tensor:
-    """Pulls each anchor to its positives and away from its negatives, one positive at a time.
+    """Pull each anchor towards its positives and push it away from its negatives.
 
         l_i = mean over p in P_i of softplus( logsumexp_{n in N_i} (s_in / T) - s_ip / T )
 
-    with s the cosine similarities: InfoNCE for each positive with the anchor's negatives alone in the
-    denominator beside it, so that positives do not compete. Re-implementation from the abstract of
-    Ren et al. 2024; the form is InfoNCE's (van den Oord et al. 2018) per positive.
+    with s the cosine similarities and T the temperature. It is InfoNCE for each positive by itself:
+    the denominator holds that positive and the anchor's negatives, so positives do not compete.
+
+    Source: re-implementation from the abstract of Ren et al. 2024; the form is InfoNCE
+    (van den Oord et al. 2018) per positive.
 
     Args:
         positive_similarity: (A, P), in [-1, 1].
         negative_similarity: (A, N), in [-1, 1].
-        temperature: T > 0.
-        positive_valid, negative_valid: (A, P), (A, N) bool; False entries do not count.
+        temperature: Above 0. A lower one weighs the most similar negatives more.
+        positive_valid: (A, P) bool. False entries do not count, None counts all.
+        negative_valid: (A, N) bool, likewise.
 
     Returns:
-        (A,) losses; 0 for an anchor without a valid positive or without a valid negative.
+        (A,) losses. An anchor without a valid positive or negative has loss 0 and gradient 0.
+
+    Shapes: A anchors, P positives (1 or more) and N negatives of each. A and N may be 0.
     """
     push = Push.of(negative_similarity, temperature, negative_valid)
     return pull(positive_similarity, push, temperature, positive_valid)
@@ -41,49 +46,73 @@ def pair_loss(
 
 @dataclass(frozen=True)
 class Push:
-    """What an anchor's negatives bring to the loss, the same for each kind of positives."""
+    """The negatives' part of `pair_loss`, which all kinds of positives of an anchor share."""
 
-    strength: Tensor  # (A, 1) logsumexp of s / T over the valid negatives
-    any_valid: Tensor  # (A,) bool
+    strength: Tensor
+    """(A, 1) logsumexp of s / T over the valid negatives."""
+    any_valid: Tensor
+    """(A,) bool: whether the anchor has a valid negative."""
 
     @staticmethod
     def of(similarity: Tensor, temperature: float, valid: Tensor | None = None) -> Push:
-        """Of (A, N) similarities and which of them count."""
-        negative = similarity.float() / temperature
+        """Compute it from (A, N) similarities and (A, N) bool, which of them count."""
+        scaled = similarity.float() / temperature
         if valid is None:
-            valid = torch.ones_like(negative, dtype=torch.bool)
+            valid = torch.ones_like(scaled, dtype=torch.bool)
         # A finite floor instead of -inf: logsumexp of a row of -inf has NaN gradients.
         floor = torch.finfo(torch.float32).min / 4
-        strength = torch.logsumexp(negative.masked_fill(~valid, floor), dim=1, keepdim=True)
+        strength = torch.logsumexp(scaled.masked_fill(~valid, floor), dim=1, keepdim=True)
         return Push(strength, valid.any(1))
 
 
 def pull(similarity: Tensor, push: Push, temperature: float, valid: Tensor | None = None) -> Tensor:
-    """(A,) pair_loss of (A, P) positive similarities beside the negatives' push."""
-    each = F.softplus(push.strength - similarity.float() / temperature)
+    """Return `pair_loss` (A,) of (A, P) positive similarities against a push computed before."""
+    per_positive = F.softplus(push.strength - similarity.float() / temperature)
     if valid is None:
-        mean, usable = each.mean(1), push.any_valid
+        mean, usable = per_positive.mean(1), push.any_valid
     else:
-        mean = (each * valid).sum(1) / valid.sum(1).clamp(min=1)
+        mean = (per_positive * valid).sum(1) / valid.sum(1).clamp(min=1)
         usable = push.any_valid & valid.any(1)
     return torch.where(usable, mean, torch.zeros_like(mean))
 
 
 def segmentation_loss(logits: Tensor, pseudo_labels: Tensor, weights: Tensor) -> Tensor:
-    """Sum over pixels of weight * cross entropy; divide by the global weight for the mean.
+    """Pull the logits of each pixel towards its label: weighted cross entropy, summed over pixels.
+
+        l = sum over pixels i of w_i * -log softmax(logits_i)[label_i]
+
+    The caller divides by the weight of all workers for a mean, see `collective.global_mean`.
 
     Args:
         logits: (B, C, H, W).
         pseudo_labels: (B, H, W) int64 class ids, 255 ignored.
         weights: (B, H, W) float, 0 or more.
+
+    Returns:
+        () float32, 0 if no pixel has a label and a weight.
+
+    Shapes: B images, C classes, H x W pixels.
     """
-    each = F.cross_entropy(
+    per_pixel = F.cross_entropy(
         logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none"
     )
-    return (each * weights).sum()
+    return (per_pixel * weights).sum()
 
 
 def entropy_sum(logits: Tensor) -> Tensor:
-    """Sum over pixels of the entropy of (B, C, H, W) logits, in nats: TENT (Wang et al. 2021)."""
+    """Push every pixel towards a confident prediction: entropy in nats, summed over pixels.
+
+        H = sum over pixels of - sum over classes c of p(c) * log p(c)
+
+    Source: TENT (Wang et al. 2021).
+
+    Args:
+        logits: (B, C, H, W).
+
+    Returns:
+        () float32, 0 without pixels.
+
+    Shapes: B images, C classes, H x W pixels.
+    """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     return -(log_probabilities.exp() * log_probabilities).sum()

@@ -1,4 +1,4 @@
-"""A memory of mask prototypes: per class a ring of the newest, the same on every worker."""
+"""A memory of mask prototypes: the newest of each class, the same on every worker."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from sfss_ray.method.transfer import send_arrays
 
 
 class PrototypeBank:
-    """Per class the newest `size` prototypes, each with the number of the image it came from.
+    """A ring of the newest `size` prototypes of each class, with the number of each one's image.
 
-    The vectors live on `device`; what is known of them lives on the CPU, as all bookkeeping of pairs.
+    Entries are written in order, and the oldest are overwritten first. Slots that were never written
+    are never returned. `state_dict` restores a bank bit for bit.
 
-    Entries are written in the order given and the oldest go first. Nothing is ever drawn from slots
-    that were not written. `state_dict` restores it bit for bit.
+    Args:
+        num_classes: C.
+        size: Slots per class; 0 switches the bank off.
+        dim: D, of the vectors.
+        device: Device of the vectors. Image numbers and counts live on the CPU, as all bookkeeping of
+            pairs does.
     """
 
     def __init__(self, num_classes: int, size: int, dim: int, device: torch.device | str = "cpu"):
@@ -29,41 +34,41 @@ class PrototypeBank:
         return self.vectors.shape[1]
 
     def write(self, vectors: Tensor, classes: np.ndarray, images: np.ndarray) -> None:
-        """Add prototypes (R, D) of classes (R,) from image numbers (R,), in this order."""
+        """Write vectors (R, D) with classes (R,) and image numbers (R,), in this order."""
         if not self.size:
             return
-        number = np.bincount(classes, minlength=len(self.written))
+        new_per_class = np.bincount(classes, minlength=len(self.written))
         order = classes.argsort(kind="stable")
         label = classes[order]
-        rank = (
-            np.arange(len(order)) - (number.cumsum() - number)[label]
-        )  # among the new of its class
-        newest = rank >= number[label] - self.size
+        first_of_class = (new_per_class.cumsum() - new_per_class)[label]
+        rank = np.arange(len(order)) - first_of_class
+        # Of more entries than slots only the newest would survive.
+        newest = rank >= new_per_class[label] - self.size
         order, label, rank = order[newest], label[newest], rank[newest]
         written = self.written.numpy()
-        entries = label * self.size + (written[label] + rank) % self.size
-        there, whose = send_arrays([entries, order], self.vectors.device)
-        self.vectors.flatten(0, 1)[there] = vectors.index_select(0, whose).float()
-        self.images.numpy().reshape(-1)[entries] = images[order]
-        written += number
+        slots = label * self.size + (written[label] + rank) % self.size
+        slot_index, row_index = send_arrays([slots, order], self.vectors.device)
+        self.vectors.flatten(0, 1)[slot_index] = vectors.index_select(0, row_index).float()
+        self.images.numpy().reshape(-1)[slots] = images[order]
+        written += new_per_class
 
     def contents(self) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """All written entries: vectors (R, D), classes (R,), image numbers (R,)."""
+        """Return all written entries: vectors (R, D), classes (R,), image numbers (R,)."""
         filled = np.arange(self.size) < self.written.numpy()[:, None]
-        entries = np.flatnonzero(filled)
-        (there,) = send_arrays([entries], self.vectors.device)
+        slots = np.flatnonzero(filled)
+        (slot_index,) = send_arrays([slots], self.vectors.device)
         return (
-            self.vectors.flatten(0, 1).index_select(0, there),
-            entries // max(self.size, 1),
-            self.images.numpy().reshape(-1)[entries],
+            self.vectors.flatten(0, 1).index_select(0, slot_index),
+            slots // max(self.size, 1),
+            self.images.numpy().reshape(-1)[slots],
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything needed to go on: plain tensors."""
+        """Return the tensors that restore this bank."""
         return {"vectors": self.vectors, "images": self.images, "written": self.written}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a state of the same shape."""
+        """Restore a state of the same shape."""
         self.vectors.copy_(state["vectors"])
         self.images.copy_(state["images"])
         self.written.copy_(state["written"])

@@ -1,8 +1,8 @@
-"""Copies between the CPU and the networks' device, none of which waits for the GPU's whole queue.
+"""Copies between the CPU and the networks' device that do not wait for the GPU's whole queue.
 
-Copies go through memory that is pinned: one of more than 64 KB from or to other memory would be made
-step by step by this thread, after everything that the GPU was given before. Small values go together,
-as for them it is the number of copies that takes time.
+Copies go through pinned memory. A copy of more than 64 KB from or to other memory would be made by this
+thread, after all work that was queued on the GPU before. Small values are copied together, because for
+them the number of copies takes the time.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 def send_arrays(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays where the networks are, in one copy; on a CPU tensors of the same memory.
+    """Return the arrays as tensors on a device, sent in one copy.
 
-    On a GPU they are safe though the arrays may be changed or freed at once: they are copied before the
-    call returns, and PyTorch keeps the copy until the GPU has read it.
+    On a CPU the tensors share the arrays' memory. For a GPU the arrays are copied before this returns,
+    so they may be changed or freed at once. PyTorch keeps the copy until the GPU has read it.
     """
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cpu":
@@ -30,47 +30,48 @@ def send_arrays(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tens
 
 
 class Fetched:
-    """Values on their way to the CPU. Whoever wants them waits for the work that the GPU had been given
-    before they were asked for, and not for what came after.
+    """Tensors on their way to the CPU.
+
+    `wait` waits for the work that the GPU was given before this object was made, not for later work.
     """
 
-    def __init__(self, *values: Tensor):
-        self._values = list(values)
-        self._there = None
-        places = [k for k, value in enumerate(values) if value.is_cuda]
-        if not places:
+    def __init__(self, *tensors: Tensor):
+        self._tensors = list(tensors)
+        self._copied: torch.cuda.Event | None = None
+        indices = [index for index, tensor in enumerate(tensors) if tensor.is_cuda]
+        if not indices:
             return
-        away = [values[k].detach() for k in places]
-        packed = pack(away)
-        here = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-        here.copy_(packed, non_blocking=True)
-        for place, value in zip(places, unpack(here, away), strict=True):
-            self._values[place] = value
-        self._there = torch.cuda.Event()
-        self._there.record()
+        on_gpu = [tensors[index].detach() for index in indices]
+        packed = pack(on_gpu)
+        on_cpu = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        on_cpu.copy_(packed, non_blocking=True)
+        for index, tensor in zip(indices, unpack(on_cpu, on_gpu), strict=True):
+            self._tensors[index] = tensor
+        self._copied = torch.cuda.Event()
+        self._copied.record()
 
     def wait(self) -> list[Tensor]:
-        """The values, on the CPU."""
-        if self._there is not None:
-            self._there.synchronize()
-        return self._values
+        """Return the tensors on the CPU, once they are copied."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensors
 
 
-def pack(values: Sequence[Tensor]) -> Tensor:
-    """(bytes,) of values of one device, the widest numbers first: each begins where it may."""
-    return torch.cat([v.contiguous().view(-1).view(torch.uint8) for _, v in _by_width(values)])
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors of one device into bytes (N,), the widest types first so that each is aligned."""
+    return torch.cat([t.contiguous().view(-1).view(torch.uint8) for _, t in _by_width(tensors)])
 
 
-def unpack(packed: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
-    """What was packed: tensors of the types and shapes of `values`, in their order."""
-    order = _by_width(values)
-    parts = packed.split([value.numel() * value.element_size() for _, value in order])
-    found = {
-        place: part.view(value.dtype).view(value.shape)
-        for (place, value), part in zip(order, parts, strict=True)
+def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the packed tensors, with the types, shapes and order of `like`."""
+    order = _by_width(like)
+    parts = packed.split([tensor.numel() * tensor.element_size() for _, tensor in order])
+    by_index = {
+        index: part.view(tensor.dtype).view(tensor.shape)
+        for (index, tensor), part in zip(order, parts, strict=True)
     }
-    return [found[place] for place in range(len(values))]
+    return [by_index[index] for index in range(len(like))]
 
 
-def _by_width(values: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
-    return sorted(enumerate(values), key=lambda item: -item[1].element_size())
+def _by_width(tensors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+    return sorted(enumerate(tensors), key=lambda pair: -pair[1].element_size())

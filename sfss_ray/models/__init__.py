@@ -1,1 +1,1 @@
-"""Networks, and the file a model is kept in."""
+"""Segmentation networks, source checkpoints and the model file format."""

@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what images its network expects, and what its outputs mean."""
+"""The card of a checkpoint: the preprocessing of its network and the classes of its outputs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Card:
-    """How RGB images in [0, 1] become a network's input: (order(image * value_range) - mean) / std.
+    """How a network wants its images, and what its outputs mean.
 
-    A card that is wrong raises nothing by itself; it costs accuracy, up to all of it. `sfss-ray verify`
-    shows the card in use and what the network predicts with it.
+    An RGB image in [0, 1] becomes (order(image * value_range) - mean) / std. A wrong card raises no
+    error, but it costs accuracy, up to all of it. `sfss-ray verify` shows the card in use and what the
+    network predicts with it.
     """
 
     mean: Triple = IMAGENET_MEAN
@@ -38,13 +39,13 @@ class Card:
     value_range: float = 1.0
     """Largest pixel value the network was trained on: 1 or 255."""
     align_corners: bool = False
-    """How its makers scaled logits up; a mismatch costs accuracy."""
+    """Corner rule of the upsampling the network was trained with; a mismatch costs accuracy."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the outputs."""
 
     def __post_init__(self):
         for name in ("mean", "std"):
-            object.__setattr__(self, name, _triple(name, getattr(self, name)))
+            object.__setattr__(self, name, _checked_triple(name, getattr(self, name)))
         if min(self.std) <= 0:
             raise CheckpointError(f"card: std is {self.std}: allowed are three numbers above 0")
         if self.channel_order not in ("rgb", "bgr"):
@@ -64,28 +65,40 @@ class Card:
         object.__setattr__(self, "classes", class_names(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON and model files keep them."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        """Return the entries as plain values, as JSON and model files store them."""
+        entries = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in entries.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Card:
-        """The card with these values, defaults for the rest; CheckpointError names unknown ones."""
-        return cls().replaced(values)
+    def from_dict(cls, entries: Mapping[str, Any]) -> Card:
+        """Return the card with these entries and defaults for the rest.
 
-    def replaced(self, values: Mapping[str, Any]) -> Card:
-        """A copy with some values changed; CheckpointError names unknown and refused ones."""
-        known = [field.name for field in dataclasses.fields(self)]
-        unknown = [name for name in values if name not in known]
+        Raises:
+            CheckpointError: an entry is unknown or has a value that is not allowed.
+        """
+        return cls().replaced(entries)
+
+    def replaced(self, entries: Mapping[str, Any]) -> Card:
+        """Return a copy with some entries changed.
+
+        Raises:
+            CheckpointError: an entry is unknown or has a value that is not allowed.
+        """
+        fields = [field.name for field in dataclasses.fields(self)]
+        unknown = [name for name in entries if name not in fields]
         if unknown:
             raise CheckpointError(
-                f"card: unknown entry {unknown[0]!r}: known are {', '.join(known)}"
+                f"card: unknown entry {unknown[0]!r}: known are {', '.join(fields)}"
             )
-        return dataclasses.replace(self, **values)
+        return dataclasses.replace(self, **entries)
 
 
 def class_names(classes: ClassSet | str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """Names of classes given as a class set, its name, names joined by commas, or a list."""
+    """Return the names of classes given as a class set, its name, names joined by commas, or a list.
+
+    Raises:
+        DataError: `classes` is of another type, or an unknown class set.
+    """
     if isinstance(classes, ClassSet):
         return classes.classes
     if isinstance(classes, str):
@@ -98,43 +111,47 @@ def class_names(classes: ClassSet | str | tuple[str, ...] | list[str]) -> tuple[
 
 
 CardLike = Card | Mapping[str, Any] | Path | str
-"""A whole card, or some of its entries: a mapping, or a JSON file of one."""
+"""A whole card, or some of its entries: a mapping, or the path of a JSON file."""
 
 
 def card_values(card: CardLike | None) -> dict[str, Any]:
-    """The entries a user gave: all of a Card, those of a mapping or of a JSON file.
+    """Return the checked entries that a user set: all of a Card, those of a mapping or of a JSON file.
 
     Raises:
-        CheckpointError: the file cannot be read, is no JSON object, or an entry is refused.
+        CheckpointError: the file cannot be read or is not a JSON object, or an entry is refused.
     """
     if card is None:
         return {}
     if isinstance(card, Card):
-        values = card.to_dict()
-        return values if card.classes else {k: v for k, v in values.items() if k != "classes"}
-    values = dict(card) if isinstance(card, Mapping) else _read_json(Path(card))
-    checked = Card.from_dict(values).to_dict()  # refuses what no card may hold
-    return {name: checked[name] for name in values}
+        entries = card.to_dict()
+        return entries if card.classes else {k: v for k, v in entries.items() if k != "classes"}
+    entries = dict(card) if isinstance(card, Mapping) else _read_json(Path(card))
+    checked = Card.from_dict(entries).to_dict()
+    return {name: checked[name] for name in entries}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(read_text(path))
+        entries = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or f"it is not JSON: {error}"
         raise CheckpointError(
             f"cannot read card {str(path)!r} ({reason}): give a JSON file such as"
             ' {"channel_order": "bgr", "value_range": 255}'
         ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"card {str(path)!r} is no JSON object: give entries by name")
-    return values
+    if not isinstance(entries, dict):
+        raise CheckpointError(
+            f"card {str(path)!r} is not a JSON object: give a file of entries by name, such as"
+            ' {"channel_order": "bgr", "value_range": 255}'
+        )
+    return entries
 
 
-def _triple(name: str, values: Any) -> Triple:
-    numbers = values if isinstance(values, (list, tuple)) else ()
+def _checked_triple(name: str, candidate: Any) -> Triple:
+    """Return three finite numbers as floats; CheckpointError for anything else."""
+    numbers = candidate if isinstance(candidate, (list, tuple)) else ()
     if len(numbers) != 3 or not all(
         isinstance(v, (int, float)) and math.isfinite(v) for v in numbers
     ):
-        raise CheckpointError(f"card: {name} is {values!r}: allowed are three numbers")
+        raise CheckpointError(f"card: {name} is {candidate!r}: allowed are three numbers")
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))

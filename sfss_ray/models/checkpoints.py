@@ -1,4 +1,4 @@
-"""Source models from files of any maker: recognised by their keys, checked tensor by tensor."""
+"""Source models from checkpoints of the field, recognised by their keys and checked tensor by tensor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.catalogue import build_network
-from sfss_ray.models.card import Card, CardLike, card_values, class_names
-from sfss_ray.models.families import FAMILIES, Recognised
-from sfss_ray.models.families.copies import choose_copy, no_copy
-from sfss_ray.models.load_report import LoadReport, compare, refuse_unfit
-from sfss_ray.models.model_file import SourceModel, full_precision, is_model_file, model_of
+from sfss_ray.models.card import CardLike, card_values, class_names
+from sfss_ray.models.families import FAMILIES, RecognisedFile
+from sfss_ray.models.families.copies import choose_copy, no_ema_copy_message
+from sfss_ray.models.load_report import LoadReport, compare, require_fit
+from sfss_ray.models.model_file import (
+    SourceModel,
+    full_precision,
+    is_model_file,
+    model_from_content,
+)
 from sfss_ray.models.reading import read_checkpoint
 
-BY_OUTPUTS = {len(known): known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}
-"""The class set that a number of outputs means in the field."""
+CLASS_SETS_BY_SIZE = {len(known): known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}
+"""The class set that the field means by a number of outputs."""
 
 
 def load_source_model(
@@ -37,62 +42,72 @@ def load_source_model(
     """Read a source checkpoint of any known family, or a model file of this package.
 
     Args:
-        path: The file, or a folder that save_pretrained of transformers wrote. Its family is told by its
-            keys, never by its name.
-        classes: What the outputs mean: a class set (cityscapes-19, synthia-16), its name, or names in
-            order. By default the file's own, else told by the number of outputs (19, 16 or 11). Fewer
-            classes than outputs keep the outputs of these names.
-        card: Entries that replace the family's: a Card, a mapping, or a JSON file of one.
-        device: Where the network goes.
+        path: The file, or a folder written by `save_pretrained` of transformers. Its family is
+            recognised by its keys, never by its name.
+        classes: The meaning of the outputs: a class set (cityscapes-19, synthia-16), its name, or class
+            names in order. The default is the file's own names, else the class set of this size (19, 16
+            or 11). With fewer classes than outputs, only the outputs of these names are kept.
+        card: Entries that replace the family's: a Card, a mapping, or a JSON file.
+        device: The device of the network.
         module: The user's own module, for a model file that was made with one.
-        weights: Of a checkpoint that holds a student and its EMA copy (DAFormer, HRDA, MIC, SePiCo,
-            CROTS, torchvision's references): student, ema, or auto, the student where there is one.
+        weights: The weights to read from a checkpoint that holds a student and its EMA copy (DAFormer,
+            HRDA, MIC, SePiCo, CROTS, torchvision's references): `student`, `ema`, or `auto`, which
+            prefers the student.
 
     Returns:
-        A module in eval mode that takes RGB images (B, 3, H, W) in [0, 1], prepares them as its `card`
-        says, and returns logits (B, C, H, W) of their size. Its `load_report` says what became of every
+        A module in eval mode that takes RGB images (B, 3, H, W) in [0, 1], preprocesses them as its
+        `card` says, and returns logits (B, C, H, W). Its `load_report` lists what happened to every
         tensor.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds more than weights, is of no known family,
-            lacks a tensor of backbone or classifier, or has outputs that nothing names.
+        CheckpointError: the file is missing or damaged, holds more than weights, is of no known family,
+            lacks a tensor of the backbone or the classifier, or has outputs without known names.
     """
-    values = card_values(card)
+    card_entries = card_values(card)
     if classes is not None:
-        values = values | {"classes": class_names(classes)}
+        card_entries = card_entries | {"classes": class_names(classes)}
     content = read_checkpoint(Path(path))
     if is_model_file(content):
         if weights == "ema":
-            raise CheckpointError(no_copy(path))
-        model = model_of(content, path, module)
+            raise CheckpointError(no_ema_copy_message(path))
+        model = model_from_content(content, path, module)
     else:
-        model = _of_family(recognise(content, path, weights), path, values.get("classes"))
-    return with_card(model, values, path).to(device).eval()
+        file = recognise(content, path, weights)
+        model = _build_and_load(file, path, card_entries.get("classes"))
+    return with_card(model, card_entries, path).to(device).eval()
 
 
-def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -> Recognised:
-    """The family of a checkpoint's content; CheckpointError says what was found and what is known."""
-    chosen = choose_copy(content, weights, path)
-    for _, family in FAMILIES:
+def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -> RecognisedFile:
+    """Return a checkpoint's content as a file of one of the FAMILIES.
+
+    Args:
+        content: The object that `read_checkpoint` returned.
+        path: Its file, for messages.
+        weights: Which copy to read, see `load_source_model`.
+
+    Raises:
+        CheckpointError: the family is unknown, or recognised but not supported. The message lists the
+            first keys and the known families.
+    """
+    copy = choose_copy(content, weights, path)
+    for _, recogniser in FAMILIES:
         try:
-            recognised = family(chosen.state, content)
+            file = recogniser(copy.state, content)
         except CheckpointError as error:
             raise CheckpointError(f"source model {str(path)!r}: {error}") from error
-        if recognised is not None:
+        if file is not None:
             return dataclasses.replace(
-                recognised,
-                unused=(*chosen.unused, *recognised.unused),
-                notes=(*chosen.notes, *recognised.notes),
+                file, unused=(*copy.unused, *file.unused), notes=(*copy.notes, *file.notes)
             )
-    found = _shown(chosen.state, content)
     raise CheckpointError(
-        f"source model {str(path)!r} is of no known family (found: {found}): known"
-        f" are model files of this package, {'; '.join(name for name, _ in FAMILIES)}; any other"
-        " network can be given in Python with sfss_ray.wrap_model"
+        f"source model {str(path)!r} is of no known family (found:"
+        f" {_describe_content(copy.state, content)}): known are model files of this package,"
+        f" {'; '.join(name for name, _ in FAMILIES)}; any other network can be given in Python with"
+        " sfss_ray.wrap_model"
     )
 
 
-def _shown(state: Mapping[str, Tensor], content: Any) -> str:
+def _describe_content(state: Mapping[str, Tensor], content: Any) -> str:
     if state:
         return ", ".join(list(state)[:4])
     if isinstance(content, Mapping):
@@ -100,23 +115,24 @@ def _shown(state: Mapping[str, Tensor], content: Any) -> str:
     return f"no dict, but a {type(content).__name__}"
 
 
-def _of_family(found: Recognised, path: Path | str, given: tuple[str, ...] | None) -> SourceModel:
-    network = build_network(found.network, found.num_classes, found.options)
-    state = {name: full_precision(value) for name, value in found.state.items()}
-    report = compare(found.family, found.network, state, network.state_dict(), found.unused)
-    refuse_unfit(report, path, _advice(report))
+def _build_and_load(
+    file: RecognisedFile, path: Path | str, classes: tuple[str, ...] | None
+) -> SourceModel:
+    """Build the network of a recognised file and load its weights; `classes` are the user's."""
+    network = build_network(file.network, file.num_classes, file.options)
+    state = {name: full_precision(tensor) for name, tensor in file.state.items()}
+    report = compare(file.family, file.network, state, network.state_dict(), file.unused)
+    require_fit(report, path, _advice(report))
     network.load_state_dict({name: state[name] for name in report.matched}, strict=False)
-    network.use_card(
-        Card(found.mean, found.std, found.channel_order, found.value_range, found.align_corners)
-    )
-    outputs, origin = _meaning(found, path, given)
-    report = dataclasses.replace(report, classes_from=origin, notes=found.notes)
-    facts = {"made_by": found.family, "file": Path(path).name}
-    return SourceModel(network, found.network, class_set_of(outputs), facts, report)
+    network.use_card(file.card)
+    output_names, classes_from = _name_outputs(file, path, classes)
+    report = dataclasses.replace(report, classes_from=classes_from, notes=file.notes)
+    facts = {"made_by": file.family, "file": Path(path).name}
+    return SourceModel(network, file.network, class_set_of(output_names), facts, report)
 
 
 def _advice(report: LoadReport) -> str:
-    """What a file that does not fit may be."""
+    """Say what may be wrong with a file that does not fit, and what to do."""
     if report.wrong_shape or report.unexpected:
         return (
             "its keys are those of this family, so it is a variant that this package does not build, or"
@@ -128,31 +144,39 @@ def _advice(report: LoadReport) -> str:
     )
 
 
-def _meaning(
-    found: Recognised, path: Path | str, given: tuple[str, ...] | None
+def _name_outputs(
+    file: RecognisedFile, path: Path | str, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], str]:
-    """(class names of all outputs, where they are from)."""
-    number = found.num_classes
-    if given is not None and len(given) == number:
-        return tuple(given), "what was given"
-    if found.classes is not None and len(found.classes) == number:
-        return found.classes, "the file"
-    if number in BY_OUTPUTS:
-        return BY_OUTPUTS[number].classes, f"the number of outputs, {number}"
+    """Return the class names of all outputs, and where they are from."""
+    outputs = file.num_classes
+    if classes is not None and len(classes) == outputs:
+        return tuple(classes), "the classes given"
+    if len(file.card.classes) == outputs:
+        return file.card.classes, "the file"
+    if outputs in CLASS_SETS_BY_SIZE:
+        return CLASS_SETS_BY_SIZE[outputs].classes, f"the number of outputs, {outputs}"
     raise CheckpointError(
-        f"source model {str(path)!r} has {number} outputs, and nothing says what they mean: give"
+        f"source model {str(path)!r} has {outputs} outputs, and nothing says what they mean: give"
         " classes, a class set's name or all names in order (on the command line in --card, a JSON"
         ' file such as {"classes": ["road", "sky"]})'
     )
 
 
-def with_card(model: SourceModel, values: Mapping[str, Any], path: Path | str) -> SourceModel:
-    """The model with the given entries of its card; fewer classes keep the outputs of these names.
+def with_card(model: SourceModel, entries: Mapping[str, Any], path: Path | str) -> SourceModel:
+    """Return the model with some entries of its card replaced; the model itself may change.
+
+    As many classes as outputs rename the outputs, or reorder them if the names are the same. Fewer
+    classes keep the outputs of these names.
+
+    Args:
+        model: The model.
+        entries: Checked entries of a card, see `card_values`.
+        path: The model's file or name, for messages.
 
     Raises:
-        CheckpointError: classes that do not fit the outputs.
+        CheckpointError: the classes do not fit the outputs.
     """
-    card = model.card.replaced(values)
+    card = model.card.replaced(entries)
     model.network.use_card(card)
     if card.classes == model.classes.classes:
         return model
@@ -161,21 +185,23 @@ def with_card(model: SourceModel, values: Mapping[str, Any], path: Path | str) -
             return keep_outputs(model, card.classes)
         model.classes = class_set_of(card.classes)
         return model
-    strangers = [name for name in card.classes if name not in model.classes.classes]
-    if len(card.classes) > len(model.classes) or strangers:
-        named = f", and it has no class {strangers[0]!r}" if strangers else ""
+    unknown = [name for name in card.classes if name not in model.classes.classes]
+    if len(card.classes) > len(model.classes) or unknown:
+        hint = f", and it has no class {unknown[0]!r}" if unknown else ""
         raise CheckpointError(
             f"source model {str(path)!r} has {len(model.classes)} outputs but {len(card.classes)}"
-            f" classes were given{named}: give as many, or some of {', '.join(model.classes.classes)}"
+            f" classes were given{hint}: give as many, or some of {', '.join(model.classes.classes)}"
         )
     return keep_outputs(model, card.classes)
 
 
 def keep_outputs(model: SourceModel, classes: tuple[str, ...]) -> SourceModel:
-    """A model of some of the classes, in the order given: outputs are chosen by NAME, never sliced.
+    """Return a model that has only the outputs of these classes, in this order.
 
-    A 19-class model becomes the 16-class one of SYNTHIA's classes. CheckpointError for a user's own
-    module, whose classifier is not known.
+    Outputs are chosen by NAME, never by position: a 19-class model becomes the 16-class one of SYNTHIA.
+
+    Raises:
+        CheckpointError: the network is a user's own module, whose classifier is not known.
     """
     if model.architecture is not None:
         raise CheckpointError(
@@ -184,12 +210,11 @@ def keep_outputs(model: SourceModel, classes: tuple[str, ...]) -> SourceModel:
     rows = torch.tensor([model.classes.classes.index(name) for name in classes])
     card = model.card
     state = dict(model.network.state_dict())
-    for name, value in state.items():
-        # Only what makes the outputs has one row for each of them.
-        if name.startswith("classifier.") and value.ndim and value.shape[0] == len(model.classes):
-            state[name] = value[rows.to(value.device)]
+    for name, tensor in state.items():
+        # Only the layers that produce the outputs have one row for each of them.
+        if name.startswith("classifier.") and tensor.ndim and tensor.shape[0] == len(model.classes):
+            state[name] = tensor[rows.to(tensor.device)]
     network = build_network(model.name, len(classes), model.network.options)
     network.load_state_dict(state)
     network.use_card(card)
-    chosen = class_set_of(classes)
-    return SourceModel(network, model.name, chosen, model.facts, model.load_report)
+    return SourceModel(network, model.name, class_set_of(classes), model.facts, model.load_report)

@@ -1,4 +1,4 @@
-"""What became of every tensor of a checkpoint."""
+"""A report on how the tensors of a checkpoint fit a network."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
 
-OWN_FAMILY = "model file of sfss_ray"
-COUNTERS = "num_batches_tracked"
-"""BatchNorm's counter of batches: no weight, and absent from files of frozen BatchNorm."""
+MODEL_FILE_FAMILY = "model file of sfss_ray"
+BATCH_COUNTERS = "num_batches_tracked"
+"""BatchNorm's batch counters. They are not weights, and files of frozen BatchNorm do not have them."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a file fits a network. Names are those of the network, `unused` those of the file."""
+    """How the tensors of a checkpoint fit a network.
+
+    Names are those of the network, except in `unused`, which has the names of the file.
+    """
 
     family: str
     network: str
     matched: tuple[str, ...] = ()
-    """Loaded."""
+    """Tensors that were loaded."""
     missing: tuple[str, ...] = ()
-    """Weights of the network that the file has not: the file is refused."""
+    """Weights of the network that the file lacks. Any of these refuses the file."""
     unexpected: tuple[str, ...] = ()
-    """Of the file, unknown to the network, not loaded."""
+    """Tensors of the file that the network does not know. They are not loaded."""
     wrong_shape: tuple[str, ...] = ()
-    """In both, but of another shape: the file is refused."""
+    """Tensors whose shapes differ. Any of these refuses the file."""
     unused: tuple[str, ...] = ()
-    """Of the file, known and not needed: auxiliary heads, EMA copies, counters."""
+    """Known tensors that are not needed: auxiliary heads, EMA copies, counters."""
     classes_from: str = "the file"
-    """What the class names were taken from."""
+    """Where the class names came from."""
     notes: tuple[str, ...] = ()
-    """What a user should know about this file, a sentence each."""
+    """Sentences that a user should read about this file."""
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return the counts in one line."""
         counts = f"{len(self.matched)} tensors matched, {len(self.missing)} missing"
         counts += f", {len(self.unexpected)} unexpected, {len(self.wrong_shape)} of wrong shape"
         return f"{self.family} -> {self.network}: {counts}, {len(self.unused)} not needed"
@@ -45,29 +48,44 @@ class LoadReport:
 def compare(
     family: str,
     network: str,
-    given: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
+    checkpoint: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
     unused: tuple[str, ...] = (),
 ) -> LoadReport:
-    """Hold the tensors of a file against those of a network."""
-    both = [name for name in wanted if name in given]
-    wrong = [name for name in both if given[name].shape != wanted[name].shape]
+    """Compare the tensors of a checkpoint with the state dict of a network.
+
+    Args:
+        family: The checkpoint's family, for people.
+        network: A key of NETWORKS, or `custom`.
+        checkpoint: The file's tensors under the network's names.
+        expected: The network's own state dict.
+        unused: Tensors of the file that are known and not needed.
+    """
+    shared = [name for name in expected if name in checkpoint]
+    wrong = [name for name in shared if checkpoint[name].shape != expected[name].shape]
+    absent = [name for name in expected if name not in checkpoint]
     return LoadReport(
         family,
         network,
-        matched=tuple(name for name in both if name not in wrong),
-        missing=tuple(n for n in wanted if n not in given and not n.endswith(COUNTERS)),
-        unexpected=tuple(name for name in given if name not in wanted),
+        matched=tuple(name for name in shared if name not in wrong),
+        missing=tuple(name for name in absent if not name.endswith(BATCH_COUNTERS)),
+        unexpected=tuple(name for name in checkpoint if name not in expected),
         wrong_shape=tuple(
-            f"{name} is {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
+            f"{name} is {tuple(checkpoint[name].shape)}, not {tuple(expected[name].shape)}"
             for name in wrong
         ),
         unused=unused,
     )
 
 
-def refuse_unfit(report: LoadReport, path: object, advice: str) -> None:
-    """CheckpointError when a weight of the backbone or the classifier is missing or misshapen."""
+def require_fit(report: LoadReport, path: object, advice: str) -> None:
+    """Raise CheckpointError if a weight of the network is missing or has another shape.
+
+    Args:
+        report: The comparison of the file with the network.
+        path: The file, for the message.
+        advice: What the user should do, the end of the message.
+    """
     if not report.missing and not report.wrong_shape:
         return
     faults = []

@@ -1,10 +1,13 @@
-"""A source model, and the file this package keeps it in.
+"""The source model in memory, and the file format that stores it.
 
-A model file is a plain dict that `torch.load(path, weights_only=True)` reads: `format`, `network`,
-`classes`, `class_set`, `card` (how images become its input), `state_dict`, `facts` (who made it, from
-what), and for a user's own module `feature_layer` and `example_size`. A network that was built with
-options (strides, the kind of a head) has them under `options`, and a format of its own, so that an
-earlier version of this package, which would ignore them, refuses the file.
+A model file is a plain dict that `torch.load(path, weights_only=True)` reads:
+
+- `format`, `network`, `classes`, `class_set`, `card` (the preprocessing), `state_dict`, and `facts` (who
+  made it, and from what);
+- for a user's own module, `feature_layer` and `example_size`;
+- for a network built with options (strides, the type of a head), `options`. Such files have a format
+  name of their own: earlier versions of this package would ignore the options, so they must refuse the
+  file.
 """
 
 from __future__ import annotations
@@ -19,28 +22,28 @@ from sfss_ray.data.class_sets import ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError, ConfigError, SfssError
 from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
 from sfss_ray.models.card import Card
-from sfss_ray.models.load_report import OWN_FAMILY, LoadReport, compare, refuse_unfit
+from sfss_ray.models.load_report import MODEL_FILE_FAMILY, LoadReport, compare, require_fit
 from sfss_ray.models.reading import read_checkpoint
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.custom import (
     CUSTOM,
     WrappedSegmenter,
-    with_room_for_weights,
+    with_empty_weights,
     without_weights,
 )
 from sfss_ray.models.user_code.layers import torch_methods
 from sfss_ray.storage.files import write_torch
 
 FORMAT = "sfss_ray.model/2"
-_WITH_OPTIONS = "sfss_ray.model/3"
-_WITHOUT_CARD = "sfss_ray.model/1"
-_KEYS = ("network", "classes", "class_set", "state_dict", "facts")
+_FORMAT_WITH_OPTIONS = "sfss_ray.model/3"
+_FORMAT_WITHOUT_CARD = "sfss_ray.model/1"
+_COMMON_KEYS = ("network", "classes", "class_set", "state_dict", "facts")
 
 Value = TypeVar("Value")
 
 
-class _OfNetwork(Generic[Value]):
-    """An attribute of a source model that its network keeps, so that the network alone is enough."""
+class _NetworkAttribute(Generic[Value]):
+    """An attribute of a source model that its network stores, so that the network alone suffices."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -53,20 +56,20 @@ class _OfNetwork(Generic[Value]):
 
 
 class SourceModel(nn.Module):
-    """A network with its classes and facts: RGB images (B, 3, H, W) in [0, 1] -> logits (B, C, H, W).
+    """A network with its classes and facts, mapping RGB images in [0, 1] to logits of the same size.
 
     Args:
-        network: The segmenter; it prepares images itself, as its card says.
+        network: The segmenter. It preprocesses images itself, as its card says.
         name: Its key in NETWORKS, or `custom`.
-        classes: What its outputs mean.
-        facts: Who made it, from what.
+        classes: The meaning of its outputs.
+        facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
     """
 
-    name = _OfNetwork[str]()
-    classes = _OfNetwork[ClassSet]()
-    facts = _OfNetwork[dict[str, Any]]()
-    load_report = _OfNetwork["LoadReport | None"]()
+    name = _NetworkAttribute[str]()
+    classes = _NetworkAttribute[ClassSet]()
+    facts = _NetworkAttribute[dict[str, Any]]()
+    load_report = _NetworkAttribute["LoadReport | None"]()
 
     def __init__(
         self,
@@ -85,51 +88,59 @@ class SourceModel(nn.Module):
 
     @property
     def card(self) -> Card:
-        """What the network expects of images, and its classes."""
+        """The preprocessing of the network, and its classes."""
         return self.network.card(self.classes.classes)
 
     @property
     def architecture(self) -> nn.Module | None:
-        """A user's own module without its weights, which a model file cannot hold; else None."""
+        """The user's own module without its weights, or None for a network of this package.
+
+        A model file cannot hold the code of a module.
+        """
         return without_weights(self.network.body) if self.name == CUSTOM else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C, H, W) at the size of the images."""
+        """Return logits (B, C, H, W) for RGB images (B, 3, H, W) in [0, 1]."""
         return self.network.logits(images)
 
 
-def source_model_of(given: Any) -> SourceModel:
-    """A source model in memory, of itself or of its network (`AdaptResult.student`).
+def as_source_model(model: Any) -> SourceModel:
+    """Return a model in memory as a source model; it may be the network of one (`AdaptResult.student`).
 
-    ConfigError for anything else.
+    Raises:
+        ConfigError: `model` is anything else.
     """
-    if isinstance(given, SourceModel):
-        return given
-    if isinstance(given, Segmenter):
-        if given.classes is None:
+    if isinstance(model, SourceModel):
+        return model
+    if isinstance(model, Segmenter):
+        if model.classes is None:
             raise ConfigError(
-                f"the network given as a model ({type(given).__name__}) has no class names: give"
+                f"the network given as a model ({type(model).__name__}) has no class names: give"
                 " sfss_ray.SourceModel(network, name, classes)"
             )
-        return SourceModel(given, given.name, given.classes, given.facts, given.load_report)
-    kind = f"{type(given).__module__}.{type(given).__qualname__}"
-    if isinstance(given, nn.Module):
+        return SourceModel(model, model.name, model.classes, model.facts, model.load_report)
+    type_name = f"{type(model).__module__}.{type(model).__qualname__}"
+    if isinstance(model, nn.Module):
         raise ConfigError(
-            f"the model given is a torch module ({kind}), which says neither what its outputs mean nor"
-            " what images it takes: wrap it, sfss_ray.wrap_model(module, classes=..., feature_layer=...)"
+            f"the model given is a torch module ({type_name}), which says neither what its outputs mean"
+            " nor what images it takes: wrap it,"
+            " sfss_ray.wrap_model(module, classes=..., feature_layer=...)"
         )
     raise ConfigError(
-        f"the model given is of type {kind}: allowed are the path of a checkpoint, a source model"
+        f"the model given is of type {type_name}: allowed are the path of a checkpoint, a source model"
         " (load_source_model, load_model, wrap_model) and the student of a result"
     )
 
 
 def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool = False) -> Path:
-    """Write a model file, whole or not at all; `half` keeps floating-point weights in float16.
+    """Write a model file, completely or not at all, and return its path.
 
-    `model` is a source model, or the network of one (`AdaptResult.student`).
+    Args:
+        path: The file. Missing folders are made.
+        model: A source model, or the network of one (`AdaptResult.student`).
+        half: Store floating-point weights in float16.
     """
-    model = source_model_of(model)
+    model = as_source_model(model)
     network = model.network
     state = {k: v.detach().cpu() for k, v in network.state_dict().items()}
     if half:
@@ -147,24 +158,24 @@ def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool =
         content["feature_layer"] = network.feature_layer
         content["example_size"] = list(network.example_size)
     if network.options:
-        content |= {"format": _WITH_OPTIONS, "options": network.options}
+        content |= {"format": _FORMAT_WITH_OPTIONS, "options": network.options}
     return write_torch(Path(path), content)
 
 
 def load_model(
     path: Path | str, device: torch.device | str = "cpu", *, module: nn.Module | None = None
 ) -> SourceModel:
-    """Read a model file of this package onto `device`, in float32 and eval mode.
+    """Read a model file of this package onto a device, in float32 and eval mode.
 
     Args:
         path: A file made by `save_model`, `pretrain_source` or a training (student.pt).
-        device: Where the network goes.
-        module: The user's own module, for a file that was made with one: its weights come from the
-            file, into a copy.
+        device: The device of the network.
+        module: The user's own module, for a file that was made with one. It is copied, and the weights
+            of the copy come from the file.
 
     Raises:
-        CheckpointError: the file is missing, no checkpoint, no model file of this package, does not
-            fit the network it names, or needs `module`.
+        CheckpointError: the file is missing, is not a model file of this package, does not fit the
+            network that it names, or needs `module`.
     """
     content = read_checkpoint(Path(path))
     if not is_model_file(content):
@@ -173,30 +184,37 @@ def load_model(
             f"source model {str(path)!r} is a checkpoint of another kind (found: {keys}); read it with"
             " sfss_ray.load_source_model, or give a file made by `sfss-ray pretrain` or save_model"
         )
-    return model_of(content, path, module).to(device).eval()
+    return model_from_content(content, path, module).to(device).eval()
 
 
 def is_model_file(content: Any) -> bool:
-    """Whether a checkpoint's content is a model file of this package."""
-    formats = (FORMAT, _WITH_OPTIONS, _WITHOUT_CARD)
+    """Whether the content of a checkpoint is that of a model file of this package."""
+    formats = (FORMAT, _FORMAT_WITH_OPTIONS, _FORMAT_WITHOUT_CARD)
     return isinstance(content, dict) and content.get("format") in formats
 
 
-def model_of(content: dict[str, Any], path: Path | str, module: nn.Module | None) -> SourceModel:
-    """The model in the content of a model file, on the CPU."""
-    later = {FORMAT: ("card",), _WITH_OPTIONS: ("card", "options")}
-    keys = (*_KEYS, *later.get(content["format"], ()))
-    absent = [key for key in keys if key not in content]
-    if absent:
+def model_from_content(
+    content: dict[str, Any], path: Path | str, module: nn.Module | None
+) -> SourceModel:
+    """Return the model in the content of a model file, on the CPU; `path` is for messages."""
+    added_keys = {FORMAT: ("card",), _FORMAT_WITH_OPTIONS: ("card", "options")}
+    keys = (*_COMMON_KEYS, *added_keys.get(content["format"], ()))
+    missing = [key for key in keys if key not in content]
+    if missing:
         raise CheckpointError(
-            f"source model {str(path)!r} lacks {', '.join(absent)}: the file was edited; make it again"
+            f"source model {str(path)!r} lacks {', '.join(missing)}: the file was edited; make it again"
         )
     classes = class_set_of(content["classes"], content["class_set"])
-    # Files of the first format were made by networks of the default card.
+    # Files of the first format have no card: all networks had the default preprocessing then.
     card = Card.from_dict(content.get("card", {}))
-    network = _network_of(content, path, len(classes), card, module)
-    report = compare(OWN_FAMILY, content["network"], content["state_dict"], network.state_dict())
-    refuse_unfit(report, path, "the file is damaged or was edited: make it again")
+    if content["network"] == CUSTOM:
+        network = _custom_network(content, path, card, module)
+    else:
+        network = _known_network(content, path, len(classes)).use_card(card)
+    report = compare(
+        MODEL_FILE_FAMILY, content["network"], content["state_dict"], network.state_dict()
+    )
+    require_fit(report, path, "the file is damaged or was edited: make it again")
     state = {k: full_precision(v) for k, v in content["state_dict"].items()}
     network.load_state_dict(state, strict=False)
     if isinstance(network, WrappedSegmenter):
@@ -204,28 +222,16 @@ def model_of(content: dict[str, Any], path: Path | str, module: nn.Module | None
     return SourceModel(network, content["network"], classes, content["facts"], report)
 
 
-def _network_of(
-    content: dict[str, Any],
-    path: Path | str,
-    num_classes: int,
-    card: Card,
-    module: nn.Module | None,
-) -> Segmenter:
+def _known_network(content: dict[str, Any], path: Path | str, num_classes: int) -> Segmenter:
+    """Build the network that a file names, with random weights."""
     name = content["network"]
-    if name == CUSTOM:
-        if module is None:
-            raise CheckpointError(
-                f"source model {str(path)!r} holds the weights of a module of your own: give the module"
-                " too, sfss_ray.load_model(path, module=...), and the result in place of the path"
-            )
-        return _custom_network(content, path, card, module)
     if name not in NETWORKS:
         raise CheckpointError(
             f"source model {str(path)!r} holds the unknown network {name!r}: known are"
             f" {', '.join(NETWORKS)}"
         )
     try:
-        network = build_network(name, num_classes, _options_of(content))
+        return build_network(name, num_classes, _network_options(content))
     except SfssError:
         raise
     except (TypeError, ValueError, KeyError) as error:
@@ -233,32 +239,37 @@ def _network_of(
             f"source model {str(path)!r}: the options {content.get('options')!r} of network {name!r}"
             " cannot be used: the file was edited; make it again"
         ) from error
-    return network.use_card(card)
 
 
-def _options_of(content: dict[str, Any]) -> dict[str, Any]:
-    """The options a file was made with."""
+def _network_options(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the network of a file was built with."""
     options = dict(content.get("options", {}))
     bottleneck = "body.decode_head.bottleneck.depthwise_conv.conv.weight"
-    if content["format"] != _WITH_OPTIONS and bottleneck in content["state_dict"]:
-        # DeepLabV3+ was built with another bottleneck before networks had options.
+    if content["format"] != _FORMAT_WITH_OPTIONS and bottleneck in content["state_dict"]:
+        # Before networks had options, DeepLabV3+ was built with a separable bottleneck.
         options["separable_bottleneck"] = True
     return options
 
 
 def _custom_network(
-    content: dict[str, Any], path: Path | str, card: Card, module: nn.Module
+    content: dict[str, Any], path: Path | str, card: Card, module: nn.Module | None
 ) -> Segmenter:
-    body = with_room_for_weights(module)
+    """Wrap a copy of the user's module that has the weights of a file."""
+    if module is None:
+        raise CheckpointError(
+            f"source model {str(path)!r} holds the weights of a module of your own: give the module"
+            " too, sfss_ray.load_model(path, module=...), and the result in place of the path"
+        )
+    body = with_empty_weights(module)
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
     with torch_methods(body):
-        report = compare(OWN_FAMILY, CUSTOM, state, body.state_dict())
-        refuse_unfit(report, path, "give the module that the file was made with")
+        report = compare(MODEL_FILE_FAMILY, CUSTOM, state, body.state_dict())
+        require_fit(report, path, "give the module that the file was made with")
         body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
     return WrappedSegmenter(body, content["feature_layer"], card, (height, width))
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """Floating-point tensors in float32, others as they are."""
+    """Return a floating-point tensor in float32, and any other tensor unchanged."""
     return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,4 +1,4 @@
-"""What every network looks like to the rest: RGB in [0, 1] in, features and logits out."""
+"""The interface of all networks: RGB images in [0, 1] in, features and logits out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.models.card import IMAGENET_MEAN, IMAGENET_STD, Card, ChannelOrder, Triple
+from sfss_ray.models.card import Card
 from sfss_ray.models.user_code.layers import named_layers
 
 if TYPE_CHECKING:
@@ -18,61 +18,54 @@ if TYPE_CHECKING:
 
 
 class SegmenterOutput(NamedTuple):
-    """Both on the grid of the classifier: features (B, F, h, w), logits (B, C, h, w)."""
+    """Features (B, F, h, w) and logits (B, C, h, w), both on the grid of the classifier."""
 
     features: Tensor
     logits: Tensor
 
 
 class ResizingHead(nn.Module):
-    """A decode head that resizes maps inside, by the corner rule that the logits are scaled up with."""
+    """A decode head that resizes feature maps, with the same corner rule as the final upsampling."""
 
     align_corners = False
 
 
 class Segmenter(nn.Module):
-    """A body that makes features, a classifier that reads them, and what the images need before.
+    """A body that computes features, a classifier on top of it, and the preprocessing of the images.
 
     Args:
-        body: (B, 3, H, W) normalised images -> features (B, F, h, w).
-        classifier: features -> logits (B, C, h, w) on the same grid.
-        mean, std, channel_order, value_range, align_corners: see `Card`; `use_card` changes them.
+        body: Maps normalised images (B, 3, H, W) to features (B, F, h, w).
+        classifier: Maps features to logits (B, C, h, w) on the same grid.
+        card: The preprocessing and the corner rule, by default those of ImageNet models. Its class names
+            are ignored here: they belong to the `SourceModel`. `use_card` replaces it.
 
     Attributes:
-        name: Its key in NETWORKS, or `custom`; like the next three set by the `SourceModel` it is in.
-        classes: What its outputs mean; None for a network that never was in a source model.
-        facts: Who made it, from what.
+        name: Its key in NETWORKS, or `custom`. The `SourceModel` around the network sets this one and
+            the next three.
+        classes: The meaning of its outputs; None for a network that never was in a `SourceModel`.
+        facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
+        options: The options it was built with, see `build_network`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self,
-        body: nn.Module,
-        classifier: nn.Module,
-        mean: Triple = IMAGENET_MEAN,
-        std: Triple = IMAGENET_STD,
-        channel_order: ChannelOrder = "rgb",
-        value_range: float = 1.0,
-        align_corners: bool = False,
-    ):
+    def __init__(self, body: nn.Module, classifier: nn.Module, card: Card | None = None):
         super().__init__()
         self.name = ""
         self.classes: ClassSet | None = None
         self.facts: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
         self.options: dict[str, Any] = {}
-        """Those it was built with, see `build_network`."""
         self.body = body
         self.classifier = classifier
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 3, 1, 1), persistent=False)
-        self.use_card(Card(mean, std, channel_order, value_range, align_corners))
+        self.use_card(card or Card())
 
     def use_card(self, card: Card) -> Segmenter:
-        """Prepare images, and scale logits up, as the card says; returns itself."""
+        """Adopt the preprocessing and the corner rule of a card, and return the network itself."""
         self.mean.copy_(torch.tensor(card.mean).view(1, 3, 1, 1))
         self.std.copy_(torch.tensor(card.std).view(1, 3, 1, 1))
         self._card = card
@@ -88,23 +81,25 @@ class Segmenter(nn.Module):
 
     @property
     def feature_width(self) -> int:
-        """F, the channels that the classifier reads."""
-        first = next(m for m in self.classifier.modules() if isinstance(m, nn.Conv2d))
-        return first.in_channels
+        """F, the number of channels that the classifier reads."""
+        convolutions = (m for m in self.classifier.modules() if isinstance(m, nn.Conv2d))
+        return next(convolutions).in_channels
 
     @property
     def heads(self) -> list[nn.Module]:
-        """What learns at the head's rate: the classifier, and a body's own `decode_head`."""
+        """The modules that train at the head's learning rate: the classifier and any `decode_head`."""
         decode_head = getattr(self.body, "decode_head", None)
-        own = [decode_head] if isinstance(decode_head, nn.Module) else []
-        return [self.classifier, *own]
+        heads = [self.classifier]
+        if isinstance(decode_head, nn.Module):
+            heads.append(decode_head)
+        return heads
 
     def card(self, classes: tuple[str, ...] = ()) -> Card:
-        """The card in use."""
+        """Return the card in use, with these class names."""
         return dataclasses.replace(self._card, classes=classes)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """RGB images (B, 3, H, W) in [0, 1] -> the network's own input."""
+        """Convert RGB images (B, 3, H, W) in [0, 1] to the input that the body expects."""
         if self._card.channel_order == "bgr":
             images = images.flip(1)
         if self._card.value_range != 1:
@@ -112,16 +107,16 @@ class Segmenter(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Features and logits on the network's own grid, for images (B, 3, H, W) in [0, 1]."""
+        """Return features and logits on the network's own grid for images (B, 3, H, W) in [0, 1]."""
         features = self.body(self.prepare(images))
         return SegmenterOutput(features, self.classifier(features))
 
     def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Logits (B, C, *size), by default at the size of the images."""
+        """Return logits (B, C, *size), by default at the size of the images."""
         return self.upsample(self(images).logits, size or images.shape[-2:])
 
     def upsample(self, logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-        """Scale logits up in float32, with the corner rule the network was made with."""
+        """Resize logits to `size` in float32, with the corner rule of the card."""
         return F.interpolate(
             logits.float(), size=tuple(size), mode="bilinear", align_corners=self.align_corners
         )

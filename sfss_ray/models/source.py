@@ -1,7 +1,7 @@
-"""The source model of a run: from whatever was given to a file that every worker reads.
+"""The source model of a run, prepared so that every worker can load it.
 
-Foreign checkpoints, changed cards and users' own modules become a model file in the run's folder; the
-stages after that know one kind of file alone. Importing this module costs no torch.
+Foreign checkpoints, checkpoints with a changed card and modules in memory are saved as a model file in
+the run folder, so later stages read a single format. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
 SourceLike = Union[Path, str, "SourceModel", "Segmenter"]
-"""The path of a checkpoint of any known family or of a model file, or a model in memory: a source model
-or its network, as `AdaptResult.student` is."""
+"""The path of a checkpoint of any known family or of a model file, or a model in memory: a `SourceModel`
+or its network, such as `AdaptResult.student`."""
 
 SOURCE_FILE = "source_model.pt"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A checked source model. It travels to workers once `placed` has written its file."""
+    """A checked source model. Call `placed` before sending it to workers."""
 
     path: Path
-    """The model file workers read; the given file until then."""
+    """The model file that workers read; before `placed`, the path the user gave."""
     origin: str
-    """What was given, for reports."""
+    """Where the model came from, for reports: the user's path, or "a NAME in memory"."""
     sha256: str
-    """Of the given file, or of the weights of a model in memory."""
+    """Hash of the user's checkpoint, or of the weights of a model in memory."""
     network: str
     classes: ClassSet
     card: Card
     carried: CarriedModule | None = None
-    """A user's own module without its weights, which the file holds."""
-    unplaced: SourceModel | None = None
-    """The model, where no file of this package holds it yet."""
+    """The user's own module without its weights, which are in the model file."""
+    unsaved: SourceModel | None = None
+    """The model itself, as long as no model file holds it."""
     white_level: float | None = None
-    """What was white in the images of more than 8 bits that the model was adapted to."""
+    """White level of the high bit depth images that the model was adapted to, if any."""
 
     @property
     def architecture(self) -> nn.Module | None:
@@ -60,66 +60,76 @@ class Source:
         return self.carried.module if self.carried else None
 
     def placed(self, folder: Path) -> Source:
-        """The source with a model file that workers can read, in the run's folder if need be."""
-        if self.unplaced is None:
+        """Return the source with a model file that workers can read, saving it to `folder` if needed."""
+        if self.unsaved is None:
             return self
         from sfss_ray.models.model_file import save_model
 
         path = folder / SOURCE_FILE
         if not path.exists():
-            save_model(path, self.unplaced)
-        return dataclasses.replace(self, path=path, unplaced=None)
+            save_model(path, self.unsaved)
+        return dataclasses.replace(self, path=path, unsaved=None)
 
     def load(self, device: torch.device | str = "cpu") -> SourceModel:
-        """The model on a device, in eval mode."""
+        """Return the model on a device, in eval mode."""
         from sfss_ray.models.model_file import load_model
 
-        if self.unplaced is not None:
-            return self.unplaced.to(device).eval()
+        if self.unsaved is not None:
+            return self.unsaved.to(device).eval()
         return load_model(self.path, device, module=self.architecture)
 
 
 def open_source(
     source_model: SourceLike, card: CardLike | None = None, weights: SourceWeights = "auto"
 ) -> Source:
-    """Read and check a source model whole, before a cluster starts.
+    """Read and check a source model completely, before a cluster starts.
 
-    `weights` chooses between a student and its EMA copy in a checkpoint that holds both.
+    Args:
+        source_model: A path or a model in memory, see `SourceLike`. A model in memory is copied.
+        card: Entries that replace those of the model's card.
+        weights: Which weights to read from a checkpoint that holds a student and its EMA copy.
 
     Raises:
-        CheckpointError: see `load_source_model`. ConfigError: what was given is no model.
+        CheckpointError: the checkpoint is refused, see `load_source_model`.
+        ConfigError: `source_model` is not a model, or cannot be copied.
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
-    from sfss_ray.models.load_report import OWN_FAMILY
-    from sfss_ray.models.model_file import source_model_of
+    from sfss_ray.models.load_report import MODEL_FILE_FAMILY
+    from sfss_ray.models.model_file import as_source_model
     from sfss_ray.models.reading import checkpoint_sha256
 
-    values = card_values(card)
+    card_entries = card_values(card)
     if isinstance(source_model, (str, os.PathLike)):
         model = load_source_model(source_model, card=card, weights=weights)
         path = Path(source_model).absolute()
-        own = model.load_report is not None and model.load_report.family == OWN_FAMILY
-        foreign = bool(values) or not own
-        return _source(model, path, str(path), checkpoint_sha256(path), foreign)
-    given = _copied(source_model_of(source_model))
-    model = with_card(given, values, given.name).cpu().eval()
-    origin = type(model.network.body).__name__ if model.architecture is not None else model.name
-    return _source(model, Path(SOURCE_FILE), f"a {origin} in memory", _weights_sha256(model), True)
+        report = model.load_report
+        is_model_file = report is not None and report.family == MODEL_FILE_FAMILY
+        source = _make_source(model, path, str(path), checkpoint_sha256(path))
+        # Workers can read the user's file directly only if it already is what they need.
+        if is_model_file and not card_entries:
+            return dataclasses.replace(source, unsaved=None)
+        return source
+    copied = _deep_copy(as_source_model(source_model))
+    model = with_card(copied, card_entries, copied.name).cpu().eval()
+    name = type(model.network.body).__name__ if model.architecture is not None else model.name
+    return _make_source(model, Path(SOURCE_FILE), f"a {name} in memory", _weights_sha256(model))
 
 
-def _copied(model: SourceModel) -> SourceModel:
-    """A copy, for stages move and change a model, and the caller's stays as it is."""
+def _deep_copy(model: SourceModel) -> SourceModel:
+    """Return a copy: stages move and change a model, and the caller's must stay untouched."""
+    from sfss_ray.models.user_code.carried_module import first_line
+
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # copying calls methods of the user's classes
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+    except Exception as error:  # deepcopy calls methods of the user's classes
         raise ConfigError(
-            f"the model cannot be copied ({type(error).__name__}: {reason[:200]}): remove the attribute"
-            " that cannot, such as a lock, an open file, or a tensor kept from a training step"
+            f"the model cannot be copied ({type(error).__name__}: {first_line(error)}): remove the"
+            " attribute that cannot be copied, such as a lock, an open file, or a tensor kept from a"
+            " training step"
         ) from error
 
 
-def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: bool) -> Source:
+def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> Source:
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
     architecture = model.architecture
@@ -130,15 +140,15 @@ def _source(model: SourceModel, path: Path, origin: str, sha256: str, foreign: b
         model.name,
         model.classes,
         model.card,
-        None if architecture is None else CarriedModule(architecture),
-        model if foreign else None,
-        model.facts.get("white_level"),
+        carried=None if architecture is None else CarriedModule(architecture),
+        unsaved=model,
+        white_level=model.facts.get("white_level"),
     )
 
 
 def _weights_sha256(model: SourceModel) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.network.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

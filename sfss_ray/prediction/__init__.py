@@ -1,1 +1,1 @@
-"""Using a finished model: predictions of a folder of images, and its export to ONNX."""
+"""Use of a finished model: predictions of a folder of images, and export to ONNX."""

@@ -1,4 +1,4 @@
-"""Export of a model to ONNX, checked with onnxruntime before the file appears under its name."""
+"""`export`: a model as an ONNX file, which onnxruntime checks before it gets its name."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from sfss_ray.models.model_file import SourceModel
 
 OPSET = 18
-LEAST_SIDE = 32
+MIN_SIDE = 32
 TIE = 1e-3
-"""Where the two best logits of torch are nearer than this, rounding may decide between them."""
+"""Difference of the two best logits of torch below which rounding may decide between them."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An ONNX file and what was checked of it."""
+    """An ONNX file and the result of its check."""
 
     path: Path
     opset: int
@@ -43,15 +43,15 @@ class ExportResult:
     output: str
     """Name and shape of the output: logits at the size of the input, float32."""
     dynamic: tuple[str, ...]
-    """Axes of any length; the others are fixed."""
+    """Axes that may have any length; the others are fixed."""
     checked_pixels: int
     """Pixels of drawn streets whose class was compared with torch's."""
     rounding_pixels: int
-    """Of them, those that differ where torch's two best classes are as good as equal."""
+    """Those of them that differ only because torch's two best classes are tied; see TIE."""
     megabytes: float
 
     def lines(self) -> list[str]:
-        """The result for people."""
+        """Return the result for people."""
         return [
             f"model: {self.path} ({self.megabytes:.1f} MB, opset {self.opset})",
             f"input: {self.input}, RGB in [0, 1], float32",
@@ -74,55 +74,59 @@ def export_onnx(
 ) -> ExportResult:
     """Write a model as ONNX: RGB images (B, 3, H, W) in [0, 1] -> logits (B, C, H, W).
 
-    The card's preparation of images and the scaling of logits up are in the file. The batch may be of
-    any length, height and width too where the network allows. What was written is run by onnxruntime on
-    drawn streets, at every kind of shape it says to take, and kept only if the classes are torch's.
+    The file includes the card's preparation of images and the upsampling of logits. The batch may have
+    any length, and where the network allows it so may height and width. onnxruntime runs the file on
+    drawn streets at every kind of shape that it accepts. It is kept only if all classes are torch's.
 
     Args:
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
-        output_file: The ONNX file; one that is there is replaced.
-        size: (height, width) of the images, pixels, each 32 or more; where height and width may have any
-            length, the size that is checked first.
+        output_file: The ONNX file; an existing file is replaced.
+        size: (height, width) of the images in pixels, each 32 or more; where height and width may have
+            any length, the size that is checked first.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
-        config: `seed` draws the streets of the check.
+        config: `seed` decides the streets that are drawn for the check.
         progress: Called with a line of text as work goes on.
 
     Raises:
-        ConfigError: onnx, onnxscript or onnxruntime is not installed, or a size below 32.
-        CheckpointError: no model file, a network that cannot be exported, or an export whose classes
-            are not torch's: no file is left then.
+        ConfigError: onnx, onnxscript or onnxruntime is not installed, or `size` is below 32.
+        CheckpointError: `model` is not a model file, the network cannot be exported, or the classes of
+            the export are not torch's. No file is written then.
         OutputError: the file cannot be written.
     """
     config = config or Config()
-    if min(size) < LEAST_SIDE:
+    if min(size) < MIN_SIDE:
         raise ConfigError(f"size is {size}: allowed is (height, width), each 32 or more pixels")
     _require_onnx()
     source = open_source(model, card, config.source_weights)
-    loaded = source.load("cpu")
+    network = source.load("cpu")
     path = require_lasting(output_file, "ONNX file")
     with whole_file(path) as temporary:
-        result = _export_checked(loaded, temporary, size, config.seed, progress)
-    batch = "B" if "batch" in result.dynamic else "1"
-    shape = ("H", "W") if "height" in result.dynamic else size
+        check = _export_checked(network, temporary, size, config.seed, progress)
+    batch = "B" if "batch" in check.dynamic else "1"
+    shape = ("H", "W") if "height" in check.dynamic else size
     return ExportResult(
         path=path,
         opset=OPSET,
         input=f"image ({batch}, 3, {shape[0]}, {shape[1]})",
         output=f"logits ({batch}, {len(source.classes)}, {shape[0]}, {shape[1]})",
-        dynamic=result.dynamic,
-        checked_pixels=result.checked,
-        rounding_pixels=result.ties,
+        dynamic=check.dynamic,
+        checked_pixels=check.pixels,
+        rounding_pixels=check.ties,
         megabytes=path.stat().st_size / 1e6,
     )
 
 
 @dataclass(frozen=True)
-class _Checked:
+class _Check:
+    """Result of the check of a file."""
+
     dynamic: tuple[str, ...]
-    checked: int
+    pixels: int
+    """Pixels whose class was compared."""
     ties: int
+    """Pixels that differ by rounding alone."""
 
 
 def _require_onnx() -> None:
@@ -137,24 +141,24 @@ def _require_onnx() -> None:
 
 def _export_checked(
     model: SourceModel, path: Path, size: tuple[int, int], seed: int, progress: ProgressSink
-) -> _Checked:
-    """Write the most general file that passes the check."""
-    refused = ""
+) -> _Check:
+    """Write the most general file that passes the check: any size, or else the given size only."""
+    error_text = ""
     for dynamic in (("batch", "height", "width"), ("batch",)):
         progress(f"exporting with any {', '.join(dynamic)}")
         try:
             _write(model, path, size, dynamic)
-            return _check(model, path, _sizes(size, dynamic), dynamic, seed)
+            return _check_file(model, path, _sizes(size, dynamic), dynamic, seed)
         except CheckpointError as error:
-            refused = str(error)
-    raise CheckpointError(refused)
+            error_text = str(error)
+    raise CheckpointError(error_text)
 
 
 def _sizes(size: tuple[int, int], dynamic: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Sizes to check, as batches of 1, 2, ...: where any is allowed, one of odd numbers too."""
+    """Return the sizes to check, as batches of 1, 2, ...; where any is allowed, an odd size too."""
     if "height" not in dynamic:
         return [size, size]
-    return [size, (max(LEAST_SIDE, size[0] // 2 + 5), max(LEAST_SIDE, size[1] // 2 + 11))]
+    return [size, (max(MIN_SIDE, size[0] // 2 + 5), max(MIN_SIDE, size[1] // 2 + 11))]
 
 
 def _write(model: SourceModel, path: Path, size: tuple[int, int], dynamic: tuple[str, ...]) -> None:
@@ -179,18 +183,18 @@ def _write(model: SourceModel, path: Path, size: tuple[int, int], dynamic: tuple
             program.save(path, external_data=False)
     except OSError:
         raise
-    except Exception as error:  # the exporter raises errors of many kinds
+    except Exception as error:  # the exporter raises many types of errors
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"{model.name} cannot be exported to ONNX ({type(error).__name__}:"
-            f" {reason[0][:160] if reason else 'no message'}): networks of this package can; a module"
-            " of your own must be one that torch.export takes"
+            f" {reason[0][:160] if reason else 'no message'}): every network of this package can; a"
+            " module of your own must be supported by torch.export"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own lines: what matters of them is checked after it."""
+    """Silence the output of the exporter; the check of the file reports what matters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -204,65 +208,78 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _check(
+def _check_file(
     model: SourceModel,
     path: Path,
     sizes: list[tuple[int, int]],
     dynamic: tuple[str, ...],
     seed: int,
-) -> _Checked:
-    """Run the file; CheckpointError where it fails, or where its classes are not torch's."""
+) -> _Check:
+    """Run the file and compare its classes with torch's.
+
+    Raises:
+        CheckpointError: it does not run, or its classes are not torch's.
+    """
     import onnxruntime
     import torch
 
     checked = ties = 0
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for number, size in enumerate(sizes, start=1):
-            images = _streets(number, size, seed)
+        for batch_size, size in enumerate(sizes, start=1):
+            images = _streets(batch_size, size, seed)
             with torch.no_grad():
                 expected = model(images).numpy()
-            (found,) = session.run(None, {"image": images.numpy()})
-            ties += _compare(expected, np.asarray(found), model.name)
+            (logits,) = session.run(None, {"image": images.numpy()})
+            ties += _count_ties(expected, np.asarray(logits), model.name)
             checked += expected.shape[0] * size[0] * size[1]
     except CheckpointError:
         raise
-    except Exception as error:  # onnxruntime's errors share no base of their own
+    except Exception as error:  # onnxruntime's errors have no common base class
         reason = str(error).strip().splitlines()[0][:160]
         raise CheckpointError(
             f"the ONNX file of {model.name} does not run ({type(error).__name__}: {reason}): it was not"
             " kept"
         ) from error
-    return _Checked(dynamic, checked, ties)
+    return _Check(dynamic, checked, ties)
 
 
-def _compare(expected: np.ndarray, found: np.ndarray, name: str) -> int:
-    """Number of pixels whose class differs by rounding alone; CheckpointError for any other."""
-    if found.shape != expected.shape:
+def _count_ties(expected: np.ndarray, logits: np.ndarray, name: str) -> int:
+    """Count the pixels whose class differs from torch's by rounding alone.
+
+    Args:
+        expected: (B, C, H, W) logits of torch.
+        logits: (B, C, H, W) logits of the file.
+        name: The network, for errors.
+
+    Raises:
+        CheckpointError: shapes differ, a class differs otherwise, or a logit is NaN or Inf.
+    """
+    if logits.shape != expected.shape:
         raise CheckpointError(
-            f"the ONNX file of {name} returns {found.shape} where torch returns {expected.shape}: it"
+            f"the ONNX file of {name} returns {logits.shape} where torch returns {expected.shape}: it"
             " was not kept"
         )
     best = np.sort(expected, axis=1)[:, -2:]
-    near = (best[:, -1] - best[:, 0] < TIE) if expected.shape[1] > 1 else np.ones(1, bool)
-    differs = expected.argmax(1) != found.argmax(1)
-    wrong = int((differs & ~near).sum())
-    if wrong or not np.isfinite(found).all():
+    is_tie = (best[:, -1] - best[:, 0] < TIE) if expected.shape[1] > 1 else np.ones(1, bool)
+    differs = expected.argmax(1) != logits.argmax(1)
+    wrong = int((differs & ~is_tie).sum())
+    if wrong or not np.isfinite(logits).all():
         raise CheckpointError(
             f"the ONNX file of {name} gives another class than torch on {wrong} of {differs.size} pixels"
-            f" (logits differ by up to {np.abs(found - expected).max():.3g}): it was not kept; tell us"
-            " which network it is"
+            f" (logits differ by up to {np.abs(logits - expected).max():.3g}): it was not kept; please"
+            " report which network it is"
         )
     return int(differs.sum())
 
 
-def _streets(number: int, size: tuple[int, int], seed: int) -> torch.Tensor:
-    """Drawn streets (number, 3, H, W), RGB in [0, 1]."""
+def _streets(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
+    """Draw streets: (count, 3, H, W) float32, RGB in [0, 1]."""
     import cv2
     import torch
 
     from sfss_ray.streets.scenes import render_scene
 
-    scenes = [render_scene("camera", seed, index).image for index in range(number)]
+    scenes = [render_scene("camera", seed, index).image for index in range(count)]
     images = [cv2.resize(scene, (size[1], size[0])) for scene in scenes]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

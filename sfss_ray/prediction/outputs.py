@@ -1,7 +1,7 @@
-"""The files that one predicted image leaves: train ids, colours, overlay, Cityscapes' label ids.
+"""Files of predictions: train ids, colours, overlay, and Cityscapes' label ids of each image.
 
-A file appears under its name whole (hidden temporary name, then rename). Train ids come last: their
-file says that the image is done, which is what a repeated call goes by.
+Every file is written under a hidden name and renamed, so that it is whole or absent. Train ids are
+written last: a repeated call skips the images that have them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
-from sfss_ray.data.content import Content, changed, read_with_content
+from sfss_ray.data.content import Content, changed_files, read_with_content
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.storage.files import whole_file
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from sfss_ray.config import EvaluationConfig
     from sfss_ray.models.segmenter import Segmenter
 
-_KEYWORD = "sfss_ray.image"  # of the PNG text that says which image was predicted
+_KEYWORD = "sfss_ray.image"  # of the PNG text that identifies the predicted image
 _NOTE = re.compile(_KEYWORD.encode() + rb"\0(-?\d+) (-?\d+) ([0-9a-z]+)")
-_START = 512  # bytes of a PNG that hold its header and the text
+_HEADER_BYTES = 512  # start of a PNG, with its header and the text
 TRAIN_IDS, LABEL_IDS, COLOUR, OVERLAY = "train_ids", "label_ids", "colour", "overlay"
 
 
 def label_id_table(classes: ClassSet) -> np.ndarray | None:
-    """(256,) uint8: train id -> Cityscapes labelId, by class name; None where a class has none."""
+    """Return (256,) uint8 train id -> Cityscapes labelId, by class name; None if a class has none."""
     if not set(classes.classes) <= CITYSCAPES_LABEL_IDS.keys():
         return None
     table = np.zeros(256, np.uint8)  # labelId 0 is Cityscapes' "unlabeled"
@@ -41,43 +41,53 @@ def label_id_table(classes: ClassSet) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class PredictionFolder:
-    """Where predictions of a class set go, and which images are done."""
+    """Folder of the predictions of a class set."""
 
     root: Path
     classes: ClassSet
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The folders that are written, the one that says `done` last."""
+        """Names of the folders of PNGs, in the order in which they are written."""
         labelled = (LABEL_IDS,) if label_id_table(self.classes) is not None else ()
         return (COLOUR, OVERLAY, *labelled, TRAIN_IDS)
 
     def path(self, kind: str, image_id: str) -> Path:
-        """The file of one kind; the image's id keeps its folders."""
+        """Return the file of one kind; the id of an image may contain folders."""
         return self.root / kind / f"{image_id}.png"
 
     def remaining(self, files: Sequence[ImageFile]) -> tuple[list[ImageFile], set[str]]:
-        """(images still to predict, ids of those that were changed since they were predicted)."""
+        """Return the images still to predict, and the ids of images changed since their prediction."""
         paths = {file.image_id: self.path(TRAIN_IDS, file.image_id) for file in files}
-        done = [file for file in files if paths[file.image_id].exists()]
-        known = {
+        predicted = [file for file in files if paths[file.image_id].exists()]
+        recorded = {
             file.image_id: content
-            for file in done
-            if (content := _content_in(paths[file.image_id])) is not None
+            for file in predicted
+            if (content := _recorded_content(paths[file.image_id])) is not None
         }
-        altered = set(changed({file.image_id: file.path for file in done}, known))
-        altered |= {
+        outdated = set(changed_files({file.image_id: file.path for file in predicted}, recorded))
+        outdated |= {
             file.image_id
-            for file in done
-            if file.image_id not in known and _differs(file, paths[file.image_id])
+            for file in predicted
+            if file.image_id not in recorded and _differs(file, paths[file.image_id])
         }
-        finished = {file.image_id for file in done} - altered
-        return [file for file in files if file.image_id not in finished], altered
+        up_to_date = {file.image_id for file in predicted} - outdated
+        return [file for file in files if file.image_id not in up_to_date], outdated
 
     def write(
         self, image_id: str, image: np.ndarray, train_ids: np.ndarray, content: Content
     ) -> None:
-        """All files of an image: uint8 (H, W, 3) RGB and its uint8 (H, W) train ids."""
+        """Write all files of an image.
+
+        Args:
+            image_id: Id of the image.
+            image: uint8 (H, W, 3) RGB.
+            train_ids: uint8 (H, W).
+            content: Content of the image file, which the PNGs record.
+
+        Raises:
+            OutputError: a file cannot be written.
+        """
         colours = self.classes.colour(train_ids)
         pictures = {
             COLOUR: colours,
@@ -92,7 +102,7 @@ class PredictionFolder:
 
 
 def _write_png(path: Path, pixels: np.ndarray, content: Content) -> None:
-    """Write a PNG that says which image it was predicted from."""
+    """Write a PNG that records the content of the image it was predicted from."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -102,21 +112,21 @@ def _write_png(path: Path, pixels: np.ndarray, content: Content) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1, pnginfo=info)
 
 
-def _content_in(path: Path) -> Content | None:
-    """What the image of a predicted PNG held; None where the file does not say it.
+def _recorded_content(path: Path) -> Content | None:
+    """Return the content of the image that a PNG was predicted from; None where it is not recorded.
 
-    The text stands before the pixels, so that the start of the file is enough.
+    The text comes before the pixels, so only the start of the file is read.
     """
     with path.open("rb") as file:
-        start = file.read(_START)
-    found = _NOTE.search(start)
-    return Content(int(found[1]), int(found[2]), found[3].decode()) if found else None
+        start = file.read(_HEADER_BYTES)
+    match = _NOTE.search(start)
+    return Content(int(match[1]), int(match[2]), match[3].decode()) if match else None
 
 
 def _differs(file: ImageFile, path: Path) -> bool:
-    """Whether an image is newer than its prediction, or of another size.
+    """Return whether an image is newer than its prediction, or of another size.
 
-    For predictions of former releases, which do not say what they were made from.
+    This is for predictions of former releases, which do not record their image.
     """
     from sfss_ray.data.decoding import image_size
 

@@ -1,1 +1,1 @@
-"""Clusters, pools, progress and run folders: what a run needs and no algorithm does."""
+"""Services of a run: clusters, pools of processes, progress, run folders. No algorithm needs them."""

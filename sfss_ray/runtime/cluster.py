@@ -1,125 +1,29 @@
-"""Joining or starting a Ray cluster, and what it offers. Nothing here knows what runs on it."""
+"""The connection to a Ray cluster: joined or started, its resources, and the device of workers."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
+from sfss_ray.runtime.resources import Resources
 
 AUTO, LOCAL = "auto", "local"
 _ADDRESS_VARIABLE = "RAY_ADDRESS"
 _TIMEOUT_S = 5.0
-_SLACK = 1e-6  # 3 * 0.1 CPUs fit into 0.3
-TRIAL_DRIVER_CPUS = 0.01
-"""Of a trial that starts workers of its own: almost none, so that trials cannot starve their workers."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a cluster has in all, and on each of its nodes."""
-
-    cpus: float
-    gpus: int
-    nodes: tuple[tuple[float, float], ...] = ()
-    """(CPUs, GPUs) of each node; empty where only the totals are known."""
-    limit: tuple[float, float] | None = None
-    """(CPUs, GPUs) that an autoscaler may grow the cluster to; None without one."""
-
-    def holds(self, cpus: float, gpus: float = 0.0) -> int:
-        """Processes of `cpus` and `gpus` each that fit at the same time; none is split over nodes."""
-        nodes = self.nodes or ((self.cpus, self.gpus),)
-        now = sum(_fitting(node, (cpus, gpus)) for node in nodes)
-        return max(now, _fitting(self.limit, (cpus, gpus)) if self.limit else 0)
-
-    def describe(self) -> str:
-        """'8 CPUs and 2 GPUs on 2 nodes'."""
-        text = f"{_counted(self.cpus, 'CPU')} and {_counted(self.gpus, 'GPU')}"
-        text += f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
-        return f"{text}, at most {self.limit[0]:g} and {self.limit[1]:g}" if self.limit else text
-
-
-def _counted(number: float, unit: str) -> str:
-    return f"{number:g} {unit}{'' if number == 1 else 's'}"
-
-
-def _fitting(node: tuple[float, float], needs: tuple[float, float]) -> int:
-    shares = [have / need + _SLACK for have, need in zip(node, needs, strict=True) if need > 0]
-    return int(min(shares, default=0.0))
-
-
-@dataclass(frozen=True)
-class Demand:
-    """Processes that must run at the same time for a stage to run at all."""
-
-    what: str
-    """In the plural, for messages: 'training workers'."""
-    number: int
-    knobs: str
-    """The settings that decide it."""
-    cpus: float
-    """Of each process."""
-    gpus: float = 0.0
-    beside: float = 0.0
-    """CPUs that their driver needs at the same time."""
-
-    def fitting(self, resources: Resources) -> int:
-        """Processes that fit beside the driver."""
-        number = resources.holds(self.cpus, self.gpus)
-        if not self.cpus or resources.limit:
-            return number
-        return min(number, int((resources.cpus - self.beside) / self.cpus + _SLACK))
-
-    def require(self, resources: Resources) -> None:
-        """ClusterError when the cluster can never hold them: Ray would wait without a word."""
-        fitting = self.fitting(resources)
-        if fitting >= self.number:
-            return
-        needs = {"CPU": self.cpus, "GPU": self.gpus}
-        each = " and ".join(_counted(number, unit) for unit, number in needs.items() if number)
-        raise ClusterError(
-            f"{self.number} {self.what} of {each} each were asked for, but the cluster holds"
-            f" {fitting} ({resources.describe()}): lower {self.knobs}, or use a larger cluster"
-        )
-
-
-def training_demand(compute: ComputeConfig, device: str) -> Demand:
-    """The workers of one training."""
-    gpus = 1.0 if device == "cuda" else 0.0
-    knobs = "compute.num_workers or compute.cpus_per_worker"
-    return Demand("training workers", compute.num_workers, knobs, compute.cpus_per_worker, gpus)
-
-
-def trials_demand(compute: ComputeConfig, device: str, at_once: int = 1) -> Demand:
-    """The workers of trials of a search, beside the trials themselves where these are several."""
-    demand = training_demand(compute, device)
-    if compute.num_workers > 1:
-        demand = dataclasses.replace(demand, beside=TRIAL_DRIVER_CPUS * max(at_once, 1))
-    if at_once <= 1:
-        return demand
-    knobs = f"compute.concurrent_trials, {demand.knobs}"
-    what = f"training workers of {at_once} trials at the same time"
-    return dataclasses.replace(demand, what=what, number=at_once * demand.number, knobs=knobs)
-
-
-def actor_demand(what: str, number: int, device: str) -> Demand:
-    """The actors of a pool; 0 is as many as fit."""
-    on_gpu = device == "cuda"
-    return Demand(f"{what} actors", number, f"compute.{what}_actors", 1.0 - on_gpu, float(on_gpu))
 
 
 def local_device(compute: ComputeConfig) -> str:
-    """'cpu' or 'cuda', for what this process computes itself.
+    """Return the device, 'cpu' or 'cuda', of what this process computes itself.
 
-    ClusterError when CUDA is asked for, and neither this machine has it nor a cluster is named that may.
+    Raises:
+        ClusterError: CUDA is requested, this machine has none, and no cluster is named that may have it.
     """
     if compute.device == "cpu":
         return "cpu"
@@ -136,19 +40,19 @@ def local_device(compute: ComputeConfig) -> str:
 
 
 def resolve_device(compute: ComputeConfig) -> str:
-    """'cpu' or 'cuda', for what the workers of a cluster compute; see `choose_device`."""
+    """Return the device of a cluster's workers, 'cpu' or 'cuda'; see `choose_device`."""
     local_device(compute)
     return choose_device(compute, capacity(compute))
 
 
 def choose_device(compute: ComputeConfig, resources: Resources) -> str:
-    """'cpu' or 'cuda', for workers: the cluster's GPUs decide, not those of the driver's machine.
+    """Return the device of workers, 'cpu' or 'cuda', from the GPUs of the cluster.
 
-    A head node without a GPU drives a cluster that has some, and a workstation with a GPU drives one
-    that has none, where Ray would wait for a GPU for ever.
+    The GPUs of the driver's own machine do not count. A head node without a GPU may drive a cluster
+    with GPUs. A workstation with a GPU may drive a cluster without, where Ray would wait for ever.
 
     Raises:
-        ClusterError: CUDA is asked for and the cluster has no GPU.
+        ClusterError: CUDA is requested and the cluster has no GPU.
     """
     if compute.device == "cpu":
         return "cpu"
@@ -160,7 +64,7 @@ def choose_device(compute: ComputeConfig, resources: Resources) -> str:
 
 
 def capacity(compute: ComputeConfig) -> Resources:
-    """What the cluster of this config has. One that is still to be started here is not started."""
+    """Return the resources of this config's cluster; a local one is not started for that."""
     if _uses_running_cluster(compute):
         with connected(compute) as resources:
             return resources
@@ -181,14 +85,18 @@ def _is_connected() -> bool:
 
 
 def cluster_address(compute: ComputeConfig) -> str:
-    """`local`, or the address of the cluster to join; an empty RAY_ADDRESS counts as none."""
+    """Return `local`, or the address of the cluster to join; an empty RAY_ADDRESS counts as unset."""
     if compute.address != AUTO:
         return compute.address
     return os.environ.get(_ADDRESS_VARIABLE, "").strip() or LOCAL
 
 
 def check_address(compute: ComputeConfig) -> None:
-    """ClusterError when an explicit HOST:PORT does not answer. Joining would wait for minutes."""
+    """Check that an explicit HOST:PORT answers; joining would wait for minutes.
+
+    Raises:
+        ClusterError: it does not answer, or it is no address that a driver can join.
+    """
     address = cluster_address(compute)
     if address in (AUTO, LOCAL):
         return
@@ -206,7 +114,7 @@ def check_address(compute: ComputeConfig) -> None:
 
 
 def _refuse_dashboard(address: str) -> None:
-    """The address that `ray job submit` takes is not one that a driver can join."""
+    """Refuse the address that `ray job submit` takes; a driver cannot join it."""
     if address.startswith(("http://", "https://")):
         raise ClusterError(
             f"Ray address {address!r} is that of the dashboard, which takes jobs: submit the command"
@@ -216,22 +124,25 @@ def _refuse_dashboard(address: str) -> None:
 
 
 def prepare_environment() -> None:
-    """Settings that Ray reads when it starts; the user's own values win."""
+    """Set what Ray reads when it starts; values that the user has set stay."""
     if not os.environ.get(_ADDRESS_VARIABLE, "unset").strip():
         del os.environ[_ADDRESS_VARIABLE]  # set but empty, as a shell script leaves it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    # Metrics would be throttled to one report in seconds otherwise.
+    # Ray would otherwise throttle metrics to one report every few seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables; we print progress lines
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no tables by Tune: progress is ours
 
 
 @contextlib.contextmanager
 def connected(compute: ComputeConfig) -> Iterator[Resources]:
-    """Be connected to a cluster inside the block; one that was started here ends with it.
+    """Connect to a cluster for the block; a cluster that was started here ends with it.
 
-    A connection that exists already is used as it is and stays.
+    An existing connection is used as it is and stays open.
+
+    Raises:
+        ClusterError: the cluster cannot be started or joined, or has no GPU where one is requested.
     """
     check_address(compute)
     prepare_environment()
@@ -242,9 +153,9 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
         yield _resources(compute)
         return
     if cluster_address(compute) == LOCAL:
-        _start_here()
+        _start_local()
     else:
-        # A job's driver joins by RAY_ADDRESS, which Ray itself reads.
+        # Ray itself reads RAY_ADDRESS, by which the driver of a submitted job joins.
         _join(None if compute.address == AUTO else compute.address, compute)
     try:
         yield _resources(compute)
@@ -252,10 +163,13 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
         ray.shutdown()
 
 
-def _start_here() -> None:
-    """Start a cluster on this machine; once more where it was too busy for Ray's patience of 30 s.
+def _start_local() -> None:
+    """Start a cluster on this machine, with one retry.
 
-    ClusterError where it does not start: Ray raises plain exceptions of several kinds.
+    A busy machine may take longer than the 30 s that Ray waits. Ray raises plain exceptions then.
+
+    Raises:
+        ClusterError: it does not start at the second try either.
     """
     try:
         _init("local")
@@ -268,19 +182,24 @@ def _start_here() -> None:
         raise ClusterError(
             f"no Ray cluster could be started on this machine ({_first_line(error)}): it may be"
             " overloaded, or out of memory or of disk for Ray's files (/tmp/ray); free some and run"
-            " again, what is finished is kept"
+            " again: finished work is kept"
         ) from error
 
 
 def _join(address: str | None, compute: ComputeConfig) -> None:
-    """Join a cluster that runs; None is that of RAY_ADDRESS. ClusterError where that fails."""
+    """Join a running cluster; None is the address in RAY_ADDRESS.
+
+    Raises:
+        ClusterError: it cannot be joined.
+    """
     try:
         _init(address)
     except Exception as error:
-        named = compute.address if address else os.environ.get(_ADDRESS_VARIABLE)
+        address_text = compute.address if address else os.environ.get(_ADDRESS_VARIABLE)
         raise ClusterError(
-            f"Ray address {named!r} cannot be joined ({_first_line(error)}): see that the cluster runs,"
-            " with the same versions of Ray and Python, and that its token is set here (RAY_AUTH_MODE)"
+            f"Ray address {address_text!r} cannot be joined ({_first_line(error)}): check that the"
+            " cluster runs, with the same versions of Ray and Python, and that its token is set here"
+            " (RAY_AUTH_MODE)"
         ) from error
 
 
@@ -310,18 +229,24 @@ def _resources(compute: ComputeConfig) -> Resources:
 
 
 def _autoscaler_limit() -> tuple[float, float] | None:
-    """(CPUs, GPUs) that an autoscaler may bring; Ray Train asks the same before it waits."""
+    """Return the (CPUs, GPUs) that an autoscaler may grow to, from the source that Ray Train uses."""
     from ray._private.state import state
 
-    most = state.get_max_resources_from_cluster_config()
-    return (float(most.get("CPU", 0)), float(most.get("GPU", 0))) if most else None
+    limit = state.get_max_resources_from_cluster_config()
+    return (float(limit.get("CPU", 0)), float(limit.get("GPU", 0))) if limit else None
 
 
 def pickled(value: object, by_value: Sequence[ModuleType] = ()) -> bytes:
-    """What Ray would send of a value, with the code of some modules in it instead of their names."""
+    """Pickle a value as Ray does, with the code of some modules included instead of their names.
+
+    Args:
+        value: What a worker is to receive.
+        by_value: Modules that workers cannot import.
+    """
     import ray.cloudpickle
 
     registered = ray.cloudpickle.list_registry_pickle_by_value()
+    # Modules that the user has registered must stay so afterwards.
     added = [module for module in by_value if module.__name__ not in registered]
     for module in added:
         ray.cloudpickle.register_pickle_by_value(module)

@@ -1,8 +1,9 @@
-"""What processes of a pool were at when they died: the kernel's kill or a fault raises no error.
+"""Guards against work that crashes its process again and again. No Ray here.
 
-Ray starts lost actors and their tasks again without end. So a process leaves a file in the stage's
-folder while it loads its network, and one that names the images of its item that it has begun; both go
-when the work is done. No Ray here.
+Ray restarts lost actors and repeats their tasks without end. A kill by the kernel or a fault in a
+library raises no error that could be counted. So a process leaves files in the stage's folder: one
+while it loads its network, and one that names the images it has begun. It removes them when the work
+is done, and files that remain are counted as crashes.
 """
 
 from __future__ import annotations
@@ -15,87 +16,91 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-MOST_DEATHS = 3
-"""Of processes at one thing before it is given up; one that is lost by chance costs one."""
-_STARTS = ".start-"
-_BEGUN = ".begun-"
+MAX_CRASHES = 3
+"""Crashes allowed per image, and while loading, before it is skipped; one may be a lost machine's."""
+_LOADING_PREFIX = ".start-"
+_BEGUN_PREFIX = ".begun-"
 
-_DIED = "its process died"
-DIED = (
-    f"{_DIED} {MOST_DEATHS} times: out of memory, or a fault in a decoder; shrink or replace"
+_REASON_PREFIX = "its process died"
+CRASH_REASON = (
+    f"{_REASON_PREFIX} {MAX_CRASHES} times: out of memory, or a fault in a decoder; shrink or replace"
     " the image"
 )
 
 
 def killed_its_process(error: str | None) -> bool:
-    """Whether an image's error says so, in the words of any release."""
-    return error is not None and error.startswith(_DIED)
+    """Return whether an image's stored error says that it crashed its process, in any release's text."""
+    return error is not None and error.startswith(_REASON_PREFIX)
 
 
 @contextlib.contextmanager
-def started(folder: Path, pool: int) -> Iterator[None]:
-    """While a process loads its network; a file stays in `folder` where it dies of that.
+def loading_network(folder: Path, pool_size: int) -> Iterator[None]:
+    """Keep a file in `folder` while a process loads its network; a crash leaves it there.
 
-    Ray starts an actor again without end whose process dies, but not one that raises.
+    Ray restarts an actor whose process crashes without end, but not one that raises.
+
+    Args:
+        folder: Where the stage writes.
+        pool_size: Processes that load at the same time; each has a file.
 
     Raises:
-        RuntimeError: so many processes died that it is no chance; of `pool` that start at the same
-            time each has a file, too.
+        RuntimeError: too many processes crashed while they loaded.
     """
-    if len(list(folder.glob(f"{_STARTS}*"))) >= pool - 1 + MOST_DEATHS:
+    if len(list(folder.glob(f"{_LOADING_PREFIX}*"))) >= pool_size - 1 + MAX_CRASHES:
         raise RuntimeError(
-            f"{MOST_DEATHS} processes died while they loaded the network: out of memory, or a fault in"
+            f"{MAX_CRASHES} processes died while they loaded the network: out of memory, or a fault in"
             " a driver; fewer of them at a time (compute.mask_actors, compute.predict_actors) need less"
         )
-    file = folder / f"{_STARTS}{uuid.uuid4().hex}"
-    with contextlib.suppress(OSError):  # a full disk is told of by what is written next
+    file = folder / f"{_LOADING_PREFIX}{uuid.uuid4().hex}"
+    with contextlib.suppress(OSError):  # the next file that is written reports a full disk
         file.touch()
     try:
         yield
-    finally:  # also where it raises: that is told by the error
+    finally:  # also after an exception, which Ray reports
         _remove(file)
 
 
 class Attempts:
-    """Images of an item of work that were begun and not ended."""
+    """Counts how often processes began each image of an item of work without finishing it."""
 
     def __init__(self, folder: Path, image_ids: Iterable[str]):
         """
         Args:
-            folder: where the stage writes.
-            image_ids: of the item.
+            folder: Where the stage writes.
+            image_ids: Ids of the item's images.
         """
         item = hashlib.sha256(json.dumps(list(image_ids)).encode()).hexdigest()[:16]
-        self._file = folder / f"{_BEGUN}{item}"
-        self._begun = Counter[str]()
-        with contextlib.suppress(OSError, ValueError):  # none yet, or cut short with its process
-            self._begun.update(json.loads(self._file.read_text()))
+        self._file = folder / f"{_BEGUN_PREFIX}{item}"
+        self._counts = Counter[str]()
+        # There is no file yet, or a crash has cut it short.
+        with contextlib.suppress(OSError, ValueError):
+            self._counts.update(json.loads(self._file.read_text()))
 
     def begin(self, image_id: str) -> bool:
-        """Note that an image is begun; False where too many processes have died of it."""
-        if self._begun[image_id] >= MOST_DEATHS:
+        """Record that an image is begun; False where it has crashed too many processes."""
+        if self._counts[image_id] >= MAX_CRASHES:
             return False
-        self._begun[image_id] += 1
-        with contextlib.suppress(OSError):  # a full disk is told of by what is written next
-            self._file.write_text(json.dumps(self._begun))
+        self._counts[image_id] += 1
+        with contextlib.suppress(OSError):  # the next file that is written reports a full disk
+            self._file.write_text(json.dumps(self._counts))
         return True
 
     def end(self, image_id: str) -> None:
-        """The image did no harm."""
-        del self._begun[image_id]
+        """Record that an image was finished without a crash."""
+        del self._counts[image_id]
 
     def forget(self) -> None:
-        """The item is done."""
+        """Remove the counts of a finished item."""
         _remove(self._file)
 
 
-def forget_deaths(folder: Path) -> None:
-    """Remove what processes left that died, of this run or one before."""
-    for kind in (_STARTS, _BEGUN):
-        for file in folder.glob(f"{kind}*"):
+def forget_crashes(folder: Path) -> None:
+    """Remove the files of crashed processes, of this run or an earlier one."""
+    for prefix in (_LOADING_PREFIX, _BEGUN_PREFIX):
+        for file in folder.glob(f"{prefix}*"):
             _remove(file)
 
 
 def _remove(file: Path) -> None:
-    with contextlib.suppress(OSError):  # never made, or a folder that may only be read
+    with contextlib.suppress(OSError):  # it was never written, or the folder is read-only
         file.unlink()

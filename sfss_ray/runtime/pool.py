@@ -1,4 +1,4 @@
-"""The door to Ray Data: items of work over a pool of actors, each of which holds a network."""
+"""Pools of actors on Ray Data: items of work in, results out, each actor with a network of its own."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.cluster import Resources
-from sfss_ray.runtime.crash_guard import forget_deaths
+from sfss_ray.runtime.crash_guard import forget_crashes
+from sfss_ray.runtime.resources import Resources
 
 
-def pool_size(wanted: int, resources: Resources, on_gpu: bool) -> int:
-    """Actors: as many as are wanted (0: one for each GPU, or for each CPU where none is used)."""
-    return wanted or max(1, resources.gpus if on_gpu else int(resources.cpus))
+def pool_size(requested: int, resources: Resources, on_gpu: bool) -> int:
+    """Return the number of actors: as requested, or with 0 one per GPU, or per CPU without GPUs."""
+    return requested or max(1, resources.gpus if on_gpu else int(resources.cpus))
 
 
 def threads_of_actor(resources: Resources, pool: int) -> int:
-    """Compute threads of an actor: its share of the cluster's CPUs."""
+    """Return the compute threads of each of `pool` actors: its share of the cluster's CPUs."""
     return max(1, int(resources.cpus / pool))
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A stage's pool.
+    """A pool of actors for one stage."""
 
-    Attributes:
-        what: of the stage, for errors ("masks").
-        folder: where the stage writes.
-        actor: class whose instances are made of a dict `spec` in processes of their own. It loads its
-            network inside deaths.started, and its work on images notes its deaths.Attempts.
-        size: most actors; never more than items.
-        on_gpu: each actor has a GPU.
-        resources: of the cluster.
-    """
-
-    what: str
+    name: str
+    """Name of the stage's work, for errors: 'masks'."""
     folder: Path
+    """Folder that the stage writes to."""
     actor: type
+    """Class of the actors. Each is built from a dict `spec` in a process of its own. It loads its
+    network inside `crash_guard.loading_network`, and counts its work with `crash_guard.Attempts`."""
     size: int
+    """Largest number of actors; there are never more than items."""
     on_gpu: bool
+    """Whether each actor gets a GPU."""
     resources: Resources
+    """Resources of the cluster."""
 
     def results(
         self, items: Sequence[dict[str, str]], spec: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        """What actors return of each item, as they are done. `spec` gets `threads` and `pool`.
+        """Yield the actors' results, in the order in which items are finished.
 
-        Ray Data starts what was lost again, without end.
+        Ray Data repeats lost work without end.
+
+        Args:
+            items: Rows of text, each the work of one call of an actor.
+            spec: Argument of the actor's class; `threads` and `pool` are added.
 
         Raises:
             ClusterError: an actor raised an error, or the cluster was lost.
@@ -58,7 +59,7 @@ class Pool:
         import ray.data
         import ray.exceptions
 
-        # The import sets it to INFO; what stops the pool is told once, without Ray's stack traces.
+        # The import sets the level to INFO; our own error replaces Ray's stack traces.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         size = min(self.size, len(items))
         threads = threads_of_actor(self.resources, size)
@@ -67,27 +68,28 @@ class Pool:
             fn_constructor_args=(spec | {"threads": threads, "pool": size},),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=size),
-            # Ray Data needs a share of a CPU for itself: actors that hold every CPU starve it for ever.
+            # Ray Data needs some CPU for itself: actors that hold every CPU starve it for ever.
             num_cpus=min(1.0, 0.9 * self.resources.cpus / size),
             num_gpus=1 if self.on_gpu else 0,
         )
-        forget_deaths(self.folder)
+        # Crashes of earlier runs do not count, and this run's are of no use to later ones.
+        forget_crashes(self.folder)
         _hand_over_by_value()
         try:
             yield from dataset.iter_rows()
         except ray.exceptions.RayError as error:
-            raise ClusterError(_explained(self.what, str(error) or type(error).__name__)) from error
+            raise ClusterError(_explain(self.name, str(error) or type(error).__name__)) from error
         finally:
-            forget_deaths(self.folder)
+            forget_crashes(self.folder)
 
 
 def _hand_over_by_value() -> None:
-    """Have actors of Ray Data constructed from values, not from references to the object store.
+    """Make Ray Data construct actors from values, not from references to the object store.
 
-    Ray Data puts its context and the map function into the store and hands each restartable actor
+    Ray Data puts its context and the map function into the store, and gives each restartable actor
     references to them. Ray then warns, in red at every first run, that a restart fails when such an
-    object is lost. Both are a few kilobytes here, so that the constructor call carries them itself.
-    A release that keeps them elsewhere is left as it is.
+    object is lost. Both are a few kilobytes here, so the constructor call carries them itself.
+    Releases of Ray that keep them elsewhere are not changed.
     """
     from ray.data._internal.execution.operators import actor_pool_map_operator, map_operator
 
@@ -97,16 +99,14 @@ def _hand_over_by_value() -> None:
         pool._map_transformer_ref = property(lambda self: self._map_transformer)  # pyright: ignore
 
 
-def _explained(what: str, text: str) -> str:
-    """Why a pool stopped: Ray sends a text of all exceptions, the first cause first.
-
-    An error of this package, such as that of a full disk, says what to do itself.
-    """
-    own = re.search(r"^sfss_ray\.errors\.\w+: (.+)$", text, re.MULTILINE)
-    if own is not None:
-        return f"the pool of {what} stopped: {own[1].strip()}"
+def _explain(name: str, text: str) -> str:
+    """Return one line on why a pool stopped, from Ray's text of all exceptions, first cause first."""
+    # An error of this package, such as that of a full disk, says itself what to do.
+    package_error = re.search(r"^sfss_ray\.errors\.\w+: (.+)$", text, re.MULTILINE)
+    if package_error is not None:
+        return f"the pool of {name} stopped: {package_error[1].strip()}"
     lines = text.strip().splitlines()
-    raised = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
-    cause = next(raised, lines[0]).strip()[:200]
-    advice = "put that right and run again, what is finished is kept"
-    return f"the pool of {what} stopped ({cause}): {advice}"
+    exceptions = (line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line))
+    cause = next(exceptions, lines[0]).strip()[:200]
+    advice = "fix the cause and run again: finished work is kept"
+    return f"the pool of {name} stopped ({cause}): {advice}"

@@ -1,4 +1,4 @@
-"""The output folder of a run: whose it is, and whether this call may go on in it."""
+"""The output folder of a run: which run it belongs to, and whether this call may resume it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ RECORD_FILE = "config.json"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """Write an indented JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def refuse_other_run(folder: Path | str, record: Mapping[str, Any]) -> bool:
-    """Whether a folder holds a run of this record, which may be resumed; nothing is written.
+    """Refuse a folder that belongs to another run, without writing anything.
+
+    Returns:
+        True where the folder holds a run with this record, which can be resumed; False where it is
+        new or empty.
 
     Raises:
-        ResumeError: the folder belongs to a run with another record (the differences are named), or
-            holds files but no record.
+        ResumeError: the folder belongs to a run with another record (the message names the
+            differences), or holds files but no record.
     """
     folder = Path(folder)
     path = folder / RECORD_FILE
     if path.exists():
-        changed = differences(_read(path), _as_read(record))
+        changed = differences(_read(path), _as_json(record))
         if changed:
             more = f" and {len(changed) - 4} more" if changed[4:] else ""
             raise ResumeError(
@@ -45,23 +49,28 @@ def refuse_other_run(folder: Path | str, record: Mapping[str, Any]) -> bool:
 
 
 def claim(folder: Path | str, record: Mapping[str, Any]) -> Path:
-    """Make `folder` this run's own, or resume in it when the same run made it.
+    """Claim `folder` for this run, or resume the same run in it.
 
-    `record` is what decides the result: the flattened config without `compute`, the inputs and
-    their hashes. It is kept as config.json.
+    Args:
+        folder: The output folder; it is created where it is missing.
+        record: Everything that decides the result: the flattened config without `compute`, the
+            inputs and their hashes. It is written to config.json.
+
+    Returns:
+        The absolute path of the folder.
 
     Raises:
         ResumeError: see `refuse_other_run`.
-        OutputError: the folder cannot be written, or is deleted after the job that runs here.
+        OutputError: the folder cannot be written, or Ray deletes it after the job that runs here.
     """
     folder = require_lasting(folder)
     if not refuse_other_run(folder, record):
-        write_json(folder / RECORD_FILE, _as_read(record))
+        write_json(folder / RECORD_FILE, _as_json(record))
     return folder
 
 
-def _as_read(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as it comes back from JSON: tuples are lists."""
+def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record as it is read back from JSON: tuples become lists."""
     return json.loads(json.dumps(dict(record)))
 
 
@@ -71,5 +80,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ResumeError(f"{str(path)!r} is damaged: give another output folder") from error
     if not isinstance(record, dict):
-        raise ResumeError(f"{str(path)!r} is no record of a run: give another output folder")
+        raise ResumeError(f"{str(path)!r} is not the record of a run: give another output folder")
     return record

@@ -1,4 +1,4 @@
-"""How a process of ours computes on CPUs: so many threads, and memory that is kept once it is there."""
+"""CPU threads of a process, and reuse of the memory it has freed."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import ctypes
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
-_KEPT = 2**31 - 1  # bytes at the heap's end
-_LARGE = 2**30  # bytes from which an array still gets pages of its own
+_TRIM_BYTES = 2**31 - 1  # free bytes at the end of the heap that are kept
+_MMAP_BYTES = 2**30  # size from which an array still gets pages of its own
 
 
-def use_threads(number: float) -> None:
-    """For a process that computes with torch and nothing else beside: its threads, at least 1."""
+def use_threads(count: float) -> None:
+    """Set the torch threads of a worker process, rounded down and at least 1, and keep freed memory."""
     import torch
 
-    torch.set_num_threads(max(1, int(number)))
+    torch.set_num_threads(max(1, int(count)))
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Have the C library give freed arrays to the next ones, not back to the system.
+    """Make the C library reuse freed arrays instead of returning them to the system.
 
-    Each step of a training makes the same large arrays anew. By default they come from the kernel every
-    time, which clears each page first: with crops of 512x512 that is a third of a step's time
-    (experiments/bench/allocator.py). A process then holds as much memory as it once had. Other C
-    libraries than glibc are left as they are.
+    Each training step allocates the same large arrays again. By default they come from the kernel every
+    time, which clears each page first. With crops of 512x512 that takes a third of a step's time
+    (experiments/bench/allocator.py). The price is that a process keeps its peak memory. C libraries
+    other than glibc are not changed.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, _KEPT)
-        mallopt(_MMAP_THRESHOLD, _LARGE)
+        mallopt(_TRIM_THRESHOLD, _TRIM_BYTES)
+        mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, and text read whatever its encoding."""
+"""Files on disk: writes that are whole or absent, and text files in any Unicode encoding."""

@@ -1,4 +1,4 @@
-"""Text that users bring: class lists, cards and configs, from whatever editor saved them."""
+"""Text files of users, such as class lists, cards and configs, as any editor saves them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ENCODING_OF_MARK = {
 
 
 def decode_text(data: bytes) -> str:
-    r"""Bytes of a text file as text with `\n` line ends and without a byte order mark.
+    r"""Decode the bytes of a text file: `\n` line ends, no byte order mark.
 
-    The encoding is UTF-8 unless a byte order mark names UTF-16 or UTF-32, as Windows editors write.
+    The encoding is UTF-8, unless a byte order mark names UTF-16 or UTF-32, which Windows editors write.
 
     Raises:
         DataError: the bytes are not text in that encoding.
@@ -39,11 +39,11 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text(path: Path | str) -> str:
-    """The content of a text file; see `decode_text`.
+    """Read a text file; see `decode_text`.
 
     Raises:
         OSError: the file cannot be read.
-        DataError: it is not text; names the file.
+        DataError: it is not text; the message names the file.
     """
     data = Path(path).read_bytes()
     try:
@@ -53,5 +53,5 @@ def read_text(path: Path | str) -> str:
 
 
 def without_mark(text: str) -> str:
-    """Text that was pasted from a file, such as a command line's, without its byte order mark."""
+    """Remove byte order marks from text that was pasted from a file, such as into a command line."""
     return text.replace(BYTE_ORDER_MARK, "")

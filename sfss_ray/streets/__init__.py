@@ -1,1 +1,1 @@
-"""The embedded default: drawn street scenes and the small weights that ship."""
+"""The embedded default: drawn street scenes and small weights that ship with the package."""

@@ -1,7 +1,7 @@
 """The embedded default: drawn streets, a source model and a small SAM that ship with the package.
 
-It lets the whole job run where no data set is at hand. The source model was trained on labelled
-`game` scenes; the target is unlabelled `camera` scenes.
+With it a whole run needs no data set. The source model was trained on labelled `game` scenes; the
+target images are unlabelled `camera` scenes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TARGET_IMAGES, VAL_IMAGES = 96, 40
 
 @dataclass(frozen=True)
 class EmbeddedData:
-    """Folders of drawn scenes, as the functions of this package take them."""
+    """The source model and the folders of drawn scenes."""
 
     source_model: Path
     target_images: Path
@@ -31,7 +31,7 @@ class EmbeddedData:
 
 
 def write_embedded_data(folder: Path | str) -> EmbeddedData:
-    """Draw the target and val scenes below `folder`; what is there is kept."""
+    """Draw the target and val scenes below a folder; existing files are kept."""
     from sfss_ray.streets.scenes import write_streets
 
     target, val = Path(folder) / "target", Path(folder) / "val"
@@ -41,7 +41,7 @@ def write_embedded_data(folder: Path | str) -> EmbeddedData:
 
 
 def embedded_config() -> Config:
-    """Knobs for drawn streets of 256x128 on two CPU cores: minutes, not hours."""
+    """Return a config for drawn streets of 256x128 pixels that takes minutes on two CPU cores."""
     generator: dict[str, Any] = json.loads(SMALL_SAM_FACTS.read_text())["generator"]
     return override(
         Config(),

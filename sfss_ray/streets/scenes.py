@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from sfss_ray.storage.files import write_bytes, writing
-from sfss_ray.streets.appearance import develop, draw, sample_look, shade
+from sfss_ray.streets.appearance import develop, draw, sample_appearance, shade
 from sfss_ray.streets.brush import Brush
 from sfss_ray.streets.canvas import Camera, Canvas
 from sfss_ray.streets.styles import STYLES, Style
@@ -25,40 +25,47 @@ from sfss_ray.streets.surroundings import (
 from sfss_ray.streets.traffic import paint_street_life
 
 DOMAINS = ("game", "camera")
-_SMALLEST = 32  # pixels along either side
+_MIN_SIDE = 32  # pixels
 _OVERSAMPLING = 2  # painted pixels per image pixel and axis
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One rendered view; all arrays cover the same H x W pixels.
+    """A rendered image with its labels; all arrays have the same height and width.
 
-    image: uint8 (H, W, 3), RGB. labels: uint8 (H, W), Cityscapes train ids, 255 is ignored.
-    instances: int32 (H, W), an id above 0 per object or stuff segment, 0 is none.
-    parts: int32 (H, W), finer ids above 0 (windows, wheels, roofs); 0 where instances is 0.
-    Each part belongs to one instance, each instance has one label.
+    Each part belongs to one instance, and each instance has one label.
     """
 
     image: np.ndarray
+    """uint8 (H, W, 3) RGB."""
     labels: np.ndarray
+    """uint8 (H, W) Cityscapes train ids, 255 is ignored."""
     instances: np.ndarray
+    """int32 (H, W) ids above 0 of objects and stuff segments; 0 is none."""
     parts: np.ndarray
+    """int32 (H, W) finer ids above 0 (windows, wheels, roofs); 0 where there is no instance."""
 
 
 def render_scene(domain: str, seed: int, index: int, size: tuple[int, int] = (128, 256)) -> Scene:
-    """Render scene `index` >= 0 of the endless set (`domain`, `seed` >= 0).
+    """Render one scene of an endless set; the same arguments give the same bytes.
 
-    `size` is (height, width) in pixels, each at least 32. The same arguments give the same bytes.
-    Raises ValueError for an unknown domain, a negative seed or index and a size too small.
+    Args:
+        domain: "game" or "camera".
+        seed: Seed of the set, 0 or more.
+        index: Index of the scene in the set, 0 or more.
+        size: (height, width) in pixels, each 32 or more.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
-    _check(domain, seed, index, size)
+    _check_arguments(domain, seed, index, size)
     rng = np.random.default_rng([zlib.crc32(domain.encode()), seed, index])
     style = STYLES[domain]
-    look = sample_look(style, rng)
+    appearance = sample_appearance(style, rng)
     camera = _sample_camera(style, rng, size)
-    brush = Brush(Canvas(camera, look.shadow()), look, rng)
-    sky = _paint(brush)
-    light = shade(brush.canvas, look, sky, rng)
+    brush = Brush(Canvas(camera, appearance.shadow()), appearance, rng)
+    sky = _paint_street(brush)
+    light = shade(brush.canvas, appearance, sky, rng)
     light = cv2.resize(light, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     table = brush.canvas.table()
     parts = np.ascontiguousarray(brush.canvas.ids[::_OVERSAMPLING, ::_OVERSAMPLING])
@@ -68,19 +75,20 @@ def render_scene(domain: str, seed: int, index: int, size: tuple[int, int] = (12
     return Scene(develop(light, style, rng), labels, instances, parts)
 
 
-def _check(domain: str, seed: int, index: int, size: tuple[int, int]) -> None:
+def _check_arguments(domain: str, seed: int, index: int, size: tuple[int, int]) -> None:
     if domain not in DOMAINS:
         raise ValueError(f"domain is {domain!r}, but must be one of {', '.join(DOMAINS)}")
     for name, value in (("seed", seed), ("index", index)):
         if value < 0:
             raise ValueError(f"{name} is {value}, but must be 0 or more")
-    if len(size) != 2 or min(size) < _SMALLEST:
+    if len(size) != 2 or min(size) < _MIN_SIDE:
         raise ValueError(
-            f"size is {tuple(size)}, but must be (height, width), each {_SMALLEST} or more"
+            f"size is {tuple(size)}, but must be (height, width), each {_MIN_SIDE} or more"
         )
 
 
 def _sample_camera(style: Style, rng: np.random.Generator, size: tuple[int, int]) -> Camera:
+    """Draw a camera for a canvas of `_OVERSAMPLING` times the image size."""
     rows, columns = (_OVERSAMPLING * side for side in size)
     return Camera(
         rows=rows,
@@ -94,7 +102,7 @@ def _sample_camera(style: Style, rng: np.random.Generator, size: tuple[int, int]
     )
 
 
-def _paint(brush: Brush) -> int:
+def _paint_street(brush: Brush) -> int:
     """Paint a whole street and return the part id of its sky."""
     sky = paint_sky(brush)
     layout = sample_layout(brush)
@@ -103,7 +111,7 @@ def _paint(brush: Brush) -> int:
     paint_lots(brush, layout)
     paint_street_life(brush, layout)
     brush.canvas.finish()
-    if brush.rng.random() < brush.look.style.bonnet_chance:
+    if brush.rng.random() < brush.style.bonnet_chance:
         paint_bonnet(brush)
     return sky
 
@@ -116,21 +124,31 @@ def write_streets(
     size: tuple[int, int] = (128, 256),
     *,
     with_labels: bool = True,
-    start: int = 0,
 ) -> None:
-    """Write scenes `start` to `start + count - 1` below `root`; files that exist are kept.
+    """Write the first scenes of a set as images/00000.png and labels/00000.png, and so on.
 
-    Writes images/00000.png (RGB) and, `with_labels`, labels/00000.png (train ids, one channel).
-    Raises ValueError like `render_scene`, and for a negative count.
+    Existing files are kept.
+
+    Args:
+        root: Parent of the two folders.
+        domain: See `render_scene`.
+        seed: See `render_scene`.
+        count: Number of scenes, 0 or more.
+        size: See `render_scene`.
+        with_labels: Whether to write labels (train ids, one channel) beside the RGB images.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        OutputError: a file cannot be written.
     """
-    _check(domain, seed, start, size)
+    _check_arguments(domain, seed, 0, size)
     if count < 0:
         raise ValueError(f"count is {count}, but must be 0 or more")
     folders = ("images", "labels") if with_labels else ("images",)
     for folder in folders:
         with writing(Path(root) / folder):
             (Path(root) / folder).mkdir(parents=True, exist_ok=True)
-    for index in range(start, start + count):
+    for index in range(count):
         paths = [Path(root) / folder / f"{index:05d}.png" for folder in folders]
         if all(path.exists() for path in paths):
             continue
@@ -141,8 +159,8 @@ def write_streets(
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write through a temporary file, so that a broken run leaves no half-written image."""
-    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
-    if not done:
+    """Write a PNG atomically, so that an interrupted run leaves no partial image."""
+    is_encoded, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    if not is_encoded:
         raise OSError(f"{path} could not be encoded as PNG")
     write_bytes(path, data.tobytes())

@@ -1,4 +1,4 @@
-"""What makes the two domains differ: ranges of the layout, of the materials and of the light."""
+"""The styles of the two domains: ranges of the street layout, the materials and the light."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Surface = tuple[Colour, str, float, float]  # albedo, texture, contrast, texels 
 
 @dataclass(frozen=True)
 class Style:
-    """Ranges are uniform (low, high); lengths in metres, chances in [0, 1]."""
+    """The style of a domain. Ranges are uniform (low, high), lengths in metres, chances in [0, 1]."""
 
     focal: Range  # share of the image width
     horizon: Range  # share of the image height, from the top
     camera_height: Range
     roll: Range  # radians
     lane_width: Range
-    lanes: tuple[int, ...]  # lanes in all, per choice
+    lanes: tuple[int, ...]  # total numbers of lanes to choose from
     sidewalk: Range
     verge_chance: float
-    lots: dict[str, float]  # weights of building, park, gap
+    lots: dict[str, float]  # relative weights of building, park and gap
     floors: tuple[int, int]
     roof_chance: float
     parked_chance: float
@@ -48,14 +48,17 @@ class Style:
     vignette: Range
     blur: Range  # standard deviation in pixels at 128 rows
     noise: Range
-    jpeg: tuple[int, int] | None
+    jpeg: tuple[int, int] | None  # range of the quality; None for no compression
 
 
 _CARS_BRIGHT = [(0.8, 0.1, 0.1), (0.1, 0.25, 0.75), (0.95, 0.8, 0.1), (0.92, 0.92, 0.92)]
 _CARS_DULL = [(0.1, 0.1, 0.11), (0.4, 0.41, 0.43), (0.62, 0.63, 0.64), (0.2, 0.22, 0.3)]
 
 
-def _plain(colours: list[Colour], texture: str, contrast: float, density: float) -> list[Surface]:
+def _surfaces(
+    colours: list[Colour], texture: str, contrast: float, density: float
+) -> list[Surface]:
+    """Return one surface per colour."""
     return [(colour, texture, contrast, density) for colour in colours]
 
 
@@ -80,50 +83,54 @@ GAME = Style(
     signs=(2.0, 5.0),
     bonnet_chance=0.1,
     surfaces={
-        "road": _plain(
+        "road": _surfaces(
             [(0.36, 0.36, 0.39), (0.3, 0.31, 0.36), (0.45, 0.43, 0.41)], "grain", 0.08, 9
         ),
-        "mark": _plain([(0.95, 0.95, 0.93), (0.95, 0.8, 0.25)], "grain", 0.05, 9),
-        "sidewalk": _plain(
+        "mark": _surfaces([(0.95, 0.95, 0.93), (0.95, 0.8, 0.25)], "grain", 0.05, 9),
+        "sidewalk": _surfaces(
             [(0.68, 0.64, 0.58), (0.6, 0.6, 0.6), (0.72, 0.6, 0.5), (0.5, 0.5, 0.52)],
             "slab",
             0.16,
             10,
         ),
-        "kerb": _plain([(0.75, 0.74, 0.72)], "grain", 0.05, 9),
-        "facade": _plain(
+        "kerb": _surfaces([(0.75, 0.74, 0.72)], "grain", 0.05, 9),
+        "facade": _surfaces(
             [(0.85, 0.72, 0.52), (0.8, 0.45, 0.32), (0.85, 0.85, 0.82), (0.45, 0.6, 0.68)],
             "smooth",
             0.08,
             6,
         )
-        + _plain([(0.65, 0.35, 0.27), (0.55, 0.5, 0.45)], "brick", 0.18, 8)
-        + _plain([(0.4, 0.5, 0.6), (0.62, 0.62, 0.65)], "slab", 0.12, 5),
-        "trim": _plain([(0.9, 0.88, 0.84), (0.4, 0.35, 0.32)], "smooth", 0.04, 6),
-        "roof": _plain([(0.6, 0.28, 0.2), (0.35, 0.35, 0.38)], "plank", 0.15, 8),
-        "window": _plain([(0.35, 0.55, 0.75), (0.2, 0.32, 0.45)], "smooth", 0.3, 4),
-        "shop": _plain([(0.25, 0.35, 0.4), (0.5, 0.6, 0.65)], "smooth", 0.3, 5),
-        "awning": _plain([(0.8, 0.2, 0.2), (0.2, 0.5, 0.3), (0.9, 0.7, 0.2)], "plank", 0.25, 6),
-        "wall": _plain([(0.7, 0.65, 0.58), (0.6, 0.6, 0.6)], "slab", 0.15, 8)
-        + _plain([(0.62, 0.36, 0.28)], "brick", 0.2, 8),
-        "fence": _plain([(0.3, 0.22, 0.15), (0.85, 0.85, 0.85), (0.2, 0.3, 0.25)], "plank", 0.3, 9),
-        "pole": _plain([(0.45, 0.46, 0.48), (0.25, 0.26, 0.28)], "smooth", 0.05, 8),
-        "housing": _plain([(0.12, 0.12, 0.1), (0.75, 0.6, 0.1)], "smooth", 0.03, 8),
-        "trunk": _plain([(0.4, 0.28, 0.17)], "plank", 0.25, 16),
-        "leaf": _plain(
+        + _surfaces([(0.65, 0.35, 0.27), (0.55, 0.5, 0.45)], "brick", 0.18, 8)
+        + _surfaces([(0.4, 0.5, 0.6), (0.62, 0.62, 0.65)], "slab", 0.12, 5),
+        "trim": _surfaces([(0.9, 0.88, 0.84), (0.4, 0.35, 0.32)], "smooth", 0.04, 6),
+        "roof": _surfaces([(0.6, 0.28, 0.2), (0.35, 0.35, 0.38)], "plank", 0.15, 8),
+        "window": _surfaces([(0.35, 0.55, 0.75), (0.2, 0.32, 0.45)], "smooth", 0.3, 4),
+        "shop": _surfaces([(0.25, 0.35, 0.4), (0.5, 0.6, 0.65)], "smooth", 0.3, 5),
+        "awning": _surfaces([(0.8, 0.2, 0.2), (0.2, 0.5, 0.3), (0.9, 0.7, 0.2)], "plank", 0.25, 6),
+        "wall": _surfaces([(0.7, 0.65, 0.58), (0.6, 0.6, 0.6)], "slab", 0.15, 8)
+        + _surfaces([(0.62, 0.36, 0.28)], "brick", 0.2, 8),
+        "fence": _surfaces(
+            [(0.3, 0.22, 0.15), (0.85, 0.85, 0.85), (0.2, 0.3, 0.25)], "plank", 0.3, 9
+        ),
+        "pole": _surfaces([(0.45, 0.46, 0.48), (0.25, 0.26, 0.28)], "smooth", 0.05, 8),
+        "housing": _surfaces([(0.12, 0.12, 0.1), (0.75, 0.6, 0.1)], "smooth", 0.03, 8),
+        "trunk": _surfaces([(0.4, 0.28, 0.17)], "plank", 0.25, 16),
+        "leaf": _surfaces(
             [(0.22, 0.5, 0.14), (0.3, 0.55, 0.12), (0.15, 0.4, 0.16), (0.3, 0.38, 0.16)],
             "leaf",
             0.38,
             10,
         ),
-        "terrain": _plain([(0.38, 0.62, 0.2), (0.45, 0.58, 0.25)], "leaf", 0.14, 10)
-        + _plain([(0.75, 0.66, 0.45)], "grain", 0.1, 8),
-        "vehicle": _plain([*_CARS_BRIGHT, *_CARS_DULL, (0.1, 0.5, 0.3)], "smooth", 0.04, 4),
-        "glass": _plain([(0.16, 0.22, 0.28), (0.3, 0.4, 0.48)], "smooth", 0.2, 6),
-        "tyre": _plain([(0.07, 0.07, 0.08)], "smooth", 0.05, 8),
-        "rim": _plain([(0.65, 0.65, 0.68)], "smooth", 0.05, 8),
-        "skin": _plain([(0.9, 0.7, 0.56), (0.6, 0.42, 0.3), (0.35, 0.24, 0.17)], "smooth", 0.03, 8),
-        "cloth": _plain(
+        "terrain": _surfaces([(0.38, 0.62, 0.2), (0.45, 0.58, 0.25)], "leaf", 0.14, 10)
+        + _surfaces([(0.75, 0.66, 0.45)], "grain", 0.1, 8),
+        "vehicle": _surfaces([*_CARS_BRIGHT, *_CARS_DULL, (0.1, 0.5, 0.3)], "smooth", 0.04, 4),
+        "glass": _surfaces([(0.16, 0.22, 0.28), (0.3, 0.4, 0.48)], "smooth", 0.2, 6),
+        "tyre": _surfaces([(0.07, 0.07, 0.08)], "smooth", 0.05, 8),
+        "rim": _surfaces([(0.65, 0.65, 0.68)], "smooth", 0.05, 8),
+        "skin": _surfaces(
+            [(0.9, 0.7, 0.56), (0.6, 0.42, 0.3), (0.35, 0.24, 0.17)], "smooth", 0.03, 8
+        ),
+        "cloth": _surfaces(
             [
                 (0.8, 0.2, 0.2),
                 (0.2, 0.35, 0.8),
@@ -135,11 +142,13 @@ GAME = Style(
             0.1,
             20,
         ),
-        "legs": _plain(
+        "legs": _surfaces(
             [(0.2, 0.25, 0.45), (0.15, 0.15, 0.17), (0.6, 0.52, 0.4)], "smooth", 0.1, 20
         ),
-        "frame": _plain([(0.75, 0.15, 0.15), (0.1, 0.3, 0.6), (0.15, 0.15, 0.15)], "smooth", 0, 8),
-        "hood": _plain([(0.15, 0.15, 0.18)], "smooth", 0.1, 2),
+        "frame": _surfaces(
+            [(0.75, 0.15, 0.15), (0.1, 0.3, 0.6), (0.15, 0.15, 0.15)], "smooth", 0, 8
+        ),
+        "hood": _surfaces([(0.15, 0.15, 0.18)], "smooth", 0.1, 2),
     },
     colour_jitter=0.13,
     sun=(0.1, 0.95),
@@ -185,59 +194,63 @@ CAMERA = Style(
     signs=(2.0, 5.0),
     bonnet_chance=0.35,
     surfaces={
-        "road": _plain(
+        "road": _surfaces(
             [(0.46, 0.45, 0.43), (0.38, 0.37, 0.37), (0.53, 0.5, 0.47)], "smooth", 0.16, 5
         )
-        + _plain([(0.45, 0.42, 0.39)], "slab", 0.2, 24),
-        "mark": _plain([(0.72, 0.71, 0.68)], "smooth", 0.25, 14),
-        "sidewalk": _plain(
+        + _surfaces([(0.45, 0.42, 0.39)], "slab", 0.2, 24),
+        "mark": _surfaces([(0.72, 0.71, 0.68)], "smooth", 0.25, 14),
+        "sidewalk": _surfaces(
             [(0.5, 0.47, 0.44), (0.43, 0.42, 0.41), (0.55, 0.45, 0.4)], "slab", 0.16, 18
         )
-        + _plain([(0.47, 0.45, 0.43)], "grain", 0.12, 10),
-        "kerb": _plain([(0.55, 0.54, 0.52)], "grain", 0.15, 9),
-        "facade": _plain(
+        + _surfaces([(0.47, 0.45, 0.43)], "grain", 0.12, 10),
+        "kerb": _surfaces([(0.55, 0.54, 0.52)], "grain", 0.15, 9),
+        "facade": _surfaces(
             [(0.48, 0.3, 0.24), (0.4, 0.33, 0.29), (0.55, 0.4, 0.3)], "brick", 0.22, 12
         )
-        + _plain(
+        + _surfaces(
             [(0.62, 0.58, 0.5), (0.7, 0.68, 0.63), (0.5, 0.5, 0.49), (0.6, 0.52, 0.42)],
             "smooth",
             0.22,
             3,
         ),
-        "trim": _plain([(0.62, 0.6, 0.56), (0.3, 0.28, 0.26)], "smooth", 0.15, 6),
-        "roof": _plain([(0.36, 0.22, 0.18), (0.27, 0.27, 0.28)], "plank", 0.25, 9),
-        "window": _plain(
+        "trim": _surfaces([(0.62, 0.6, 0.56), (0.3, 0.28, 0.26)], "smooth", 0.15, 6),
+        "roof": _surfaces([(0.36, 0.22, 0.18), (0.27, 0.27, 0.28)], "plank", 0.25, 9),
+        "window": _surfaces(
             [(0.16, 0.18, 0.2), (0.3, 0.31, 0.31), (0.5, 0.52, 0.53)], "leaf", 0.35, 3
         ),
-        "shop": _plain([(0.2, 0.19, 0.18), (0.4, 0.37, 0.32)], "leaf", 0.45, 4),
-        "awning": _plain([(0.4, 0.2, 0.18), (0.25, 0.3, 0.28), (0.6, 0.58, 0.5)], "plank", 0.2, 6),
-        "wall": _plain([(0.46, 0.43, 0.4), (0.55, 0.53, 0.49)], "smooth", 0.25, 4)
-        + _plain([(0.42, 0.28, 0.23)], "brick", 0.25, 12),
-        "fence": _plain([(0.33, 0.28, 0.23), (0.2, 0.21, 0.2), (0.5, 0.5, 0.48)], "plank", 0.45, 7),
-        "pole": _plain(
+        "shop": _surfaces([(0.2, 0.19, 0.18), (0.4, 0.37, 0.32)], "leaf", 0.45, 4),
+        "awning": _surfaces(
+            [(0.4, 0.2, 0.18), (0.25, 0.3, 0.28), (0.6, 0.58, 0.5)], "plank", 0.2, 6
+        ),
+        "wall": _surfaces([(0.46, 0.43, 0.4), (0.55, 0.53, 0.49)], "smooth", 0.25, 4)
+        + _surfaces([(0.42, 0.28, 0.23)], "brick", 0.25, 12),
+        "fence": _surfaces(
+            [(0.33, 0.28, 0.23), (0.2, 0.21, 0.2), (0.5, 0.5, 0.48)], "plank", 0.45, 7
+        ),
+        "pole": _surfaces(
             [(0.38, 0.39, 0.38), (0.22, 0.23, 0.22), (0.52, 0.52, 0.5)], "grain", 0.1, 8
         ),
-        "housing": _plain([(0.1, 0.12, 0.1), (0.14, 0.2, 0.15)], "smooth", 0.1, 8),
-        "trunk": _plain([(0.27, 0.23, 0.19), (0.38, 0.35, 0.3)], "plank", 0.3, 16),
-        "leaf": _plain(
+        "housing": _surfaces([(0.1, 0.12, 0.1), (0.14, 0.2, 0.15)], "smooth", 0.1, 8),
+        "trunk": _surfaces([(0.27, 0.23, 0.19), (0.38, 0.35, 0.3)], "plank", 0.3, 16),
+        "leaf": _surfaces(
             [(0.22, 0.32, 0.13), (0.29, 0.36, 0.18), (0.36, 0.32, 0.16), (0.17, 0.26, 0.13)],
             "leaf",
             0.55,
             7,
         ),
-        "terrain": _plain(
+        "terrain": _surfaces(
             [(0.35, 0.37, 0.22), (0.42, 0.38, 0.27), (0.3, 0.33, 0.2)], "leaf", 0.3, 6
         ),
-        "vehicle": _plain(
+        "vehicle": _surfaces(
             [*_CARS_DULL, *_CARS_DULL, (0.85, 0.85, 0.84), (0.45, 0.12, 0.12)], "smooth", 0.15, 2
         ),
-        "glass": _plain([(0.1, 0.11, 0.12), (0.35, 0.37, 0.39)], "leaf", 0.4, 4),
-        "tyre": _plain([(0.09, 0.09, 0.09)], "smooth", 0.1, 8),
-        "rim": _plain([(0.42, 0.42, 0.42), (0.2, 0.2, 0.2)], "smooth", 0.1, 8),
-        "skin": _plain(
+        "glass": _surfaces([(0.1, 0.11, 0.12), (0.35, 0.37, 0.39)], "leaf", 0.4, 4),
+        "tyre": _surfaces([(0.09, 0.09, 0.09)], "smooth", 0.1, 8),
+        "rim": _surfaces([(0.42, 0.42, 0.42), (0.2, 0.2, 0.2)], "smooth", 0.1, 8),
+        "skin": _surfaces(
             [(0.75, 0.58, 0.48), (0.5, 0.36, 0.28), (0.3, 0.21, 0.16)], "smooth", 0.1, 8
         ),
-        "cloth": _plain(
+        "cloth": _surfaces(
             [
                 (0.14, 0.14, 0.16),
                 (0.25, 0.27, 0.33),
@@ -250,9 +263,13 @@ CAMERA = Style(
             0.25,
             20,
         ),
-        "legs": _plain([(0.15, 0.17, 0.25), (0.1, 0.1, 0.1), (0.4, 0.36, 0.3)], "smooth", 0.2, 20),
-        "frame": _plain([(0.15, 0.15, 0.15), (0.4, 0.4, 0.42), (0.35, 0.13, 0.12)], "smooth", 0, 8),
-        "hood": _plain([(0.12, 0.12, 0.13)], "smooth", 0.3, 2),
+        "legs": _surfaces(
+            [(0.15, 0.17, 0.25), (0.1, 0.1, 0.1), (0.4, 0.36, 0.3)], "smooth", 0.2, 20
+        ),
+        "frame": _surfaces(
+            [(0.15, 0.15, 0.15), (0.4, 0.4, 0.42), (0.35, 0.13, 0.12)], "smooth", 0, 8
+        ),
+        "hood": _surfaces([(0.12, 0.12, 0.13)], "smooth", 0.3, 2),
     },
     colour_jitter=0.1,
     sun=(-0.5, 0.4),

@@ -1,4 +1,4 @@
-"""Cars, trucks and buses as extruded profiles, turned to any heading."""
+"""Cars, trucks and buses: extruded side profiles with any heading."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Body:
-    """A vehicle seen from the side: (along, up) in metres, nose at the largest `along`."""
+    """The shape of a vehicle from the side: (along, up) in metres, nose at the largest `along`."""
 
     label: str
     profile: Points  # closed outline, from the lower rear over the roof to the lower nose
-    windows: list[Points]
+    windows: list[Points]  # outlines
     glass_strips: tuple[int, ...]  # profile edges that are windscreens
-    tail_strip: int
-    nose_strip: int
+    tail_strip: int  # profile edge of the rear
+    nose_strip: int  # profile edge of the front
     width: float
     wheel_radius: float
-    axles: tuple[float, ...]
-    box_edge: float | None = None  # cargo box: all behind this `along` has its own colour
+    axles: tuple[float, ...]  # positions along
+    box_edge: float | None = None  # front end of a cargo box, which has its own colour
 
 
 def _car(length: float, height: float, boot: float, bonnet: float) -> Body:
@@ -72,7 +72,7 @@ def _truck(length: float, height: float) -> Body:
 
 
 def sample_body(rng: np.random.Generator, label: str) -> Body:
-    """A random build of a "car", "truck" or "bus"."""
+    """Draw the dimensions of a "car", "truck" or "bus"."""
     if label == "bus":
         return _bus(rng.uniform(9, 12), rng.uniform(2.9, 3.3))
     if label == "truck":
@@ -83,7 +83,7 @@ def sample_body(rng: np.random.Generator, label: str) -> Body:
 
 
 class _Frame:
-    """Places body coordinates (along, up, aside) in the world."""
+    """Converts body coordinates (along, up, aside) to world coordinates."""
 
     def __init__(self, x: float, z: float, heading: float) -> None:
         self._centre = np.array([x, 0.0, z])
@@ -92,121 +92,157 @@ class _Frame:
         self.aside = np.array([cos, 0.0, -sin])
         self._axes = np.array([self.along, [0.0, 1.0, 0.0]])
 
-    def place(self, outline: Points | np.ndarray, aside: float) -> np.ndarray:
+    def to_world(self, outline: Points | np.ndarray, aside: float) -> np.ndarray:
+        """Return world points (k, 3) of an outline of (along, up)."""
         return np.asarray(outline, float) @ self._axes + (self._centre + aside * self.aside)
 
-    def sees(self, camera: np.ndarray, point: np.ndarray, normal: np.ndarray) -> bool:
-        return float(np.dot(camera - point, normal)) > 0
+
+def _faces(point: np.ndarray, normal: np.ndarray, eye: np.ndarray) -> bool:
+    """Return whether a face with this point and normal is turned towards the eye."""
+    return float(np.dot(eye - point, normal)) > 0
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """A face across the whole width of a body."""
+
+    edge: int  # index of the profile edge
+    corners: np.ndarray  # (4, 3)
+    normal: np.ndarray
+
+
+@dataclass(frozen=True)
+class _VehiclePainter:
+    """Paints the faces of one vehicle."""
+
+    brush: Brush
+    body: Body
+    frame: _Frame
+    instance: int
+    depth: float  # of the centre
+
+    def part(self, material: Material, normal: np.ndarray) -> int:
+        """Return a new part of the vehicle with this normal."""
+        lit = 0.1 + 0.9 * self.brush.appearance.lit(normal.tolist())
+        canvas, label = self.brush.canvas, LABEL[self.body.label]
+        return canvas.new_part(
+            self.instance, label, material, canvas.camera.front_plane(self.depth), lit
+        )
+
+    def paint_shadow(self) -> None:
+        """Shade the ground below and beside the vehicle."""
+        profile, half = self.body.profile, self.body.width / 2
+        ends = [(min(p[0] for p in profile), 0.0), (max(p[0] for p in profile), 0.0)]
+        sides = [self.frame.to_world(ends, half), self.frame.to_world(ends, -half)]
+        corners = np.concatenate(sides)[:, [0, 2]]
+        self.brush.canvas.cast_shadow(corners, max(p[1] for p in profile))
+        self.brush.canvas.touch_ground(corners)
+
+    def visible_strips(self, eye: np.ndarray) -> list[_Strip]:
+        """Return the faces across the body that the camera sees, far ones first."""
+        body, frame, strips = self.body, self.frame, []
+        half = body.width / 2
+        for edge, (a, b) in enumerate(zip(body.profile[:-1], body.profile[1:], strict=True)):
+            # The cabin of a car is narrower than its body.
+            inset = 0.12 if min(a[1], b[1]) > 0.85 and body.label == "car" else 0.0
+            sides = [frame.to_world([a, b], half - inset), frame.to_world([b, a], inset - half)]
+            corners = np.concatenate(sides)
+            run, rise = b[0] - a[0], b[1] - a[1]
+            normal = (-rise * frame.along + run * np.array([0, 1.0, 0])) / np.hypot(run, rise)
+            if _faces(corners.mean(0), normal, eye):
+                strips.append(_Strip(edge, corners, normal))
+        return sorted(strips, key=lambda strip: -strip.corners[:, 2].mean())
+
+    def paint_underside(self) -> None:
+        """Paint wheels and shade below the body, visible from either end."""
+        dark = self.part(self.brush.appearance.shared("tyre"), np.array([0.0, -1.0, 0.0]))
+        half = self.body.width / 2
+        for axle in self.body.axles:
+            for side in (-1, 1):
+                edge = [(axle, 0.0), (axle, 2 * self.body.wheel_radius)]
+                outer, inner = side * half * 0.98, side * (half - 0.22)
+                faces = [self.frame.to_world(edge, outer), self.frame.to_world(edge[::-1], inner)]
+                self.brush.canvas.fill(dark, np.concatenate(faces))
+
+    def paint_side(self, side: float, paint: Material, cargo: Material) -> None:
+        """Paint the left (-1) or right (1) side with its windows and wheels."""
+        canvas, body, frame = self.brush.canvas, self.body, self.frame
+        half, normal = side * body.width / 2, side * frame.aside
+        outline = np.asarray(body.profile)
+        corners = frame.to_world(outline, half)
+        if body.label == "car":
+            inset = np.where(outline[:, 1] > 0.85, 0.12, 0.0)[:, None]
+            corners = corners - side * inset * frame.aside
+        canvas.fill(self.part(paint, normal), corners)
+        if body.box_edge is not None:
+            box = outline.copy()
+            box[:, 0] = np.minimum(box[:, 0], body.box_edge - 0.1)
+            box[:, 1] = np.maximum(box[:, 1], outline[0, 1])
+            canvas.fill(self.part(cargo, normal), frame.to_world(box, half))
+        glass = self.part(self.brush.material("glass"), normal)
+        for window in body.windows:
+            canvas.fill(glass, frame.to_world(window, half - side * 0.06))
+        self._paint_wheels(half, normal)
+
+    def _paint_wheels(self, half: float, normal: np.ndarray) -> None:
+        """Paint the wheels of one side, slightly outside the body."""
+        canvas, shared = self.brush.canvas, self.brush.appearance.shared
+        tyre, rim = self.part(shared("tyre"), normal), self.part(shared("rim"), normal)
+        circle = unit_circle(12)[:, :2] * self.body.wheel_radius
+        for axle in self.body.axles:
+            centre = np.array([axle, self.body.wheel_radius])
+            canvas.fill(tyre, self.frame.to_world(centre + circle, half * 1.01))
+            canvas.fill(rim, self.frame.to_world(centre + 0.55 * circle, half * 1.02))
+
+    def paint_end(self, strip: _Strip) -> None:
+        """Paint lights, number plate, bumper and, on the tail of a bus, a rear window."""
+        canvas, brush, normal = self.brush.canvas, self.brush, strip.normal
+        is_tail = strip.edge == self.body.tail_strip
+        low, high = (strip.corners[0], strip.corners[3]), (strip.corners[1], strip.corners[2])
+        if not is_tail:
+            low, high = high, low
+
+        def point(u: float, v: float) -> np.ndarray:
+            """Return the point at the shares u of the width and v of the height."""
+            below, above = low[0] + u * (low[1] - low[0]), high[0] + u * (high[1] - high[0])
+            return below + v * (above - below)
+
+        def box(u0: float, u1: float, v0: float, v1: float) -> np.ndarray:
+            return np.stack([point(u0, v0), point(u1, v0), point(u1, v1), point(u0, v1)])
+
+        # On trucks and buses the lights are in the lowest third.
+        top = 1.0 if self.body.label == "car" else 0.35
+        colour = (0.75, 0.06, 0.06) if is_tail else (0.95, 0.94, 0.85)
+        lamp = self.part(brush.material("rim", colour), normal)
+        for u in (0.03, 0.81):
+            canvas.fill(lamp, box(u, u + 0.16, 0.5 * top, 0.82 * top))
+        plate = self.part(brush.material("trim"), normal)
+        canvas.fill(plate, box(0.36, 0.64, 0.3 * top, 0.5 * top))
+        bumper = self.part(brush.appearance.shared("tyre"), normal)
+        canvas.fill(bumper, box(0.02, 0.98, 0.0, 0.14 * top))
+        if self.body.label == "bus" and is_tail:
+            canvas.fill(self.part(brush.material("glass"), normal), box(0.08, 0.92, 0.55, 0.9))
 
 
 def paint_vehicle(brush: Brush, body: Body, x: float, z: float, heading: float) -> None:
-    """Paint `body` centred at (x, z); heading 0 drives away from the camera, pi towards it."""
-    camera = brush.canvas.camera
-    frame, eye = _Frame(x, z, heading), np.array([camera.offset, camera.height, 0.0])
-    instance = brush.canvas.instance()
-    _paint_shadow(brush, body, frame)
-
-    def part(material: Material, normal: np.ndarray) -> int:
-        lit = 0.1 + 0.9 * brush.look.lit(normal.tolist())
-        plane = camera.front_plane(z)
-        return brush.canvas.part(instance, LABEL[body.label], material, plane, lit)
-
+    """Paint a vehicle centred at (x, z); heading 0 drives away from the camera, pi towards it."""
+    camera, frame = brush.canvas.camera, _Frame(x, z, heading)
+    eye = np.array([camera.offset, camera.height, 0.0])
+    painter = _VehiclePainter(brush, body, frame, brush.canvas.new_instance(), z)
+    painter.paint_shadow()
     paint = brush.material("vehicle")
     cargo = paint if body.box_edge is None else brush.material("awning")
-    _paint_underside(brush, body, frame, part)
-    strips = _visible_strips(body, frame, eye)
-    for edge, quad, normal in strips:
-        behind = body.box_edge is not None and edge <= 1
-        surface = (cargo if behind else paint) if edge not in body.glass_strips else None
-        brush.canvas.fill(part(surface or brush.material("glass"), normal), quad)
-    for sign in (-1.0, 1.0):
-        if frame.sees(eye, frame.place([(0, 1)], sign * body.width / 2)[0], sign * frame.aside):
-            _paint_side(brush, body, frame, sign, part, paint, cargo)
-    for edge, quad, normal in strips:
-        if edge in (body.tail_strip, body.nose_strip):
-            _paint_end(brush, body, quad, normal, part, edge == body.tail_strip)
+    painter.paint_underside()
 
-
-def _paint_shadow(brush: Brush, body: Body, frame: _Frame) -> None:
-    ends = [(min(p[0] for p in body.profile), 0.0), (max(p[0] for p in body.profile), 0.0)]
-    half = body.width / 2
-    corners = np.concatenate([frame.place(ends, half), frame.place(ends, -half)])[:, [0, 2]]
-    brush.canvas.cast_shadow(corners, max(p[1] for p in body.profile))
-    brush.canvas.touch_ground(corners)
-
-
-def _visible_strips(body: Body, frame: _Frame, eye: np.ndarray) -> list[tuple]:
-    """Faces across the body that the camera sees, far ones first: (edge, corners, normal)."""
-    found = []
-    half = body.width / 2
-    for edge, (a, b) in enumerate(zip(body.profile[:-1], body.profile[1:], strict=True)):
-        inset = 0.12 if min(a[1], b[1]) > 0.85 and body.label == "car" else 0.0
-        quad = np.concatenate(
-            [frame.place([a, b], half - inset), frame.place([b, a], inset - half)]
-        )
-        run, rise = b[0] - a[0], b[1] - a[1]
-        normal = (-rise * frame.along + run * np.array([0, 1.0, 0])) / np.hypot(run, rise)
-        if frame.sees(eye, quad.mean(0), normal):
-            found.append((edge, quad, normal))
-    return sorted(found, key=lambda face: -face[1][:, 2].mean())
-
-
-def _paint_underside(brush: Brush, body: Body, frame: _Frame, part) -> None:
-    """Wheels and shade below the body, seen from either end."""
-    dark = part(brush.look.shared("tyre"), np.array([0.0, -1.0, 0.0]))
-    half = body.width / 2
-    for axle in body.axles:
-        for side in (-1, 1):
-            rows = [(axle, 0.0), (axle, 2 * body.wheel_radius)]
-            outer, inner = side * half * 0.98, side * (half - 0.22)
-            quad = np.concatenate([frame.place(rows, outer), frame.place(rows[::-1], inner)])
-            brush.canvas.fill(dark, quad)
-
-
-def _paint_side(brush: Brush, body: Body, frame: _Frame, sign: float, part, paint, cargo) -> None:
-    half, normal = sign * body.width / 2, sign * frame.aside
-    outline = np.asarray(body.profile)
-    placed = frame.place(outline, half)
-    if body.label == "car":
-        inset = np.where(outline[:, 1] > 0.85, 0.12, 0.0)[:, None]
-        placed = placed - sign * inset * frame.aside
-    brush.canvas.fill(part(paint, normal), placed)
-    if body.box_edge is not None:
-        box = outline.copy()
-        box[:, 0] = np.minimum(box[:, 0], body.box_edge - 0.1)
-        box[:, 1] = np.maximum(box[:, 1], outline[0, 1])
-        brush.canvas.fill(part(cargo, normal), frame.place(box, half))
-    glass = part(brush.material("glass"), normal)
-    for window in body.windows:
-        brush.canvas.fill(glass, frame.place(window, half - sign * 0.06))
-    tyre, rim = part(brush.look.shared("tyre"), normal), part(brush.look.shared("rim"), normal)
-    circle = unit_circle(12)[:, :2] * body.wheel_radius
-    for axle in body.axles:
-        centre = np.array([axle, body.wheel_radius])
-        brush.canvas.fill(tyre, frame.place(centre + circle, half * 1.01))
-        brush.canvas.fill(rim, frame.place(centre + 0.55 * circle, half * 1.02))
-
-
-def _paint_end(brush: Brush, body: Body, quad: np.ndarray, normal: np.ndarray, part, tail) -> None:
-    """Lights, number plate, bumper and, on high vehicles, a rear window."""
-    low, high = (quad[0], quad[3]), (quad[1], quad[2])
-    if not tail:
-        low, high = high, low
-
-    def spot(u: float, v: float) -> np.ndarray:
-        below, above = low[0] + u * (low[1] - low[0]), high[0] + u * (high[1] - high[0])
-        return below + v * (above - below)
-
-    def box(u0: float, u1: float, v0: float, v1: float) -> np.ndarray:
-        return np.stack([spot(u0, v0), spot(u1, v0), spot(u1, v1), spot(u0, v1)])
-
-    top = 1.0 if body.label == "car" else 0.35
-    colour = (0.75, 0.06, 0.06) if tail else (0.95, 0.94, 0.85)
-    lamp = part(brush.material("rim", colour), normal)
-    for u in (0.03, 0.81):
-        brush.canvas.fill(lamp, box(u, u + 0.16, 0.5 * top, 0.82 * top))
-    brush.canvas.fill(part(brush.material("trim"), normal), box(0.36, 0.64, 0.3 * top, 0.5 * top))
-    dark = part(brush.look.shared("tyre"), normal)
-    brush.canvas.fill(dark, box(0.02, 0.98, 0.0, 0.14 * top))
-    if body.label == "bus" and tail:
-        brush.canvas.fill(part(brush.material("glass"), normal), box(0.08, 0.92, 0.55, 0.9))
+    strips = painter.visible_strips(eye)
+    for strip in strips:
+        is_cargo = body.box_edge is not None and strip.edge <= 1
+        is_glass = strip.edge in body.glass_strips
+        surface = brush.material("glass") if is_glass else cargo if is_cargo else paint
+        brush.canvas.fill(painter.part(surface, strip.normal), strip.corners)
+    for side in (-1.0, 1.0):
+        if _faces(frame.to_world([(0, 1)], side * body.width / 2)[0], side * frame.aside, eye):
+            painter.paint_side(side, paint, cargo)
+    for strip in strips:
+        if strip.edge in (body.tail_strip, body.nose_strip):
+            painter.paint_end(strip)

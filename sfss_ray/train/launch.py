@@ -1,43 +1,40 @@
-"""Stage 2: training on Ray Train, from a source model to student.pt, and of a source model itself."""
+"""Stage 2, on Ray Train: adaptation of a source model, and pretraining of a source model."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sfss_ray.config import Config, flatten
-from sfss_ray.config.consistency import check_stage
-from sfss_ray.data.labelled import load_labelled
-from sfss_ray.inputs.check import (
-    Request,
-    check_cluster,
-    check_inputs,
-    claim_inputs,
-    labelled_images,
-)
-from sfss_ray.inputs.record import claim_run, hash_of_ids, labelled_files
+from sfss_ray.config import Config
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.cluster_check import check_cluster
+from sfss_ray.inputs.record import claim_inputs, claim_run
+from sfss_ray.inputs.request import Request
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.run_folder import refuse_other_run, write_json
 from sfss_ray.storage.files import require_lasting
-from sfss_ray.train.trainer import fit
+from sfss_ray.train.trainer import TrainingJob, fit
 from sfss_ray.train.training_inputs import Prepared, prepare_training
 
+if TYPE_CHECKING:
+    from sfss_ray.train.pretraining_inputs import PretrainingInputs
+
 STUDENT_FILE = "student.pt"
+SOURCE_FILE = "source.pt"
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained model and how it got there."""
+    """A trained model and its training curve."""
 
     model: Path
     """The model file: student.pt, or the pretrained source model."""
     curve: list[dict[str, Any]] = field(default_factory=list)
-    """Metrics by step: losses, and what the watch saw."""
+    """Metrics by step: losses, and the scores of evaluations."""
     seconds: float = 0.0
 
 
@@ -56,24 +53,24 @@ def train_student(
     """Adapt a source model to unlabelled target images with their masks.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file; in Python also a source model
+        source_model: A checkpoint of any known family, or a model file. In Python also a source model
             in memory (`load_source_model`, `wrap_model`).
         target_images: Folder of unlabelled images.
         masks: Folder of masks of these images, made by `generate_masks` or `import_masks`.
-        output_dir: The run's folder; run again with the same arguments to go on.
-        card: Entries that replace what the checkpoint's family says of its images (mean, std,
+        output_dir: The run's folder. Call again with the same arguments to resume.
+        card: Entries that override the preprocessing of the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
-        val_images: Labelled images to report mIoU on; never learnt or chosen from.
+        val_images: Labelled images to report mIoU on, never used for training or model selection.
         val_labels: Their label maps of train ids.
-        config: The whole config; `train`, `evaluation` and `compute` are used.
-        progress: Called with a line of text as work goes on.
+        config: The whole config, of which `train`, `evaluation` and `compute` are used.
+        progress: Called with each progress line.
 
     Returns:
-        The student of the last step as a model file, and the curves.
+        The student of the last step as a model file, and the training curve.
 
     Raises:
         DataError, CheckpointError, ConfigError, ResumeError, ClusterError: before a cluster starts.
-        TrainingError: the loss became NaN or Inf, or workers kept dying.
+        TrainingError: the loss became NaN or Inf, or workers died too often.
     """
     config = config or Config()
     request = Request(
@@ -99,23 +96,22 @@ def train_student(
 def run_training(
     prepared: Prepared, folder: Path, config: Config, progress: ProgressSink
 ) -> TrainResult:
-    """Train on Ray in a claimed folder and write student.pt."""
+    """Train on Ray in a claimed folder and write student.pt, unless it exists already."""
     from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.run_state import read_progress
 
     started = time.monotonic()
     student = folder / STUDENT_FILE
-    log = folder / "train"
     prepared = prepared.placed(folder)
     if not student.exists():
-        task, watch = prepared.task(config), prepared.examination(config)
-        state = fit(adapt_student, task, watch, folder, config, progress)
+        job = TrainingJob(adapt_student, prepared.task(config), prepared.examination(config))
+        state = fit(job, folder, config, progress)
         save_student(state, prepared, config, student)
-    return TrainResult(student, read_progress(log), time.monotonic() - started)
+    return TrainResult(student, read_progress(folder / "train"), time.monotonic() - started)
 
 
 def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path: Path) -> None:
-    """Write the student of a training state as a model file with its facts."""
+    """Write the student of a checkpoint as a model file, with the facts of its training."""
     from sfss_ray.models.model_file import save_model
 
     model = prepared.source.load()
@@ -147,72 +143,65 @@ def pretrain_source(
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> TrainResult:
-    """Train a source model on labelled images, for people who have none yet.
+    """Train a source model on labelled images, if you have none yet.
 
     Args:
         images: Folder of labelled images.
-        labels: Their label maps, same names: train ids (255 ignored), or those of Cityscapes, GTA5,
-            SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs whose sizes differ are left out,
-            and their number is told.
-        output_dir: The run's folder; run again with the same arguments to go on.
-        classes: What the model learns: cityscapes-19, synthia-16, camvid-11 or class names separated
+        labels: Their label maps, same names: train ids (255 ignored), or ids of Cityscapes, GTA5,
+            SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs of different sizes are left out
+            and reported.
+        output_dir: The run's folder. Call again with the same arguments to resume.
+        classes: Class set of the model: cityscapes-19, synthia-16, camvid-11 or class names separated
             by commas.
         val_images: Labelled images to report mIoU on.
         val_labels: Their label maps.
-        config: The whole config; `pretrain`, `evaluation` and `compute` are used.
-        progress: Called with a line of text as work goes on.
+        config: The whole config, of which `pretrain`, `evaluation` and `compute` are used.
+        progress: Called with each progress line.
 
     Returns:
-        The model file `source.pt` of the last step, and the curve.
+        The model file `source.pt` of the last step, and the training curve.
 
     Raises:
         DataError, ConfigError, ResumeError, ClusterError: before a cluster starts.
-        TrainingError: the loss became NaN or Inf, or workers kept dying.
+        TrainingError: the loss became NaN or Inf, or workers died too often.
     """
     from sfss_ray.data.class_sets import parse_classes
-    from sfss_ray.evaluation.examination import Examination
-    from sfss_ray.models.architectures.catalogue import build_network
-    from sfss_ray.models.model_file import SourceModel, save_model
-    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.pretraining_inputs import LabelledFolders, check_pretraining
     from sfss_ray.train.run_state import read_progress
 
     config = config or Config()
     started = time.monotonic()
-    class_set = parse_classes(classes)
-    training = load_labelled(
-        images, labels, class_set, config, what="training", skip_unequal=True, progress=progress
-    )
-    for line in training.describe(class_set):
-        progress(line)
-    pairs = training.pairs
-    # A named encoding is that of the training labels; those of others are recognised.
-    auto = dataclasses.replace(config, labels_format="auto", labels_classes="")
-    white = next((pair.white.value for pair in pairs if pair.white), None)
-    labelled = labelled_images(val_images, val_labels, class_set, auto, progress, white)
-    check_stage(config.pretrain, config.compute)
-    network = build_network(config.pretrain.network, len(class_set))
-    record = flatten(config.pretrain, "pretrain.") | {
-        "seed": config.seed,
-        "inputs.classes": list(class_set.classes),
-        "inputs.labels_format": training.format,
-        "inputs.images": len(pairs),
-        "inputs.image_ids_sha256": hash_of_ids(pairs),
-    }
+    folders = LabelledFolders(images, labels, val_images, val_labels)
+    inputs = check_pretraining(folders, parse_classes(classes), config, progress)
+    record = inputs.record(config)
     refuse_other_run(require_lasting(output_dir), record)
     device, resources = check_cluster(config)
     progress(f"device: {device} ({resources.describe()})")
-    files = labelled_files("training", pairs) | labelled_files("val", labelled)
-    folder = claim_run(output_dir, record, files, progress=progress)
-    model = folder / "source.pt"
+    folder = claim_run(output_dir, record, inputs.files(), progress=progress)
+    model = folder / SOURCE_FILE
     if not model.exists():
-        watch = Examination(class_set, labelled, config=config.evaluation) if labelled else None
-        task = PretrainingTask(pairs, class_set, config)
-        state = fit(pretrain, task, watch, folder, config, progress)
-        network.load_state_dict(state["student"])
-        facts = {"made_by": "sfss_ray.pretrain_source", "steps": state["step"]}
-        facts |= {"images": len(pairs), "seed": config.seed}
-        facts |= {"white_level": white} if white else {}
-        save_model(model, SourceModel(network, config.pretrain.network, class_set, facts))
+        _train_source(inputs, folder, config, progress)
     curve = read_progress(folder / "train")
     write_json(folder / "curve.json", curve)
     return TrainResult(model, curve, time.monotonic() - started)
+
+
+def _train_source(
+    inputs: PretrainingInputs, folder: Path, config: Config, progress: ProgressSink
+) -> None:
+    """Train on Ray in a claimed folder and write source.pt."""
+    from sfss_ray.models.model_file import SourceModel, save_model
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+
+    task = PretrainingTask(inputs.training, inputs.classes, config)
+    job = TrainingJob(pretrain, task, inputs.examination(config))
+    state = fit(job, folder, config, progress)
+    inputs.network.load_state_dict(state["student"])
+    facts = {
+        "made_by": "sfss_ray.pretrain_source",
+        "steps": state["step"],
+        "images": len(inputs.training),
+        "seed": config.seed,
+    } | ({"white_level": inputs.white_level} if inputs.white_level else {})
+    name = config.pretrain.network
+    save_model(folder / SOURCE_FILE, SourceModel(inputs.network, name, inputs.classes, facts))

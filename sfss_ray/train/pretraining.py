@@ -1,8 +1,9 @@
-"""Supervised training of a source model: plain torch, any `Run`."""
+"""Supervised training of a source model with cross entropy, in plain PyTorch on any `Run`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,95 +19,107 @@ from sfss_ray.method.losses import segmentation_loss
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import load_model
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.loop import (
-    autocast,
-    build_optimizer,
-    distribute,
-    learn,
-    learning_rate,
-    parts_of,
-    run_steps,
-    set_learning_rate,
-    share_of,
-)
+from sfss_ray.train.data_parallel import autocast, distribute, share_of
+from sfss_ray.train.gradients import Batch, Learner, Metrics, StepContext, split_batch
+from sfss_ray.train.loop import Schedule, run_loop
+from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import LabelledSamples, step_loader
 
 Watch = Callable[[Segmenter], dict[str, float]]
-"""Looks at the network now and then; what it sees is reported, never learnt from."""
+"""Scores the network at each checkpoint. The scores are reported and never used for training."""
 
 
 @dataclass(frozen=True)
 class PretrainingTask:
-    """All that training is given: labelled images, their classes, the config."""
+    """The inputs of a pretraining: labelled images, their classes, the config."""
 
     images: tuple[LabelledImage, ...]
     classes: ClassSet
     config: Config
     start: Path | None = None
-    """A model file of this package to go on from; random weights without it."""
+    """Model file of this package to start from. None starts from random weights."""
 
 
 def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> None:
-    """Train a network with cross entropy on labelled images."""
-    config = task.config.pretrain
-    torch.manual_seed(task.config.seed)
-    if task.start:
-        network = load_model(task.start, run.device).network
-    else:
-        network = build_network(config.network, len(task.classes)).to(run.device)
-    optimizer = build_optimizer(network.body, network.heads, config.optim)
-    saved = run.resume_state()
-    if saved:
-        network.load_state_dict(saved["student"])
-        optimizer.load_state_dict(saved["optimizer"])
-    start = saved["step"] if saved else 0
-    samples = LabelledSamples(task.images, config.augment, task.config.seed)
-    loader = step_loader(
-        samples,
-        start,
-        config.num_steps,
-        config.batch_size,
-        share_of(run, config.accumulate),
-        task.config.compute.loader_processes,
-    )
-    module = distribute(network, run)
-    last_saved = [start]
+    """Train a network on labelled images, resuming from the run's newest checkpoint.
 
-    def loss_of(_: int, part: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    Raises:
+        TrainingError: the loss became NaN or Inf.
+    """
+    config = task.config.pretrain
+    schedule = Schedule(config.num_steps, config.checkpoint_every, task.config.seed)
+    run_loop(Pretraining(task, run, watch), run, schedule)
+
+
+class Pretraining:
+    """A `Trainable` with one network."""
+
+    def __init__(self, task: PretrainingTask, run: Run, watch: Watch | None = None):
+        torch.manual_seed(task.config.seed)
+        self.task, self.run, self.watch = task, run, watch
+        self.config = task.config.pretrain
+        if task.start:
+            self.network = load_model(task.start, run.device).network
+        else:
+            network = build_network(self.config.network, len(task.classes))
+            self.network = network.to(run.device)
+        self.optimizer = build_optimizer(self.network.body, self.network.heads, self.config.optim)
+        max_grad_norm = self.config.optim.max_grad_norm
+        self.learner = Learner(self.network, self.optimizer, max_grad_norm)
+        self.samples = LabelledSamples(task.images, self.config.augment, task.config.seed)
+
+    def initialize(self) -> None:
+        """Do nothing: the network has its first weights already."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore network and optimiser."""
+        self.network.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of network and optimiser."""
+        return {"student": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def distribute(self) -> None:
+        """Wrap the network for several workers."""
+        module = distribute(self.network, self.run)
+        self.learner = dataclasses.replace(self.learner, module=module)
+
+    def batches(self, start: int) -> Iterable[Batch]:
+        """Return this worker's labelled crops of the steps after `start`."""
+        config = self.config
+        share = share_of(self.run, config.accumulate)
+        processes = self.task.config.compute.loader_processes
+        return step_loader(
+            self.samples, start, config.num_steps, config.batch_size, share, processes
+        )
+
+    def step(self, batch: Batch, context: StepContext) -> Metrics:
+        """Take one optimiser step on the cross entropy of a batch."""
+        config = self.config
+        self.learner.module.train()  # the evaluation left the network in eval mode
+        rate = learning_rate(context.step, config.num_steps, config.optim)
+        set_learning_rate(self.optimizer, rate)
+        parts = split_batch(batch, config.accumulate)
+        metrics = self.learner.update(parts, self._loss, context)
+        average_buffers(self.network)
+        return metrics
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the watch's scores of the network."""
+        return self.watch(self.network.eval()) if self.watch else {}
+
+    def _loss(self, _index: int, part: Batch) -> tuple[Tensor, Metrics]:
+        """Return the mean cross entropy over the labelled pixels of all workers.
+
+        DDP averages gradients over W workers, so the local sum is multiplied by W.
+        """
         labels = part["labels"]
         valid = (labels != IGNORE_INDEX).float()
-        with autocast(run, config.precision):
-            logits = network.upsample(module(part["image"]).logits, labels.shape[-2:])
+        with autocast(self.run, self.config.precision):
+            output = self.learner.module(part["image"])
+            logits = self.network.upsample(output.logits, labels.shape[-2:])
         pixels = sum_over_workers(valid.sum()).clamp(min=1)
         loss = segmentation_loss(logits, labels, valid) * world_size() / pixels
         return loss, {"loss": loss.detach()}
-
-    def take_step(step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
-        module.train()
-        set_learning_rate(optimizer, learning_rate(step, config.num_steps, config.optim))
-        clip = config.optim.max_grad_norm
-        parts = parts_of(batch, config.accumulate)
-        seen = learn(parts, loss_of, module, optimizer, clip, step, last_saved[0])
-        average_buffers(network)
-        return seen
-
-    def observe() -> dict[str, float]:
-        return watch(network.eval()) if watch else {}
-
-    def state(step: int) -> dict[str, Any]:
-        last_saved[0] = step
-        weights = {"student": network.state_dict(), "optimizer": optimizer.state_dict()}
-        return weights | {"step": step}
-
-    run_steps(
-        run,
-        task.config.seed,
-        loader,
-        start,
-        config.num_steps,
-        config.checkpoint_every,
-        take_step,
-        observe,
-        state,
-    )

@@ -1,4 +1,4 @@
-"""Showing the progress of a training that runs elsewhere, from its progress files."""
+"""Progress of trainings that run in other processes, read from their progress files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.runtime.progress import Progress, ProgressSink
+
+RecordSink = Callable[[str, dict[str, Any]], None]
+"""Called with the name of a training and a record of its progress file."""
+LABELLED_SCORE = "val_miou"
+AUTO_SCORE = "auto"
+_LABEL_FREE_SCORES = ("balanced_mask_information", "mask_information")
+_POLL_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def following(folders: Callable[[], dict[str, Path]], progress: ProgressSink) -> Iterator[None]:
-    """Print new lines of the folders' progress files while the block runs, with the folders' names.
+def following(
+    folders: Callable[[], dict[str, Path]],
+    progress: ProgressSink,
+    on_record: RecordSink | None = None,
+    *,
+    score: str = AUTO_SCORE,
+) -> Iterator[None]:
+    """Show the new steps of trainings while the block runs: loss, score and time left.
 
-    `folders` is asked again at each look, because trials start one after the other.
+    Args:
+        folders: Returns the folder of each training by its name. It is called again and again,
+            because trials start one after the other.
+        progress: Called with a line per logged step; the default sink draws a bar on a terminal.
+        on_record: Called with the name of a training and each new record.
+        score: Name of the score that trials are compared by. `auto` is val_miou where the training
+            has labels, and a label-free score elsewhere.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folders, progress, stop), daemon=True)
+    tail = _ProgressTail(folders, progress, on_record, score)
+    thread = threading.Thread(target=tail.run, args=(stop,), daemon=True)
     thread.start()
     try:
         yield
@@ -27,23 +47,61 @@ def following(folders: Callable[[], dict[str, Path]], progress: ProgressSink) ->
         thread.join()
 
 
-def _follow(
-    folders: Callable[[], dict[str, Path]], progress: ProgressSink, stop: threading.Event
-) -> None:
-    from sfss_ray.train.run_state import read_progress
+class _ProgressTail:
+    """Shows the records that are added to progress files."""
 
-    seen = {name: len(read_progress(folder)) for name, folder in folders().items()}
-    ending = False
-    while not ending:
-        ending = stop.wait(1.0)  # one more look after the end
-        for name, folder in folders().items():
-            records = read_progress(folder)
-            for record in records[seen.get(name, 0) :]:
-                progress(_progress_line(name, record))
-            seen[name] = len(records)
+    def __init__(
+        self,
+        folders: Callable[[], dict[str, Path]],
+        progress: ProgressSink,
+        on_record: RecordSink | None,
+        score: str,
+    ) -> None:
+        self.folders, self.progress = folders, progress
+        self.on_record, self.score = on_record, score
+        self._bars: dict[str, Progress] = {}
+        self._latest: dict[str, dict[str, Any]] = {}
+        # Records of an earlier call were shown by that call.
+        self._counts = {name: len(records) for name, records in self._read()}
+
+    def run(self, stop: threading.Event) -> None:
+        """Poll the files until `stop` is set, and once more after it."""
+        stopped = False
+        while not stopped:
+            stopped = stop.wait(_POLL_SECONDS)
+            for name, records in self._read():
+                for record in records[self._counts.get(name, 0) :]:
+                    self._show(name, record)
+                    if self.on_record is not None:
+                        self.on_record(name, record)
+                self._counts[name] = len(records)
+        for bar in self._bars.values():
+            bar.close()
+
+    def _read(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        from sfss_ray.train.run_state import read_progress
+
+        for name, folder in self.folders().items():
+            yield name, read_progress(folder)
+
+    def _show(self, name: str, record: dict[str, Any]) -> None:
+        step, num_steps = record["step"], record["num_steps"]
+        if name not in self._bars:
+            # The clock starts with the first record: starting workers takes time of its own.
+            self._bars[name] = Progress(name, num_steps, self.progress, seconds=0, completed=step)
+        bar = self._bars[name]
+        # Scores are logged at every evaluation only, and a bar keeps showing the last ones.
+        self._latest[name] = self._latest.get(name, {}) | record
+        bar.update(step, _note(self._latest[name] if bar.is_bar else record, self.score))
 
 
-def _progress_line(name: str, record: dict[str, Any]) -> str:
-    shown = ("loss", "val_miou", "mask_information")
-    values = ", ".join(f"{value} {record[value]:.3f}" for value in shown if value in record)
-    return f"{name}: step {record['step']}/{record['num_steps']}, {values}"
+def _note(record: dict[str, Any], score: str) -> str:
+    """Return the values of a record to show: ', loss 0.512, balanced_mask_information 0.634'."""
+    chosen_by_labels = score in (AUTO_SCORE, LABELLED_SCORE) and LABELLED_SCORE in record
+    # A training by itself has no scores of the source model, which the balanced score needs.
+    candidates = (LABELLED_SCORE,) if chosen_by_labels else (score, *_LABEL_FREE_SCORES)
+    score_name = next((name for name in candidates if name in record), score)
+    notes = [f"{name} {record[name]:.3f}" for name in ("loss", score_name) if name in record]
+    if LABELLED_SCORE in record and not chosen_by_labels:
+        notes.append(f"{LABELLED_SCORE} {record[LABELLED_SCORE]:.3f} (not used for the choice)")
+    return "".join(f", {note}" for note in notes)

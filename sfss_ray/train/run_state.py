@@ -1,4 +1,4 @@
-"""Where a training run keeps its state, behind one small interface that needs no Ray."""
+"""State and progress of a training run, behind a small interface that needs no Ray."""
 
 from __future__ import annotations
 
@@ -16,37 +16,42 @@ STATE_FILE = "state.pt"
 
 
 class Run(Protocol):
-    """What the training loop needs of its surroundings."""
+    """What the training loop needs from its surroundings."""
 
     rank: int
+    """Of this worker, from 0."""
     world: int
+    """Number of workers."""
     device: torch.device
 
     def resume_state(self) -> dict[str, Any] | None:
-        """The newest saved state, or None at the beginning."""
+        """Return the newest checkpoint, or None in a new run."""
         ...
 
     def report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Publish metrics and save `state()`; every worker calls it, rank 0 saves."""
+        """Publish metrics and save `state()`. Every worker calls it, and rank 0 saves."""
         ...
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to the progress file (rank 0)."""
+        """Append a record to the progress file. Only rank 0 calls it."""
         ...
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write a state, whole or not at all."""
+    """Write a checkpoint, whole or not at all."""
     write_torch(folder / STATE_FILE, state)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read a state onto the CPU."""
+    """Read a checkpoint onto the CPU."""
     return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
 
 
 def append_progress(folder: Path, record: dict[str, Any]) -> None:
-    """One JSON line; a single write, so that lines of a killed and a resumed run do not mix."""
+    """Append a record to the progress file as one JSON line.
+
+    A single write per line keeps the lines of a killed and of a resumed run apart.
+    """
     path = folder / PROGRESS_FILE
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +60,13 @@ def append_progress(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_progress(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run by step, sorted; of a step that was repeated after a resume the last."""
+    """Read the progress file, sorted by step.
+
+    Records of one step are merged. Where a step was repeated after a resume, later values win.
+
+    Returns:
+        The records, none if there is no file yet.
+    """
     path = folder / PROGRESS_FILE
     by_step: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -63,12 +74,18 @@ def read_progress(folder: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             by_step[record["step"]] = by_step.get(record["step"], {}) | record
         except (ValueError, KeyError):
-            continue  # the line that was being written when the process was killed
+            continue  # the process was killed while it wrote this line
     return [by_step[step] for step in sorted(by_step)]
 
 
 class LocalRun:
-    """A run in this process, with its state in one folder."""
+    """A `Run` in this process, with one folder for checkpoint and progress.
+
+    Args:
+        folder: Created when needed.
+        device: Name of a PyTorch device.
+        on_report: Called with the metrics after each checkpoint. It may end the run by raising.
+    """
 
     def __init__(
         self,
@@ -82,15 +99,15 @@ class LocalRun:
         self.on_report = on_report
 
     def resume_state(self) -> dict[str, Any] | None:
-        """The state in the folder, if there is one."""
+        """Return the folder's checkpoint, or None if there is none."""
         return load_state(self.folder) if (self.folder / STATE_FILE).exists() else None
 
     def report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Save, then tell `on_report`, which may end the run by raising."""
+        """Save a checkpoint, then call `on_report`."""
         save_state(self.folder, state())
         if self.on_report:
             self.on_report(metrics)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append to the folder's progress file."""
+        """Append a record to the folder's progress file."""
         append_progress(self.folder, record)

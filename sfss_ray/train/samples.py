@@ -1,8 +1,8 @@
-"""What a training step sees of the disk: crops, as a pure function of (seed, sample number).
+"""Training samples: crops that are a pure function of (seed, sample number).
 
-Samples are numbered through the whole run: step t of batch size b uses numbers (t - 1) * b to
-t * b - 1, whatever the number of workers, and a run that is resumed goes on with the number that
-comes next. So neither world size nor an interruption changes what is learnt from.
+Samples are numbered through the whole run. Step t of batch size b uses numbers (t - 1) * b to t * b - 1,
+whatever the number of workers, and a resumed run continues with the next number. So neither the number
+of workers nor an interruption changes the training data.
 """
 
 from __future__ import annotations
@@ -19,48 +19,49 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sfss_ray.config import AugmentConfig
-from sfss_ray.data.augment import draw_geometry, strong_view
+from sfss_ray.data.augment import Geometry, draw_geometry, strong_view
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.store import MaskStore
 
 
-def image_of_sample(seed: int, number: int, images: int) -> int:
-    """Index of the image that sample `number` shows: every image once per epoch, shuffled."""
-    epoch, place = divmod(number, images)
-    return int(_epoch_order(seed, epoch, images)[place])
+def image_of_sample(seed: int, number: int, num_images: int) -> int:
+    """Return the index of the image of a sample: every image once per epoch, shuffled."""
+    epoch, position = divmod(number, num_images)
+    return int(_epoch_order(seed, epoch, num_images)[position])
 
 
 @lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1, epoch]).permutation(images)
+def _epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(num_images)
 
 
 def _sample_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, 2, number])
 
 
-def _tensor(image: np.ndarray) -> Tensor:
+def _image_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-class _Held:
-    """What was read of a data set small enough to stay in memory; of a larger one, nothing.
+class _ArrayCache:
+    """Decoded images of a data set that is small enough for memory.
 
-    Kept until the end, not by last use: in a shuffled epoch a part that fits is rarely asked for again.
+    Each image may take an equal part of the limit. Nothing is evicted: in a shuffled epoch, recently
+    used images are the least likely to be needed soon.
     """
 
-    def __init__(self, number: int, most_bytes: int = 256 * 2**20):
-        self.most_bytes_each = most_bytes // max(number, 1)
-        self._held: dict[int, tuple[np.ndarray, ...]] = {}
+    def __init__(self, num_images: int, max_bytes: int = 256 * 2**20):
+        self.max_bytes_per_image = max_bytes // max(num_images, 1)
+        self._arrays: dict[int, tuple[np.ndarray, ...]] = {}
 
     def get(self, index: int, read: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-        """Arrays of an image, not to be written to."""
-        if index in self._held:
-            return self._held[index]
+        """Return the arrays of an image, reading them if they are not cached. Do not write to them."""
+        if index in self._arrays:
+            return self._arrays[index]
         arrays = read()
-        if sum(array.nbytes for array in arrays) <= self.most_bytes_each:
-            self._held[index] = arrays
+        if sum(array.nbytes for array in arrays) <= self.max_bytes_per_image:
+            self._arrays[index] = arrays
         return arrays
 
 
@@ -79,27 +80,27 @@ class TargetSamples(Dataset):
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
-        self._held = _Held(len(self.images))
+        self._cache = _ArrayCache(len(self.images))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
-        # The masks have seen it, so its size is allowed.
-        (image,) = self._held.get(index, lambda: (file.read(max_pixels=None),))
+        # Mask generation has read the image already, so its size was accepted there.
+        (image,) = self._cache.get(index, lambda: (file.read(max_pixels=None),))
         geometry = draw_geometry(self.augment, image.shape[:2], rng)
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)
-        ids = self._mask_ids(file.image_id, geometry, image.shape[:2])
+        mask_ids = self._mask_ids(file.image_id, geometry, image.shape[:2])
         return {
-            "weak": _tensor(weak),
-            "strong": _tensor(strong),
-            "mask_ids": torch.from_numpy(ids.astype(np.int64)),
+            "weak": _image_tensor(weak),
+            "strong": _image_tensor(strong),
+            "mask_ids": torch.from_numpy(mask_ids.astype(np.int64)),
             "image": index,
             "number": number,
         }
 
-    def _mask_ids(self, image_id: str, geometry, size: tuple[int, int]) -> np.ndarray:
+    def _mask_ids(self, image_id: str, geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
         if self.store is None:
             return np.zeros(geometry.size, np.int32)
         return self.store.id_crop(image_id, *geometry.nearest_pixels(size))
@@ -110,30 +111,33 @@ class LabelledSamples(Dataset):
 
     def __init__(self, images: Sequence[LabelledImage], augment: AugmentConfig, seed: int):
         self.images, self.augment, self.seed = list(images), augment, seed
-        self._held = _Held(len(self.images))
+        self._cache = _ArrayCache(len(self.images))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
         index = image_of_sample(self.seed, number, len(self.images))
         file = self.images[index]
-        image, labels = self._held.get(index, lambda: (file.read(), file.labels()))
+        image, labels = self._cache.get(index, lambda: (file.read(), file.labels()))
         if image.shape[:2] != labels.shape:
             raise DataError(
                 f"labels {str(file.label_path)!r} are {labels.shape[1]}x{labels.shape[0]} but their"
                 f" image is {image.shape[1]}x{image.shape[0]}: give pairs of one size"
             )
         geometry = draw_geometry(self.augment, labels.shape, rng)
-        crop = strong_view(geometry.apply_to_image(image), self.augment, rng)
-        cut = geometry.apply_to_ids(labels, labels.shape)
-        return {"image": _tensor(crop), "labels": torch.from_numpy(cut.astype(np.int64))}
+        image_crop = strong_view(geometry.apply_to_image(image), self.augment, rng)
+        label_crop = geometry.apply_to_ids(labels, labels.shape)
+        return {
+            "image": _image_tensor(image_crop),
+            "labels": torch.from_numpy(label_crop.astype(np.int64)),
+        }
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several workers sees of each batch.
+    """One worker's share of each batch.
 
-    A batch that is worked through in `parts` is cut into these first, and each part into the workers'
-    shares: so a part holds the same samples whatever the number of workers.
+    An accumulated batch is split into `parts` first, and each part into the workers' shares. So a part
+    contains the same samples whatever the number of workers.
     """
 
     rank: int = 0
@@ -141,15 +145,16 @@ class Share:
     parts: int = 1
 
     def of_step(self, step: int, batch_size: int) -> list[int]:
-        """Sample numbers of this worker in step `step` (from 0 on), part by part."""
-        part = batch_size // self.parts
-        mine = part // self.world
-        starts = (step * batch_size + k * part + self.rank * mine for k in range(self.parts))
-        return [number for start in starts for number in range(start, start + mine)]
+        """Return this worker's sample numbers of a step (from 0), part by part."""
+        part_size = batch_size // self.parts
+        share_size = part_size // self.world
+        first = step * batch_size + self.rank * share_size
+        starts = (first + part * part_size for part in range(self.parts))
+        return [number for start in starts for number in range(start, start + share_size)]
 
 
 WHOLE = Share()
-"""Of a worker that is alone."""
+"""The share of a single worker."""
 
 
 class _StepBatches(Sampler[list[int]]):
@@ -175,7 +180,16 @@ def step_loader(
     share: Share = WHOLE,
     processes: int = 0,
 ) -> DataLoader:
-    """Batches of this worker for steps start + 1 to num_steps, in order."""
+    """Return a loader of this worker's batches of steps start + 1 to num_steps, in order.
+
+    Args:
+        samples: Indexed by sample number.
+        start: Steps taken before, 0 for a new run.
+        num_steps: Steps of the whole run.
+        batch_size: Samples per step over all workers.
+        share: This worker's share of a batch.
+        processes: Loader processes. 0 loads in this process.
+    """
     return DataLoader(
         samples,
         batch_sampler=_StepBatches(start, num_steps, batch_size, share),

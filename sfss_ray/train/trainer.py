@@ -1,8 +1,9 @@
-"""Training loops on Ray Train's workers, the door."""
+"""Running a training on Ray Train's workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +15,87 @@ from sfss_ray.storage.files import is_disk_full
 from sfss_ray.train.progress_tail import following
 
 
+@dataclass(frozen=True)
+class TrainingJob:
+    """A training as the workers run it. It is pickled and sent to them."""
+
+    train: Callable[..., None]
+    """Called with (task, run, watch): `adapt_student` or `pretrain`."""
+    task: Any
+    """An `AdaptationTask` or a `PretrainingTask`."""
+    watch: Any = None
+    """Scores the networks at each checkpoint on rank 0. None scores nothing."""
+
+
 def fit(
-    loop: Callable[..., None],
-    task: Any,
-    watch: Any,
+    job: TrainingJob,
     folder: Path,
     config: Config,
     progress: ProgressSink = print_line,
     callbacks: list[Any] | None = None,
 ) -> dict[str, Any]:
-    """Run a training loop on Ray Train workers; returns the state of the last step.
+    """Run a training on Ray Train workers and return the state of its last step.
 
-    Checkpoints lie in `folder`/train. The same folder goes on from its newest checkpoint.
+    Checkpoints and the progress file lie in `folder`/train. Called again with the same folder, it
+    resumes from the newest checkpoint.
+
+    Args:
+        job: What to train.
+        folder: Every node must see it.
+        config: `compute` is used.
+        progress: Called with a line for each progress record.
+        callbacks: Of Ray Train's RunConfig.
+
+    Raises:
+        TrainingError: the training failed, or workers died more often than `max_failures`.
     """
     device = cluster.resolve_device(config.compute)
     with (
         cluster.connected(config.compute),
-        following(lambda: {"train": folder / "train"}, progress),
+        following(lambda: {"train": folder / "train"}, progress, score=config.tune.score),
     ):
-        import ray.train
-        import ray.train.torch
-
         from sfss_ray.train.run_state import load_state
-        from sfss_ray.train.worker import train_on_worker
 
-        compute = config.compute
-        payload = {"loop": loop, "task": task, "watch": watch}
-        payload |= {"folder": str(folder / "train"), "threads": compute.cpus_per_worker}
-        trainer = ray.train.torch.TorchTrainer(
-            train_on_worker,
-            train_loop_config=payload,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=compute.num_workers,
-                use_gpu=device == "cuda",
-                resources_per_worker=_worker_resources(compute, device),
-            ),
-            run_config=ray.train.RunConfig(
-                name="train",
-                storage_path=str(folder),
-                failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-                callbacks=callbacks,
-            ),
-        )
+        trainer = _build_trainer(job, folder, config.compute, device, callbacks)
         checkpoint = _fit_or_explain(trainer).checkpoint
-        assert checkpoint is not None, "a loop of one step or more saves a checkpoint"
-        with checkpoint.as_directory() as saved:
-            return load_state(Path(saved))
+        assert checkpoint is not None, "the last step always saves a checkpoint"
+        with checkpoint.as_directory() as checkpoint_folder:
+            return load_state(Path(checkpoint_folder))
+
+
+def _build_trainer(
+    job: TrainingJob,
+    folder: Path,
+    compute: ComputeConfig,
+    device: str,
+    callbacks: list[Any] | None,
+) -> Any:
+    import ray.train
+    import ray.train.torch
+
+    from sfss_ray.train.worker import train_on_worker
+
+    payload = {
+        "job": job,
+        "folder": str(folder / "train"),
+        "threads": compute.cpus_per_worker,
+    }
+    return ray.train.torch.TorchTrainer(
+        train_on_worker,
+        train_loop_config=payload,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=compute.num_workers,
+            use_gpu=device == "cuda",
+            resources_per_worker=_worker_resources(compute, device),
+        ),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(folder),
+            failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,
+        ),
+    )
 
 
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
@@ -68,18 +103,24 @@ def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
     return {"CPU": compute.cpus_per_worker} | gpus
 
 
-def _fit_or_explain(trainer: Any):
+def _fit_or_explain(trainer: Any) -> Any:
+    """Fit, and turn Ray's error into one line with its innermost cause."""
     import ray.train
 
     try:
         return trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reasons = list(getattr(error, "worker_failures", {}).values()) or [error]
-        cause = reasons[0]
-        while getattr(cause, "cause", None) or cause.__cause__:
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        failures = list(getattr(error, "worker_failures", {}).values())
+        cause = innermost_cause(failures[0] if failures else error)
         text = str(cause).strip().splitlines()[-1] if str(cause).strip() else repr(cause)
         advice = ""
         if isinstance(cause, OSError) and is_disk_full(cause):
             advice = "; free some space and run again: training resumes from its last checkpoint"
         raise TrainingError(f"training stopped: {text}{advice}") from error
+
+
+def innermost_cause(error: BaseException) -> BaseException:
+    """Follow Ray's `cause` and Python's `__cause__` to the error that started it all."""
+    while cause := getattr(error, "cause", None) or error.__cause__:
+        error = cause
+    return error

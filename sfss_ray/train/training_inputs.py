@@ -1,4 +1,4 @@
-"""What a training starts from: checked inputs, with their masks."""
+"""The inputs of an adaptation, checked and split into training and held-out images."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
-from sfss_ray.inputs.check import Inputs, split
+from sfss_ray.inputs.request import Inputs, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.models.source import Source
 
 if TYPE_CHECKING:
+    from sfss_ray.evaluation.examination import Examination
     from sfss_ray.train.adaptation import AdaptationTask
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Checked inputs of an adaptation."""
+    """The checked inputs of an adaptation."""
 
     source: Source
     training: tuple[ImageFile, ...]
+    """Target images to learn from."""
     held_out: tuple[ImageFile, ...]
+    """Target images that label-free scores are computed on."""
     labelled: tuple[LabelledImage, ...]
+    """Images that mIoU is reported on."""
     masks: str
-    """Address of the folder of masks."""
+    """Address of the mask folder."""
 
     @property
     def classes(self) -> ClassSet:
-        """The source model's."""
+        """The source model's class set."""
         return self.source.classes
 
     def placed(self, folder: Path) -> Prepared:
-        """With a source model that workers can read, in the run's folder if need be."""
+        """Return a copy whose source model workers can read. It is written to `folder` if needed."""
         return dataclasses.replace(self, source=self.source.placed(folder))
 
     def task(self, config: Config) -> AdaptationTask:
-        """What a training is given."""
+        """Return the task of a training with this config."""
         from sfss_ray.train.adaptation import AdaptationTask
 
         source = self.source
@@ -53,11 +57,11 @@ class Prepared:
         return MaskStore(self.masks)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Other processes open the masks themselves: the index of a large folder is megabytes."""
+        """Leave the open masks out of a pickle, because the index of a large folder is megabytes."""
         return {name: value for name, value in self.__dict__.items() if name != "store"}
 
-    def examination(self, config: Config):
-        """What students of this adaptation are scored on."""
+    def examination(self, config: Config) -> Examination:
+        """Return the examination that scores students of this adaptation."""
         from sfss_ray.evaluation.examination import Examination
 
         return Examination(
@@ -66,12 +70,14 @@ class Prepared:
 
 
 def prepare_training(inputs: Inputs, store: MaskStore, config: Config) -> Prepared:
-    """Checked inputs with their masks; images that have none because of an error are left out.
+    """Split the checked inputs into training and held-out images.
+
+    Images whose masks are missing because of an error are left out.
 
     Raises:
-        DataError: no image is left to learn from.
+        DataError: no image is left for training.
     """
-    training, held_out = split(inputs.images, store, config)
+    training, held_out = split_target_images(inputs.images, store, config)
     if not training:
         raise DataError(
             f"none of the {len(inputs.images)} target images is left for training: give more images,"
@@ -80,5 +86,5 @@ def prepare_training(inputs: Inputs, store: MaskStore, config: Config) -> Prepar
     prepared = Prepared(
         inputs.source, tuple(training), tuple(held_out), inputs.labelled, store.folder
     )
-    prepared.__dict__["store"] = store
+    prepared.__dict__["store"] = store  # fills the cached property, so it is not opened again
     return prepared

@@ -1,4 +1,4 @@
-"""A training run on a Ray Train worker: the same loops, with Ray keeping the state."""
+"""A training on a Ray Train worker: the training code is the local one, Ray keeps the checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from sfss_ray.train.run_state import append_progress, load_state, save_state
 
 
 class RayRun:
-    """A `Run` inside a TorchTrainer worker. `folder` must be seen by every node."""
+    """A `Run` inside a TorchTrainer worker.
+
+    Args:
+        folder: Folder of the progress file. Every node must see it.
+    """
 
     def __init__(self, folder: Path):
         context = ray.train.get_context()
@@ -25,7 +29,7 @@ class RayRun:
         self.folder = folder
 
     def resume_state(self) -> dict[str, Any] | None:
-        """The newest checkpoint that Ray knows of this run."""
+        """Return the newest checkpoint that Ray has of this run, or None."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
@@ -33,9 +37,8 @@ class RayRun:
             return load_state(Path(folder))
 
     def report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Every worker reports; rank 0 brings the checkpoint."""
+        """Report the metrics on every worker, with a checkpoint on rank 0."""
         if self.rank:
-            state()
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -43,14 +46,18 @@ class RayRun:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append to the run's progress file."""
+        """Append a record to the run's progress file."""
         append_progress(self.folder, record)
 
 
 def train_on_worker(payload: dict[str, Any]) -> None:
-    """Entry of every worker: `payload` holds the loop, its task, its watch, folder, threads."""
+    """Run a training job. Ray Train calls it on every worker.
+
+    Args:
+        payload: `job`, a `TrainingJob`, `folder` of the progress file, and `threads` per worker.
+    """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
-    loop, task, watch = payload["loop"], payload["task"], payload["watch"]
+    job = payload["job"]
     run = RayRun(Path(payload["folder"]))
-    loop(task, run, watch if run.rank == 0 else None)
+    job.train(job.task, run, job.watch if run.rank == 0 else None)

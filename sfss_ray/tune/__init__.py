@@ -1,1 +1,1 @@
-"""Stage 3: many students -> the best config."""
+"""Stage 3: a search over hyperparameters that trains many students and finds the best config."""

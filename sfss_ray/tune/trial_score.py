@@ -18,39 +18,40 @@ if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
 
 GUARDED = "guarded_score"
-"""What the search maximises: the score, or for a collapsed student COLLAPSED."""
+"""What the search maximises: the score, or COLLAPSED for a collapsed student."""
 COLLAPSED = -1e6
-SOURCE_FILE = "source_scores.json"
+SOURCE_SCORES_FILE = "source_scores.json"
 
 
 @dataclass(frozen=True)
 class TrialWatch:
-    """Looks at a student as the examination does, then names what Tune compares.
+    """Scores a student with the examination, and adds the score that Tune compares.
 
-    A student that lost variety against the source model, on the same held-out images, is `collapsed`.
+    A student that lost variety compared with the source model on the same held-out images is
+    `collapsed`.
     """
 
     examination: Examination
     score: str
     source: Source
     folder: Path
-    """Where the source model's own scores are kept, once for all trials."""
+    """Where the source model's own scores are written, once for all trials."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
-        source = self._source_scores(network) if self.examination.held_out else {}
-        share = tuple(source.get("class_share", ()))
-        seen = dataclasses.replace(self.examination, source_share=share)(network, teacher)
-        value = worth(self.score, seen.get(self.score, math.nan))
-        if not math.isfinite(value):  # Tune would take NaN for the best of all
-            return seen | {GUARDED: COLLAPSED, "collapsed": 0.0}
-        judged = {"score": value, GUARDED: value, "collapsed": 0.0}
-        if source and lost_variety(_variety(seen), _variety(source)):
-            judged |= {GUARDED: COLLAPSED, "collapsed": 1.0}
-        return seen | judged
+        source_scores = self._source_scores(network) if self.examination.held_out else {}
+        share = tuple(source_scores.get("class_share", ()))
+        examination = dataclasses.replace(self.examination, source_share=share)
+        scores = examination(network, teacher)
+        value = worth(self.score, scores.get(self.score, math.nan))
+        if not math.isfinite(value):  # Tune would rank a NaN best
+            return scores | {GUARDED: COLLAPSED, "collapsed": 0.0}
+        collapsed = bool(source_scores) and lost_variety(_variety(scores), _variety(source_scores))
+        guarded = COLLAPSED if collapsed else value
+        return scores | {"score": value, GUARDED: guarded, "collapsed": float(collapsed)}
 
     def _source_scores(self, network: Segmenter) -> dict[str, Any]:
-        """The source model's on the held-out images; the first trial to look writes them down."""
-        path = self.folder / SOURCE_FILE
+        """Return the source model's scores on the held-out images. The first trial computes them."""
+        path = self.folder / SOURCE_SCORES_FILE
         if not path.exists():
             device = next(network.parameters()).device
             unlabelled = dataclasses.replace(self.examination, labelled=())
@@ -58,5 +59,5 @@ class TrialWatch:
         return json.loads(path.read_text())
 
 
-def _variety(seen: dict[str, Any]) -> Variety:
-    return Variety(int(seen["predicted_classes"]), seen["class_entropy"])
+def _variety(scores: dict[str, Any]) -> Variety:
+    return Variety(int(scores["predicted_classes"]), scores["class_entropy"])

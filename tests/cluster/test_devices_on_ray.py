@@ -30,6 +30,7 @@ from sfss_ray.errors import ClusterError
 from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor
 from sfss_ray.masks.regions import build_region_source, make_recipe
+from sfss_ray.runtime.resources import training_demand
 
 found = {}
 compute = ComputeConfig()
@@ -40,7 +41,7 @@ found["gpus"] = resources.gpus
 found["described"] = resources.describe()
 found["holds"] = [resources.holds(*needs) for needs in ((1, 1), (2, 1), (3.5, 0), (0, 2))]
 try:
-    cluster.training_demand(ComputeConfig(num_workers=5), "cuda").require(resources)
+    training_demand(ComputeConfig(num_workers=5), "cuda").require(resources)
 except ClusterError as error:
     found["refused"] = str(error)
 

@@ -146,7 +146,8 @@ def adaptation(source_model, streets, tiny_config, tmp_path_factory):
     import torch
 
     from sfss_ray.config import flatten, load_config
-    from sfss_ray.inputs.check import Request, check_inputs
+    from sfss_ray.inputs.check import check_inputs
+    from sfss_ray.inputs.request import Request
     from sfss_ray.masks.actor import MaskActor, actor_spec
     from sfss_ray.masks.bank.store import MaskStore
     from sfss_ray.masks.regions import make_recipe

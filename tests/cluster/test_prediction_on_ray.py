@@ -11,9 +11,10 @@ import pytest
 
 from sfss_ray.config import override
 from sfss_ray.errors import ClusterError
-from sfss_ray.prediction import folder as prediction
-from sfss_ray.prediction.folder import PredictionActor, predict
+from sfss_ray.prediction import workers
+from sfss_ray.prediction.folder import predict
 from sfss_ray.prediction.outputs import PredictionFolder
+from sfss_ray.prediction.workers import PredictionActor
 from sfss_ray.streets.default import SOURCE_MODEL
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
@@ -67,7 +68,7 @@ def test_an_image_that_kills_its_process_costs_that_image(
     folder, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(streets / "target" / "images", folder)
     shutil.copy(sorted(folder.iterdir())[0], folder / "deadly.png")
-    monkeypatch.setattr(prediction, "PredictionActor", Deadly)
+    monkeypatch.setattr(workers, "PredictionActor", Deadly)
     on_ray = override(tiny_config, {"compute.predict_on_ray_from": 2})
     found = predict(SOURCE_MODEL, folder, out, config=on_ray, progress=str)
     assert (found.images, list(found.errors)) == (12, ["deadly"])
@@ -82,7 +83,7 @@ def test_a_pool_that_stops_is_one_line(streets, tiny_config, tmp_path: Path, mon
         def __call__(self, batch):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction, "PredictionActor", Broken)
+    monkeypatch.setattr(workers, "PredictionActor", Broken)
     on_ray = override(tiny_config, {"compute.predict_on_ray_from": 2})
     images = streets / "target" / "images"
     with pytest.raises(

@@ -184,10 +184,10 @@ def test_a_module_that_cannot_travel_is_refused_before_masks_are_made(
         module = importlib.import_module("reading").Net()
         model = sfss_ray.wrap_model(module, classes="cityscapes-19", feature_layer="encoder.1")
         images = streets / "target" / "images"
-        with pytest.raises(ConfigError, match=r"FileNotFoundError.*factor\.txt.*do not travel"):
+        with pytest.raises(ConfigError, match=r"FileNotFoundError.*factor\.txt.*are not sent"):
             sfss_ray.adapt(model, images, tmp_path / "run", config=tiny_config, progress=str)
         on_ray = override(tiny_config, {"compute.predict_on_ray_from": 1})
-        with pytest.raises(ConfigError, match=r"FileNotFoundError.*factor\.txt.*do not travel"):
+        with pytest.raises(ConfigError, match=r"FileNotFoundError.*factor\.txt.*are not sent"):
             sfss_ray.predict(model, images, tmp_path / "out", config=on_ray, progress=str)
     assert not (tmp_path / "run").exists()
 

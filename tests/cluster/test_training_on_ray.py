@@ -8,7 +8,7 @@ import torch
 
 import sfss_ray
 from sfss_ray.config import load_config, override
-from sfss_ray.data import folders
+from sfss_ray.data import folders, pairing
 from sfss_ray.errors import ResumeError
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
@@ -150,8 +150,11 @@ def test_adaptation_takes_masks_that_are_there(
             progress=lines.append,
         )
 
-    listed, walk = [], folders._walk
-    monkeypatch.setattr(folders, "_walk", lambda *args: listed.append(args[0]) or walk(*args))
+    listed, walk_images = [], folders.walk_images
+    for module in (folders, pairing):
+        monkeypatch.setattr(
+            module, "walk_images", lambda *args: listed.append(args[0]) or walk_images(*args)
+        )
     result = adapt(given)
     assert sorted(listed) == sorted([target, val / "images", val / "labels"])
     assert result.masks_dir == given

@@ -18,7 +18,7 @@ from sfss_ray.config import (
 from sfss_ray.data.augment import draw_geometry
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
-from sfss_ray.train.loop import build_optimizer, learning_rate, set_learning_rate
+from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
 @pytest.mark.parametrize("name", NETWORK_PRESETS)

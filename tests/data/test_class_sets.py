@@ -1,4 +1,4 @@
-"""Class sets and the mapping between them by name."""
+"""Class sets, and their mapping by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from sfss_ray.data.class_sets import (
     CITYSCAPES_19,
     CLASS_SETS,
     IGNORE_INDEX,
+    SYNTHIA_13,
+    SYNTHIA_16,
     ClassSet,
     class_set_of,
     find_class_set,
-    mapping,
+    mapping_table,
     matched_names,
     parse_classes,
     synonyms_in,
@@ -29,8 +31,8 @@ SAME_IN_CAMVID = {
 }
 
 
-def test_known_sets_have_the_sizes_of_their_names():
-    assert {name: len(known) for name, known in CLASS_SETS.items()} == {
+def test_the_named_sets_have_the_sizes_in_their_names():
+    assert {name: len(class_set) for name, class_set in CLASS_SETS.items()} == {
         "cityscapes-19": 19,
         "synthia-13": 13,
         "synthia-16": 16,
@@ -40,8 +42,8 @@ def test_known_sets_have_the_sizes_of_their_names():
     assert CAMVID_11.classes[8] == "car"
 
 
-def test_mapping_is_by_name():
-    table = mapping(CITYSCAPES_19, CAMVID_11)
+def test_classes_are_mapped_by_name():
+    table = mapping_table(CITYSCAPES_19, CAMVID_11)
     assert (table.shape, table.dtype) == ((256,), np.uint8)
     for source, target in enumerate(table[:19]):
         name = CITYSCAPES_19.classes[source]
@@ -52,7 +54,7 @@ def test_mapping_is_by_name():
     assert (table[19:] == IGNORE_INDEX).all()
 
 
-def test_synonyms_count_only_where_they_leave_no_choice():
+def test_synonyms_match_only_if_unambiguous():
     both = class_set_of(["tree", "vegetation", "road"])
     assert matched_names(both, CITYSCAPES_19) == {"vegetation": "vegetation", "road": "road"}
     assert matched_names(CITYSCAPES_19, both)["vegetation"] == "vegetation"
@@ -66,35 +68,35 @@ def test_synonyms_count_only_where_they_leave_no_choice():
     }
 
 
-def test_camvids_bicyclist_is_neither_bicycle_nor_rider():
+def test_camvid_bicyclist_matches_neither_bicycle_nor_rider():
     matched = matched_names(CAMVID_11, CITYSCAPES_19)
     assert set(CAMVID_11.classes) - set(matched) == {"bicyclist"}
     assert synonyms_in(matched) == {other: name for name, other in SAME_IN_CAMVID.items()}
 
 
-@pytest.mark.parametrize("known", CLASS_SETS.values(), ids=CLASS_SETS)
-def test_no_known_set_has_two_names_of_one_meaning(known):
-    assert matched_names(known, known) == {name: name for name in known.classes}
-    renamed = class_set_of([name.upper() for name in known.classes])
-    assert list(matched_names(renamed, known).values()) == list(known.classes)
+@pytest.mark.parametrize("class_set", CLASS_SETS.values(), ids=CLASS_SETS)
+def test_no_named_set_contains_two_synonyms(class_set):
+    assert matched_names(class_set, class_set) == {name: name for name in class_set.classes}
+    upper_case = class_set_of([name.upper() for name in class_set.classes])
+    assert list(matched_names(upper_case, class_set).values()) == list(class_set.classes)
 
 
-def test_mapping_onto_itself_changes_nothing():
-    assert mapping(CAMVID_11, CAMVID_11)[:11].tolist() == list(range(11))
+def test_mapping_a_set_onto_itself_changes_nothing():
+    assert mapping_table(CAMVID_11, CAMVID_11)[:11].tolist() == list(range(11))
 
 
-def test_colours_come_from_the_palette_and_ignored_pixels_are_black():
+def test_label_maps_are_coloured_by_the_palette_with_ignored_pixels_black():
     colours = CITYSCAPES_19.colour(np.array([[0, 18, IGNORE_INDEX]], np.uint8))
     assert colours.tolist() == [[[128, 64, 128], [119, 11, 32], [0, 0, 0]]]
 
 
-def test_classes_may_be_named_by_their_set_or_one_by_one():
+def test_classes_are_parsed_from_a_set_name_or_a_list():
     assert parse_classes("camvid-11") is CAMVID_11
     assert parse_classes(" road, sky ,boat").classes == ("road", "sky", "boat")
     assert parse_classes(",".join(CITYSCAPES_19.classes)) is CITYSCAPES_19
 
 
-def test_custom_sets_keep_known_colours_and_give_others_the_same_each_time():
+def test_custom_sets_keep_cityscapes_colours_and_have_stable_other_colours():
     first, second = class_set_of(["boat", "car"]), class_set_of(["boat", "car"])
     assert first == second
     assert first.name == "custom"
@@ -102,7 +104,7 @@ def test_custom_sets_keep_known_colours_and_give_others_the_same_each_time():
     assert first.palette[0] != (0, 0, 0)
 
 
-def test_unknown_sets_are_refused_with_the_known_ones():
+def test_an_unknown_set_name_is_refused_with_the_known_names():
     with pytest.raises(
         DataError,
         match=r"'ade20k': known are cityscapes-19, synthia-16, synthia-13, camvid-11; or name",
@@ -122,12 +124,19 @@ def test_unknown_sets_are_refused_with_the_known_ones():
         (("a", ""), (GREY,) * 2, "class without a name"),
     ],
 )
-def test_impossible_sets_are_refused(classes, palette, reason):
+def test_invalid_sets_are_refused(classes, palette, reason):
     with pytest.raises(DataError, match=f"'mine'.*{reason}"):
         ClassSet("mine", classes, palette)
 
 
 @pytest.mark.parametrize("text", ["road,road", "road,", ",", "road,,sky"])
-def test_bad_lists_of_classes_are_refused(text):
+def test_invalid_class_lists_are_refused(text):
     with pytest.raises(DataError, match="custom"):
         parse_classes(text)
+
+
+def test_the_sets_of_13_and_16_classes_are_subsets_of_the_19():
+    missing = [c for c in CITYSCAPES_19.classes if c not in SYNTHIA_16.classes]
+    assert missing == ["terrain", "truck", "train"]
+    missing = [c for c in SYNTHIA_16.classes if c not in SYNTHIA_13.classes]
+    assert sorted(missing) == ["fence", "pole", "wall"]

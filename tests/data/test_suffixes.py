@@ -1,4 +1,4 @@
-"""Files of an image folder are read where Pillow can, and counted where they are left out."""
+"""Selection of image files by suffix, and counting of the files that are skipped."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sfss_ray.errors import DataError
 from sfss_ray.inspection.data_set import check_dataset
 
 
-def listed(folder: Path) -> tuple[list[str], list[str]]:
-    """Ids of the images, and the lines on files that were left out."""
+def list_with_notes(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the ids of the images and the notes on skipped files."""
     notes: list[str] = []
     return [file.image_id for file in list_images(folder, notes=notes.append)], notes
 
@@ -37,51 +37,51 @@ STILL = {
 
 
 @pytest.mark.parametrize("name", STILL)
-def test_still_images_of_further_suffixes_are_read(name, tmp_path: Path):
-    kind, options, decoder = STILL[name]
+def test_images_with_optional_suffixes_are_read(name, tmp_path: Path):
+    file_format, options, decoder = STILL[name]
     if decoder and not features.check(decoder):
-        pytest.skip(f"this Pillow does not decode {kind}")
+        pytest.skip(f"this Pillow does not decode {file_format}")
     grey = np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
-    path = put(tmp_path / name.upper(), encode(grey, kind, **options))
-    assert listed(tmp_path) == (["A"], [])
+    path = put(tmp_path / name.upper(), encode(grey, file_format, **options))
+    assert list_with_notes(tmp_path) == (["A"], [])
     pixels = read_image(path).astype(int)
     assert image_size(path) == pixels.shape[:2] == (6, 9)
     assert np.abs(pixels - grey[..., None]).max() <= 6
 
 
-def test_other_files_are_counted_in_one_line(tmp_path: Path):
+def test_skipped_files_are_counted_in_one_line(tmp_path: Path):
     for name in ("1.heic", "2.HEIC", "deep/3.svg", "4.mp4", "noise"):
         put(tmp_path / name, b"\0")
     for name in ("classes.txt", "list.csv", "notes.md", "a.json", ".hidden.svg", "Thumbs.db"):
         put(tmp_path / name, b"\0")
     put(tmp_path / "a.png")
     line = "5 files left out by suffix: 2 .heic, 1 .mp4, 1 .svg, 1 without suffix"
-    assert listed(tmp_path) == (["a"], [f"target images: {line}"])
+    assert list_with_notes(tmp_path) == (["a"], [f"target images: {line}"])
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"no image in .*2 \.heic, 1 \.mp4"):
         list_images(tmp_path)
 
 
-def test_animated_gifs_are_left_out(tmp_path: Path):
+def test_animated_gifs_are_skipped(tmp_path: Path):
     frames = [Image.fromarray(noise() // (i + 1)) for i in range(3)]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     put(tmp_path / "a.gif", data)
     put(tmp_path / "b.gif", encode(frames[0], "GIF"))
-    ids, notes = listed(tmp_path)
+    ids, notes = list_with_notes(tmp_path)
     assert ids == ["b"]
     assert notes == ["target images: 1 file left out by suffix: 1 .gif (animated)"]
 
 
-def test_a_preview_beside_an_image_is_left_out(tmp_path: Path):
-    """As before .gif was read: a.png is the image."""
+def test_a_preview_with_an_optional_suffix_is_skipped_beside_its_image(tmp_path: Path):
+    """Folders with a.png and a.gif existed before .gif was supported: a.png is the image."""
     for name in ("a.gif", "a.png", "b.jpg", "b.pgm"):
         put(tmp_path / name, encode(noise()[..., 0], "GIF" if name == "a.gif" else "PNG"))
     files = list_images(tmp_path)
     assert [file.path.name for file in files] == ["a.png", "b.jpg"]
-    assert "2 files left out by suffix: 1 .gif, 1 .pgm" in listed(tmp_path)[1][0]
+    assert "2 files left out by suffix: 1 .gif, 1 .pgm" in list_with_notes(tmp_path)[1][0]
 
 
-def test_formats_that_this_pillow_cannot_decode_are_left_out(tmp_path: Path, monkeypatch):
+def test_formats_without_a_decoder_are_skipped(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(features, "get_supported_modules", list)
     monkeypatch.setattr(features, "get_supported_codecs", list)
     suffixes.image_suffixes.cache_clear()
@@ -90,13 +90,16 @@ def test_formats_that_this_pillow_cannot_decode_are_left_out(tmp_path: Path, mon
         assert {".png", ".jfif", ".pgm"} <= set(suffixes.image_suffixes())
         put(tmp_path / "a.avif", b"\0")
         put(tmp_path / "b.png")
-        assert listed(tmp_path) == (["b"], ["target images: 1 file left out by suffix: 1 .avif"])
+        assert list_with_notes(tmp_path) == (
+            ["b"],
+            ["target images: 1 file left out by suffix: 1 .avif"],
+        )
     finally:
         suffixes.image_suffixes.cache_clear()
 
 
-def test_a_decoder_of_another_package_counts_once_it_is_registered(monkeypatch):
-    """pillow_heif registers .heic in this way."""
+def test_a_suffix_registered_by_another_package_is_accepted(monkeypatch):
+    """pillow_heif registers .heic like this."""
     monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
     monkeypatch.setitem(Image.OPEN, "HEIF", (lambda: None, None))
     suffixes.image_suffixes.cache_clear()
@@ -106,7 +109,7 @@ def test_a_decoder_of_another_package_counts_once_it_is_registered(monkeypatch):
         suffixes.image_suffixes.cache_clear()
 
 
-def test_the_check_and_the_reader_of_labels_say_what_was_left_out(tmp_path: Path):
+def test_data_check_and_load_labelled_report_skipped_files(tmp_path: Path):
     root = plain(tmp_path, ids_of(0, 1), classes="a\nb\n")
     put(root / "images" / "9.heic", b"\0")
     put(root / "labels" / "9.npy", b"\0")

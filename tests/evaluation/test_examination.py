@@ -23,6 +23,7 @@ from sfss_ray.evaluation.examination import (
     predict_probabilities,
     readable,
 )
+from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
 
 CLASSES = class_set_of(["red", "green", "blue"])
@@ -44,7 +45,7 @@ class _Colours(nn.Module):
 @pytest.fixture
 def network() -> Segmenter:
     """Says red, green or blue: the channel that is highest."""
-    return Segmenter(_Colours(), nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    return Segmenter(_Colours(), nn.Identity(), Card((0, 0, 0), (1, 1, 1))).eval()
 
 
 def picture(ids: np.ndarray) -> np.ndarray:
@@ -159,7 +160,7 @@ def test_calling_it_gives_the_numbers_that_exist(network, tmp_path: Path):
 
 def test_a_teacher_is_compared_with_on_held_out_images(network, tmp_path: Path):
     ids = quarters()
-    teacher = Segmenter(_Colours(), nn.Identity(), mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    teacher = Segmenter(_Colours(), nn.Identity(), Card((0, 0, 0), (1, 1, 1))).eval()
     examination = Examination(CLASSES, held_out=held_out(tmp_path, ids))
     assert examination(network, teacher)["agreement"] == 1
     teacher.body.sharpness.data.neg_()  # says a channel that is lowest: never the highest

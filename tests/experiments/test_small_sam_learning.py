@@ -77,8 +77,8 @@ def test_targets_are_the_pixels_of_the_object_and_of_the_part_under_each_point(l
     stage = Stage(1.0, (SIZE,), padded=1.0, images=2, points=5, focal=True)
     batch = make_batch(ScenePool(0), stage, np.random.default_rng(1))
     maps = low_resolution_map(batch.targets().movedim(-1, 2))  # (B, P, 2, H / 2, W / 2)
-    wanted = batch.wanted[:, :, :, None, None]
-    assert (maps == (batch.ids.movedim(-1, 1)[:, None] == wanted)).all()
+    target_ids = batch.target_ids[:, :, :, None, None]
+    assert (maps == (batch.ids.movedim(-1, 1)[:, None] == target_ids)).all()
     assert maps[:, :, 0].any(), "no point lies on an object"
 
 

@@ -1,9 +1,9 @@
-"""Networks whose layers have attributes that hide torch's methods, as ESPNet's list `modules` does."""
+"""Networks with attributes that hide torch's methods, such as ESPNet's list `modules`."""
 
 import torch
 from torch import Tensor, nn
 
-HIDDEN = [
+HIDDEN_METHODS = [
     "modules",
     "named_modules",
     "children",
@@ -19,7 +19,7 @@ HIDDEN = [
 
 
 class Block(nn.Module):
-    """A convolution, batch statistics and dropout, listed under a name of choice."""
+    """A convolution, BatchNorm and dropout, in a list whose attribute has a chosen name."""
 
     def __init__(self, name: str, width: int):
         super().__init__()
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class HidingNet(nn.Module):
-    """Features at stride 4; the network and a layer of it both have the list."""
+    """A network of stride 4; the network and one of its layers have the list."""
 
     def __init__(self, name: str, classes: int = 5, width: int = 8):
         super().__init__()
@@ -51,7 +51,7 @@ class HidingNet(nn.Module):
 
 
 class RegisteredNet(nn.Module):
-    """A ModuleList named `modules`, which torch registers but cannot return by that name."""
+    """A network with a ModuleList named `modules`, which torch registers but cannot return by name."""
 
     def __init__(self, classes: int = 5):
         super().__init__()

@@ -1,4 +1,4 @@
-"""PNG files put together from their specification (W3C PNG, third edition), without an image library."""
+"""PNG files assembled from the specification (W3C PNG, third edition), without an image library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 GREY, PALETTE = 0, 3
-# The seven passes of Adam7: first row, first column, distance of rows, distance of columns.
+# The seven passes of Adam7: first row, first column, row step, column step.
 ADAM7 = (
     (0, 0, 8, 8),
     (0, 4, 8, 8),
@@ -21,10 +21,11 @@ ADAM7 = (
 
 
 def png(ids: np.ndarray, bits: int, colour_type: int = GREY, interlaced: bool = False) -> bytes:
-    """A PNG of one channel whose samples are `ids`."""
+    """Return the bytes of a one-channel PNG whose samples are the ids."""
     height, width = ids.shape
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, int(interlaced))
-    passes = [ids[r::dr, c::dc] for r, c, dr, dc in ADAM7] if interlaced else [ids]
+    passes = [ids[r::row_step, c::column_step] for r, c, row_step, column_step in ADAM7]
+    passes = passes if interlaced else [ids]
     rows = b"".join(_rows(part, bits) for part in passes if part.size)
     palette = bytes((37 * i) % 256 for i in range(3 * 2 ** min(bits, 8)))
     chunks = [(b"IHDR", header)]
@@ -38,10 +39,10 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _rows(ids: np.ndarray, bits: int) -> bytes:
-    """Rows of samples, the first in the highest bits, each padded to whole bytes; filter 0 (none)."""
+    """Return packed rows: first sample in the highest bits, padded to whole bytes, filter 0 (none)."""
     packed = b""
     for row in ids.tolist():
-        text = "".join(f"{sample:0{bits}b}" for sample in row)
-        text += "0" * (-len(text) % 8)
-        packed += b"\0" + bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+        digits = "".join(f"{sample:0{bits}b}" for sample in row)
+        digits += "0" * (-len(digits) % 8)
+        packed += b"\0" + bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8))
     return packed

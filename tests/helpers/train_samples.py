@@ -1,4 +1,4 @@
-"""Builders that the tests of training share: drawn images, masks, networks, random scenes."""
+"""Builders for the tests of training: drawn images, masks, networks and random scenes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,18 @@ from torch.nn import functional as F
 
 from sfss_ray.config import Config, PairConfig, override
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.data.folders import LabelledImage, list_images, pair_labels
+from sfss_ray.data.folders import LabelledImage, list_images
+from sfss_ray.data.pairing import pair_labels
 from sfss_ray.masks.bank.run_lengths import area, encode_masks, to_coco_strings
 from sfss_ray.masks.bank.schema import write_shard
-from sfss_ray.method.mask_table import MaskTable, Opinion, describe_masks
-from sfss_ray.method.pairs import PrototypePool
+from sfss_ray.method.mask_table import CellPredictions, MaskTable, describe_masks
+from sfss_ray.method.prototype_pool import PrototypePool
 from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.card import Card
 from sfss_ray.models.model_file import SourceModel, save_model
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.adaptation import AdaptationTask, estimate_statistics
+from sfss_ray.train.adaptation import AdaptationTask
+from sfss_ray.train.batch_norm import estimate_statistics
 from sfss_ray.train.run_state import load_state
 
 CLASSES = ("red", "green", "blue", "yellow", "grey")
@@ -29,20 +32,20 @@ TILE = 16
 
 
 def tile_labels(index: int) -> np.ndarray:
-    """(64, 64) uint8: 16 tiles, each of a random class."""
+    """Return (64, 64) uint8: 16 tiles, each of a random class."""
     rng = np.random.default_rng([7, index])
     tiles = rng.integers(0, len(CLASSES), (SIZE // TILE, SIZE // TILE))
     return np.kron(tiles, np.ones((TILE, TILE), np.int64)).astype(np.uint8)
 
 
 def drawn_image(index: int) -> np.ndarray:
-    """(64, 64, 3) uint8: the tiles in their colours, with noise."""
+    """Return (64, 64, 3) uint8: the tiles in their colours, with noise."""
     noise = np.random.default_rng([8, index]).normal(0, 12, (SIZE, SIZE, 3))
     return np.clip(COLOURS[tile_labels(index)] + noise, 0, 255).astype(np.uint8)
 
 
 def tile_masks() -> list[np.ndarray]:
-    """A boolean (64, 64) mask per tile."""
+    """Return a boolean (64, 64) mask per tile."""
     masks = []
     for top in range(0, SIZE, TILE):
         for left in range(0, SIZE, TILE):
@@ -53,7 +56,7 @@ def tile_masks() -> list[np.ndarray]:
 
 
 def mask_rows(masks: list[np.ndarray]) -> list[dict]:
-    """Masks as they stand in a shard."""
+    """Return masks as the rows of a shard."""
     counts = encode_masks(masks)
     rows = []
     for mask, count, text in zip(masks, counts, to_coco_strings(counts), strict=True):
@@ -74,7 +77,7 @@ def mask_rows(masks: list[np.ndarray]) -> list[dict]:
 
 
 def write_masks(folder: Path, masks_of: dict[str, list[np.ndarray]], size=(SIZE, SIZE)) -> Path:
-    """A folder with one shard: image id -> masks."""
+    """Write a folder with one shard of the masks by image id."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -92,13 +95,13 @@ def write_masks(folder: Path, masks_of: dict[str, list[np.ndarray]], size=(SIZE,
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """RGB or one channel, as PNG."""
+    """Write an RGB or one-channel image as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), pixels[..., ::-1] if pixels.ndim == 3 else pixels)
 
 
 def write_dataset(root: Path, count: int = 6, without_masks: tuple[int, ...] = ()) -> Path:
-    """images/, labels/ and masks/ of drawn images; some images may have no masks at all."""
+    """Write images/, labels/ and masks/ of drawn images; some images may have no masks at all."""
     for index in range(count):
         write_image(root / "images" / f"{index}.png", drawn_image(index))
         write_image(root / "labels" / f"{index}.png", tile_labels(index))
@@ -108,12 +111,15 @@ def write_dataset(root: Path, count: int = 6, without_masks: tuple[int, ...] = (
 
 
 def labelled(root: Path) -> tuple[LabelledImage, ...]:
-    """The pairs of a written dataset."""
+    """Return the pairs of a written data set."""
     return tuple(pair_labels(root / "images", root / "labels"))
 
 
 def sharp_source(path: Path, spoil: bool = False) -> Path:
-    """Random weights, statistics of the drawn images, a classifier scaled up until it is confident."""
+    """Save a random network with statistics of the drawn images and a confident classifier.
+
+    `spoil` puts a NaN into its weights.
+    """
     torch.manual_seed(0)
     network = build_network("compact", len(CLASSES))
     estimate_statistics(network.train(), [drawn_batch([0, 1, 2])["weak"]])
@@ -149,22 +155,22 @@ KEEPS_ALL = {
     "loss__mask_vote": "none",
     "loss__prior_power": 0.0,
 }
-"""Plain self-training on every pixel: the loss is one mean, whatever it is summed up from."""
+"""Plain self-training on every pixel: the loss is one mean, however the batch is split."""
 
 
 def small_config(**changes) -> Config:
-    """A config of seconds; `batch_norm="frozen"` means train.batch_norm, `loss__x` train.loss.x."""
+    """Return a config that trains in seconds; `loss__x` sets train.loss.x."""
     named = {f"train.{name.replace('__', '.')}": value for name, value in changes.items()}
     return override(Config(seed=3), SMALL | named)
 
 
 def adaptation_task(root: Path, source: Path, config: Config) -> AdaptationTask:
-    """The task of a written dataset."""
+    """Return the task of a written data set."""
     return AdaptationTask(source, tuple(list_images(root / "images")), root / "masks", config)
 
 
 def flat_state(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Dotted name -> tensor of everything in a saved state."""
+    """Return all tensors of a checkpoint by dotted name."""
     flat = {}
     for name, value in state.items():
         if isinstance(value, dict):
@@ -174,17 +180,17 @@ def flat_state(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     return flat
 
 
-def assert_states_close(one: Path, other: Path, tolerance: float = 0.0) -> None:
-    """Two run folders hold the same step, weights, teacher, optimiser, thresholds and bank.
+def assert_states_close(folder: Path, other_folder: Path, tolerance: float = 0.0) -> None:
+    """Assert that two run folders have the same step, weights, teacher, optimiser and memory.
 
-    `tolerance` is relative to a tensor's largest entry, or to 1 if that is less; with one, a few
-    pixels may fall on the other side of a bin's edge in the histogram of the thresholds.
+    `tolerance` is relative to a tensor's largest entry, or to 1 if that is less. With a tolerance, a
+    few pixels may be counted in the neighbouring bin of the thresholds' histogram.
     """
-    first, second = load_state(one), load_state(other)
+    first, second = load_state(folder), load_state(other_folder)
     assert first["step"] == second["step"]
     first, second = flat_state(first), flat_state(second)
     assert first.keys() == second.keys()
-    if tolerance and "thresholds" in first:  # a source model's training has none
+    if tolerance and "thresholds" in first:  # pretraining has none
         histogram, other_histogram = (flat.pop("thresholds") for flat in (first, second))
         assert (histogram - other_histogram).abs().sum() <= 1e-3 * histogram.sum()
     for name, value in first.items():
@@ -196,7 +202,7 @@ def assert_states_close(one: Path, other: Path, tolerance: float = 0.0) -> None:
 
 
 def colour_segmenter() -> Segmenter:
-    """Stride 4; its class is the colour nearest to a cell's mean, with high confidence."""
+    """Return a network of stride 4 that predicts the class of the nearest colour, confidently."""
     body = nn.Conv2d(3, 3, 4, stride=4)
     classifier = nn.Conv2d(3, len(CLASSES), 1)
     colours = torch.from_numpy(COLOURS).float() / 255
@@ -205,11 +211,11 @@ def colour_segmenter() -> Segmenter:
         body.bias.zero_()
         classifier.weight.copy_(60 * colours[:, :, None, None])
         classifier.bias.copy_(-30 * colours.square().sum(1))
-    return Segmenter(body, classifier, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return Segmenter(body, classifier, Card(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 
 
 def drawn_batch(indices: list[int]) -> dict[str, torch.Tensor]:
-    """What a step gets, without augmentation: sample number and image number are the index."""
+    """Return a batch without augmentation; sample number and image number are the index."""
     pixels = torch.from_numpy(np.stack([drawn_image(i) for i in indices]))
     images = pixels.permute(0, 3, 1, 2).float() / 255
     ids = sum((k + 1) * mask.astype(np.int64) for k, mask in enumerate(tile_masks()))
@@ -224,21 +230,21 @@ def drawn_batch(indices: list[int]) -> dict[str, torch.Tensor]:
 
 @dataclass
 class RandomScene:
-    """Random masks and a random teacher's opinion of one image."""
+    """Random masks of one image with random predictions of a teacher."""
 
     ids: torch.Tensor  # (h, w)
     probabilities: torch.Tensor  # (C, h, w)
     embeddings: torch.Tensor  # (D, h, w)
     thresholds: torch.Tensor  # (C,)
-    student_label: torch.Tensor  # (h * w,)
+    student_labels: torch.Tensor  # (h * w,)
 
     def table(self, config: PairConfig) -> MaskTable:
-        opinion = Opinion.of(self.probabilities[None])
+        predictions = CellPredictions.of(self.probabilities[None])
         cells = self.embeddings.flatten(1).T[None]
-        return describe_masks(self.ids[None], opinion, cells, self.thresholds, config)[0]
+        return describe_masks(self.ids[None], predictions, cells, self.thresholds, config)[0]
 
     def student(self) -> torch.Tensor:
-        """(h * w, D) embeddings of a student that has drifted a little."""
+        """Return (h * w, D) embeddings of a student that has drifted a little."""
         cells = self.embeddings.flatten(1).T
         return F.normalize(cells + 0.1 * cells.roll(1, 0), dim=1)
 
@@ -246,14 +252,14 @@ class RandomScene:
 def random_scene(
     seed: int, classes: int = 6, masks: int = 8, grid: tuple[int, int] = (12, 14), dim: int = 5
 ) -> RandomScene:
-    """Masks around random centres, some cells without; masks pure, mixed or joining two classes."""
+    """Return masks around random centres: pure, mixed, or joining two classes; some cells have none."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: grid[0], : grid[1]]
     centres = rng.uniform(0, 1, (masks, 2)) * grid
     distance = (rows[..., None] - centres[:, 0]) ** 2 + (columns[..., None] - centres[:, 1]) ** 2
-    names = np.sort(rng.choice(np.arange(1, 1000), masks, replace=False))
+    mask_ids = np.sort(rng.choice(np.arange(1, 1000), masks, replace=False))
     nearest = distance.argmin(-1)
-    ids = np.where(rng.random(grid) < 0.85, names[nearest], 0)
+    ids = np.where(rng.random(grid) < 0.85, mask_ids[nearest], 0)
     main, second = (rng.integers(0, classes, masks)[nearest] for _ in range(2))
     mixed = rng.choice([0.0, 0.1, 0.5], masks)[nearest]
     truth = np.where(rng.random(grid) < mixed, second, main)
@@ -261,13 +267,13 @@ def random_scene(
     logits = rng.normal(0, 1, (classes, *grid))
     logits[truth, rows, columns] += sharpness
     embeddings = F.normalize(torch.from_numpy(rng.normal(0, 1, (dim, *grid))).float(), dim=0)
-    label = np.where(rng.random(grid) < 0.3, rng.integers(0, classes, grid), truth)
+    student_labels = np.where(rng.random(grid) < 0.3, rng.integers(0, classes, grid), truth)
     return RandomScene(
         torch.from_numpy(ids),
         torch.from_numpy(logits).float().softmax(0),
         embeddings,
         torch.from_numpy(rng.uniform(0.2, 0.9, classes)).float(),
-        torch.from_numpy(label).flatten(),
+        torch.from_numpy(student_labels).flatten(),
     )
 
 
@@ -275,7 +281,10 @@ KEY_STEP = 1000
 
 
 def pool_of(tables: list[MaskTable], bank: int, classes: int, seed: int = 0) -> PrototypePool:
-    """Reliable masks of images 0, 1, .. under keys image * KEY_STEP + mask, and bank entries."""
+    """Pool the reliable masks of images 0, 1, .. with random bank entries.
+
+    The key of a mask is image * KEY_STEP + mask.
+    """
     rng = np.random.default_rng(seed)
     vectors, facts = [], []
     for image, table in enumerate(tables):

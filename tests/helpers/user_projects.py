@@ -1,4 +1,4 @@
-"""Projects of users as they lie on a disk, beside what is installed."""
+"""Python projects of users on disk, outside the installed packages."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def enlarge(x, times):
     "late.py": "import torch\n\n\ndef noise(x):\n    return x + 0.1 * torch.rand_like(x)\n",
     "unused.py": "raise RuntimeError('nothing imports this')\n",
 }
-"""A network whose code lies in top-level modules, one of which only training imports."""
+"""A network whose code is in several top-level modules. Only training mode imports `late`."""
 
 
 def write_files(root: Path, files: dict[str, str]) -> Path:
-    """Write texts by their paths below a folder."""
-    for name, text in files.items():
+    """Write files, given by their relative paths, into a folder and return the folder."""
+    for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(content)
     return root
 
 
 @pytest.fixture
 def on_path(monkeypatch) -> Iterator[Callable[[Path], None]]:
-    """Adds folders to the search path; what was imported from them is forgotten after the test."""
+    """Add folders to the search path; modules imported from them are forgotten after the test."""
     folders: list[Path] = []
 
     def add(folder: Path) -> None:

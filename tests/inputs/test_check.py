@@ -1,71 +1,28 @@
-"""One routine checks inputs: a plan lists what a verb refuses, and no file is read twice."""
+"""Checks of inputs: a plan lists what a verb refuses, and no file is read twice."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import inspect
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from street_requests import CPU, adapt_arguments, request_for
 
 import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data import label_files
-from sfss_ray.errors import ResumeError, SfssError
-from sfss_ray.inputs.check import Request, check_inputs, claim_inputs, survey
-from sfss_ray.inputs.record import MANIFEST_FILE
-from sfss_ray.masks.sam.networks import shipped_small_sam
-from sfss_ray.runtime import cluster
+from sfss_ray.errors import SfssError
+from sfss_ray.inputs.check import check_inputs, survey_inputs
+from sfss_ray.inputs.request import Request
 from sfss_ray.streets.default import SOURCE_MODEL
-from sfss_ray.streets.scenes import write_streets
-
-CPU = {"compute.device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def streets(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("streets")
-    write_streets(root / "target", "camera", 5, 6, (64, 128), with_labels=False)
-    write_streets(root / "val", "camera", 6, 2, (64, 128))
-    shutil.copy(shipped_small_sam(), root / "sam.pth")
-    return root
-
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
-    def started() -> None:
-        raise AssertionError("a cluster would have been started")
-
-    monkeypatch.setattr(cluster, "prepare_environment", started)
-    monkeypatch.setattr(
-        cluster, "capacity", lambda compute: cluster.Resources(2.0, 0, ((2.0, 0.0),))
-    )
-
-
-def arguments(streets: Path, output: Path) -> dict:
-    return {
-        "source_model": SOURCE_MODEL,
-        "target_images": streets / "target" / "images",
-        "output_dir": output,
-        "val_images": streets / "val" / "images",
-        "val_labels": streets / "val" / "labels",
-    }
-
-
-def request_for(streets: Path, output: Path, kind="adapt", **changes) -> Request:
-    knobs = changes.pop("knobs", {})
-    known = {"kind": kind, "config": override(Config(), CPU | knobs)}
-    return Request(**(arguments(streets, output) | known | changes))
 
 
 def another_run(folder: Path) -> Path:
+    """A folder that holds another run."""
     folder.mkdir()
     (folder / "config.json").write_text('{"seed": 5}')
     return folder
@@ -102,29 +59,29 @@ SEARCH_PROBLEMS = {
 
 
 def check_both(streets: Path, tmp_path: Path, case, kind: str, monkeypatch) -> None:
-    """What a plan lists is what the verb raises. `plan` shows the survey's findings as they are."""
+    """The verb raises the one problem that the survey lists; `plan` shows the survey unchanged."""
     changes, knobs, name = case
     monkeypatch.chdir(tmp_path)
-    given = arguments(streets, tmp_path / "out") | changes
-    if callable(given["output_dir"]):
-        given["output_dir"] = given["output_dir"](tmp_path / "other")
+    arguments = adapt_arguments(streets, tmp_path / "out") | changes
+    if callable(arguments["output_dir"]):
+        arguments["output_dir"] = arguments["output_dir"](tmp_path / "other")
     config = override(Config(), CPU | knobs)
-    missing = survey(Request(kind=kind, config=config, **given)).missing
+    missing = survey_inputs(Request(kind=kind, config=config, **arguments)).missing
     assert list(missing) == [name]
     verb = sfss_ray.tune_hyperparameters if kind == "tune" else sfss_ray.adapt
     with pytest.raises(SfssError) as refused:
-        verb(**given, config=config, progress=str)
+        verb(**arguments, config=config, progress=str)
     assert str(refused.value) == missing[name]
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_plan_says_what_adapt_refuses(problem, streets, tmp_path: Path, monkeypatch):
+def test_a_plan_lists_what_adapt_refuses(problem, streets, tmp_path: Path, monkeypatch):
     check_both(streets, tmp_path, PROBLEMS[problem], "adapt", monkeypatch)
 
 
 @pytest.mark.parametrize("problem", [*PROBLEMS, *SEARCH_PROBLEMS])
-def test_a_plan_says_what_tune_refuses(problem, streets, tmp_path: Path, monkeypatch):
+def test_a_plan_lists_what_tune_refuses(problem, streets, tmp_path: Path, monkeypatch):
     check_both(streets, tmp_path, (PROBLEMS | SEARCH_PROBLEMS)[problem], "tune", monkeypatch)
 
 
@@ -137,28 +94,28 @@ def test_every_problem_is_listed_at_once(streets, tmp_path: Path):
         val_labels=None,
         knobs={"compute.num_workers": 3, "train.batch_size": 4},
     )
-    missing = survey(request).missing
+    missing = survey_inputs(request).missing
     assert set(missing) == {"source model", "val labels", "regions", "settings", "device"}
     with pytest.raises(SfssError) as first:
         check_inputs(request)
     assert str(first.value) == missing["source model"]
 
 
-def test_a_cluster_too_small_is_the_same_line_for_every_verb(streets, tmp_path: Path):
+def test_every_verb_refuses_a_cluster_too_small_in_the_same_line(streets, tmp_path: Path):
     config = override(
         Config(),
         CPU | {"compute.num_workers": 4, "train.batch_size": 4, "pretrain.batch_size": 4},
     )
-    given, lines = arguments(streets, tmp_path / "out"), []
-    labelled = {"images": given["val_images"], "labels": given["val_labels"]}
+    arguments, lines = adapt_arguments(streets, tmp_path / "out"), []
+    labelled = {"images": arguments["val_images"], "labels": arguments["val_labels"]}
     calls = [
-        (sfss_ray.adapt, given),
-        (sfss_ray.tune_hyperparameters, given),
+        (sfss_ray.adapt, arguments),
+        (sfss_ray.tune_hyperparameters, arguments),
         (sfss_ray.pretrain_source, labelled | {"output_dir": tmp_path / "out"}),
     ]
-    for verb, named in calls:
+    for verb, keywords in calls:
         with pytest.raises(sfss_ray.SfssError) as refused:
-            verb(**named, config=config, progress=str)
+            verb(**keywords, config=config, progress=str)
         lines.append(str(refused.value))
     assert lines == [
         "4 training workers of 1 CPU each were asked for, but the cluster holds 2 (2 CPUs and 0 GPUs):"
@@ -179,20 +136,20 @@ def test_a_pool_larger_than_the_cluster_is_refused(verb, streets, tmp_path: Path
     assert not out.exists()
 
 
-def test_a_plan_prints_what_the_checks_found(streets, tmp_path: Path):
-    given = arguments(streets, tmp_path / "out") | {"source_model": None}
+def test_a_plan_has_the_findings_of_the_checks(streets, tmp_path: Path):
+    arguments = adapt_arguments(streets, tmp_path / "out") | {"source_model": None}
     config = override(Config(), CPU | {"evaluation.held_out_share": 0.0, "tune.score": "entropy"})
-    plan = sfss_ray.plan(**given, search=True, config=config, progress=str)
-    request = Request(kind="tune", config=config, **given)
-    assert plan.missing == survey(request).missing
+    plan = sfss_ray.plan(**arguments, search=True, config=config, progress=str)
+    request = Request(kind="tune", config=config, **arguments)
+    assert plan.missing == survey_inputs(request).missing
     assert set(plan.missing) == {"source model", "settings"}
     assert not plan.ready
 
 
-def test_nothing_is_read_twice(streets, tmp_path: Path, monkeypatch):
+def test_no_file_is_read_twice(streets, tmp_path: Path, monkeypatch):
     """Python reports every file that is opened and every folder that is listed (PEP 578)."""
     opened: list[str] = []
-    listening = [True]
+    listening = [True]  # emptied to stop the hook
 
     def hook(event, details):
         if listening and event in ("open", "os.scandir", "os.listdir"):
@@ -224,70 +181,23 @@ def test_masks_are_an_input_of_a_plan(streets, tmp_path: Path):
     from sfss_ray.masks.actor import MaskActor, actor_spec
     from sfss_ray.masks.regions import make_recipe
 
-    given = arguments(streets, tmp_path / "out")
+    arguments = adapt_arguments(streets, tmp_path / "out")
     recipe, _ = make_recipe(Config().masks, None)
     (tmp_path / "masks").mkdir()
     spec = actor_spec(recipe, None, tmp_path / "masks", Config().masks)
-    files = sorted(given["target_images"].iterdir())
+    files = sorted(arguments["target_images"].iterdir())
     shard = json.dumps([(path.stem, str(path)) for path in files])
     MaskActor(spec | {"threads": 1, "pool": 1})({"shard": [shard]})
     config = override(Config(), CPU | {"train.augment.crop_size": [64, 128], "train.num_steps": 2})
-    plan = sfss_ray.plan(**given, masks=tmp_path / "masks", config=config, progress=str)
+    plan = sfss_ray.plan(**arguments, masks=tmp_path / "masks", config=config, progress=str)
     assert plan.ready
     assert plan.masks_to_make == 0
     assert [stage.name for stage in plan.stages] == ["training", "evaluation"]
     assert "masks of 6 images" in plan.found["masks"]
 
 
-def test_a_run_is_resumed_with_unchanged_files_alone(streets, tmp_path: Path):
-    for part in ("target", "val"):
-        shutil.copytree(streets / part, tmp_path / part)
-    out = tmp_path / "out"
-
-    def claim(where: Path = tmp_path) -> Path:
-        request = request_for(where, out)
-        return claim_inputs(request, check_inputs(request), str)
-
-    claim()
-    assert (out / MANIFEST_FILE).exists()
-    moved = tmp_path / "moved"
-    for part in ("target", "val"):
-        shutil.copytree(tmp_path / part, moved / part, copy_function=shutil.copyfile)
-    os.utime(moved / "target" / "images" / "00001.png", ns=(1, 1))
-    claim(moved)
-    before = (out / MANIFEST_FILE).read_bytes()
-    for name in ("target/images/00002.png", "val/labels/00001.png", "val/images/00000.png"):
-        path = tmp_path / name
-        former = path.read_bytes()
-        shape = np.asarray(Image.open(path)).shape
-        Image.fromarray(np.zeros(shape, np.uint8)).save(path)
-        named = f"{name.split('/')[0]} {name.split('/')[1]}/{path.stem}"
-        with pytest.raises(ResumeError, match=rf"1 of 10 input files were changed .*'{named}'"):
-            claim()
-        path.write_bytes(former)
-    claim()
-    assert read(out) == read_bytes(before, tmp_path)
-
-
-def read(folder: Path) -> set:
-    from sfss_ray.data.content import read_manifest
-
-    return {(name, c.sha256) for name, c in read_manifest(folder / MANIFEST_FILE).items()}
-
-
-def read_bytes(data: bytes, tmp_path: Path) -> set:
-    (tmp_path / "former").mkdir()
-    (tmp_path / "former" / MANIFEST_FILE).write_bytes(data)
-    return read(tmp_path / "former")
-
-
-def test_a_request_names_every_argument_of_adapt():
-    fields = {field.name for field in dataclasses.fields(Request)}
-    assert set(inspect.signature(sfss_ray.adapt).parameters) - {"progress"} == fields - {"kind"}
-
-
-def test_val_images_are_as_bright_as_the_target_images(streets, tmp_path: Path):
-    """A dim folder of labelled frames by the camera of the target images, which has 12 bits."""
+def test_val_images_have_the_white_level_of_the_target_images(streets, tmp_path: Path):
+    """Dim labelled images by the 12-bit camera of the target images."""
     rng = np.random.default_rng(0)
     for folder, brightest in (("target", 4096), ("val", 700)):
         (tmp_path / folder).mkdir()
@@ -311,8 +221,8 @@ def test_val_images_are_as_bright_as_the_target_images(streets, tmp_path: Path):
     assert any("white is 4095" in note for note in inputs.notes)
 
 
-def test_what_was_chosen_among_labels_is_a_note_of_the_run(streets, tmp_path: Path):
-    """Of two encodings the labelIds are taken, and the run says so."""
+def test_the_choice_between_label_encodings_is_a_note_of_the_run(streets, tmp_path: Path):
+    """With both encodings the labelIds are used, and a note says so."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     for name in ("a_1", "b_1"):
@@ -327,26 +237,3 @@ def test_what_was_chosen_among_labels_is_a_note_of_the_run(streets, tmp_path: Pa
     assert {int(pair.labels()[0, 0]) for pair in inputs.labelled} == {0}
     (note,) = [note for note in inputs.notes if note.startswith("val: ")]
     assert "labelIds" in note
-
-
-def test_a_pretraining_is_not_resumed_with_other_labels(streets, tmp_path: Path, monkeypatch):
-    """Stopped before its first step, then a label map is replaced under its name."""
-    shutil.copytree(streets / "val", tmp_path / "day")
-    images, labels = tmp_path / "day" / "images", tmp_path / "day" / "labels"
-
-    def stopped(*_) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sfss_ray.train.launch.fit", stopped)
-    config = override(Config(), CPU | {"pretrain.batch_size": 2})
-
-    def pretrain() -> None:
-        sfss_ray.pretrain_source(images, labels, tmp_path / "out", config=config, progress=str)
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            pretrain()
-    path = labels / "00001.png"
-    Image.fromarray(np.zeros((64, 128), np.uint8)).save(path)
-    with pytest.raises(ResumeError, match=r"1 of 4 input files .*'training labels/00001'"):
-        pretrain()

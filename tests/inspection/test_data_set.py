@@ -1,4 +1,4 @@
-"""`data check`: counts of everything that is wrong, for every layout."""
+"""`data check`: the layout, class shares and every fault of a data set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(root: Path, config: dict | None = None, **options) -> DatasetReport:
     return check_dataset(root, config=override(Config(), config or {}), progress=str, **options)
 
 
-def test_gta5_is_recognised_and_its_pixels_are_shared_out(tmp_path: Path):
+def test_gta5_is_recognised_and_its_pixels_are_counted_by_class(tmp_path: Path):
     report = check(gta5(tmp_path, ids_of(ROAD, ROAD, CAR), ids_of(ROAD, 0, 0)))
     assert (report.layout, report.labels_format, report.pairs) == ("gta5", "gta5", 2)
     assert report.sound
@@ -50,7 +50,7 @@ def test_gta5_is_recognised_and_its_pixels_are_shared_out(tmp_path: Path):
         (lambda root: plain(root, ids_of(0), classes="a\nb\n"), "plain folder", "custom"),
     ],
 )
-def test_layouts_are_told_apart(make, layout, classes, tmp_path: Path):
+def test_layouts_are_recognised(make, layout, classes, tmp_path: Path):
     report = check(make(tmp_path))
     assert (report.layout, report.class_set, report.sound) == (layout, classes, True)
 
@@ -65,17 +65,17 @@ def test_segnets_camvid_has_a_folder_per_split(tmp_path: Path):
     assert report.labels_format == "camvid"
 
 
-def test_cityscapes_names_the_encoding_it_took(tmp_path: Path):
+def test_the_encoding_of_cityscapes_labels_is_named(tmp_path: Path):
     root = cityscapes(tmp_path, ids_of(ROAD), ids_of(13))
     report = check(root)
     assert report.class_share["road"] == 100
-    assert "1 images have labelIds and labelTrainIds: the labelIds are taken" in str(report.notes)
+    assert "1 images have labelIds and labelTrainIds: the labelIds are used" in str(report.notes)
     assert "cityscapes_label_ids" in "\n".join(report.lines())
-    named = check(root, {"labels_format": "train_ids"})
-    assert (named.class_share["car"], named.notes) == (100, [])
+    report = check(root, {"labels_format": "train_ids"})
+    assert (report.class_share["car"], report.notes) == (100, [])
 
 
-def test_everything_wrong_is_listed_and_nothing_is_fatal(tmp_path: Path):
+def test_every_fault_is_listed_and_none_is_fatal(tmp_path: Path):
     root = gta5(tmp_path, *[ids_of(ROAD, BUILDING) for _ in range(6)])
     (root / "labels" / "00001.png").unlink()
     (root / "images" / "00002.png").unlink()
@@ -91,17 +91,17 @@ def test_everything_wrong_is_listed_and_nothing_is_fatal(tmp_path: Path):
     assert len(report.unreadable) == 1
     assert "00005.png" in report.unreadable[0]
     assert not report.sound
-    text = "\n".join(report.lines())
-    for said in (
+    page = "\n".join(report.lines())
+    for line in (
         "images without labels: 1",
         "id 40: 24 pixels",
         "unreadable files: 1",
         "not sound",
     ):
-        assert said in text
+        assert line in page
 
 
-def test_half_an_image_is_seen_unless_headers_are_enough(tmp_path: Path):
+def test_a_truncated_image_is_noticed_unless_only_headers_are_read(tmp_path: Path):
     root = plain(tmp_path, ids_of(0, size=(64, 64)), classes="a\n")
     whole = encode(noise(64, 64))
     put(root / "images" / "0.png", whole[: len(whole) // 2])
@@ -109,7 +109,7 @@ def test_half_an_image_is_seen_unless_headers_are_enough(tmp_path: Path):
     assert check(root, headers_only=True).sound
 
 
-def test_two_folders_may_be_named(tmp_path: Path):
+def test_images_and_labels_may_be_two_folders(tmp_path: Path):
     put(tmp_path / "a" / "x.png")
     put(tmp_path / "b" / "x.png", ids_of(0, 1))
     report = check(tmp_path / "a", labels=tmp_path / "b", classes="car,road")
@@ -118,7 +118,7 @@ def test_two_folders_may_be_named(tmp_path: Path):
     assert set(unnamed.class_share) == {"class 0", "class 1"}
 
 
-def test_a_wrong_layout_says_what_was_expected_and_found(tmp_path: Path):
+def test_the_error_for_an_unknown_layout_has_the_expected_ones(tmp_path: Path):
     put(tmp_path / "pictures" / "a.png")
     with pytest.raises(DataError) as refused:
         check(tmp_path)
@@ -129,25 +129,25 @@ def test_a_wrong_layout_says_what_was_expected_and_found(tmp_path: Path):
     assert "\n" not in message
 
 
-def test_names_that_do_not_match_are_shown(tmp_path: Path):
+def test_the_error_for_unmatched_names_has_examples(tmp_path: Path):
     put(tmp_path / "images" / "a.png")
     put(tmp_path / "labels" / "b.png", ids_of(0))
     with pytest.raises(DataError, match="images such as 'a', labels such as 'b'"):
         check(tmp_path)
 
 
-def test_the_verb_is_two_words_and_takes_the_folder(tmp_path: Path, capsys):
+def test_the_command_is_two_words_and_a_folder(tmp_path: Path, capsys):
     assert cli.split_verb(["data", "check", "x"]) == ("data check", ["x"])
     assert cli.split_verb(["masks", "x"]) == ("masks x", []), "a misspelt verb, named whole"
     assert cli.split_verb(["masks", "--help"]) == ("masks", ["--help"])
     root = gta5(tmp_path, ids_of(ROAD))
     assert cli.main(["data", "check", str(root)]) == 0
-    shown = capsys.readouterr().out
-    assert f"{root}: gta5" in shown
-    assert "sound" in shown.splitlines()
+    page = capsys.readouterr().out
+    assert f"{root}: gta5" in page
+    assert "sound" in page.splitlines()
 
 
-def test_shares_are_those_of_counting(tmp_path: Path):
+def test_shares_are_those_of_plain_counts(tmp_path: Path):
     rng = np.random.default_rng(0)
     maps = [rng.integers(0, 12, (6, 9)).astype(np.uint8) for _ in range(3)]
     report = check(camvid(tmp_path, *maps))

@@ -1,4 +1,4 @@
-"""Verifying a source checkpoint: what it is, what it predicts, and a warning when that is nonsense."""
+"""`verify`: properties and predictions of a source checkpoint, and warnings of nonsense."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ CLASSES = tuple(f"thing {i}" for i in range(5))
 
 
 class Colours(nn.Module):
-    """Five classes told apart by colour: its logits can be worked out by hand."""
+    """Five classes that differ in colour; the logits can be computed by hand."""
 
     def __init__(self):
         super().__init__()
-        self.look = nn.Conv2d(3, 5, 1)
+        self.features = nn.Conv2d(3, 5, 1)
         self.out = nn.Conv2d(5, 5, 1)
         with torch.no_grad():
-            self.look.weight.copy_(
+            self.features.weight.copy_(
                 torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.6, 0.6, 0], [-1, -1, -1]]).view(
                     5, 3, 1, 1
                 )
             )
-            self.look.bias.zero_()
+            self.features.bias.zero_()
             self.out.weight.copy_(torch.eye(5).view(5, 5, 1, 1))
             self.out.bias.zero_()
 
     def forward(self, x):
-        return self.out(self.look(x))
+        return self.out(self.features(x))
 
 
 PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -66,10 +66,10 @@ def data(tmp_path_factory) -> Path:
 
 
 def colours():
-    return sfss_ray.wrap_model(Colours(), classes=CLASSES, feature_layer="look", card=PLAIN)
+    return sfss_ray.wrap_model(Colours(), classes=CLASSES, feature_layer="features", card=PLAIN)
 
 
-def test_entropy_and_histogram_are_those_worked_out_by_hand(data):
+def test_entropy_and_histogram_are_those_computed_by_hand(data):
     shares, entropies = np.zeros(5), []
     for path in sorted((data / "images").iterdir()):
         pixels = np.array(Image.open(path)).astype(np.float64) / 255
@@ -95,33 +95,33 @@ def test_miou_is_that_of_an_evaluation(data):
     assert 0 < result.miou < 100
 
 
-def test_a_collapsed_model_is_warned_of_loudly(data):
+def test_a_collapsed_model_gets_a_warning_in_the_last_line(data):
     module = Colours()
     with torch.no_grad():
         module.out.bias[3] += 100
-    model = sfss_ray.wrap_model(module, classes=CLASSES, feature_layer="look", card=PLAIN)
+    model = sfss_ray.wrap_model(module, classes=CLASSES, feature_layer="features", card=PLAIN)
     result = sfss_ray.verify_source(model, data / "images", progress=str)
     (warning,) = result.warnings
     assert "100.0 % of all pixels are predicted as 'thing 3'" in warning
     assert result.lines()[-1] == f"WARNING: {warning}"
 
 
-def test_weights_of_nan_are_warned_of(data):
+def test_weights_with_nan_get_a_warning(data):
     module = Colours()
     with torch.no_grad():
         module.out.bias[3] = torch.nan
-    model = sfss_ray.wrap_model(module, classes=CLASSES, feature_layer="look", card=PLAIN)
+    model = sfss_ray.wrap_model(module, classes=CLASSES, feature_layer="features", card=PLAIN)
     result = sfss_ray.verify_source(model, data / "images", progress=str)
     assert "NaN or Inf" in result.warnings[0]
 
 
-def test_the_card_in_use_decides(data):
+def test_the_given_card_is_used(data):
     plain = sfss_ray.verify_source(colours(), data / "images", progress=str)
     card = {"channel_order": "bgr"}
     swapped = sfss_ray.verify_source(colours(), data / "images", card=card, progress=str)
     assert swapped.card.channel_order == "bgr"
     assert swapped.card.mean == (0, 0, 0)
-    # What was told red is blue now: thing 0 and thing 2 change places, but for their tie breaks.
+    # Red and blue are exchanged, and so are thing 0 and thing 2, apart from ties.
     assert swapped.predicted["thing 0"] != plain.predicted["thing 0"]
 
 
@@ -134,7 +134,7 @@ def test_the_verb_prints_family_classes_card_and_score(data, tmp_path, capsys):
     assert "family: torchvision" in page
     assert "network: lraspp_mobilenet_v3_large" in page
     assert "classes: cityscapes-19 (19: road, sidewalk" in page
-    assert "told by the number of outputs, 19" in page
+    assert "from the number of outputs, 19" in page
     assert "317 tensors matched, 0 missing, 0 unexpected, 0 of wrong shape" in page
     assert "channel_order rgb, value_range 1.0, align_corners False" in page
     assert "mean entropy" in page
@@ -146,7 +146,7 @@ def test_the_verb_prints_family_classes_card_and_score(data, tmp_path, capsys):
     assert "source-only mIoU: " in page
 
 
-def test_untrained_weights_are_warned_of_on_the_command_line(data, capsys, tmp_path):
+def test_untrained_weights_get_a_warning_on_the_command_line(data, capsys, tmp_path):
     content = torch.load(data / "weights.pth", weights_only=True)
     content["model"]["classifier.low_classifier.bias"][7] += 1e3
     torch.save(content, tmp_path / "weights.pth")
@@ -159,12 +159,12 @@ def test_untrained_weights_are_warned_of_on_the_command_line(data, capsys, tmp_p
 def test_bad_input_is_one_error(data, tmp_path):
     weights = data / "weights.pth"
     (tmp_path / "images").mkdir()
-    for arguments, said in [
+    for arguments, message in [
         ((tmp_path / "nowhere.pth", data / "images"), "does not exist"),
         ((weights, tmp_path / "images"), "no image in"),
         ((weights, data / "images", data / "small_labels"), "give pairs of one size"),
     ]:
-        with pytest.raises(SfssError, match=said):
+        with pytest.raises(SfssError, match=message):
             sfss_ray.verify_source(*arguments, progress=str)
     (tmp_path / "images" / "a.png").write_bytes(b"no image")
     with pytest.raises(SfssError, match="none of the 1 images can be read"):

@@ -21,7 +21,7 @@ from sfss_ray.masks.actor import MaskActor, actor_spec, reason_of
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.runtime import crash_guard
-from sfss_ray.runtime.crash_guard import MOST_DEATHS, killed_its_process
+from sfss_ray.runtime.crash_guard import MAX_CRASHES, killed_its_process
 
 
 def make_actor(folder: Path, **knobs: Any) -> MaskActor:
@@ -62,7 +62,7 @@ def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
     """Each process begins the shard anew; what it did before it died is done again."""
     images = put_pictures(tmp_path, a=(8, 8), deadly=(9, 8), z=(10, 8))
     deaths = 0
-    for _ in range(MOST_DEATHS + 1):
+    for _ in range(MAX_CRASHES + 1):
         actor = make_actor(tmp_path)
         find = actor.find_regions
 
@@ -76,7 +76,7 @@ def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
             work(actor, images)
         except Killed:
             deaths += 1
-    assert deaths == MOST_DEATHS
+    assert deaths == MAX_CRASHES
     store = MaskStore(tmp_path)
     assert list(store.errors) == ["deadly"]
     assert killed_its_process(store.errors["deadly"])
@@ -91,13 +91,13 @@ def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatc
     monkeypatch.setattr(crash_guard, "_remove", lambda file: None)  # as where its process is gone
     with monkeypatch.context() as deadly:
         deadly.setattr(actor_module, "build_region_source", kill)
-        for _ in range(MOST_DEATHS + 1):  # two at a time
+        for _ in range(MAX_CRASHES + 1):  # two at a time
             with pytest.raises(Killed):
                 make_actor(tmp_path)
     with pytest.raises(RuntimeError, match=r"3 processes died .*compute.mask_actors"):
         make_actor(tmp_path)
     monkeypatch.undo()
-    crash_guard.forget_deaths(tmp_path)
+    crash_guard.forget_crashes(tmp_path)
     make_actor(tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == []
 

@@ -29,8 +29,8 @@ from sfss_ray.masks.generate import generate_masks
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.masks.resume import find_rows
 from sfss_ray.masks.summary import MaskSummary
-from sfss_ray.runtime.cluster import Resources
-from sfss_ray.runtime.crash_guard import DIED
+from sfss_ray.runtime.crash_guard import CRASH_REASON
+from sfss_ray.runtime.resources import Resources
 
 
 @pytest.fixture(autouse=True)
@@ -193,13 +193,13 @@ def test_an_image_that_killed_its_process_waits_for_a_new_file(
     shard = next(
         path for path in shard_paths(out) if "c" in pq.read_table(path)["image_id"].to_pylist()
     )
-    rows = [row | {"error": DIED} for row in pq.read_table(shard).to_pylist()]
+    rows = [row | {"error": CRASH_REASON} for row in pq.read_table(shard).to_pylist()]
     put(images, "c.png")
     write_shard(shard, rows, recipe)
     with monkeypatch.context() as patched:
         patched.setattr("sfss_ray.data.folders.ImageFile.read", None)
         again = make(images, out)
-    assert (again.made, again.errors) == (0, {"c": DIED})
+    assert (again.made, again.errors) == (0, {"c": CRASH_REASON})
     made = shard.stat().st_mtime_ns
     os.utime(images / "c.png", ns=(made + 1, made + 1))
     assert (again := make(images, out)).made == 1

@@ -1,3 +1,5 @@
+"""Losses against slow loops written from their formulas."""
+
 import math
 
 import pytest
@@ -29,13 +31,13 @@ def test_pair_loss_is_the_formula(temperature):
     )
     expected = loss_by_the_formula(positive, negative, temperature, positive_valid, negative_valid)
     assert 0 < (expected == 0).sum() < 20
-    found = pair_loss(positive, negative, temperature, positive_valid, negative_valid)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    loss = pair_loss(positive, negative, temperature, positive_valid, negative_valid)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0, 50.0])
 @pytest.mark.parametrize("similarity", [-1.0, 0.0, 0.8])
-def test_equal_similarities_cost_log_of_negatives_and_one(temperature, similarity):
+def test_equal_similarities_give_the_log_of_negatives_plus_one(temperature, similarity):
     loss = pair_loss(torch.full((2, 8), similarity), torch.full((2, 512), similarity), temperature)
     torch.testing.assert_close(loss, torch.full((2,), math.log(513)), rtol=1e-5, atol=0)
 
@@ -68,7 +70,7 @@ def test_invalid_entries_do_not_count():
     torch.testing.assert_close(masked, pair_loss(positive, negative, 0.1))
 
 
-def test_an_anchor_without_a_valid_pair_costs_nothing_and_gives_no_nan():
+def test_an_anchor_without_a_valid_pair_has_zero_loss_and_no_nan():
     positive = torch.rand(3, 2, requires_grad=True)
     negative = torch.rand(3, 4, requires_grad=True)
     positive_valid, negative_valid = torch.ones(3, 2).bool(), torch.ones(3, 4).bool()
@@ -127,5 +129,5 @@ def test_entropy_is_summed_over_pixels():
     expected = torch.distributions.Categorical(logits=logits.permute(0, 2, 3, 1)).entropy().sum()
     assert entropy_sum(logits).item() == pytest.approx(expected.item(), rel=1e-5)
     assert entropy_sum(torch.zeros(1, 4, 2, 2)).item() == pytest.approx(4 * math.log(4))
-    sure = torch.tensor([[60.0, 0.0, 0.0]])[..., None, None].half()
-    assert entropy_sum(sure).item() == pytest.approx(0.0, abs=1e-6)
+    confident = torch.tensor([[60.0, 0.0, 0.0]])[..., None, None].half()
+    assert entropy_sum(confident).item() == pytest.approx(0.0, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Masks in label space against slow loops, and the guards for rare classes."""
+"""The vote of the masks against a slow loop, and its guards for rare classes."""
 
 import numpy as np
 import pytest
@@ -21,22 +21,22 @@ def drawn(seed=0, batch=2, classes=4, height=12, width=10, masks=5):
 
 
 def slow_relabel(probabilities, ids, prior, config):
-    """One pixel, one mask at a time; no probability counts as less than 1e-4."""
+    """Vote one pixel and one mask at a time; probabilities below 1e-4 count as 1e-4."""
     q = probabilities.double().numpy().clip(1e-4)
     labels, confidence = np.zeros(ids.shape, int), np.zeros(ids.shape)
     power = prior.double().numpy() ** config.prior_power
     for b in range(len(ids)):
-        own = q[b] / power[:, None, None]
-        own = own / own.sum(0)
-        label = own.argmax(0)
+        corrected = q[b] / power[:, None, None]
+        corrected = corrected / corrected.sum(0)
+        label = corrected.argmax(0)
         for y, x in np.ndindex(ids.shape[1:]):
-            labels[b, y, x], confidence[b, y, x] = label[y, x], own[:, y, x].max()
+            labels[b, y, x], confidence[b, y, x] = label[y, x], corrected[:, y, x].max()
         for k in set(ids[b].flatten().tolist()) - {0}:
             inside = (ids[b] == k).numpy()
             if config.mask_vote == "majority":
                 votes = np.bincount(label[inside], minlength=len(power)) / inside.sum()
             else:
-                votes = np.exp(np.log(own[:, inside]).mean(1))
+                votes = np.exp(np.log(corrected[:, inside]).mean(1))
             purity = (label[inside] == votes.argmax()).mean()
             if purity < config.vote_min_purity:
                 continue
@@ -44,7 +44,7 @@ def slow_relabel(probabilities, ids, prior, config):
                 pooled = votes
                 if config.mask_vote == "pooled":
                     w = config.vote_weight
-                    pooled = own[:, y, x] ** (1 - w) * votes**w
+                    pooled = corrected[:, y, x] ** (1 - w) * votes**w
                     pooled = pooled / pooled.sum()
                 labels[b, y, x], confidence[b, y, x] = pooled.argmax(), pooled.max()
     return labels, confidence
@@ -52,7 +52,7 @@ def slow_relabel(probabilities, ids, prior, config):
 
 @pytest.mark.parametrize("vote", ["majority", "pooled"])
 @pytest.mark.parametrize(("purity", "power"), [(0.0, 0.0), (0.4, 0.0), (0.0, 0.5), (0.4, 1.0)])
-def test_votes_are_what_a_slow_loop_counts(vote, purity, power):
+def test_votes_are_those_of_a_slow_loop(vote, purity, power):
     probabilities, ids, prior = drawn()
     config = method(mask_vote=vote, vote_weight=0.7, vote_min_purity=purity, prior_power=power)
     labels, confidence = relabel(probabilities, ids, prior, config)
@@ -77,7 +77,7 @@ def test_pixels_outside_masks_keep_their_own_label():
         assert torch.equal(labels[ids == 0], probabilities.argmax(1)[ids == 0])
 
 
-def test_all_of_the_masks_weight_gives_each_mask_one_label():
+def test_full_vote_weight_gives_each_mask_one_label():
     probabilities, ids, prior = drawn()
     labels, _ = relabel(probabilities, ids, prior, method(mask_vote="pooled", vote_weight=1.0))
     for b in range(len(ids)):
@@ -85,7 +85,7 @@ def test_all_of_the_masks_weight_gives_each_mask_one_label():
             assert len(labels[b][ids[b] == k].unique()) == 1
 
 
-def test_no_weight_is_no_vote():
+def test_zero_vote_weight_is_no_vote():
     probabilities, ids, prior = drawn()
     labels, _ = relabel(probabilities, ids, prior, method(mask_vote="pooled", vote_weight=0.0))
     assert torch.equal(labels, probabilities.argmax(1))
@@ -98,13 +98,13 @@ def test_renaming_masks_and_reordering_images_changes_nothing():
     renamed = torch.where(ids > 0, 17 - 3 * ids, 0)
     again, _ = relabel(probabilities, renamed, prior, config)
     assert torch.equal(labels, again)
-    turned, turned_confidence = relabel(probabilities.flip(0), ids.flip(0), prior, config)
-    assert torch.equal(labels.flip(0), turned)
-    torch.testing.assert_close(confidence.flip(0), turned_confidence)
+    reordered, its_confidence = relabel(probabilities.flip(0), ids.flip(0), prior, config)
+    assert torch.equal(labels.flip(0), reordered)
+    torch.testing.assert_close(confidence.flip(0), its_confidence)
 
 
-def test_a_sure_rare_pixel_is_not_drowned_by_its_mask():
-    """Nine unsure pixels of a common class and one sure pixel of a rare one, in one mask."""
+def test_a_confident_rare_pixel_is_not_outvoted_by_its_mask():
+    """Nine unsure pixels of a common class and one confident pixel of a rare one, in one mask."""
     q = torch.full((1, 2, 1, 10), 0.0)
     q[0, 0, 0, :9], q[0, 1, 0, :9] = 0.6, 0.4
     q[0, 0, 0, 9], q[0, 1, 0, 9] = 0.001, 0.999
@@ -115,7 +115,7 @@ def test_a_sure_rare_pixel_is_not_drowned_by_its_mask():
     assert pooled[0, 0, 9] == 1
 
 
-def test_class_shares_follow_what_the_teacher_says():
+def test_class_shares_follow_the_teachers_probabilities():
     prior = ClassPrior(3)
     assert prior.share().tolist() == pytest.approx([1 / 3] * 3)
     for _ in range(300):

@@ -1,3 +1,5 @@
+"""The bank keeps the newest prototypes of each class, in the order of writing."""
+
 import numpy as np
 import torch
 
@@ -5,7 +7,7 @@ from sfss_ray.method.prototype_bank import PrototypeBank
 
 
 def numbered(start: int, count: int) -> torch.Tensor:
-    """(count, 2) vectors that tell when they were written."""
+    """Return (count, 2) vectors that contain the order of writing."""
     return torch.arange(start, start + count).float()[:, None].repeat(1, 2)
 
 
@@ -14,14 +16,14 @@ def write(bank: PrototypeBank, label: int, start: int, count: int) -> None:
     bank.write(numbered(start, count), classes, np.arange(start, start + count))
 
 
-def held(bank: PrototypeBank, label: int) -> list[int]:
+def stored(bank: PrototypeBank, label: int) -> list[int]:
     vectors, classes, images = bank.contents()
     chosen = vectors[classes == label]
     assert chosen[:, 0].long().tolist() == images[classes == label].tolist()
     return sorted(chosen[:, 0].long().tolist())
 
 
-def test_empty_slots_are_never_drawn():
+def test_empty_slots_are_never_returned():
     bank = PrototypeBank(3, 4, 2)
     assert [len(part) for part in bank.contents()] == [0, 0, 0]
     write(bank, 1, 0, 3)
@@ -34,7 +36,7 @@ def test_empty_slots_are_never_drawn():
 def test_class_zero_is_stored():
     bank = PrototypeBank(3, 4, 2)
     write(bank, 0, 5, 2)
-    assert held(bank, 0) == [5, 6]
+    assert stored(bank, 0) == [5, 6]
     assert bank.written.tolist() == [2, 0, 0]
 
 
@@ -44,36 +46,36 @@ def test_pointer_advances_by_what_was_written_and_the_oldest_go_first():
     assert bank.written.tolist() == [0, 3]
     write(bank, 1, 3, 3)
     assert bank.written.tolist() == [0, 6]
-    assert held(bank, 1) == [2, 3, 4, 5]
+    assert stored(bank, 1) == [2, 3, 4, 5]
     assert bank.images[1].tolist() == [4, 5, 2, 3]
     write(bank, 1, 6, 1)
-    assert held(bank, 1) == [3, 4, 5, 6]
+    assert stored(bank, 1) == [3, 4, 5, 6]
 
 
 def test_classes_in_one_write_do_not_disturb_each_other():
     bank = PrototypeBank(3, 2, 2)
     bank.write(numbered(0, 5), np.array([2, 0, 2, 0, 2]), np.arange(5))
-    assert held(bank, 0) == [1, 3]
-    assert held(bank, 1) == []
-    assert held(bank, 2) == [2, 4]
+    assert stored(bank, 0) == [1, 3]
+    assert stored(bank, 1) == []
+    assert stored(bank, 2) == [2, 4]
 
 
 def test_more_than_size_in_one_write_keeps_the_newest():
-    one, many = PrototypeBank(2, 4, 2), PrototypeBank(2, 4, 2)
-    write(many, 1, 0, 11)
+    singles, batch = PrototypeBank(2, 4, 2), PrototypeBank(2, 4, 2)
+    write(batch, 1, 0, 11)
     for start in range(11):
-        write(one, 1, start, 1)
-    assert held(many, 1) == [7, 8, 9, 10]
-    assert many.written.tolist() == [0, 11]
-    assert torch.equal(many.images, one.images)  # the ring stands where single writes leave it
-    write(many, 1, 11, 1)
-    assert held(many, 1) == [8, 9, 10, 11]
+        write(singles, 1, start, 1)
+    assert stored(batch, 1) == [7, 8, 9, 10]
+    assert batch.written.tolist() == [0, 11]
+    assert torch.equal(batch.images, singles.images)  # the ring is where single writes leave it
+    write(batch, 1, 11, 1)
+    assert stored(batch, 1) == [8, 9, 10, 11]
 
 
 def test_size_zero_and_empty_writes_are_fine():
-    none = PrototypeBank(2, 0, 2)
-    write(none, 0, 0, 3)
-    assert len(none.contents()[0]) == 0
+    switched_off = PrototypeBank(2, 0, 2)
+    write(switched_off, 0, 0, 3)
+    assert len(switched_off.contents()[0]) == 0
     bank = PrototypeBank(2, 3, 2)
     write(bank, 0, 0, 0)
     assert bank.written.tolist() == [0, 0]
@@ -86,8 +88,8 @@ def test_state_is_restored_bit_for_bit(tmp_path):
     fresh.load_state_dict(torch.load(tmp_path / "bank.pt", weights_only=True))
     for name, value in bank.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[name]), name
-    for each in (bank, fresh):
-        write(each, 1, 20, 3)
+    for written in (bank, fresh):
+        write(written, 1, 20, 3)
     assert torch.equal(bank.vectors, fresh.vectors)
 
 

@@ -1,3 +1,5 @@
+"""Thresholds are quantiles of each class's confidence."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from sfss_ray.method.pseudo_labels import ClassThresholds, pixel_weights
 BIN = 0.01
 
 
-def opinion(seed: int = 0):
-    """Labels and confidences of 3 images: class 1 rare and unsure, class 3 never predicted."""
+def predictions(seed: int = 0):
+    """Return labels and confidences of 3 images: class 1 rare and unsure, class 3 never predicted."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(4, (3, 40, 50), p=[0.7, 0.02, 0.28, 0.0])
     low = np.array([0.6, 0.25, 0.5, 0.3])[labels]
@@ -19,22 +21,22 @@ def opinion(seed: int = 0):
 
 @pytest.mark.parametrize("kept_share", [0.2, 0.5, 0.9])
 def test_thresholds_are_quantiles(kept_share):
-    labels, confidence = opinion()
-    keeper = ClassThresholds(4)
-    keeper.update(keeper.count(labels, confidence))
-    found = keeper.thresholds(kept_share, cap=1.0)
+    labels, confidence = predictions()
+    running = ClassThresholds(4)
+    running.update(running.count(labels, confidence))
+    thresholds = running.thresholds(kept_share, cap=1.0)
     for label in range(3):
-        own = confidence[labels == label].numpy()
-        quantile = np.quantile(own, 1 - kept_share)
-        assert quantile - BIN - 1e-3 <= found[label] <= quantile + 1e-3
-        assert (own >= found[label].item()).mean() >= kept_share
+        of_class = confidence[labels == label].numpy()
+        quantile = np.quantile(of_class, 1 - kept_share)
+        assert quantile - BIN - 1e-3 <= thresholds[label] <= quantile + 1e-3
+        assert (of_class >= thresholds[label].item()).mean() >= kept_share
 
 
 def test_a_rare_unsure_class_keeps_its_share():
-    labels, confidence = opinion()
-    keeper = ClassThresholds(4)
-    keeper.update(keeper.count(labels, confidence))
-    thresholds = keeper.thresholds(0.5, cap=0.9)
+    labels, confidence = predictions()
+    running = ClassThresholds(4)
+    running.update(running.count(labels, confidence))
+    thresholds = running.thresholds(0.5, cap=0.9)
     weights = pixel_weights(labels, confidence, thresholds, LossConfig())
     kept = [weights[labels == label].mean().item() for label in range(3)]
     assert confidence[labels == 1].max() < confidence[labels == 0].median()
@@ -43,44 +45,44 @@ def test_a_rare_unsure_class_keeps_its_share():
 
 
 def test_cap_and_unseen_classes():
-    keeper = ClassThresholds(2)
-    keeper.update(keeper.count(torch.zeros(100).long(), torch.full((100,), 0.99)))
-    assert keeper.thresholds(0.5, cap=0.9).tolist() == pytest.approx([0.9, 0.0])
-    assert keeper.thresholds(0.5, cap=1.0).tolist() == pytest.approx([0.99, 0.0])
+    running = ClassThresholds(2)
+    running.update(running.count(torch.zeros(100).long(), torch.full((100,), 0.99)))
+    assert running.thresholds(0.5, cap=0.9).tolist() == pytest.approx([0.9, 0.0])
+    assert running.thresholds(0.5, cap=1.0).tolist() == pytest.approx([0.99, 0.0])
 
 
 def test_keeping_all_keeps_all():
-    labels, confidence = opinion()
-    keeper = ClassThresholds(4)
+    labels, confidence = predictions()
+    running = ClassThresholds(4)
     for _ in range(5):
-        keeper.update(keeper.count(labels, confidence))
-    weights = pixel_weights(labels, confidence, keeper.thresholds(1.0, 1.0), LossConfig())
+        running.update(running.count(labels, confidence))
+    weights = pixel_weights(labels, confidence, running.thresholds(1.0, 1.0), LossConfig())
     assert weights.all()
 
 
 def test_confidence_of_exactly_one_is_counted():
-    keeper = ClassThresholds(2)
-    counts = keeper.count(torch.tensor([1, 1]), torch.tensor([1.0, 0.0]))
+    running = ClassThresholds(2)
+    counts = running.count(torch.tensor([1, 1]), torch.tensor([1.0, 0.0]))
     assert counts.sum() == 2
     assert counts[1, -1] == 1
     assert counts[1, 0] == 1
 
 
 def test_parts_of_a_batch_count_as_the_whole():
-    labels, confidence = opinion()
-    keeper = ClassThresholds(4)
-    parts = [keeper.count(labels[i], confidence[i]) for i in range(3)]
-    assert torch.equal(sum(parts), keeper.count(labels, confidence))
+    labels, confidence = predictions()
+    running = ClassThresholds(4)
+    parts = [running.count(labels[i], confidence[i]) for i in range(3)]
+    assert torch.equal(sum(parts), running.count(labels, confidence))
 
 
 def test_old_batches_fade():
-    keeper = ClassThresholds(1)
-    keeper.update(keeper.count(torch.zeros(100).long(), torch.full((100,), 0.35)))
+    running = ClassThresholds(1)
+    running.update(running.count(torch.zeros(100).long(), torch.full((100,), 0.35)))
     for _ in range(100):
-        keeper.update(keeper.count(torch.zeros(100).long(), torch.full((100,), 0.75)))
-    assert keeper.thresholds(0.5, 1.0).item() == pytest.approx(0.75)
-    assert keeper.thresholds(0.9, 1.0).item() == pytest.approx(0.75)
-    assert keeper.histogram.sum() < 100 / (1 - 0.98)
+        running.update(running.count(torch.zeros(100).long(), torch.full((100,), 0.75)))
+    assert running.thresholds(0.5, 1.0).item() == pytest.approx(0.75)
+    assert running.thresholds(0.9, 1.0).item() == pytest.approx(0.75)
+    assert running.histogram.sum() < 100 / (1 - 0.98)
 
 
 def test_paper_like_weight_is_each_images_own_share():

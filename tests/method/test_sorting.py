@@ -1,4 +1,4 @@
-"""Sorting by whole numbers: what a stable argsort gives."""
+"""The fast sort returns the order of a stable argsort."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def test_order_is_that_of_a_stable_sort(seed, number, highest):
 
 
 @pytest.mark.parametrize("number", [(1 << 22) - 1, 1 << 22, (1 << 22) + 1])
-def test_places_up_to_the_last_bit(number):
+def test_indices_up_to_the_last_bit(number):
     keys = np.random.default_rng(0).integers(0, 5, number)
     assert np.array_equal(stable_order(keys), keys.argsort(kind="stable"))

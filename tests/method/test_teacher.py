@@ -1,3 +1,5 @@
+"""The teacher is a moving average of the student, statistics included."""
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ def constant_network(value: float) -> nn.Module:
 
 
 @pytest.mark.parametrize(("momentum", "steps"), [(0.999, 1000), (0.99, 50), (0.5, 3), (1.0, 5)])
-def test_a_constant_student_leaves_the_source_its_share(momentum, steps):
+def test_a_constant_student_leaves_the_source_its_weight(momentum, steps):
     source, student = constant_network(1.0), constant_network(0.0)
     teacher = make_teacher(source)
     for _ in range(steps):
@@ -48,7 +50,7 @@ def test_statistics_follow_as_weights_do():
     assert torch.equal(teacher[1].running_var, variance)
 
 
-def test_statistics_that_do_not_change_stay_as_they_are_to_the_last_bit():
+def test_statistics_that_do_not_change_stay_bit_identical():
     student = constant_network(1.0)
     student.train()(torch.randn(4, 1, 8, 8) * 3 + 2)
     teacher = make_teacher(student)
@@ -57,7 +59,7 @@ def test_statistics_that_do_not_change_stay_as_they_are_to_the_last_bit():
     assert torch.equal(teacher[1].running_var, student[1].running_var)
 
 
-def test_a_slow_teacher_sees_what_it_saw_while_its_student_runs_away():
+def test_a_slow_teacher_keeps_its_predictions_while_its_student_runs_away():
     torch.manual_seed(0)
     student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
     images = torch.randn(8, 1, 16, 16)
@@ -70,11 +72,11 @@ def test_a_slow_teacher_sees_what_it_saw_while_its_student_runs_away():
     for _ in range(50):
         student(images)
         update_teacher(teacher, student, 0.9999)
-    # With the student's statistics it would show a third.
+    # With the student's statistics its outputs would be a third.
     assert (teacher(images) - before).abs().mean() < 0.3 * before.abs().mean()
 
 
-def test_a_teacher_is_its_own_copy_in_eval_mode_without_gradient():
+def test_a_teacher_is_a_copy_in_eval_mode_without_gradient():
     student = constant_network(1.0).train()
     teacher = make_teacher(student)
     assert not any(module.training for module in teacher.modules())
@@ -99,3 +101,10 @@ def test_warm_up_follows_a_random_head_and_then_stays():
     assert warm_up_momentum(1, 0.999) == pytest.approx(0.5)
     assert warm_up_momentum(9, 0.999) == pytest.approx(0.9)
     assert warm_up_momentum(10_000, 0.999) == 0.999
+
+
+def test_a_teacher_of_other_layers_is_refused():
+    with pytest.raises(
+        ValueError, match=r"teacher has 2 tensors and the student 7: .*make_teacher"
+    ):
+        update_teacher(nn.Conv2d(1, 2, 3), constant_network(1.0), 0.9)

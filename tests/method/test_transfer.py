@@ -1,4 +1,4 @@
-"""Copies between the CPU and a GPU, without waiting for what the GPU is given later."""
+"""Copies between the CPU and a GPU that do not wait for work queued later."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ MIXED = [
 
 
 def test_on_a_cpu_nothing_is_copied():
-    values = torch.arange(3), torch.ones(2, 2)
-    for fetched, given in zip(Fetched(*values).wait(), values, strict=True):
-        assert fetched is given
+    tensors = torch.arange(3), torch.ones(2, 2)
+    for fetched, tensor in zip(Fetched(*tensors).wait(), tensors, strict=True):
+        assert fetched is tensor
     array = np.arange(3)
     (sent,) = send_arrays([array], torch.device("cpu"))
     array[0] = 5
     assert sent.tolist() == [5, 1, 2]
 
 
-def test_what_is_packed_comes_apart_as_it_was():
+def test_packed_tensors_are_unpacked_unchanged():
     packed = pack(MIXED)
     assert packed.dtype == torch.uint8
     assert len(packed) == sum(v.numel() * v.element_size() for v in MIXED)
-    for found, value in zip(unpack(packed, MIXED), MIXED, strict=True):
-        assert found.dtype == value.dtype
-        assert found.shape == value.shape
-        assert found.equal(value)
+    for unpacked, tensor in zip(unpack(packed, MIXED), MIXED, strict=True):
+        assert unpacked.dtype == tensor.dtype
+        assert unpacked.shape == tensor.shape
+        assert unpacked.equal(tensor)
 
 
 @pytest.mark.gpu
-def test_values_are_those_of_the_moment_they_were_asked_for():
-    at = torch.device("cuda")
-    value = torch.arange(4_000_000, device=at)
+def test_fetched_values_are_those_at_the_time_of_the_call():
+    gpu = torch.device("cuda")
+    value = torch.arange(4_000_000, device=gpu)
     fetched = Fetched(value, torch.ones(3))
     value.zero_()
     copy, ones = fetched.wait()
@@ -52,24 +52,24 @@ def test_values_are_those_of_the_moment_they_were_asked_for():
 
 
 @pytest.mark.gpu
-def test_what_was_sent_may_be_overwritten_at_once():
-    at = torch.device("cuda")
-    busy = torch.randn(4096, 4096, device=at)
+def test_sent_arrays_may_be_overwritten_at_once():
+    gpu = torch.device("cuda")
+    busy = torch.randn(4096, 4096, device=gpu)
     for _ in range(20):  # the GPU is behind when the values are sent
         busy = torch.nn.functional.normalize(busy @ busy)
     value = np.arange(1_000_000)
-    (sent,) = send_arrays([value], at)
+    (sent,) = send_arrays([value], gpu)
     value[:] = 0
     assert sent.cpu().equal(torch.arange(1_000_000))
 
 
 @pytest.mark.gpu
-def test_values_of_all_types_travel_together():
-    at = torch.device("cuda")
-    there = send_arrays([value.numpy() for value in MIXED], at)
-    back = Fetched(*there[:3], MIXED[3], *there[4:]).wait()
-    for sent, found, value in zip(there, back, MIXED, strict=True):
+def test_tensors_of_all_types_are_copied_together():
+    gpu = torch.device("cuda")
+    on_gpu = send_arrays([value.numpy() for value in MIXED], gpu)
+    back = Fetched(*on_gpu[:3], MIXED[3], *on_gpu[4:]).wait()
+    for sent, fetched, tensor in zip(on_gpu, back, MIXED, strict=True):
         assert sent.is_cuda
-        assert not found.is_cuda
-        assert found.dtype == value.dtype
-        assert found.equal(value)
+        assert not fetched.is_cuda
+        assert fetched.dtype == tensor.dtype
+        assert fetched.equal(tensor)

@@ -1,25 +1,21 @@
-"""The card: its ranges, its plain form, and what the segmenter does with it."""
+"""Tests of the card: allowed ranges, the plain form, and the forms in which users give it."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from sfss_ray import Card
 from sfss_ray.data.class_sets import CAMVID_11
-from sfss_ray.errors import SfssError
-from sfss_ray.models.card import IMAGENET_MEAN, card_values
-from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.errors import DataError, SfssError
+from sfss_ray.models.card import IMAGENET_MEAN, card_values, class_names
 
 CAFFE = Card((104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "bgr", 255, True, ("road", "sky"))
 
 
-def test_a_card_comes_back_from_plain_json():
+def test_a_card_survives_plain_json():
     assert Card.from_dict(json.loads(json.dumps(CAFFE.to_dict()))) == CAFFE
     assert Card.from_dict({}) == Card()
     assert Card().mean == IMAGENET_MEAN
@@ -29,10 +25,19 @@ def test_classes_may_be_named_by_their_set():
     assert Card.from_dict({"classes": "camvid-11"}).classes == CAMVID_11.classes
     assert Card.from_dict({"classes": ["a", "b"]}).classes == ("a", "b")
     assert card_values({"classes": "road, sky"}) == {"classes": ["road", "sky"]}
+    assert class_names(CAMVID_11) == class_names("camvid-11") == CAMVID_11.classes
+    with pytest.raises(DataError, match=r"classes are \[1\]: give a class set's name"):
+        class_names([1])  # pyright: ignore[reportArgumentType]
+
+
+def test_replaced_entries_leave_the_others():
+    card = CAFFE.replaced({"value_range": 1})
+    assert card.value_range == 1.0
+    assert card.to_dict() | {"value_range": 255.0} == CAFFE.to_dict()
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("entries", "message"),
     [
         ({"mean": [1, 2]}, "mean is [1, 2]: allowed are three numbers"),
         ({"mean": "abc"}, "mean is 'abc'"),
@@ -46,11 +51,11 @@ def test_classes_may_be_named_by_their_set():
         ({"means": [1, 2, 3]}, "unknown entry 'means': known are mean, std, channel_order"),
     ],
 )
-def test_what_no_card_may_hold_is_refused(values, said):
-    with pytest.raises(SfssError) as refused:
-        card_values(values)
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
+def test_invalid_entries_are_refused(entries, message):
+    with pytest.raises(SfssError) as error:
+        card_values(entries)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_cards_are_read_from_json_files(tmp_path: Path):
@@ -60,33 +65,9 @@ def test_cards_are_read_from_json_files(tmp_path: Path):
     assert card_values(None) == {}
     assert "classes" not in card_values(Card())
     assert Card.from_dict(card_values(CAFFE)) == CAFFE
-    for text in ("no json", "[1]"):
-        path.write_text(text)
-        with pytest.raises(SfssError, match=r"card.json"):
+    for content, reason in (("no json", "it is not JSON"), ("[1]", "is not a JSON object")):
+        path.write_text(content)
+        with pytest.raises(SfssError, match=rf"card\.json.*{reason}"):
             card_values(path)
     with pytest.raises(SfssError, match=r"nowhere\.json.*No such file"):
         card_values(tmp_path / "nowhere.json")
-
-
-def test_the_segmenter_prepares_images_as_the_card_says():
-    network = Segmenter(nn.Identity(), nn.Identity())
-    assert network.card() == Card()
-    images = torch.rand(2, 3, 4, 5)
-    mean, std = torch.tensor(Card().mean), torch.tensor(Card().std)
-    for channel in range(3):
-        expected = (images[:, channel] - mean[channel]) / std[channel]
-        assert torch.allclose(network.prepare(images)[:, channel], expected, atol=1e-6)
-    network.use_card(CAFFE)
-    prepared = network.prepare(images)
-    for channel, (source, mean_of) in enumerate([(2, 104.0), (1, 117.0), (0, 123.0)]):
-        assert torch.allclose(prepared[:, channel], images[:, source] * 255 - mean_of, atol=1e-4)
-    assert network.card(("road", "sky")) == CAFFE
-    assert copy.deepcopy(network).prepare(images).equal(prepared)
-
-
-def test_the_corner_rule_is_the_cards():
-    network = Segmenter(nn.Identity(), nn.Identity()).use_card(CAFFE)
-    line = torch.tensor([[[[0.0, 1.0]]]])
-    assert network.upsample(line, (1, 3)).flatten().tolist() == [0.0, 0.5, 1.0]
-    network.use_card(Card())
-    assert network.upsample(line, (1, 4)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]

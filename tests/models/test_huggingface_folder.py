@@ -1,4 +1,4 @@
-"""Folders that save_pretrained of transformers writes, against transformers' own logits."""
+"""Tests of reading the folder that `save_pretrained` of transformers writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import random_images, refusal
 from torch.nn import functional as F
 
 pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'")
@@ -16,106 +17,97 @@ pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'
 import transformers
 
 from sfss_ray import load_source_model
-from sfss_ray.data.class_sets import CITYSCAPES_19
-from sfss_ray.errors import CheckpointError
+from sfss_ray.models.huggingface_folder import CONFIG, PREPROCESSOR, read_folder, source_files
+from sfss_ray.models.reading import read_checkpoint
 from sfss_ray.models.source import open_source
 
 SIZE = (64, 96)
-NAMES = {i: f"kind {i}" for i in range(7)}
-
-
-def segformer(**config: Any) -> Any:
-    torch.manual_seed(0)
-    made = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**config))
-    made.decode_head.batch_norm.running_mean.uniform_(-0.1, 0.1)
-    return made.eval()
+CLASS_NAMES = {i: f"kind {i}" for i in range(7)}
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Any:
-    return segformer(id2label=NAMES)
+def reference() -> Any:
+    """A network of transformers itself."""
+    torch.manual_seed(0)
+    config = transformers.SegformerConfig(id2label=CLASS_NAMES)
+    network = transformers.SegformerForSemanticSegmentation(config)
+    network.decode_head.batch_norm.running_mean.uniform_(-0.1, 0.1)
+    return network.eval()
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(7))
+    return random_images(SIZE)
 
 
 @torch.no_grad()
-def assert_logits(path: Path, theirs: Any, images: torch.Tensor) -> Any:
+def assert_logits(path: Path, reference: Any, images: torch.Tensor) -> Any:
+    """Check the logits of a folder against those of transformers itself, and return the model."""
     model = load_source_model(path)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    expected = F.interpolate(theirs((images - mean) / std).logits, SIZE, mode="bilinear")
+    expected = F.interpolate(reference((images - mean) / std).logits, SIZE, mode="bilinear")
     torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-6)
     return model
 
 
 @pytest.fixture
-def sharded(theirs: Any, tmp_path: Path) -> Path:
-    theirs.save_pretrained(tmp_path / "m", max_shard_size="4MB")
+def sharded(reference: Any, tmp_path: Path) -> Path:
+    reference.save_pretrained(tmp_path / "m", max_shard_size="4MB")
     assert len(list((tmp_path / "m").glob("model-*-of-*.safetensors"))) > 2
     return tmp_path / "m"
 
 
-def test_a_folder_of_one_file(theirs, images, tmp_path):
-    theirs.save_pretrained(tmp_path)
+def test_a_folder_with_one_file_of_weights(reference, images, tmp_path):
+    reference.save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "model.safetensors"):
-        model = assert_logits(path, theirs, images)
-        assert model.classes.classes == tuple(NAMES.values())
+        model = assert_logits(path, reference, images)
+        assert model.classes.classes == tuple(CLASS_NAMES.values())
         assert model.load_report.classes_from == "the file"
 
 
-def test_a_folder_of_shards(sharded, theirs, images):
-    assert assert_logits(sharded, theirs, images).classes.classes[6] == "kind 6"
+def test_a_folder_of_shards(sharded, reference, images):
+    assert assert_logits(sharded, reference, images).classes.classes[6] == "kind 6"
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_pytorch_model_bin(shards, theirs, images, tmp_path):
-    theirs.config.save_pretrained(tmp_path)
-    state = list(theirs.state_dict().items())
+def test_pytorch_model_bin(shards, reference, images, tmp_path):
+    reference.config.save_pretrained(tmp_path)
+    state = list(reference.state_dict().items())
     if shards == 1:
         torch.save(dict(state), tmp_path / "pytorch_model.bin")
     else:
-        places = {}
+        shard_of_tensor = {}
         for i in range(shards):
             name = f"pytorch_model-{i + 1:05}-of-{shards:05}.bin"
             torch.save(dict(state[i::shards]), tmp_path / name)
-            places |= dict.fromkeys(dict(state[i::shards]), name)
+            shard_of_tensor |= dict.fromkeys(dict(state[i::shards]), name)
         index = tmp_path / "pytorch_model.bin.index.json"
-        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    assert_logits(tmp_path, theirs, images)
+        index.write_text(json.dumps({"metadata": {}, "weight_map": shard_of_tensor}))
+    assert_logits(tmp_path, reference, images)
 
 
-def test_names_that_say_nothing_leave_the_number_of_outputs(images, tmp_path):
-    theirs = segformer(num_labels=19)
-    theirs.save_pretrained(tmp_path)
-    assert assert_logits(tmp_path, theirs, images).classes is CITYSCAPES_19
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("rescaled", [True, False])
-def test_the_preprocessor_decides_mean_and_std(rescaled, theirs, images, tmp_path):
-    theirs.save_pretrained(tmp_path)
-    processor = {
-        "image_mean": [0.5, 0.4, 0.3],
-        "image_std": [0.2, 0.3, 0.5],
-        "do_rescale": rescaled,
+def test_both_json_files_are_returned_beside_the_weights(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "segformer"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"do_rescale": false}')
+    (tmp_path / "pytorch_model.bin").touch()
+    content = read_folder(tmp_path, lambda path: {path.name: 1})
+    assert content == {
+        "state_dict": {"pytorch_model.bin": 1},
+        CONFIG: {"model_type": "segformer"},
+        PREPROCESSOR: {"do_rescale": False},
     }
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    mean, std = (torch.tensor(processor[f"image_{n}"]).view(3, 1, 1) for n in ("mean", "std"))
-    expected = theirs((images * (1 if rescaled else 255) - mean) / std).logits
-    expected = F.interpolate(expected, SIZE, mode="bilinear")
-    torch.testing.assert_close(load_source_model(tmp_path)(images), expected, rtol=1e-4, atol=1e-5)
+    names = ["config.json", "preprocessor_config.json", "pytorch_model.bin"]
+    assert [path.name for path in source_files(tmp_path)] == names
 
 
-def test_a_decode_head_of_another_width(images, tmp_path):
-    theirs = segformer(num_labels=19, decoder_hidden_size=96)
-    theirs.save_pretrained(tmp_path)
-    assert assert_logits(tmp_path, theirs, images).network.options == {"decoder_width": 96}
+def test_other_weights_beside_a_config_json_are_read_alone(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    assert list(read_checkpoint(tmp_path / "pytorch_model.bin")) == ["conv.weight"]
 
 
-def test_a_run_takes_a_folder(sharded, theirs, images, tmp_path):
+def test_a_folder_is_the_source_model_of_a_run(sharded, images, tmp_path):
     source = open_source(sharded)
     placed = source.placed(tmp_path)
     with torch.no_grad():
@@ -126,45 +118,28 @@ def test_a_run_takes_a_folder(sharded, theirs, images, tmp_path):
     assert open_source(sharded).sha256 != source.sha256
 
 
-def edit(folder: Path, **entries: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(CheckpointError) as refused:
-        load_source_model(path)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
-
-
-def test_incomplete_folders_are_named(sharded, tmp_path):
+def test_incomplete_folders_are_refused(sharded, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "is a folder without config.json" in refusal(tmp_path / "empty")
     shutil.copy(sharded / "config.json", tmp_path / "empty")
     assert "holds config.json but no weights (model.safetensors" in refusal(tmp_path / "empty")
-    number = len(list(sharded.glob("model-*")))
-    lost = sorted(sharded.glob("model-*"))[1]
-    content = lost.read_bytes()
-    lost.unlink()
-    assert f"lacks 1 of its {number} shards, first {lost.name!r}" in refusal(sharded)
-    lost.write_bytes(content[:100])
-    assert f"{lost.name}' cannot be read" in refusal(sharded)
-    lost.write_bytes(sorted(sharded.glob("model-*"))[0].read_bytes())
+    shards = sorted(sharded.glob("model-*"))
+    removed = shards[1]
+    content = removed.read_bytes()
+    removed.unlink()
+    assert f"lacks 1 of its {len(shards)} shards, first {removed.name!r}" in refusal(sharded)
+    removed.write_bytes(content[:100])
+    assert f"{removed.name}' cannot be read" in refusal(sharded)
+    removed.write_bytes(shards[0].read_bytes())
     assert "are in no shard, first" in refusal(sharded)
-    assert "is one of several shards: give its folder" in refusal(lost)
+    assert "is one of several shards: give its folder" in refusal(removed)
     index = sharded / "model.safetensors.index.json"
     assert "index.json' is the index of several shards: give its folder" in refusal(index)
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
     assert "has no weight_map" in refusal(sharded)
     (sharded / "config.json").write_text("{")
     index.unlink()
-    (sharded / "model.safetensors").write_bytes(sorted(sharded.glob("model-*"))[0].read_bytes())
-    assert "config.json cannot be read (it is no JSON)" in refusal(sharded)
-
-
-def test_other_networks_are_named(sharded):
-    edit(sharded, sr_ratios=[4, 2, 2, 1])
-    assert "has sr_ratios [4, 2, 2, 1]: known is [8, 4, 2, 1]" in refusal(sharded)
-    edit(sharded, model_type="mask2former", architectures=["Mask2FormerForUniversalSegmentation"])
-    assert "that of Mask2FormerForUniversalSegmentation" in refusal(sharded)
+    (sharded / "model.safetensors").write_bytes(shards[0].read_bytes())
+    assert "config.json cannot be read (it is not JSON)" in refusal(sharded)
+    (sharded / "config.json").write_text("[]")
+    assert "config.json is not a JSON object" in refusal(sharded)

@@ -1,10 +1,7 @@
-"""Networks by name, and the file a model is kept in."""
+"""Tests of source models in memory and of the model file format."""
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import re
 from pathlib import Path
 
 import pytest
@@ -13,13 +10,20 @@ from torch import nn
 
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, class_set_of
 from sfss_ray.errors import CheckpointError, ConfigError
-from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
-from sfss_ray.models.model_file import FORMAT, SourceModel, load_model, save_model
-from sfss_ray.models.reading import file_sha256
+from sfss_ray.models.model_file import (
+    FORMAT,
+    SourceModel,
+    as_source_model,
+    is_model_file,
+    load_model,
+    save_model,
+)
 from sfss_ray.streets.default import SOURCE_MODEL
 
 CLASSES = class_set_of(["road", "sky", "boat"])
+V3PLUS = "deeplabv3plus_mmseg_resnet50_v1c"
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +39,12 @@ def file(model: SourceModel, tmp_path: Path) -> Path:
     return save_model(tmp_path / "model.pt", model)
 
 
-def refusal(path: Path, *, kind: type[Exception] = CheckpointError) -> str:
-    with pytest.raises(kind) as refused:
+def load_refusal(path: Path) -> str:
+    """Return the error that `load_model` raises; it must be a single line."""
+    with pytest.raises(CheckpointError) as error:
         load_model(path)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def written(path: Path, content) -> Path:
@@ -47,55 +52,7 @@ def written(path: Path, content) -> Path:
     return path
 
 
-# Those of the optional package have tests of their own (test_segformer_families.py).
-PLAIN = [name for name in NETWORKS if not re.search(r"former_|^hrda_", name)]
-
-
-@pytest.mark.parametrize("name", PLAIN)
-@torch.no_grad()
-def test_every_network_gives_features_and_logits_on_one_grid(name):
-    network = build_network(name, 5).eval()
-    images = torch.rand(2, 3, 64, 96)
-    features, logits = network(images)
-    assert features.shape[2:] == logits.shape[2:]
-    assert logits.shape[:2] == (2, 5)
-    assert torch.equal(logits, network.classifier(features))
-    assert network.feature_width == features.shape[1]
-    full = network.logits(images)
-    assert full.shape == (2, 5, 64, 96)
-    assert torch.isfinite(full).all()
-
-
-@torch.no_grad()
-def test_images_are_normalised_inside_the_network():
-    network = build_network("compact", 2)
-    network.body = nn.Identity()
-    grey = network.mean.expand(1, 3, 4, 4)
-    network.classifier = nn.Identity()
-    assert network(grey).logits.abs().max() == 0
-    assert torch.allclose(network(grey + network.std).logits, torch.ones(1, 3, 4, 4))
-
-
-def test_logits_are_scaled_up_in_float32():
-    network = build_network("compact", 2)
-    coarse = torch.tensor([[[[0.0, 1.0]]]], dtype=torch.bfloat16)
-    fine = network.upsample(coarse, (1, 4))
-    assert fine.dtype == torch.float32
-    assert fine.flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
-
-
-def test_a_step_reaches_every_weight():
-    network = build_network("compact", 3)
-    network.logits(torch.rand(2, 3, 32, 32)).square().mean().backward()
-    assert [name for name, weight in network.named_parameters() if weight.grad is None] == []
-
-
-def test_unknown_networks_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="unknown network 'unet': known are compact, "):
-        build_network("unet", 3)
-
-
-def test_a_model_comes_back_as_it_was(model, file):
+def test_a_saved_model_is_loaded_unchanged(model, file):
     loaded = load_model(file)
     assert (loaded.name, loaded.classes, loaded.facts) == ("compact", CLASSES, model.facts)
     assert not loaded.network.training
@@ -104,14 +61,36 @@ def test_a_model_comes_back_as_it_was(model, file):
         assert torch.equal(state[name], weight), name
 
 
-def test_known_class_sets_come_back_as_themselves(tmp_path: Path):
-    for known in (CITYSCAPES_19, CAMVID_11):
-        network = build_network("compact", len(known))
-        path = save_model(tmp_path / f"{known.name}.pt", SourceModel(network, "compact", known))
-        assert load_model(path).classes is known
+def test_known_class_sets_are_loaded_as_themselves(tmp_path: Path):
+    for class_set in (CITYSCAPES_19, CAMVID_11):
+        network = build_network("compact", len(class_set))
+        model = SourceModel(network, "compact", class_set)
+        assert load_model(save_model(tmp_path / "x.pt", model)).classes is class_set
 
 
-def test_half_precision_files_are_half_as_large_and_load_in_full(model, file, tmp_path: Path):
+def test_the_network_of_a_source_model_is_enough(model):
+    again = as_source_model(model.network)
+    assert as_source_model(model) is model
+    assert (again.name, again.classes, again.facts) == ("compact", CLASSES, model.facts)
+    again.name = "renamed"
+    assert model.network.name == "renamed"
+    model.name = "compact"
+
+
+@pytest.mark.parametrize(
+    ("not_a_model", "message"),
+    [
+        (build_network("compact", 3), "has no class names: give sfss_ray.SourceModel"),
+        (nn.Conv2d(3, 19, 1), r"is a torch module \(torch\.nn.*Conv2d\).*sfss_ray\.wrap_model\("),
+        ({"state_dict": {}}, r"of type builtins\.dict: allowed are the path"),
+    ],
+)
+def test_objects_that_are_no_source_models_are_refused(not_a_model, message):
+    with pytest.raises(ConfigError, match=message):
+        as_source_model(not_a_model)
+
+
+def test_half_precision_files_are_half_as_large_and_load_in_float32(model, file, tmp_path: Path):
     small = save_model(tmp_path / "half.pt", model, half=True)
     assert small.stat().st_size < 0.6 * file.stat().st_size
     network = load_model(small).network
@@ -126,10 +105,12 @@ def test_half_precision_files_are_half_as_large_and_load_in_full(model, file, tm
 def test_plain_torch_reads_the_file(file):
     content = torch.load(file, weights_only=True)
     assert content["format"] == FORMAT
+    assert is_model_file(content)
+    assert not is_model_file(content | {"format": "sfss_ray.model/9"})
     assert content["classes"] == ["road", "sky", "boat"]
     assert content["card"]["classes"] == content["classes"]
-    parts = {"format", "network", "classes", "class_set", "card", "state_dict", "facts"}
-    assert set(content) == parts
+    keys = {"format", "network", "classes", "class_set", "card", "state_dict", "facts"}
+    assert set(content) == keys
 
 
 def test_files_of_the_first_format_still_load(model, file):
@@ -145,95 +126,76 @@ def test_files_of_the_first_format_still_load(model, file):
     assert shipped.card == Card(classes=shipped.classes.classes)
 
 
-def test_a_card_of_another_preprocessing_comes_back(file):
+@torch.no_grad()
+def test_files_of_v3plus_before_options_still_load(tmp_path):
+    """DeepLabV3+ had a separable bottleneck then, and its files name no options."""
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 24, 328)
+    network = build_network(V3PLUS, 19, {"separable_bottleneck": True}).eval()
+    path = save_model(tmp_path / "new.pt", SourceModel(network, V3PLUS, CITYSCAPES_19))
+    content = torch.load(path, weights_only=True)
+    assert content.pop("options") == {"separable_bottleneck": True}
+    content["format"] = "sfss_ray.model/2"
+    again = load_model(written(tmp_path / "old.pt", content))
+    assert torch.equal(again(images), network.logits(images))
+    for options in (r"{'head_dilations': 3}", r"{'backbone': {'strides': [1, 2]}}"):
+        content |= {"format": "sfss_ray.model/3", "options": eval(options)}
+        path = written(tmp_path / "edited.pt", content)
+        assert f"the options {options} of network" in load_refusal(path)
+
+
+def test_the_card_is_stored_in_the_file(file):
     content = torch.load(file, weights_only=True)
     content["card"] |= {"channel_order": "bgr", "value_range": 255, "align_corners": True}
     loaded = load_model(written(file, content))
     assert loaded.card == Card.from_dict(content["card"])
     content["card"]["channel_order"] = "gbr"
-    assert "card: channel_order is 'gbr'" in refusal(written(file, content))
+    assert "card: channel_order is 'gbr'" in load_refusal(written(file, content))
 
 
-def test_saving_makes_folders_and_leaves_nothing_else(model, tmp_path: Path):
+def test_saving_makes_folders_and_leaves_no_other_file(model, tmp_path: Path):
     path = save_model(tmp_path / "new" / "model.pt", model)
     assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
-
-
-def test_missing_files_are_named(tmp_path: Path):
-    assert "nowhere.pt' does not exist; give" in refusal(tmp_path / "nowhere.pt")
-    assert "is a folder without config.json" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("data", [b"", b"garbage, no weights", bytes(range(256)) * 40])
-def test_garbage_is_refused(data, tmp_path: Path):
-    path = tmp_path / "garbage.pt"
-    path.write_bytes(data)
-    assert "garbage.pt" in refusal(path)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 def test_half_copied_files_are_refused(share, file):
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
-    assert "model.pt" in refusal(file)
+    assert "model.pt" in load_refusal(file)
 
 
-class _Intruder:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, place: Path):
-        self.place = place
-
-    def __reduce__(self):
-        return Path.touch, (self.place,)
-
-
-def test_code_in_a_file_is_not_run(tmp_path: Path):
-    place = tmp_path / "intruder was here"
-    plain = tmp_path / "plain.pt"
-    plain.write_bytes(pickle.dumps({"format": FORMAT, "x": _Intruder(place)}, protocol=2))
-    for path in (plain, written(tmp_path / "zip.pt", {"x": _Intruder(place)})):
-        assert path.name in refusal(path)
-    assert not place.exists()
-
-
-def test_checkpoints_of_another_kind_are_refused_with_what_was_found(tmp_path: Path):
-    message = refusal(written(tmp_path / "a.pt", {"epoch": 3, "state_dict": {}}))
+def test_checkpoints_of_another_kind_are_refused_with_their_keys(tmp_path: Path):
+    message = load_refusal(written(tmp_path / "a.pt", {"epoch": 3, "state_dict": {}}))
     assert "another kind (found: epoch, state_dict)" in message
     assert "sfss-ray pretrain" in message
-    assert "found: no dict" in refusal(written(tmp_path / "b.pt", [torch.zeros(1)]))
-    assert "found: 1)" in refusal(written(tmp_path / "c.pt", {1: 2}))
+    assert "found: no dict" in load_refusal(written(tmp_path / "b.pt", [torch.zeros(1)]))
+    assert "found: 1)" in load_refusal(written(tmp_path / "c.pt", {1: 2}))
 
 
-def test_files_that_lack_a_part_are_refused(file):
+def test_files_that_lack_an_entry_are_refused(file):
     content = torch.load(file, weights_only=True)
     del content["classes"], content["facts"]
-    assert "lacks classes, facts" in refusal(written(file, content))
+    assert "lacks classes, facts" in load_refusal(written(file, content))
 
 
 def test_weights_of_another_shape_are_refused_with_the_first(file):
     content = torch.load(file, weights_only=True)
     content["state_dict"]["classifier.weight"] = torch.zeros(7, 64, 1, 1)
-    message = refusal(written(file, content))
+    message = load_refusal(written(file, content))
     assert "does not fit network 'compact'" in message
     assert "classifier.weight" in message
 
 
-def test_weights_of_another_network_are_refused_in_a_line_that_can_be_read(file):
+def test_weights_of_another_network_are_refused_in_a_short_line(file):
     content = torch.load(file, weights_only=True)
     content["network"] = "deeplabv3_mobilenet_v3_large"
-    message = refusal(written(file, content))
+    message = load_refusal(written(file, content))
     assert "does not fit network 'deeplabv3_mobilenet_v3_large'" in message
     assert len(message) < 600
 
 
-def test_networks_that_nobody_knows_are_refused(file):
+def test_unknown_networks_are_refused(file):
     content = torch.load(file, weights_only=True)
     content["network"] = "unet"
-    assert "unknown network 'unet'" in refusal(written(file, content))
-
-
-def test_file_sha256_is_that_of_the_bytes(tmp_path: Path):
-    path = tmp_path / "a"
-    path.write_bytes(b"abc" * 100_000)
-    assert file_sha256(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert "unknown network 'unet'" in load_refusal(written(file, content))

@@ -1,4 +1,4 @@
-"""Predictions of a folder: what is written, going on, damaged images; few images need no cluster."""
+"""Predictions of a folder in this process: files, repeated calls, and images that fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sfss_ray.config import Config, EvaluationConfig, override
 from sfss_ray.data.class_sets import (
     CAMVID_11,
     CITYSCAPES_19,
-    SYNTHIA_16,
     ClassSet,
 )
 from sfss_ray.data.decoding import read_image
@@ -27,7 +26,7 @@ from sfss_ray.evaluation.examination import predict_probabilities
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.prediction.folder import predict
-from sfss_ray.prediction.outputs import PredictionFolder, label_id_table
+from sfss_ray.prediction.outputs import PredictionFolder
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
 
@@ -55,7 +54,7 @@ def model_of(classes: ClassSet, folder: Path, seed: int = 0) -> Path:
     )
 
 
-def test_every_file_says_what_the_network_predicts(images, tmp_path: Path):
+def test_every_file_shows_the_predictions_of_the_network(images, tmp_path: Path):
     result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
     assert (result.images, result.made, result.errors) == (3, 3, {})
     assert result.kinds == ("colour", "overlay", "label_ids", "train_ids")
@@ -75,7 +74,7 @@ def test_every_file_says_what_the_network_predicts(images, tmp_path: Path):
 
 
 def test_label_ids_are_read_back_as_the_train_ids(images, tmp_path: Path):
-    """Through the reader of Cityscapes' own *_labelIds files."""
+    """With the reader of Cityscapes' *_labelIds files."""
     predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
     files = sorted((tmp_path / "out" / "label_ids").rglob("*.png"))
     assert len(files) == 3
@@ -88,54 +87,40 @@ def test_label_ids_are_read_back_as_the_train_ids(images, tmp_path: Path):
         assert np.array(Image.open(path)).min() >= 7  # Cityscapes' road
 
 
-def test_label_ids_of_other_sets_go_by_name():
-    table = label_id_table(SYNTHIA_16)
-    assert table is not None
-    names = SYNTHIA_16.classes
-    assert [int(table[names.index(n)]) for n in ("road", "sky", "person", "bus", "bicycle")] == [
-        7,
-        23,
-        24,
-        28,
-        33,
-    ]
-    assert label_id_table(CAMVID_11) is None
-
-
-def test_without_label_ids_the_summary_says_so(images, tmp_path: Path):
+def test_the_summary_explains_missing_label_ids(images, tmp_path: Path):
     model = model_of(CAMVID_11, tmp_path)
     result = predict(model, images, tmp_path / "out", config=CPU, progress=str)
     assert not (tmp_path / "out" / "label_ids").exists()
     assert any("no label_ids" in line for line in result.lines())
 
 
-def test_a_repeated_call_makes_what_is_missing_alone(images, tmp_path: Path):
+def test_a_repeated_call_predicts_only_what_is_missing(images, tmp_path: Path):
     out = tmp_path / "out"
     predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
     folder = PredictionFolder(out, CITYSCAPES_19)
     first, second, _ = sorted(p.stem for p in images.rglob("*.png"))
     before = folder.path("colour", f"aachen/{first}").stat().st_mtime_ns
-    wanted = folder.path("train_ids", f"aachen/{second}")
-    whole = wanted.read_bytes()
-    wanted.unlink()
-    leftover = wanted.with_name(f".{wanted.name}.12345")
+    missing = folder.path("train_ids", f"aachen/{second}")
+    whole = missing.read_bytes()
+    missing.unlink()
+    leftover = missing.with_name(f".{missing.name}.12345")
     leftover.write_bytes(whole[:20])
     result = predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
     assert (result.images, result.made) == (3, 1)
-    assert wanted.read_bytes() == whole
+    assert missing.read_bytes() == whole
     assert not leftover.exists()
     assert folder.path("colour", f"aachen/{first}").stat().st_mtime_ns == before
     assert "images: 3 (2 were predicted before)" in result.lines()
 
 
-def test_predictions_of_another_model_are_not_mixed_in(images, tmp_path: Path):
+def test_predictions_of_another_model_are_refused(images, tmp_path: Path):
     predict(model_of(CITYSCAPES_19, tmp_path), images, tmp_path / "out", config=CPU, progress=str)
     other = model_of(CITYSCAPES_19, tmp_path, seed=1)
     with pytest.raises(ResumeError, match=r"holds another run \(inputs\.model_sha256"):
         predict(other, images, tmp_path / "out", config=CPU, progress=str)
 
 
-def test_unreadable_images_stop_nothing_and_are_named(images, tmp_path: Path):
+def test_unreadable_images_are_skipped_and_named(images, tmp_path: Path):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
     good = next(images.rglob("*.png")).read_bytes()
@@ -160,22 +145,22 @@ def test_an_output_inside_the_images_is_refused(images, tmp_path: Path):
 @pytest.mark.parametrize(
     "reason", ["CUDA out of memory. Tried to allocate", "can't allocate memory"]
 )
-def test_images_too_large_for_the_memory_stop_nothing(reason, images, tmp_path: Path, monkeypatch):
-    real, seen = examination.predict_probabilities, []
+def test_images_too_large_for_the_memory_are_skipped(reason, images, tmp_path: Path, monkeypatch):
+    original, images_predicted = examination.predict_probabilities, []
 
-    def full(network, image, config):
-        seen.append(image)
-        if len(seen) == 2:
+    def predict_or_fail(network, image, config):
+        images_predicted.append(image)
+        if len(images_predicted) == 2:
             raise RuntimeError(reason)
-        return real(network, image, config)
+        return original(network, image, config)
 
-    monkeypatch.setattr(examination, "predict_probabilities", full)
+    monkeypatch.setattr(examination, "predict_probabilities", predict_or_fail)
     result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
     assert (result.images, len(result.errors)) == (2, 1)
     assert "128x64 pixels are too many" in next(iter(result.errors.values()))
 
 
-def test_errors_of_the_network_are_not_taken_for_the_images(images, tmp_path: Path, monkeypatch):
+def test_errors_of_the_network_are_raised(images, tmp_path: Path, monkeypatch):
     def broken(network, image, config):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -184,8 +169,8 @@ def test_errors_of_the_network_are_not_taken_for_the_images(images, tmp_path: Pa
         predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
 
 
-def test_images_replaced_under_their_names_are_predicted_again(images, tmp_path: Path):
-    """One of another size, one of the same size, one that was only touched."""
+def test_images_with_replaced_files_are_predicted_again(images, tmp_path: Path):
+    """One has another size, one the same size, and one has only a new time."""
     folder, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(images, folder)
     predict(SOURCE_MODEL, folder, out, config=CPU, progress=str)
@@ -212,7 +197,7 @@ def test_images_replaced_under_their_names_are_predicted_again(images, tmp_path:
     assert predict(SOURCE_MODEL, folder, out, config=CPU, progress=str).made == 0
 
 
-def test_predictions_of_a_former_release_are_compared_by_size_and_time(images, tmp_path: Path):
+def test_predictions_without_a_record_are_compared_by_size_and_time(images, tmp_path: Path):
     folder, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(images, folder)
     predict(SOURCE_MODEL, folder, out, config=CPU, progress=str)

@@ -1,4 +1,4 @@
-"""ONNX files: run by onnxruntime, they give torch's classes; a wrong one is not kept."""
+"""Export to ONNX: onnxruntime returns torch's classes, and a wrong file is not kept."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def test_the_shipped_model_predicts_the_same_in_onnxruntime(tmp_path: Path):
     for images in (streets(1, (128, 256)), streets(3, (96, 160))):
         with torch.no_grad():
             expected = model(torch.from_numpy(images)).numpy()
-        found = run(path, images)
+        logits = run(path, images)
         assert len(np.unique(expected.argmax(1))) > 4
-        assert np.array_equal(found.argmax(1), expected.argmax(1))
-        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert np.array_equal(logits.argmax(1), expected.argmax(1))
+        np.testing.assert_allclose(logits, expected, atol=1e-3)
     (opset,) = [o.version for o in onnx.load(path).opset_import if o.domain == ""]
     assert opset == OPSET == result.opset
     onnx.checker.check_model(str(path))
 
 
-def test_a_deeplab_of_torchvision_with_a_card_of_its_own(tmp_path: Path):
-    """The card (BGR, 0 to 255, align_corners) is inside the file."""
+def test_a_deeplab_of_torchvision_with_another_card(tmp_path: Path):
+    """The file includes the card (BGR, 0 to 255, align_corners)."""
     torch.manual_seed(0)
     name = "deeplabv3_mobilenet_v3_large"
     model = SourceModel(build_network(name, 19), name, CITYSCAPES_19).eval()
@@ -68,28 +68,28 @@ def test_a_deeplab_of_torchvision_with_a_card_of_its_own(tmp_path: Path):
     images = streets(1, (64, 128))
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    found = run(path, images)
-    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.999
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    logits = run(path, images)
+    assert (logits.argmax(1) == expected.argmax(1)).mean() > 0.999
+    assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-class _Fixed(nn.Module):
-    """A module that takes images of one size alone."""
+class _FixedSize(nn.Module):
+    """A module that accepts images of one size only."""
 
     def __init__(self):
         super().__init__()
         self.features = nn.Conv2d(3, 8, 3, padding=1)
-        self.place = nn.Parameter(torch.randn(1, 8, 64, 64))
+        self.position = nn.Parameter(torch.randn(1, 8, 64, 64))
         self.classifier = nn.Conv2d(8, 19, 1)
 
     def forward(self, x):
-        return self.classifier(self.features(x) + self.place)
+        return self.classifier(self.features(x) + self.position)
 
 
-def test_a_network_of_one_size_keeps_height_and_width(tmp_path: Path):
+def test_a_network_of_one_size_has_fixed_height_and_width(tmp_path: Path):
     torch.manual_seed(0)
     model = wrap_model(
-        _Fixed(), classes="cityscapes-19", feature_layer="features", example_size=(64, 64)
+        _FixedSize(), classes="cityscapes-19", feature_layer="features", example_size=(64, 64)
     )
     result = export_onnx(model, tmp_path / "fixed.onnx", size=(64, 64), progress=str)
     assert result.dynamic == ("batch",)
@@ -97,12 +97,14 @@ def test_a_network_of_one_size_keeps_height_and_width(tmp_path: Path):
     assert run(tmp_path / "fixed.onnx", streets(2, (64, 64))).shape == (2, 19, 64, 64)
 
 
-def test_a_file_that_predicts_otherwise_is_not_kept(tmp_path: Path, monkeypatch):
+def test_a_file_with_other_predictions_is_not_kept(tmp_path: Path, monkeypatch):
     original = onnx_export._write
 
-    def write_other(model, *rest):
+    def write_other(model, *arguments):
         torch.manual_seed(1)
-        original(SourceModel(build_network("compact", 19), "compact", model.classes).eval(), *rest)
+        original(
+            SourceModel(build_network("compact", 19), "compact", model.classes).eval(), *arguments
+        )
 
     monkeypatch.setattr(onnx_export, "_write", write_other)
     with pytest.raises(CheckpointError, match=r"another class than torch on \d+ of"):
@@ -110,19 +112,19 @@ def test_a_file_that_predicts_otherwise_is_not_kept(tmp_path: Path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ties_are_no_errors_but_counted():
+def test_ties_are_counted_and_are_not_errors():
     expected = np.zeros((1, 2, 1, 3), np.float32)
     expected[0, 1] = [[1e-5, 1.0, -1.0]]
-    found = expected.copy()
-    found[0, 1, 0, 0] = -1e-5
-    assert onnx_export._compare(expected, found, "compact") == 1
-    found[0, 1, 0, 1] = -1
+    logits = expected.copy()
+    logits[0, 1, 0, 0] = -1e-5
+    assert onnx_export._count_ties(expected, logits, "compact") == 1
+    logits[0, 1, 0, 1] = -1
     with pytest.raises(CheckpointError, match="on 1 of 3 pixels"):
-        onnx_export._compare(expected, found, "compact")
+        onnx_export._count_ties(expected, logits, "compact")
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
-def test_without_the_extra_one_line_says_what_to_install(name, tmp_path: Path, monkeypatch):
+def test_the_error_for_a_missing_extra_has_the_install_command(name, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"needs {name}, .* pip install 'sfss-ray\[onnx\]'"):
         export_onnx(SOURCE_MODEL, tmp_path / "a.onnx", config=Config(), progress=str)

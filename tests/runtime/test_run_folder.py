@@ -1,4 +1,4 @@
-"""Whose an output folder is."""
+"""Output folders: which run they belong to, and what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_new_folder_is_made_with_its_record(tmp_path: Path):
     assert [p.name for p in folder.iterdir()] == [RECORD_FILE]
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path):
+def test_an_empty_folder_is_claimed(tmp_path: Path):
     assert claim(tmp_path, RECORD) == tmp_path
 
 
@@ -37,12 +37,12 @@ def test_the_path_returned_is_absolute(tmp_path: Path, monkeypatch):
     assert claim("run", RECORD) == tmp_path / "run"
 
 
-def test_the_same_run_goes_on(tmp_path: Path):
+def test_the_same_run_is_resumed(tmp_path: Path):
     claim(tmp_path, RECORD)
     (tmp_path / "student.pt").write_bytes(b"work")
-    kept = (tmp_path / RECORD_FILE).read_bytes()
+    before = (tmp_path / RECORD_FILE).read_bytes()
     assert claim(tmp_path, dict(reversed(RECORD.items()))) == tmp_path
-    assert (tmp_path / RECORD_FILE).read_bytes() == kept
+    assert (tmp_path / RECORD_FILE).read_bytes() == before
 
 
 def test_a_whole_config_compares_equal_to_itself(tmp_path: Path):
@@ -52,7 +52,7 @@ def test_a_whole_config_compares_equal_to_itself(tmp_path: Path):
     assert "train.loss.temperature: 0.1 -> 0.7" in message
 
 
-def test_another_run_is_refused_with_the_difference(tmp_path: Path):
+def test_another_run_is_refused_and_the_difference_named(tmp_path: Path):
     claim(tmp_path, RECORD)
     message = refusal(tmp_path, RECORD | {"seed": 1})
     assert str(tmp_path) in message
@@ -67,13 +67,13 @@ def test_many_differences_are_counted(tmp_path: Path):
     assert "4: 0" not in message
 
 
-def test_files_of_something_else_are_not_touched(tmp_path: Path):
+def test_a_folder_with_other_files_is_refused_and_not_touched(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "holds files of something else" in refusal(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_no_output_folder(tmp_path: Path):
+def test_a_file_is_refused_as_an_output_folder(tmp_path: Path):
     (tmp_path / "file").write_text("")
     assert "give a new or empty folder" in refusal(tmp_path / "file")
     with pytest.raises(OutputError, match="cannot be written"):
@@ -81,7 +81,7 @@ def test_a_file_is_no_output_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "7"])
-def test_a_config_of_something_else_is_refused(content, tmp_path: Path):
+def test_a_file_that_is_not_a_record_is_refused(content, tmp_path: Path):
     (tmp_path / RECORD_FILE).write_text(content)
     assert "give another output folder" in refusal(tmp_path)
     assert (tmp_path / RECORD_FILE).read_text() == content

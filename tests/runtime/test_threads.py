@@ -1,4 +1,4 @@
-"""Processes that compute: their threads, and memory that stays theirs."""
+"""Threads of a process, and reuse of its freed memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from sfss_ray.runtime.threads import keep_freed_memory, use_threads
 
-TWICE = """
+ALLOCATIONS = """
 import resource, sys
 import numpy as np
 from sfss_ray.runtime.threads import keep_freed_memory
@@ -27,32 +27,32 @@ print(*faults)
 """
 
 
-def faults_of_equal_arrays(kept: str) -> list[int]:
-    """Pages that the kernel hands out for 50 MB, made and freed three times."""
-    words = [sys.executable, "-c", TWICE, kept]
+def page_faults(mode: str) -> list[int]:
+    """Pages that the kernel hands out for 50 MB that are allocated and freed three times."""
+    words = [sys.executable, "-c", ALLOCATIONS, mode]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     return [int(number) for number in done.stdout.split()]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_an_array_takes_the_memory_of_the_one_before():
-    plain, kept = faults_of_equal_arrays("plain"), faults_of_equal_arrays("kept")
+def test_an_array_reuses_the_memory_of_the_one_before():
+    plain, kept = page_faults("plain"), page_faults("kept")
     assert kept[1] + kept[2] < 0.1 * kept[0]
-    assert kept[1] + kept[2] < 0.1 * (plain[1] + plain[2]), "else it is no gain here"
+    assert kept[1] + kept[2] < 0.1 * (plain[1] + plain[2]), "else it gains nothing here"
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_other_systems_are_left_alone(system, monkeypatch):
+def test_other_systems_are_not_changed(system, monkeypatch):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr("ctypes.CDLL", None)
     keep_freed_memory()
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0.5, 1), (1, 1), (2.9, 2)])
-def test_threads_are_whole_and_one_at_least(asked, given):
+@pytest.mark.parametrize(("requested", "threads"), [(0.5, 1), (1, 1), (2.9, 2)])
+def test_threads_are_rounded_down_to_one_or_more(requested, threads):
     before = torch.get_num_threads()
     try:
-        use_threads(asked)
-        assert torch.get_num_threads() == given
+        use_threads(requested)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and what a disk refuses is one line."""
+"""Atomic writes: files are whole or absent, and a failed write is an error of one line."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def write_png(path: Path) -> None:
     ],
     ids=["bytes", "torch", "parquet", "png"],
 )
-def test_a_full_disk_is_one_line_and_what_is_whole_stays(write, small_disk: Path):
+def test_a_full_disk_is_one_line_and_earlier_files_stay(write, small_disk: Path):
     first = write_text(small_disk / "first", "whole")
-    with pytest.raises(OutputError, match=r"No space left on device\): free some space") as told:
+    with pytest.raises(OutputError, match=r"No space left on device\): free some space") as refused:
         write(small_disk / "second")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
     assert first.read_text() == "whole"
     assert [p.name for p in small_disk.iterdir()] == ["first"]
 
@@ -117,9 +117,9 @@ def test_predict_on_a_full_disk_is_one_line_and_resumes(small_disk: Path, tmp_pa
     assert len(list((small_disk / "out" / "train_ids").glob("*.png"))) == 12
 
 
-def test_a_place_that_may_not_be_written_is_one_line(tmp_path: Path):
+def test_a_path_that_may_not_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"cannot be written \(.*\): give a place that you may"):
+    with pytest.raises(OutputError, match=r"cannot be written \(.*\): give a path that you may"):
         write_text(tmp_path / "file" / "a.txt", "x")
     with pytest.raises(OutputError, match="cannot be written"):
         write_torch(tmp_path / "file" / "a.pt", {})
@@ -133,7 +133,7 @@ def test_other_errors_of_torch_are_not_taken_for_a_full_disk(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["working_dir_files", "py_modules_files"])
-def test_the_folder_that_a_job_is_unpacked_into_is_no_place_for_results(
+def test_results_are_refused_in_the_folder_that_ray_unpacks_for_a_job(
     kind, tmp_path: Path, monkeypatch
 ):
     unpacked = tmp_path / "session_1" / "runtime_resources" / kind / "_ray_pkg_0123"
@@ -170,14 +170,14 @@ def test_every_verb_refuses_a_relative_output_in_a_job(words, tmp_path: Path, mo
     job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     job.mkdir(parents=True)
     monkeypatch.chdir(job)
-    named = {"@": str(images), "@l": str(labels), "@m": str(SOURCE_MODEL)}
-    assert cli.main([named.get(word, word) for word in words]) == 2
+    paths = {"@": str(images), "@l": str(labels), "@m": str(SOURCE_MODEL)}
+    assert cli.main([paths.get(word, word) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "deletes after it: give an absolute path" in line
     assert list(job.iterdir()) == []
 
 
-def test_the_recipes_default_is_refused_in_a_job_before_data_are_drawn(tmp_path: Path):
+def test_the_default_output_of_a_recipe_is_refused_in_a_job_before_data_is_drawn(tmp_path: Path):
     job = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     job.mkdir(parents=True)
     script = Path(__file__).resolve().parents[2] / "experiments" / "tune_gta2cs.py"

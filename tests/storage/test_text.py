@@ -1,4 +1,4 @@
-"""Text from Windows editors: byte order marks of every kind, and line ends of every kind."""
+"""Text files of Windows editors: every kind of byte order mark and of line end."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_class_list_keeps_its_first_class(save, line_end, tmp_path):
     (tmp_path / "labels").mkdir()
     text = line_end.join(["sky", "Straße", "car", ""])
     (tmp_path / "classes.txt").write_bytes(save(text))
-    found = class_list(tmp_path / "labels")
-    assert found is not None
-    assert found.classes == ("sky", "Straße", "car")
+    classes = class_list(tmp_path / "labels")
+    assert classes is not None
+    assert classes.classes == ("sky", "Straße", "car")
 
 
 @every_encoding
@@ -50,7 +50,7 @@ def test_classes_pasted_from_a_windows_file_have_no_mark():
     assert parse_classes("\ufeffcamvid-11\r").name == "camvid-11"
 
 
-def test_text_in_another_encoding_is_refused_by_name(tmp_path):
+def test_another_encoding_is_refused_with_the_name_of_the_file(tmp_path):
     with pytest.raises(DataError, match="byte 4 is not UTF-8 text: save the file as UTF-8"):
         decode_text("Straße".encode("latin-1"))
     (tmp_path / "classes.txt").write_bytes("Straße".encode("latin-1"))

@@ -1,4 +1,4 @@
-"""Rendered street scenes: repeatable, aligned, complete, and different between the domains."""
+"""Rendered street scenes: deterministic, aligned, complete, and different between the domains."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from sfss_ray.streets.scenes import DOMAINS, Scene, render_scene, write_streets
 
-DRAWN = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 18}
+DRAWN_CLASSES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 18}
 IGNORED = 255
 _SIZE = (64, 128)
 
 
-def _same(one: Scene, other: Scene) -> bool:
+def _are_equal(first: Scene, second: Scene) -> bool:
     return all(
-        np.array_equal(getattr(one, name), getattr(other, name))
+        np.array_equal(getattr(first, name), getattr(second, name))
         for name in ("image", "labels", "instances", "parts")
     )
 
@@ -28,14 +28,14 @@ def scenes() -> dict[str, list[Scene]]:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_scene_does_not_depend_on_order_or_global_state(domain, scenes):
+def test_a_scene_does_not_depend_on_order_or_global_state(domain, scenes):
     np.random.seed(1)
     backwards = [render_scene(domain, 5, index, _SIZE) for index in (7, 3, 0)]
     forwards = [scenes[domain][index] for index in (7, 3, 0)]
-    assert all(_same(a, b) for a, b in zip(backwards, forwards, strict=True))
+    assert all(_are_equal(a, b) for a, b in zip(backwards, forwards, strict=True))
 
 
-def test_rendering_leaves_the_global_random_state_alone():
+def test_rendering_does_not_change_the_global_random_state():
     np.random.seed(3)
     expected = np.random.random(4)
     np.random.seed(3)
@@ -59,17 +59,17 @@ def test_arrays_have_the_requested_size_and_types(domain, size):
     assert (scene.parts.shape, scene.parts.dtype) == (size, np.int32)
 
 
-def _owners(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
-    """How many values of `outer` each value of `inner` meets."""
+def _count_partners(inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
+    """Return the number of distinct values of `outer` at the pixels of each value of `inner`."""
     pairs = np.unique(np.stack([inner.ravel(), outer.ravel()]), axis=1)
     return np.unique(pairs[0], return_counts=True)[1]
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_parts_lie_in_one_instance_and_instances_in_one_label(domain, scenes):
+def test_each_part_has_one_instance_and_each_instance_one_label(domain, scenes):
     for scene in scenes[domain]:
-        assert (_owners(scene.parts, scene.instances) == 1).all()
-        assert (_owners(scene.instances, scene.labels) == 1).all()
+        assert (_count_partners(scene.parts, scene.instances) == 1).all()
+        assert (_count_partners(scene.instances, scene.labels) == 1).all()
         assert np.array_equal(scene.parts == 0, scene.instances == 0)
         assert np.array_equal(scene.instances == 0, scene.labels == IGNORED)
         assert scene.parts.min() >= 0
@@ -77,19 +77,19 @@ def test_parts_lie_in_one_instance_and_instances_in_one_label(domain, scenes):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_all_drawn_classes_appear(domain, scenes):
-    found = set(np.unique(np.stack([scene.labels for scene in scenes[domain]])).tolist())
-    assert found - {IGNORED} == DRAWN
+    labels = set(np.unique(np.stack([scene.labels for scene in scenes[domain]])).tolist())
+    assert labels - {IGNORED} == DRAWN_CLASSES
 
 
 def test_objects_consist_of_several_parts(scenes):
     scene = scenes["game"][0]
-    parts_per_instance = _owners(scene.instances, scene.parts)
+    parts_per_instance = _count_partners(scene.instances, scene.parts)
     assert parts_per_instance.max() > 3
     assert len(np.unique(scene.instances)) > 10
 
 
 def test_image_edges_follow_the_labels(scenes):
-    """Colours change more across a label border than inside a segment."""
+    """Colours change more across the border of a label than inside a segment."""
     across, inside = [], []
     for scene in scenes["game"]:
         change = np.abs(np.diff(scene.image.astype(int), axis=1)).sum(-1)
@@ -123,7 +123,7 @@ def test_domains_differ_in_appearance_and_layout(scenes):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("film", 0, 0), "'film'.*game, camera"),
         (("game", -1, 0), "seed is -1.*0 or more"),
@@ -132,27 +132,28 @@ def test_domains_differ_in_appearance_and_layout(scenes):
         (("game", 0, 0, (64, 8)), r"\(64, 8\).*32 or more"),
     ],
 )
-def test_bad_arguments_are_named(arguments, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
         render_scene(*arguments)
 
 
-def test_written_files_hold_the_scenes_and_existing_ones_are_kept(tmp_path):
-    write_streets(tmp_path, "camera", 4, 2, (32, 48), start=3)
-    scene = render_scene("camera", 4, 4, (32, 48))
-    image = cv2.imread(str(tmp_path / "images/00004.png"))[..., ::-1]
-    labels = cv2.imread(str(tmp_path / "labels/00004.png"), cv2.IMREAD_UNCHANGED)
+def test_written_files_contain_the_scenes_and_existing_ones_are_kept(tmp_path):
+    write_streets(tmp_path, "camera", 4, 2, (32, 48))
+    scene = render_scene("camera", 4, 1, (32, 48))
+    image = cv2.imread(str(tmp_path / "images/00001.png"))[..., ::-1]
+    labels = cv2.imread(str(tmp_path / "labels/00001.png"), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(image, scene.image)
     assert np.array_equal(labels, scene.labels)
-    (tmp_path / "images/00003.png").write_bytes(b"kept")
-    (tmp_path / "labels/00004.png").unlink()
-    write_streets(tmp_path, "camera", 4, 2, (32, 48), start=3)
-    assert (tmp_path / "images/00003.png").read_bytes() == b"kept"
-    names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert names == ["00003.png", "00003.png", "00004.png", "00004.png"]
+    (tmp_path / "images/00000.png").write_bytes(b"kept")
+    (tmp_path / "labels/00001.png").unlink()
+    write_streets(tmp_path, "camera", 4, 3, (32, 48))
+    assert (tmp_path / "images/00000.png").read_bytes() == b"kept"
+    for folder in ("images", "labels"):
+        names = sorted(path.name for path in (tmp_path / folder).iterdir())
+        assert names == ["00000.png", "00001.png", "00002.png"]
 
 
-def test_labels_can_be_left_out_and_counts_are_checked(tmp_path):
+def test_labels_are_optional_and_the_count_is_checked(tmp_path):
     write_streets(tmp_path, "game", 0, 1, (32, 32), with_labels=False)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     with pytest.raises(ValueError, match="count is -1"):

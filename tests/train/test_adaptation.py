@@ -1,6 +1,5 @@
-"""Whole short adaptations of a tiny dataset in this process."""
+"""Whole short adaptations of a tiny data set in this process."""
 
-import copy
 import dataclasses
 import shutil
 import sys
@@ -28,15 +27,16 @@ from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, TrainingError
-from sfss_ray.inputs.check import Request, check_inputs
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.request import Request
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.method import step
+from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.models.architectures import catalogue
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation
-from sfss_ray.train.adaptation import AdaptationTask, adapt_student, estimate_statistics
+from sfss_ray.train.adaptation import AdaptationTask, adapt_student
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 from sfss_ray.train.training_inputs import prepare_training
 
@@ -52,7 +52,7 @@ def source(root):
 
 
 class Interrupted(Exception):
-    """Stands for a machine that goes away."""
+    """Stands for a machine that stops."""
 
 
 def interrupt_at(step: int):
@@ -99,7 +99,7 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
     assert all(r["loss_ins"] > 0 for r in records)
 
 
-def test_norm_layers_alone_learn_when_asked(root, source, tmp_path):
+def test_only_norm_layers_learn_if_the_config_says_so(root, source, tmp_path):
     config = small_config(optim__trainable="norm", loss__label_space="entropy")
     adapt(root, source, config, tmp_path)
     before, after = load_model(source).network.state_dict(), load_state(tmp_path)["student"]
@@ -134,7 +134,7 @@ def test_resuming_a_network_with_dropout_draws_the_same_units(root, tmp_path, mo
 
 
 class ListNet(nn.Module):
-    """A user's network whose layers stand in a list; the list's name may hide a method of torch's."""
+    """A user's network with its layers in a list, whose name may hide a method of nn.Module."""
 
     def __init__(self, list_name: str):
         super().__init__()
@@ -150,7 +150,7 @@ class ListNet(nn.Module):
 
 
 @pytest.mark.parametrize("list_name", ["modules", "children", "named_modules", "parameters"])
-def test_attributes_that_hide_methods_of_torch_change_no_training(root, tmp_path, list_name):
+def test_attributes_that_hide_methods_of_torch_do_not_change_training(root, tmp_path, list_name):
     config = small_config(num_steps=4, evaluate_every=2, batch_norm="target")
     for name in (list_name, "blocks"):
         torch.manual_seed(0)
@@ -163,16 +163,16 @@ def test_attributes_that_hide_methods_of_torch_change_no_training(root, tmp_path
     assert_states_close(tmp_path / list_name, tmp_path / "blocks")
 
 
-class KeepingNet(ListNet):
-    """It keeps its last features in an attribute."""
+class StoringNet(ListNet):
+    """A network that stores its last features in an attribute."""
 
     def forward(self, x):
         self.last = self.encoder(x)
         return self.classifier(self.last)
 
 
-def test_networks_that_keep_tensors_in_attributes_are_adapted(root, tmp_path):
-    model = wrap_model(KeepingNet("blocks"), classes=CLASSES, feature_layer="encoder.1")
+def test_networks_that_store_tensors_in_attributes_are_adapted(root, tmp_path):
+    model = wrap_model(StoringNet("blocks"), classes=CLASSES, feature_layer="encoder.1")
     source = open_source(model).placed(tmp_path)
     task = adaptation_task(root, source.path, small_config(num_steps=2, evaluate_every=2))
     adapt_student(
@@ -181,7 +181,7 @@ def test_networks_that_keep_tensors_in_attributes_are_adapted(root, tmp_path):
     assert load_state(tmp_path / "run")["step"] == 2
 
 
-def test_a_finished_run_is_left_as_it_is(root, source, tmp_path):
+def test_a_finished_run_is_not_changed(root, source, tmp_path):
     config = small_config(num_steps=2)
     adapt(root, source, config, tmp_path)
     before = (tmp_path / "state.pt").read_bytes()
@@ -190,27 +190,27 @@ def test_a_finished_run_is_left_as_it_is(root, source, tmp_path):
     assert len(read_progress(tmp_path)) == 1
 
 
-def test_watching_is_reported_and_changes_nothing(root, source, tmp_path):
-    seen = []
+def test_scores_of_the_watch_are_reported_and_change_nothing(root, source, tmp_path):
+    watched = []
 
     def watch(network, teacher):
         assert not any(m.training for m in [*network.modules(), *teacher.modules()])
         assert network is not teacher
         torch.rand(7)  # a watch may draw random numbers
-        seen.append(network)
+        watched.append(network)
         return {"score": 0.25}
 
     config = small_config(num_steps=4, evaluate_every=2)
     adapt(root, source, config, tmp_path / "watched", watch)
     adapt(root, source, config, tmp_path / "alone")
-    assert len(seen) == 2
+    assert len(watched) == 2
     assert_states_close(tmp_path / "watched", tmp_path / "alone")
     assert [r["score"] for r in read_progress(tmp_path / "watched")] == [0.25, 0.25]
 
 
 def test_a_source_model_with_nan_is_refused_in_one_line(root, tmp_path, capfd, recwarn):
     broken = sharp_source(tmp_path / "broken.pt", spoil=True)
-    with pytest.raises(TrainingError, match=r"at step 1\b.*none was saved") as caught:
+    with pytest.raises(TrainingError, match=r"at step 1\b.*no checkpoint was saved yet") as caught:
         adapt(root, broken, small_config(), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -224,15 +224,15 @@ def test_a_source_model_with_nan_is_refused_in_one_line(root, tmp_path, capfd, r
 def test_a_loss_that_is_not_finite_keeps_the_good_checkpoint(
     root, source, tmp_path, monkeypatch, bad
 ):
-    """The named checkpoint is sound: what goes on from it ends as a run that was never spoilt."""
+    """The named checkpoint is sound: a run resumed from it ends like one that was never spoilt."""
     config = small_config(num_steps=4, evaluate_every=2)
     adapt(root, source, config, tmp_path / "whole")
     sound = adaptation.adaptation_losses
 
     def spoilt(*arguments, **named):
         loss, metrics = sound(*arguments, **named)
-        step = arguments[6]
-        return (loss * bad if step == 3 else loss), metrics
+        _, _, _, info = arguments
+        return (loss * bad if info.step == 3 else loss), metrics
 
     monkeypatch.setattr(adaptation, "adaptation_losses", spoilt)
     message = r"^the loss is (nan|inf) and .* at step 3 \(the checkpoint of step 2 is kept\)"
@@ -255,7 +255,7 @@ def running_statistics(weights: dict, prefix: str = "") -> dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("mode", ["frozen", "target", "adapt"])
-def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
+def test_batch_norm_statistics_are_fixed_or_adapt(root, source, tmp_path, mode):
     adapt(root, source, small_config(num_steps=2, batch_norm=mode), tmp_path)
     state = load_state(tmp_path)
     before = running_statistics(load_model(source).network.state_dict())
@@ -264,56 +264,30 @@ def test_batch_norm_statistics_stay_or_adapt(root, source, tmp_path, mode):
     assert before.keys() == student.keys()
     assert before
     for name, value in before.items():
-        # the teacher follows those that run on as it follows weights: slowly
-        moves_on = mode == "adapt" and "running_" in name
-        assert torch.equal(student[name], teacher[name]) == (not moves_on), name
+        # The teacher follows statistics that change as slowly as it follows weights.
+        changing = mode == "adapt" and "running_" in name
+        assert torch.equal(student[name], teacher[name]) == (not changing), name
         assert torch.equal(value, student[name]) == (mode == "frozen"), name
 
 
-def test_target_statistics_are_of_weak_views_and_stay(root, source, tmp_path):
+def test_target_statistics_are_those_of_weak_views_and_fixed(root, source, tmp_path):
     def statistics(steps, **changes):
         config = small_config(num_steps=steps, evaluate_every=1, batch_norm="target", **changes)
         folder = tmp_path / f"{steps}{len(changes)}"
         adapt(root, source, config, folder)
         return running_statistics(load_state(folder)["student"], "segmenter.")
 
-    one, two = statistics(1), statistics(2)
-    # the colours of the strong view play no part in them
+    after_one, after_two = statistics(1), statistics(2)
+    # The colours of the strong view have no influence.
     plain = statistics(1, augment__jitter_probability=0.0, augment__blur_probability=0.0)
-    for name, value in one.items():
-        assert torch.equal(value, two[name]), name
+    for name, value in after_one.items():
+        assert torch.equal(value, after_two[name]), name
         assert torch.equal(value, plain[name]), name
 
 
-def test_a_share_of_the_statistics_stays_the_source_s():
-    batches = [torch.rand(2, 3, 32, 32) for _ in range(2)]
-    torch.manual_seed(0)
-    start = catalogue.build_network("compact", 3).train()
-    half, whole = copy.deepcopy(start), copy.deepcopy(start)
-    estimate_statistics(half, batches, 0.5)
-    estimate_statistics(whole, batches)
-    for name, value in running_statistics(half.state_dict()).items():
-        if "running_" in name:
-            old, new = start.state_dict()[name], whole.state_dict()[name]
-            assert not torch.equal(old, new)
-            assert torch.allclose(value, (old + new) / 2, atol=1e-6), name
-
-
-def test_statistics_are_the_mean_over_the_batches():
-    network = catalogue.build_network("compact", 3).train()
-    batches = [torch.rand(2, 3, 32, 32) * scale for scale in (0.2, 0.5, 1.0)]
-    estimate_statistics(network, batches)
-    first = network.body.stem
-    with torch.no_grad():
-        seen = [first[0]((b - network.mean) / network.std) for b in batches]
-    mean = torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0)
-    variance = torch.stack([x.var((0, 2, 3)) for x in seen]).mean(0)
-    torch.testing.assert_close(first[1].running_mean, mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first[1].running_var, variance, rtol=1e-4, atol=1e-5)
-    assert first[1].momentum == 0.1
-
-
-def test_without_statistics_steps_the_source_statistics_are_the_start(root, source, tmp_path):
+def test_without_statistics_steps_training_starts_from_the_source_statistics(
+    root, source, tmp_path
+):
     config = small_config(num_steps=1, statistics_steps=0)
     adapt(root, source, config, tmp_path)
     before = load_model(source).network.state_dict()["body.stem.1.running_mean"]
@@ -333,14 +307,14 @@ def test_teacher_follows_the_student_slowly(root, source, tmp_path):
     assert 0 < teacher.norm() < 0.3 * student.norm()
 
 
-def test_the_task_holds_nothing_of_labels_or_source_data():
+def test_the_task_contains_no_labels_and_no_source_data():
     names = [f.name for f in fields(AdaptationTask)]
     assert names == ["source_model", "images", "masks", "config", "architecture"]
 
 
 @pytest.mark.parametrize("spoil", ["removed", "of other classes"])
-def test_labels_that_were_given_change_nothing_but_the_report(root, source, tmp_path, spoil):
-    """Labels of the very images that are learnt from, spoilt once the inputs are checked."""
+def test_validation_labels_change_nothing_but_the_report(root, source, tmp_path, spoil):
+    """Labels of the training images themselves, spoilt after the inputs were checked."""
     config = small_config(num_steps=2)
     adapt(root, source, config, tmp_path / "sound")
     data = write_dataset(tmp_path / "data")
@@ -375,29 +349,29 @@ def test_labels_that_were_given_change_nothing_but_the_report(root, source, tmp_
         assert examination.score(network).miou != before
 
 
-def test_training_opens_images_and_the_model_alone(root, source, tmp_path):
-    """Python tells of every file that is opened (PEP 578); shards are read by pyarrow."""
+def test_training_opens_only_images_and_the_model(root, source, tmp_path):
+    """Python reports every file that it opens (PEP 578); shards are read by pyarrow."""
     opened, listening = [], [True]
 
     def hook(event, arguments):
         if listening and event == "open" and str(arguments[0]).startswith(str(root)):
             opened.append(Path(arguments[0]).relative_to(root).parts[0])
 
-    sys.addaudithook(hook)  # it cannot be taken away again
+    sys.addaudithook(hook)  # it cannot be removed again
     adapt(root, source, small_config(num_steps=2), tmp_path)
     listening.clear()
     assert set(opened) == {"images", "source.pt"}
 
 
-def test_a_batch_in_parts_teaches_what_the_whole_does(root, source, tmp_path):
+def test_an_accumulated_batch_trains_as_the_whole_batch(root, source, tmp_path):
     plain = {"batch_norm": "frozen", "optim__optimizer": "sgd"} | KEEPS_ALL
     whole = small_config(num_steps=2, batch_size=4, **plain)
     parts = override(whole, {"train.accumulate": 4})
     adapt(root, source, whole, tmp_path / "whole")
     adapt(root, source, parts, tmp_path / "parts")
     assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-5)
-    (one,), (other,) = (read_progress(tmp_path / name) for name in ("whole", "parts"))
-    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    (record,), (of_parts,) = (read_progress(tmp_path / name) for name in ("whole", "parts"))
+    assert record["loss"] == pytest.approx(of_parts["loss"], rel=1e-5)
 
 
 # Recorded on a CPU; they change only with the method, its random draws or its defaults.
@@ -426,36 +400,34 @@ def test_golden_loss_curve_of_the_recommended_method(root, source, tmp_path):
     assert losses == pytest.approx(GOLDEN_RECOMMENDED, rel=1e-3)
 
 
-def test_the_order_of_channels_in_memory_changes_nothing(root, source, tmp_path):
+def test_the_memory_layout_of_channels_changes_nothing(root, source, tmp_path):
     for name, last in (("first", False), ("last", True)):
         config = small_config(num_steps=2, optim__optimizer="sgd", channels_last=last)
         adapt(root, source, config, tmp_path / name)
     assert_states_close(tmp_path / "first", tmp_path / "last", tolerance=1e-4)
 
 
-def test_bf16_learns_about_what_fp32_does_and_its_losses_are_float32(
-    root, source, tmp_path, monkeypatch
-):
-    seen = []
-    forward = step.ContrastNet.forward
+def test_bf16_trains_about_as_fp32_and_its_losses_are_float32(root, source, tmp_path, monkeypatch):
+    dtypes = set()
+    forward = ContrastNet.forward
 
     def watched(self, images):
-        with_dtype = self.segmenter.classifier.register_forward_hook(
-            lambda module, inputs, out: seen.append(("inside", out.dtype))
+        hook = self.segmenter.classifier.register_forward_hook(
+            lambda module, inputs, output: dtypes.add(("inside", output.dtype))
         )
-        found = forward(self, images)
-        with_dtype.remove()
-        seen.extend(("handed over", part.dtype) for part in found)
-        return found
+        outputs = forward(self, images)
+        hook.remove()
+        dtypes.update(("returned", output.dtype) for output in outputs)
+        return outputs
 
-    monkeypatch.setattr(step.ContrastNet, "forward", watched)
+    monkeypatch.setattr(ContrastNet, "forward", watched)
     curves = {}
     for precision in ("fp32", "bf16"):
-        seen.clear()
+        dtypes.clear()
         config = small_config(num_steps=3, evaluate_every=1, precision=precision, **KEEPS_ALL)
         adapt(root, source, config, tmp_path / precision)
         inside = torch.bfloat16 if precision == "bf16" else torch.float32
-        assert set(seen) == {("inside", inside), ("handed over", torch.float32)}
+        assert dtypes == {("inside", inside), ("returned", torch.float32)}
         curves[precision] = [r["loss"] for r in read_progress(tmp_path / precision)]
         state = flat_state(load_state(tmp_path / precision)["student"])
         assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float32}
@@ -465,7 +437,7 @@ def test_bf16_learns_about_what_fp32_does_and_its_losses_are_float32(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler: g++")
-def test_a_compiled_student_learns_what_a_plain_one_does(root, source, tmp_path):
+def test_a_compiled_student_trains_as_a_plain_one(root, source, tmp_path):
     for name, compiled in (("plain", False), ("compiled", True)):
         config = small_config(num_steps=2, optim__optimizer="sgd", compile=compiled)
         adapt(root, source, config, tmp_path / name)

@@ -1,121 +1,128 @@
-import json
-from types import SimpleNamespace
+"""The loop: what is logged, evaluated and saved, and how a run resumes."""
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
-from sfss_ray.config import OptimConfig
-from sfss_ray.train.loop import (
-    build_optimizer,
-    distribute,
-    learning_rate,
-    run_steps,
-    set_learning_rate,
-    to_device,
-)
-from sfss_ray.train.run_state import (
-    LocalRun,
-    append_progress,
-    load_state,
-    read_progress,
-    save_state,
-)
+from sfss_ray.train.gradients import StepContext
+from sfss_ray.train.loop import Schedule, run_loop
+from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 
 
-def test_learning_rate_rises_then_falls():
-    config = OptimConfig(learning_rate=2.0, warmup_share=0.1, poly_power=1.0)
-    rates = [learning_rate(step, 100, config) for step in range(1, 101)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9] == pytest.approx(2.0 * 0.91)
-    assert rates[50] == pytest.approx(2.0 * 0.5)
-    assert rates[-1] == pytest.approx(2.0 * 0.01)
-    assert min(rates) > 0
-    constant = OptimConfig(learning_rate=2.0, warmup_share=0.0, poly_power=0.0)
-    assert {learning_rate(step, 100, constant) for step in range(1, 101)} == {2.0}
+class Counter:
+    """A `Trainable` that counts its steps and remembers how it was called."""
+
+    def __init__(self, num_steps: int):
+        self.num_steps, self.steps_taken = num_steps, 0
+        self.calls: list[str] = []
+        self.contexts: list[StepContext] = []
+        self.random_numbers: list[float] = []
+
+    def initialize(self):
+        self.calls.append("initialize")
+
+    def load_state_dict(self, state):
+        self.calls.append("load")
+        self.steps_taken = state["steps_taken"]
+
+    def distribute(self):
+        self.calls.append("distribute")
+
+    def batches(self, start):
+        self.calls.append(f"batches after {start}")
+        return [{"image": torch.full((1,), 255).byte()} for _ in range(start, self.num_steps)]
+
+    def step(self, batch, context):
+        assert batch["image"].tolist() == [1.0]
+        self.steps_taken += 1
+        self.contexts.append(context)
+        self.random_numbers.append(float(torch.rand(())))
+        return {"loss": torch.tensor(float(context.step))}
+
+    def evaluate(self):
+        torch.rand(7)  # an evaluation may draw random numbers
+        return {"score": 1.0}
+
+    def state_dict(self):
+        return {"steps_taken": self.steps_taken}
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_heads_learn_faster_and_vectors_do_not_decay(name):
-    body, head = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), nn.Conv2d(2, 3, 1)
-    config = OptimConfig(optimizer=name, head_multiplier=10.0, weight_decay=0.01)
-    optimizer = build_optimizer(body, [head, nn.Identity()], config)
-    set_learning_rate(optimizer, 0.5)
-    facts = {}
-    for group in optimizer.param_groups:
-        facts |= {id(p): (group["lr"], group["weight_decay"]) for p in group["params"]}
-    assert facts[id(body[0].weight)] == (0.5, 0.01)
-    assert facts[id(body[0].bias)] == (0.5, 0.0)
-    assert facts[id(body[1].weight)] == (0.5, 0.0)
-    assert facts[id(head.weight)] == (5.0, 0.01)
-    assert facts[id(head.bias)] == (5.0, 0.0)
-    assert len(facts) == 6
-
-
-def test_only_uint8_is_scaled():
-    batch = {"image": torch.tensor([0, 255]).byte(), "labels": torch.tensor([3, 255])}
-    moved = to_device(batch, torch.device("cpu"))
-    assert moved["image"].tolist() == [0.0, 1.0]
-    assert moved["labels"].tolist() == [3, 255]
+def schedule(num_steps: int, every: int) -> Schedule:
+    return Schedule(num_steps, every, seed=0)
 
 
 def test_steps_are_logged_reported_and_averaged(tmp_path):
     reported = []
-    run = LocalRun(tmp_path, on_report=reported.append)
-    run_steps(
-        run,
-        0,
-        [{} for _ in range(23)],
-        2,
-        25,
-        15,
-        lambda step, batch: {"loss": torch.tensor(float(step))},
-        lambda: {"score": 1.0},
-        lambda step: {"step": step},
-    )
+    run_loop(Counter(25), LocalRun(tmp_path, on_report=reported.append), schedule(25, 15))
     records = read_progress(tmp_path)
     assert [r["step"] for r in records] == [10, 15, 20, 25]
-    assert [r["loss"] for r in records] == [6.5, 13.0, 18.0, 23.0]
+    assert [r["loss"] for r in records] == [5.5, 13.0, 18.0, 23.0]
+    assert {r["num_steps"] for r in records} == {25}
     assert [r["step"] for r in reported] == [15, 25]
     assert [r.get("score") for r in records] == [None, 1.0, None, 1.0]
-    assert load_state(tmp_path) == {"step": 25}
+    assert load_state(tmp_path) == {"step": 25, "steps_taken": 25}
 
 
-def test_progress_survives_a_killed_process(tmp_path):
-    for step, loss in ((10, 1.0), (20, 2.0)):
-        append_progress(tmp_path, {"step": step, "loss": loss})
-    with open(tmp_path / "progress.jsonl", "a") as file:
-        file.write(json.dumps({"step": 30})[:5] + "\n")
-    append_progress(tmp_path, {"step": 20, "loss": 3.0})
-    assert read_progress(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 3.0}]
-    assert read_progress(tmp_path / "nowhere") == []
+def test_a_new_run_is_initialized_and_a_resumed_one_restored(tmp_path):
+    first, second = Counter(4), Counter(6)
+    run_loop(first, LocalRun(tmp_path), schedule(4, 2))
+    assert first.calls == ["initialize", "distribute", "batches after 0"]
+    run_loop(second, LocalRun(tmp_path), schedule(6, 2))
+    assert second.calls == ["load", "distribute", "batches after 4"]
+    assert second.steps_taken == 6
+    assert [context.step for context in second.contexts] == [5, 6]
 
 
-def test_a_state_is_written_whole_or_not_at_all(tmp_path):
-    save_state(tmp_path, {"step": 1})
-    with pytest.raises(Exception, match="pickle"):
-        save_state(tmp_path, {"step": lambda: None})
-    assert load_state(tmp_path) == {"step": 1}
+def test_a_finished_run_takes_no_step(tmp_path):
+    run_loop(Counter(2), LocalRun(tmp_path), schedule(2, 1))
+    again = Counter(2)
+    run_loop(again, LocalRun(tmp_path), schedule(2, 1))
+    assert again.contexts == []
 
 
-@pytest.fixture
-def group(tmp_path):
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def test_steps_know_the_newest_checkpoint(tmp_path):
+    counter = Counter(5)
+    run_loop(counter, LocalRun(tmp_path), schedule(5, 2))
+    assert [context.last_checkpoint for context in counter.contexts] == [0, 0, 2, 2, 4]
+    resumed = Counter(6)
+    run_loop(resumed, LocalRun(tmp_path), schedule(6, 9))
+    assert [context.last_checkpoint for context in resumed.contexts] == [5]
 
 
-@pytest.mark.filterwarnings("ignore:.*broadcast_buffers")
-@pytest.mark.parametrize("name", ["modules", "parameters", "named_parameters", "named_children"])
-def test_layers_that_hide_methods_of_torch_are_distributed(name, group):
-    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 2, 1)))
-    hiding = [net[0][0]]
-    setattr(net[0], name, hiding)
-    run = SimpleNamespace(world=2, device=torch.device("cpu"))
-    images = torch.rand(1, 3, 4, 4)
-    distributed = distribute(net, run)  # pyright: ignore[reportArgumentType]
-    distributed(images).sum().backward()
-    assert torch.allclose(net[0][0].weight.grad[0, :, 0, 0], images.sum((0, 2, 3)))
-    assert vars(net[0])[name] is hiding
+def test_random_numbers_depend_on_seed_and_step_alone(tmp_path):
+    whole, first_part, second_part = Counter(4), Counter(2), Counter(4)
+    run_loop(whole, LocalRun(tmp_path / "whole"), schedule(4, 9))
+    for counter, num_steps in ((first_part, 2), (second_part, 4)):
+        torch.manual_seed(99)
+        run_loop(counter, LocalRun(tmp_path / "parts"), schedule(num_steps, 1))
+    assert first_part.random_numbers + second_part.random_numbers == whole.random_numbers
+    assert len(set(whole.random_numbers)) == 4
+    other_seed = Counter(4)
+    run_loop(other_seed, LocalRun(tmp_path / "seed"), Schedule(4, 9, seed=1))
+    assert not set(whole.random_numbers) & set(other_seed.random_numbers)
+
+
+def test_workers_draw_different_random_numbers(tmp_path):
+    counters = [Counter(4), Counter(4)]
+    for rank, counter in enumerate(counters):
+        run = LocalRun(tmp_path / str(rank))
+        run.world, run.rank = 2, rank
+        run_loop(counter, run, schedule(4, 9))
+    assert not set(counters[0].random_numbers) & set(counters[1].random_numbers)
+
+
+def test_only_rank_zero_evaluates_and_logs(tmp_path):
+    reported = []
+    run = LocalRun(tmp_path, on_report=reported.append)
+    run.rank, run.world = 1, 2
+    run_loop(Counter(2), run, schedule(2, 1))
+    assert read_progress(tmp_path) == []
+    assert [sorted(metrics) for metrics in reported] == [["loss", "num_steps", "step"]] * 2
+
+
+def test_an_interruption_in_a_report_keeps_its_checkpoint(tmp_path):
+    def interrupt(metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(Counter(4), LocalRun(tmp_path, on_report=interrupt), schedule(4, 3))
+    assert load_state(tmp_path)["step"] == 3

@@ -1,4 +1,4 @@
-"""Crops: coordinates are written into images, so that every pixel tells where it came from."""
+"""Crops of images that contain their coordinates, so that every pixel shows where it came from."""
 
 from collections import Counter
 from itertools import chain
@@ -40,13 +40,13 @@ some = settings(
 
 
 def coordinates() -> np.ndarray:
-    """uint8 (H, W, 3): row, column, 0 - doubled, so that half a pixel shows."""
+    """Return (H, W, 3) uint8: row, column, 0; rows are doubled, so that half a pixel shows."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([2 * rows, columns * 255 // WIDTH, 0 * rows], 2).astype(np.uint8)
 
 
 def coordinate_ids() -> np.ndarray:
-    """int (H, W): a number of its own for every pixel."""
+    """Return (H, W) int: a different number for every pixel."""
     return np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
 
 
@@ -56,7 +56,7 @@ def geometry(seed: int) -> Geometry:
 
 @some
 @given(seed=st.integers(0, 10**6))
-def test_image_and_ids_look_at_the_same_place(seed):
+def test_image_and_ids_are_cropped_at_the_same_position(seed):
     g = geometry(seed)
     crop = g.apply_to_image(coordinates()).astype(float)
     rows, columns = np.divmod(g.apply_to_ids(coordinate_ids(), (HEIGHT, WIDTH)), WIDTH)
@@ -148,7 +148,7 @@ def test_strong_view_never_writes_into_the_weak_one():
     np.testing.assert_array_equal(image, before)
 
 
-def test_one_knob_of_the_strong_view_does_not_shift_anothers_numbers():
+def test_a_setting_of_the_strong_view_does_not_shift_the_draws_of_another():
     image = drawn_image(2)
     no_jitter = AugmentConfig(jitter_probability=0, grey_probability=0, blur_probability=1)
     with_grey = AugmentConfig(jitter_probability=0, grey_probability=1, blur_probability=1)
@@ -172,9 +172,9 @@ def target_samples(root, seed=5, masks=True):
     return TargetSamples(images, root / "masks" if masks else None, AUGMENT, seed)
 
 
-def equal(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(torch.as_tensor(one[k]), torch.as_tensor(other[k])) for k in one
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(torch.as_tensor(first[k]), torch.as_tensor(second[k])) for k in first
     )
 
 
@@ -196,7 +196,7 @@ def test_parts_of_a_sample_are_aligned(tmp_path):
         crop_size=(48, 64), jitter_probability=0, grey_probability=0, blur_probability=0
     )
     samples = TargetSamples(list_images(tmp_path / "images"), tmp_path / "masks", plain, 0)
-    seen = 0
+    checked = 0
     for number in range(12):
         sample = samples[number]
         assert torch.equal(sample["weak"], sample["strong"])
@@ -207,8 +207,8 @@ def test_parts_of_a_sample_are_aligned(tmp_path):
         outside = (rows < 28) | (rows > 61) | (columns < 47) | (columns > 92)
         assert (sample["mask_ids"][inside] == 1).all()
         assert (sample["mask_ids"][outside] == 0).all()
-        seen += int(inside.sum())
-    assert seen > 1000
+        checked += int(inside.sum())
+    assert checked > 1000
 
 
 def test_views_have_the_shapes_and_types_a_step_expects(root):
@@ -241,7 +241,7 @@ def test_labelled_samples_keep_labels_on_their_pixels(root):
             pixels = sample["image"].permute(1, 2, 0)[sample["labels"] == label].float()
             colours[label] = pixels.median(0).values
         for label, colour in colours.items():
-            # Of pixels with one label the typical colour is that of the class.
+            # The typical colour of the pixels of a label is that of the class.
             distance = (torch.from_numpy(COLOURS).float() - colour).abs().sum(1)
             assert int(distance.argmin()) == label
 
@@ -261,20 +261,22 @@ def test_every_image_once_per_epoch_in_another_order():
     assert orders[0] != [image_of_sample(2, i, 7) for i in range(7)]
 
 
-def numbers(loader) -> list[list[int]]:
+def sample_numbers(loader) -> list[list[int]]:
     return [batch["number"].tolist() for batch in loader]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_all_ranks_together_see_what_one_sees(root, world):
+def test_all_ranks_together_load_the_batches_of_one(root, world):
     samples = target_samples(root)
-    ranks = [numbers(step_loader(samples, 1, 4, 4, Share(rank, world))) for rank in range(world)]
+    ranks = [
+        sample_numbers(step_loader(samples, 1, 4, 4, Share(rank, world))) for rank in range(world)
+    ]
     union = [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
     assert union == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_part_holds_the_same_samples_whatever_the_number_of_workers(world):
+def test_a_part_contains_the_same_samples_whatever_the_number_of_workers(world):
     shares = [Share(rank, world, parts=2).of_step(1, 8) for rank in range(world)]
     half = [len(share) // 2 for share in shares]
     first = {n for share, h in zip(shares, half, strict=True) for n in share[:h]}
@@ -283,10 +285,10 @@ def test_a_part_holds_the_same_samples_whatever_the_number_of_workers(world):
 
 
 def test_a_finished_run_has_no_batches_left(root):
-    assert numbers(step_loader(target_samples(root), 4, 4, 2)) == []
+    assert sample_numbers(step_loader(target_samples(root), 4, 4, 2)) == []
 
 
 def test_loader_processes_change_nothing(root):
     samples = target_samples(root)
-    here, there = (list(step_loader(samples, 0, 2, 2, processes=n)) for n in (0, 1))
-    assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+    batches = [list(step_loader(samples, 0, 2, 2, processes=n)) for n in (0, 1)]
+    assert all(equal(a, b) for a, b in zip(*batches, strict=True))

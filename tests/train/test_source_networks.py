@@ -1,4 +1,4 @@
-"""A training step of the field's big network, with BatchNorm frozen and trained."""
+"""A training step of DeepLabV2-ResNet101, with BatchNorm frozen and adapted."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""SegFormer and its kin in the adaptation loop: precisions, learning rates, gradients of all weights."""
+"""SegFormer, DAFormer and HRDA in training: precisions, learning rates, gradients of all weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.method.teacher import make_teacher
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, save_model
-from sfss_ray.train.adaptation import adapt_student, set_batch_norm
-from sfss_ray.train.loop import build_optimizer
+from sfss_ray.train.adaptation import adapt_student
+from sfss_ray.train.batch_norm import set_batch_norm
+from sfss_ray.train.optimizer import build_optimizer
 from sfss_ray.train.run_state import LocalRun, load_state
 
 NETWORKS = ("segformer_b0", "segformer_mmseg_b0", "daformer_b0", "hrda_b0")
@@ -48,9 +49,9 @@ def test_a_step_moves_encoder_decode_head_and_classifier(name, precision, root, 
     before = torch.load(root / f"{name}.pt", weights_only=True)["state_dict"]
     after = load_state(tmp_path)["student"]
     weights = dict(build_network(name, len(CLASSES)).named_parameters())
-    still = {n for n in weights if torch.equal(before[n], after[f"segmenter.{n}"])}
-    # A bias of keys adds the same to all scores of a query: softmax does not see it.
-    assert all(n.endswith("k_proj.bias") for n in still)
+    unchanged = {n for n in weights if torch.equal(before[n], after[f"segmenter.{n}"])}
+    # A bias of keys adds the same to all scores of a query, which softmax ignores.
+    assert all(n.endswith("k_proj.bias") for n in unchanged)
     assert all(after[f"segmenter.{n}"].dtype == torch.float32 for n in weights)
     assert all(value.isfinite().all() for value in after.values())
 
@@ -68,7 +69,7 @@ def test_decode_head_and_classifier_learn_at_the_heads_rate(name):
     assert not multiplier
 
 
-def test_the_teacher_drops_nothing_and_the_student_does():
+def test_only_the_student_uses_dropout():
     torch.manual_seed(0)
     student = build_network("segformer_b0", 5)
     teacher = make_teacher(student)
@@ -107,7 +108,7 @@ def work(rank: int, root) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_weight_gets_a_gradient(name):
-    """Else data-parallel training stops: it waits for the gradient of every weight."""
+    """Data-parallel training would wait for a missing gradient."""
     network = build_network(name, 5).train()
     output = network(torch.rand(2, 3, 64, 64))
     (output.logits.square().sum() + output.features.square().sum()).backward()
@@ -115,8 +116,8 @@ def test_every_weight_gets_a_gradient(name):
 
 
 @pytest.mark.slow
-def test_data_parallel_training_finds_a_gradient_of_every_weight(root):
-    """DDP refuses its second step when a weight got no gradient in the first."""
+def test_data_parallel_training_has_a_gradient_of_every_weight(root):
+    """DDP raises in its second step if a weight had no gradient in the first."""
     context = torch.multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(rank, root)) for rank in range(2)]
     for process in processes:

@@ -1,4 +1,4 @@
-"""Two processes over gloo against one: the number of workers must not change what is learnt."""
+"""Two processes over gloo against one: the number of workers must not change the training."""
 
 import traceback
 from pathlib import Path
@@ -57,7 +57,7 @@ WITHOUT_MASKS = {"some_without_masks": (0, 2, 4), "all_without_masks": tuple(ran
 
 
 class RankRun(LocalRun):
-    """A `LocalRun` that is one of several; every rank keeps its state, to be compared."""
+    """A `LocalRun` that is one of several; every rank saves its state for comparison."""
 
     def __init__(self, folder: Path):
         super().__init__(folder / f"rank{dist.get_rank()}")
@@ -93,12 +93,13 @@ def work(rank: int, root: Path) -> None:
 
 
 def spoil_one_rank(root: Path, rank: int) -> None:
-    """The loss of rank 1 alone is NaN in the second step; what each rank says of it is kept."""
+    """Make the loss of rank 1 NaN in the second step, and write down each rank's error."""
     sound = adaptation.adaptation_losses
 
     def spoilt(*arguments, **named):
         loss, metrics = sound(*arguments, **named)
-        return (loss * torch.nan if (rank, arguments[6]) == (1, 2) else loss), metrics
+        _, _, _, info = arguments
+        return (loss * torch.nan if (rank, info.step) == (1, 2) else loss), metrics
 
     with patch.object(adaptation, "adaptation_losses", spoilt):
         try:
@@ -113,12 +114,12 @@ def collect(rank: int) -> dict[str, torch.Tensor]:
     layer.running_mean.fill_(float(rank))
     layer.num_batches_tracked.fill_(5)
     average_buffers(layer)
-    mine = torch.tensor([1.0 + rank])
+    local = torch.tensor([1.0 + rank])
     return {
         "rows": gather_rows(rows, rows.device),
         "nothing": gather_rows(torch.zeros(0, 3), rows.device),
-        "sum": sum_over_workers(mine),
-        "mine": mine,
+        "sum": sum_over_workers(local),
+        "local": local,
         "mean": layer.running_mean,
         "batches": layer.num_batches_tracked,
         "world": torch.tensor(world_size()),
@@ -127,7 +128,7 @@ def collect(rank: int) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Everything the two processes do, done once: starting them costs seconds."""
+    """Run all scenarios once, because starting two processes takes seconds."""
     root = tmp_path_factory.mktemp("world")
     sharp_source(root / "source.pt")
     for name in SCENARIOS:
@@ -159,57 +160,50 @@ def test_a_nan_on_one_rank_stops_both_in_the_same_step(root, rank):
 
 @pytest.mark.parametrize("rank", range(WORLD))
 def test_collectives(root, rank):
-    found = torch.load(root / f"collected{rank}.pt", weights_only=True)
-    assert found["rows"].tolist() == [[3.0, 3.0], [4.0, 4.0]]  # rank 0 has none
-    assert found["nothing"].shape == (0, 3)
-    assert found["sum"].tolist() == [3.0]
-    assert found["mine"].tolist() == [1.0 + rank]
-    assert found["mean"].tolist() == [0.5, 0.5]
-    assert found["batches"] == 5
-    assert found["world"] == WORLD
-
-
-def test_collectives_of_one_worker_are_the_identity():
-    rows = torch.rand(3, 2)
-    assert world_size() == 1
-    assert gather_rows(rows, rows.device) is rows
-    assert sum_over_workers(rows) is rows
+    collected = torch.load(root / f"collected{rank}.pt", weights_only=True)
+    assert collected["rows"].tolist() == [[3.0, 3.0], [4.0, 4.0]]  # rank 0 has no rows
+    assert collected["nothing"].shape == (0, 3)
+    assert collected["sum"].tolist() == [3.0]
+    assert collected["local"].tolist() == [1.0 + rank]
+    assert collected["mean"].tolist() == [0.5, 0.5]
+    assert collected["batches"] == 5
+    assert collected["world"] == WORLD
 
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in SCENARIOS if name != "adapt"],  # each worker has statistics of its own there
+    [name for name in SCENARIOS if name != "adapt"],  # its workers have different statistics
 )
-def test_two_workers_learn_what_one_does(root, name):
-    adapt_student(task_of(root, name), LocalRun(root / name / "one"))
-    assert_states_close(root / name / "one", root / name / "rank0", tolerance=3e-5)
-    assert_something_was_learnt(root, name)
+def test_two_workers_train_as_one(root, name):
+    adapt_student(task_of(root, name), LocalRun(root / name / "single"))
+    assert_states_close(root / name / "single", root / name / "rank0", tolerance=3e-5)
+    assert_weights_moved(root, name)
     assert_losses_agree(root, name)
 
 
-def assert_something_was_learnt(root: Path, name: str) -> None:
-    """Weights moved by far more than the comparison's tolerance, and pairs were drawn."""
-    state = load_state(root / name / "one")
+def assert_weights_moved(root: Path, name: str) -> None:
+    """Assert that weights moved by far more than the tolerance, and that pairs were drawn."""
+    state = load_state(root / name / "single")
     start = torch.load(root / "source.pt", weights_only=True)["state_dict"]
     change = state["student"]["segmenter.classifier.weight"] - start["classifier.weight"]
     assert change.abs().max() > 1e-3
-    records = read_progress(root / name / "one")
+    records = read_progress(root / name / "single")
     assert (sum(r["anchors"] for r in records) > 0) == (name != "all_without_masks")
     assert (state["bank"]["written"].sum() > 0) == (name != "all_without_masks")
 
 
 def assert_losses_agree(root: Path, name: str) -> None:
-    """What ranks report is the mean over them: as they are scaled, the loss of the whole batch."""
-    whole = read_progress(root / name / "one")
+    """Assert that the mean over the ranks is the loss of the whole batch, because losses are scaled."""
+    whole = read_progress(root / name / "single")
     ranks = [read_progress(root / name / f"rank{rank}" / "metrics") for rank in range(WORLD)]
-    for one, *parts_of_ranks in zip(whole, *ranks, strict=True):
+    for single, *of_ranks in zip(whole, *ranks, strict=True):
         for part in ("loss", "loss_seg", "loss_ins", "loss_cls"):
-            for record in parts_of_ranks:
-                assert record[part] == pytest.approx(one[part], rel=1e-4, abs=1e-6), part
+            for record in of_ranks:
+                assert record[part] == pytest.approx(single[part], rel=1e-4, abs=1e-6), part
 
 
 @pytest.mark.parametrize("name", list(SCENARIOS))
-def test_both_ranks_hold_the_same_state(root, name):
+def test_both_ranks_have_the_same_state(root, name):
     assert_states_close(root / name / "rank0", root / name / "rank1")
 
 

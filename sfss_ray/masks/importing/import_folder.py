@@ -20,9 +20,9 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.data.content import Content
+from sfss_ray.data.file_names import printable
 from sfss_ray.data.folders import ImageFile, require_folder
-from sfss_ray.data.images import open_images
-from sfss_ray.data.names import printable
+from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.claims import claimed
 from sfss_ray.masks.bank.schema import as_stored, content_columns, shard_name, write_shard
@@ -80,7 +80,7 @@ def import_masks(
     folder = require_lasting(output_dir)
     root = _checked_source(source, images)
     config = config or Config()
-    files, notes = open_images(images, config, what="images")
+    files, notes = open_images(images, config, role="images")
     for note in notes:
         progress(note)
     places = _find_places(root, files)

@@ -1,1 +1,1 @@
-"""Network architectures under the parameter names of their authors."""
+"""Network architectures, with the parameter names of their authors."""

@@ -1,4 +1,4 @@
-"""The networks by name."""
+"""All networks by name."""
 
 from __future__ import annotations
 
@@ -53,25 +53,26 @@ NETWORKS: dict[str, Callable[..., Segmenter]] = {
 def build_network(
     name: str, num_classes: int, options: Mapping[str, Any] | None = None
 ) -> Segmenter:
-    """A network with random weights.
+    """Build a network with random weights.
 
     Args:
         name: A key of NETWORKS.
-        num_classes: Outputs of its classifier.
-        options: What its builder takes besides, in plain values (strides, the kind of a head); model
-            files keep them.
+        num_classes: Number of outputs of the classifier.
+        options: Further arguments of its builder, as plain values (strides, the type of a head). Model
+            files store them.
 
     Raises:
-        ConfigError: unknown name or option; lists the known ones.
+        ConfigError: the name or an option is unknown. The message lists the known ones.
     """
     if name not in NETWORKS:
         raise ConfigError(f"unknown network {name!r}: known are {', '.join(NETWORKS)}")
     options = dict(options or {})
-    _, *known = inspect.signature(NETWORKS[name]).parameters
-    unknown = [option for option in options if option not in known]
+    _, *parameters = inspect.signature(NETWORKS[name]).parameters
+    unknown = [option for option in options if option not in parameters]
     if unknown:
         raise ConfigError(
-            f"network {name!r} has no option {unknown[0]!r}: known are {', '.join(known) or 'none'}"
+            f"network {name!r} has no option {unknown[0]!r}: known are"
+            f" {', '.join(parameters) or 'none'}"
         )
     network = NETWORKS[name](num_classes, **options)
     network.options = options

@@ -1,7 +1,8 @@
-"""A small convolutional segmenter (0.9 M parameters) that adapts in minutes on a CPU.
+"""A small convolutional segmenter (0.95 M parameters) that adapts in minutes on a CPU.
 
-An encoder of plain 3x3 convolutions down to stride 16 (dense convolutions are what CPUs do fastest),
-a pooled context vector, and a feature pyramid back up to stride 4, whose result the classifier reads.
+The encoder goes down to stride 16 with plain 3x3 convolutions, because CPUs run dense convolutions
+fastest. A pooled context vector is added at the bottom, and a feature pyramid leads back up to stride
+4.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Seq
 
 
 class _Residual(nn.Module):
+    """Two 3x3 convolutions, added to their input."""
+
     def __init__(self, width: int):
         super().__init__()
         self.first = _conv(width, width)
         norm = nn.BatchNorm2d(width)
-        nn.init.zeros_(norm.weight)  # starts as the identity, so that depth does no harm
+        nn.init.zeros_(norm.weight)  # the block starts as the identity, which eases training
         self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +35,10 @@ class _Residual(nn.Module):
 
 
 class CompactBody(nn.Module):
-    """Images (B, 3, H, W) -> features (B, 4 * width, H / 4, W / 4); H, W multiples of 16 fit best."""
+    """Maps images (B, 3, H, W) to features (B, 4 * width, H / 4, W / 4).
+
+    The grids of all stages align exactly if H and W are multiples of 16.
+    """
 
     def __init__(self, width: int = 16):
         super().__init__()

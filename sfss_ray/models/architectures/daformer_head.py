@@ -1,9 +1,9 @@
-"""DAFormer's decode head: each stage through a linear map, side by side, fused by one of several layers.
+"""DAFormer's decode head: a linear layer for each stage, and a layer that fuses the stages.
 
-A layer is described by a dict of plain values: `type` is `conv`, `sep_conv`, `aspp`, `rawconv_and_aspp`
-or `isa`, and the other entries are the arguments of its builder below. The defaults are those of
-DAFormer's configurations. Facts from the public code of DAFormer (daformer_head.py, isa_head.py) and of
-mmsegmentation (self_attention_block.py).
+A layer is described by a dict of plain values. Its `type` is `conv`, `sep_conv`, `aspp`,
+`rawconv_and_aspp` or `isa`, and the other entries are the arguments of its builder below. The defaults
+are those of DAFormer's configurations. Sources: the public code of DAFormer (daformer_head.py,
+isa_head.py) and of mmsegmentation (self_attention_block.py).
 """
 
 from __future__ import annotations
@@ -21,20 +21,28 @@ from sfss_ray.models.architectures.mit_heads import (
     ConvNorm,
     SeparableConv,
     StageEmbedding,
-    side_by_side,
+    concat_stages,
 )
 
 DILATIONS = (1, 6, 12, 18)
 SEPARABLE_CONTEXT = {"type": "aspp", "sep": True}
-"""The fusion of DAFormer's paper."""
+"""The fusion layer in DAFormer's paper."""
 POINTWISE = {"type": "conv", "kernel_size": 1}
-"""The fusion of HRDA's attention."""
+"""The fusion layer of HRDA's attention."""
 _LAST_STAGE_SCALE = 8
-"""The last stage is resized from stride 32 to that of the first, where context is made of it alone."""
+"""With context at the last stage only, that stage is enlarged from stride 32 to stride 4."""
 
 
 class Context(nn.Module):
-    """Dilated convolutions of one map side by side (ASPP), maybe with the image's mean, then a 3x3."""
+    """ASPP: parallel dilated convolutions, optionally with the image's mean, then a 3x3 convolution.
+
+    Args:
+        inputs: Channels of the input.
+        outputs: Channels of each branch and of the result.
+        sep: Whether the dilated convolutions are separable.
+        dilations: Dilation of each branch; 1 is a 1x1 convolution.
+        pool: Whether there is a branch of the image's mean.
+    """
 
     def __init__(
         self,
@@ -65,30 +73,37 @@ class Context(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every cell of a small map looks at every other."""
+    """Self-attention among all cells of a small feature map."""
 
     def __init__(self, width: int, key_query_num_convs: int):
         super().__init__()
-        self.key_project = _pointwise(width, key_query_num_convs)
-        self.query_project = _pointwise(width, key_query_num_convs)
+        self.key_project = _pointwise_convs(width, key_query_num_convs)
+        self.query_project = _pointwise_convs(width, key_query_num_convs)
         self.value_project = nn.Conv2d(width, width, 1)
         self.output_project = ConvNorm(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.query_project(x).flatten(2), self.key_project(x).flatten(2)
-        share = torch.softmax(query.transpose(1, 2) @ key / math.sqrt(query.shape[1]), -1)
-        context = self.value_project(x).flatten(2) @ share.transpose(1, 2)
+        attention = torch.softmax(query.transpose(1, 2) @ key / math.sqrt(query.shape[1]), -1)
+        context = self.value_project(x).flatten(2) @ attention.transpose(1, 2)
         return self.output_project(context.view_as(x))
 
 
-def _pointwise(width: int, number: int) -> nn.Module:
-    """One 1x1 convolution, or several under numbers."""
-    layers = [ConvNorm(width, width, 1) for _ in range(number)]
-    return layers[0] if number == 1 else nn.Sequential(*layers)
+def _pointwise_convs(width: int, count: int) -> nn.Module:
+    """Return one 1x1 convolution, or several in sequence."""
+    layers = [ConvNorm(width, width, 1) for _ in range(count)]
+    return layers[0] if count == 1 else nn.Sequential(*layers)
 
 
 class InterlacedAttention(nn.Module):
-    """ISA (Huang et al., arXiv 1907.12273): attention among distant cells, then within each patch."""
+    """ISA (Huang et al., arXiv 1907.12273): attention among distant cells, then within each patch.
+
+    Args:
+        inputs: Channels of the input.
+        outputs: Channels of the result.
+        key_query_num_convs: Number of convolutions that compute keys, and queries.
+        down_factor: (height, width) of a patch, in cells.
+    """
 
     def __init__(
         self,
@@ -104,26 +119,33 @@ class InterlacedAttention(nn.Module):
         self.local_relation = SelfAttention(outputs, key_query_num_convs)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The map is padded evenly on both sides to whole patches.
         x = self.in_conv(x)
         (rows, columns), (height, width) = self.patch, x.shape[-2:]
-        bottom, right = -height % rows, -width % columns
-        x = F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
+        pad_height, pad_width = -height % rows, -width % columns
+        top, start = pad_height // 2, pad_width // 2
+        x = F.pad(x, (start, pad_width - start, top, pad_height - top))
         batch, channels, padded_height, padded_width = x.shape
         down, across = padded_height // rows, padded_width // columns
-        # Cells of the same place in all patches form a map for the global relation.
+
+        # The cells at one position of all patches form a map for the global relation.
         x = x.view(batch, channels, down, rows, across, columns).permute(0, 3, 5, 1, 2, 4)
         x = self.global_relation(x.reshape(-1, channels, down, across))
+
+        # The cells of one patch form a map for the local relation.
         x = x.view(batch, rows, columns, channels, down, across).permute(0, 4, 5, 3, 1, 2)
         x = self.local_relation(x.reshape(-1, channels, rows, columns))
         x = x.view(batch, down, across, channels, rows, columns).permute(0, 3, 1, 4, 2, 5)
         x = x.reshape(batch, channels, padded_height, padded_width)
-        top, left = bottom // 2, right // 2
-        return x[..., top : top + height, left : left + width]
+        return x[..., top : top + height, start : start + width]
 
 
-def _raw_and_context(inputs: int, outputs: int, kernel_size: int = 1, **context: Any) -> nn.Module:
-    first = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
-    return nn.Sequential(first, Context(outputs, outputs, **context))
+def _raw_conv_and_context(
+    inputs: int, outputs: int, kernel_size: int = 1, **context: Any
+) -> nn.Module:
+    """Return a plain convolution followed by `Context`, whose arguments are `context`."""
+    convolution = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(convolution, Context(outputs, outputs, **context))
 
 
 def _conv(inputs: int, outputs: int, kernel_size: int = 1) -> nn.Module:
@@ -134,29 +156,29 @@ def _separable(inputs: int, outputs: int, kernel_size: int = 3) -> nn.Module:
     return SeparableConv(inputs, outputs, 1, kernel_size)
 
 
-_LAYERS: dict[str, Callable[..., nn.Module]] = {
+_LAYER_BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "aspp": Context,
     "conv": _conv,
     "isa": InterlacedAttention,
-    "rawconv_and_aspp": _raw_and_context,
+    "rawconv_and_aspp": _raw_conv_and_context,
     "sep_conv": _separable,
 }
 
 
-def _layer(inputs: int, outputs: int, described: Mapping[str, Any]) -> nn.Module:
-    arguments = {name: value for name, value in described.items() if name != "type"}
-    return _LAYERS[described["type"]](inputs, outputs, **arguments)
+def _build_layer(inputs: int, outputs: int, description: Mapping[str, Any]) -> nn.Module:
+    arguments = {name: argument for name, argument in description.items() if name != "type"}
+    return _LAYER_BUILDERS[description["type"]](inputs, outputs, **arguments)
 
 
 class DAFormerHead(nn.Module):
-    """Features (B, F, H / 4, W / 4) of the four stages, after the dropout before the classifier.
+    """Maps the four stages to features (B, F, H / 4, W / 4), after the dropout before the classifier.
 
     Args:
-        widths: Of the stages.
+        widths: Channels of the stages.
         outputs: F.
-        fusion: The layer that fuses the stages.
-        last: The layer that embeds the last stage, in place of a linear map: context at the last stage
-            alone, which is resized to the first one's stride before.
+        fusion: Description of the layer that fuses the stages.
+        last: Description of a layer that embeds the last stage instead of a linear layer. It gives
+            context at the last stage only, which is enlarged to the stride of the first stage before.
     """
 
     def __init__(
@@ -170,8 +192,8 @@ class DAFormerHead(nn.Module):
         self.embed_layers = nn.ModuleList(StageEmbedding(width, outputs) for width in widths)
         self.enlarges_last = last is not None
         if last is not None:
-            self.embed_layers[-1] = _layer(widths[-1], outputs, last)
-        self.fuse_layer = _layer(len(widths) * outputs, outputs, fusion)
+            self.embed_layers[-1] = _build_layer(widths[-1], outputs, last)
+        self.fuse_layer = _build_layer(len(widths) * outputs, outputs, fusion)
         self.dropout = nn.Dropout2d(DROPOUT)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
@@ -181,4 +203,4 @@ class DAFormerHead(nn.Module):
             )
             stages = [*stages[:-1], enlarged]
         embedded = [layer(stage) for layer, stage in zip(self.embed_layers, stages, strict=True)]
-        return self.dropout(self.fuse_layer(side_by_side(embedded)))
+        return self.dropout(self.fuse_layer(concat_stages(embedded)))

@@ -1,12 +1,12 @@
-"""DeepLabV2 with ResNet-101 (Chen et al., arXiv 1606.00915), as the field of domain adaptation runs it.
+"""DeepLabV2 on ResNet-101 (Chen et al., arXiv 1606.00915), in the two variants of domain adaptation.
 
-Two bodies wear the same parameter shapes and differ in what they compute, so that weights of one give
-nonsense in the other:
+The two bodies have the same parameter shapes but compute different functions. Weights of one give
+nonsense in the other.
 
-- the `caffe` body (AdaptSegNet, ADVENT, HCL, IAPC, CROTS): the stride stands in a block's first 1x1
-  convolution, all blocks of a stage share its dilation, the first pooling rounds sizes up;
-- the `torchvision` body (FADA, DT-ST, TRSFUDA): the stride stands in the 3x3 convolution, the first
-  block of a dilated stage keeps the dilation of the stage before, pooling rounds down.
+- The `caffe` body (AdaptSegNet, ADVENT, HCL, IAPC, CROTS) has the stride in a block's first 1x1
+  convolution. All blocks of a stage share its dilation, and the first pooling rounds sizes up.
+- The `torchvision` body (FADA, DT-ST, TRSFUDA) has the stride in the 3x3 convolution. The first block
+  of a dilated stage has the dilation of the previous stage, and pooling rounds sizes down.
 """
 
 from __future__ import annotations
@@ -15,16 +15,26 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
 
 DILATIONS = (6, 12, 18, 24)
 FEATURES = 2048
+"""Channels of the last stage."""
+CAFFE_CARD = Card(
+    mean=(104.00698793, 116.66876762, 122.67891434),
+    std=(1.0, 1.0, 1.0),
+    channel_order="bgr",
+    value_range=255.0,
+    align_corners=True,
+)
+"""The preprocessing of the `caffe` body: BGR pixels of 0 to 255 minus their mean."""
 
 
 class _Bottleneck(nn.Module):
-    """1x1 (with the stride) -> 3x3 dilated -> 1x1, added to its input."""
+    """A 1x1 convolution with the stride, a dilated 3x3 and a 1x1, added to the input."""
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, resized: bool):
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, has_downsample: bool):
         super().__init__()
         outputs = 4 * width
         self.conv1 = nn.Conv2d(inputs, width, 1, stride, bias=False)
@@ -35,7 +45,7 @@ class _Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
-        if resized:
+        if has_downsample:
             self.downsample = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
@@ -48,13 +58,17 @@ class _Bottleneck(nn.Module):
 
 
 def _stage(inputs: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
-    first = _Bottleneck(inputs, width, stride, dilation, resized=True)
-    rest = [_Bottleneck(4 * width, width, 1, dilation, resized=False) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *rest)
+    return nn.Sequential(
+        _Bottleneck(inputs, width, stride, dilation, has_downsample=True),
+        *[
+            _Bottleneck(4 * width, width, 1, dilation, has_downsample=False)
+            for _ in range(blocks - 1)
+        ],
+    )
 
 
 class CaffeResNet101(nn.Module):
-    """Prepared images (B, 3, H, W) -> features (B, 2048, about H / 8, W / 8)."""
+    """Maps prepared images (B, 3, H, W) to features (B, 2048, h, w) at stride 8, rounding sizes up."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +87,7 @@ class CaffeResNet101(nn.Module):
 
 
 class TorchvisionResNet101(nn.Module):
-    """The same from torchvision's ResNet with the strides of layer3 and layer4 turned to dilation."""
+    """Maps prepared images to features (B, 2048, h, w) at stride 8 with torchvision's dilated ResNet."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +102,7 @@ class TorchvisionResNet101(nn.Module):
 
 
 class AtrousClassifier(nn.Module):
-    """Sum of 3x3 convolutions of one feature map, by default four dilated by 6, 12, 18 and 24."""
+    """The sum of dilated 3x3 convolutions, by default with dilations 6, 12, 18 and 24."""
 
     def __init__(
         self, num_classes: int, inputs: int = FEATURES, dilations: Sequence[int] = DILATIONS
@@ -102,30 +116,19 @@ class AtrousClassifier(nn.Module):
             nn.init.normal_(layer.weight, 0, 0.01)
 
     def forward(self, features: Tensor) -> Tensor:
-        first, *others = self.conv2d_list
-        logits = first(features)
-        for layer in others:
+        first_layer, *other_layers = self.conv2d_list
+        logits = first_layer(features)
+        for layer in other_layers:
             logits = logits + layer(features)
         return logits
 
 
-CAFFE_MEAN = (104.00698793, 116.66876762, 122.67891434)
-"""Blue, green, red; of pixels 0 to 255."""
-
-
 def deeplabv2(num_classes: int) -> Segmenter:
-    """DeepLabV2 with the `caffe` body: BGR images of 0 to 255 less their mean."""
-    return Segmenter(
-        CaffeResNet101(),
-        AtrousClassifier(num_classes),
-        mean=CAFFE_MEAN,
-        std=(1.0, 1.0, 1.0),
-        channel_order="bgr",
-        value_range=255.0,
-        align_corners=True,
-    )
+    """Build DeepLabV2 with the `caffe` body, for BGR pixels of 0 to 255 minus their mean."""
+    return Segmenter(CaffeResNet101(), AtrousClassifier(num_classes), CAFFE_CARD)
 
 
 def deeplabv2_torchvision(num_classes: int) -> Segmenter:
-    """DeepLabV2 with the `torchvision` body: RGB images in ImageNet's normalisation."""
-    return Segmenter(TorchvisionResNet101(), AtrousClassifier(num_classes), align_corners=True)
+    """Build DeepLabV2 with the `torchvision` body, for RGB images with ImageNet's normalisation."""
+    card = Card(align_corners=True)
+    return Segmenter(TorchvisionResNet101(), AtrousClassifier(num_classes), card)

@@ -1,12 +1,13 @@
-"""HRDA: context of the whole image at half size and detail at full size, fused by learned attention.
+"""HRDA: context from the image at half size and detail at full size, fused by learned attention.
 
-Source: Hoyer et al., ECCV 2022, and its public code: detail comes from crops of 512 x 512 that overlap
-by half, whose logits are averaged. The classifier is affine, so averaging features is the same: it
-reads them once. An image of at most 512 x 512 is one crop. Where height and width are multiples of 8
-the fusion is that of its code; other sizes are resized to the finer grid.
+Source: Hoyer et al., ECCV 2022, and its public code. Detail comes from 512 x 512 crops that overlap by
+half, and their logits are averaged where they overlap. The classifier is affine, so averaging features
+gives the same logits with a single pass of the classifier. An image of at most 512 x 512 is one crop.
 
-Its makers scaled the Cityscapes images to 2048 x 1024 for it: half of the detail is lost at 1024 x 512.
-In training its code looks at one random crop in detail; here the detail of the whole image is learnt.
+Differences to its code: images whose height or width is no multiple of 8 are resized to the finer grid
+before the fusion, and in training the whole image is processed in detail instead of one random crop.
+
+Its authors fed Cityscapes images of 2048 x 1024 pixels. At 1024 x 512, half of the detail is lost.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
 CROP = 512
 STEP = CROP // 2
 STRIDE = 4
-SMALLEST = 58
-"""Half of it makes the 8 x 8 cells that the first stage's reduction asks for."""
+MIN_SIZE = 58
+"""At half of this size the first stage has 8 x 8 cells, the kernel size of its sequence reduction."""
 
 
 class HRDABody(nn.Module):
-    """Encoder and one decode head for both sizes, and the head that attention is read from."""
+    """An encoder, one decode head for both scales, and the decode head of the attention."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, attention: nn.Module):
         super().__init__()
@@ -36,11 +37,15 @@ class HRDABody(nn.Module):
         self.decode_head = nn.ModuleDict({"head": head, "scale_attention": attention})
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, F, h, w) of detail and (B, F, h / 2, w / 2) of context, and of attention."""
-        if min(images.shape[-2:]) < SMALLEST:
+        """Return features of detail (B, F, h, w), and of context and attention (B, F, h / 2, w / 2).
+
+        Raises:
+            ConfigError: the images are too small.
+        """
+        if min(images.shape[-2:]) < MIN_SIZE:
             raise ConfigError(
-                f"an image or crop is {images.shape[-2]}x{images.shape[-1]}, too small"
-                f" for HRDA: allowed are heights and widths from {SMALLEST} on (train.augment.crop_size)"
+                f"an image or crop is {images.shape[-2]}x{images.shape[-1]}, too small for HRDA:"
+                f" allowed are heights and widths of at least {MIN_SIZE} (train.augment.crop_size)"
             )
         half = F.interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
         stages = self._stages(half)
@@ -49,24 +54,25 @@ class HRDABody(nn.Module):
         return self._detail(images), context, attention
 
     def _detail(self, images: Tensor) -> Tensor:
-        """Features of crops, averaged where crops overlap."""
+        """Return the features of crops, averaged where crops overlap."""
         height, width = images.shape[-2:]
         if height <= CROP and width <= CROP:
             return self.decode_head["head"](self._stages(images))
-        # Crops of one size on the grid: a few pixels of the border are repeated.
+        # Padding to the grid of features lets all crops have one size and run as one batch.
         images = F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         height, width = images.shape[-2:]
-        boxes = [(y, x) for y in _starts(height) for x in _starts(width)]
-        crops = [images[:, :, y : y + CROP, x : x + CROP] for y, x in boxes]
-        seen = self.decode_head["head"](self._stages(torch.cat(crops)))
-        rows, columns = height // STRIDE, width // STRIDE
-        total = seen.new_zeros(len(images), seen.shape[1], rows, columns)
-        count = seen.new_zeros(1, 1, rows, columns)
-        for (y, x), part in zip(boxes, seen.split(len(images)), strict=True):
-            top, left = y // STRIDE, x // STRIDE
-            bottom, right = top + part.shape[2], left + part.shape[3]
-            total[:, :, top:bottom, left:right] += part
-            count[:, :, top:bottom, left:right] += 1
+        corners = [(y, x) for y in _crop_starts(height) for x in _crop_starts(width)]
+        crops = [images[:, :, y : y + CROP, x : x + CROP] for y, x in corners]
+        features = self.decode_head["head"](self._stages(torch.cat(crops)))
+
+        grid_height, grid_width = height // STRIDE, width // STRIDE
+        total = features.new_zeros(len(images), features.shape[1], grid_height, grid_width)
+        count = features.new_zeros(1, 1, grid_height, grid_width)
+        for (y, x), crop_features in zip(corners, features.split(len(images)), strict=True):
+            rows = slice(y // STRIDE, y // STRIDE + crop_features.shape[2])
+            columns = slice(x // STRIDE, x // STRIDE + crop_features.shape[3])
+            total[:, :, rows, columns] += crop_features
+            count[:, :, rows, columns] += 1
         return total / count
 
     def _stages(self, images: Tensor) -> list[Tensor]:
@@ -78,30 +84,30 @@ class HRDABody(nn.Module):
 
 
 class HRDASegmenter(Segmenter):
-    """Features are those of the detail; logits are detail * a + upsampled context * (1 - a).
+    """A segmenter whose logits are a * detail + (1 - a) * context, and whose features are the detail's.
 
-    a = sigmoid of the attention's logits, one for each class and cell of the context's grid.
+    a is the sigmoid of the attention's logits, one for each class and each cell of the context's grid.
     """
 
     def __init__(self, body: HRDABody, classifier: nn.Module, attention: nn.Module):
         super().__init__(body, nn.ModuleDict({"seg": classifier, "attention": attention}))
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Features and logits on the grid of the detail, for images (B, 3, H, W) in [0, 1]."""
-        detail, context, attended = self.body(self.prepare(images))
+        """Return features and logits on the grid of the detail for images (B, 3, H, W) in [0, 1]."""
+        detail, context, attention_features = self.body(self.prepare(images))
         layers: nn.ModuleDict = self.classifier  # pyright: ignore[reportAssignmentType]
-        share = torch.sigmoid(layers["attention"](attended))
+        attention = torch.sigmoid(layers["attention"](attention_features))
         size = detail.shape[-2:]
-        coarse = _resized((1 - share) * layers["seg"](context), size)
-        return SegmenterOutput(detail, _resized(share, size) * layers["seg"](detail) + coarse)
+        coarse = _resize((1 - attention) * layers["seg"](context), size)
+        return SegmenterOutput(detail, _resize(attention, size) * layers["seg"](detail) + coarse)
 
 
-def _starts(length: int) -> Iterator[int]:
-    """First pixels of crops, a step apart; the last one ends at the border."""
-    last = max(length - CROP, 0)
-    yield from range(0, last, STEP)
-    yield last
+def _crop_starts(length: int) -> Iterator[int]:
+    """Yield the first pixels of crops, a step apart; the last crop ends at the border."""
+    last_start = max(length - CROP, 0)
+    yield from range(0, last_start, STEP)
+    yield last_start
 
 
-def _resized(x: Tensor, size: torch.Size) -> Tensor:
+def _resize(x: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

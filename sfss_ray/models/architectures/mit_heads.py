@@ -1,7 +1,7 @@
-"""Decode heads on the four stages of a Mix Transformer, under the parameter names of their makers.
+"""Layers of decode heads on the four stages of a Mix Transformer, with their authors' parameter names.
 
-Input: stages (B, W_i, H / s, W / s), s = 4, 8, 16, 32. Output: features (B, F, H / 4, W / 4), after the
-dropout in front of the classifier.
+A head takes stages (B, W_i, H / s, W / s) with s = 4, 8, 16, 32. It returns features (B, F, H / 4, W /
+4), after the dropout before the classifier.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """A dilated convolution of each channel alone, 3x3 by default, then a 1x1 over all."""
+    """A dilated depthwise convolution, 3x3 by default, then a 1x1 over all channels."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int, kernel: int = 3):
         super().__init__()
@@ -41,7 +41,7 @@ class SeparableConv(nn.Module):
 
 
 class MMSegHead(ResizingHead):
-    """mmsegmentation's SegFormer head: each stage through a 1x1, side by side, fused by a 1x1."""
+    """mmsegmentation's SegFormer head: a 1x1 convolution of each stage, and a 1x1 that fuses them."""
 
     def __init__(self, widths: tuple[int, ...], outputs: int):
         super().__init__()
@@ -51,11 +51,11 @@ class MMSegHead(ResizingHead):
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         embedded = [conv(stage) for conv, stage in zip(self.convs, stages, strict=True)]
-        return self.dropout(self.fusion_conv(side_by_side(embedded, self.align_corners)))
+        return self.dropout(self.fusion_conv(concat_stages(embedded, self.align_corners)))
 
 
 class StageEmbedding(nn.Module):
-    """A linear map of each cell's channels."""
+    """A linear layer over the channels of each cell."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -65,8 +65,8 @@ class StageEmbedding(nn.Module):
         return self.proj(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def side_by_side(stages: list[Tensor], align_corners: bool = False) -> Tensor:
-    """All stages on the grid of the first, joined along the channels."""
+def concat_stages(stages: list[Tensor], align_corners: bool = False) -> Tensor:
+    """Resize all stages to the grid of the first, and concatenate their channels."""
     size = stages[0].shape[-2:]
     resized = [
         F.interpolate(stage, size=size, mode="bilinear", align_corners=align_corners)

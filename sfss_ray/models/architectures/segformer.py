@@ -1,11 +1,12 @@
-"""SegFormer, DAFormer, HRDA: a Mix Transformer (MiT) of transformers' under their decode heads.
+"""SegFormer, DAFormer and HRDA: the Mix Transformer (MiT) of transformers with their decode heads.
 
-Sources: SegFormer (Xie et al., NeurIPS 2021) for sizes MiT-B0 to B5; DAFormer (Hoyer et al., CVPR 2022).
-Nothing is downloaded: configs are stated here, weights come from a checkpoint or from chance.
+Sources: SegFormer (Xie et al., NeurIPS 2021) for the sizes MiT-B0 to B5; DAFormer (Hoyer et al., CVPR
+2022). Nothing is downloaded: the sizes are defined here, and weights are random or come from a
+checkpoint.
 
-In training mode, dropout (0.1, before the classifier) and stochastic depth (0.1, growing with depth)
-act in the student, and BatchNorm of the decode head as `train.batch_norm` says; the encoder has
-LayerNorm alone. The teacher is always in eval mode: it drops nothing.
+In training mode, the student has dropout (0.1, before the classifier) and stochastic depth (up to 0.1,
+growing with depth). BatchNorm of the decode head follows `train.batch_norm`; the encoder has only
+LayerNorm. The teacher is always in eval mode and drops nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sfss_ray.models.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class MitSize:
-    """Widths and depths of the four stages, and the width of SegFormer's decode head."""
+    """Widths and depths of the four stages of a MiT, and the width of SegFormer's decode head on it."""
 
     widths: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
@@ -42,13 +43,13 @@ SIZES = {
     "b5": MitSize(_WIDE, (3, 6, 40, 3), 768),
 }
 FUSED = 256
-"""Width of the features of mmseg's and DAFormer's heads."""
+"""Channels of the features of mmseg's and DAFormer's heads."""
 
 
 class MitBody(nn.Module):
-    """Images (B, 3, H, W) -> features (B, F, H / 4, W / 4): encoder, then decode head.
+    """Maps images (B, 3, H, W) to features (B, F, H / 4, W / 4) with an encoder and a decode head.
 
-    The attribute `decode_head` tells the optimiser which part of the body learns at the head's rate.
+    By its name, `decode_head` is the part of the body that trains at the head's learning rate.
     """
 
     def __init__(self, encoder: nn.Module, decode_head: nn.Module):
@@ -65,31 +66,31 @@ class MitBody(nn.Module):
 
 
 def segformer_builder(size: str) -> Callable[..., Segmenter]:
-    """transformers' SegformerForSemanticSegmentation, taken apart before its classifier.
+    """Return the builder of transformers' SegformerForSemanticSegmentation, split before its classifier.
 
-    Checkpoints of NVlabs' code and of DAFormer's fit too, with `original_norms`: most of their
-    LayerNorms add 1e-6 to the variance where those of transformers add 1e-5. `decoder_width` is that of
-    the decode head, where it is not the size's own.
+    Checkpoints of NVlabs' and DAFormer's code need the option `original_norms`: most of their LayerNorms
+    have an epsilon of 1e-6 instead of 1e-5. The option `decoder_width` is the width of the decode head,
+    if it is not the usual one of the size.
     """
 
     def build(
         num_classes: int, original_norms: bool = False, decoder_width: int | None = None
     ) -> Segmenter:
-        whole = _of_transformers(size, num_classes, decoder_width)
+        model = _transformers_model(size, num_classes, decoder_width)
         if original_norms:
-            _use_original_norms(whole.segformer)
-        classifier = whole.decode_head.classifier
-        whole.decode_head.classifier = nn.Identity()
-        return Segmenter(MitBody(whole.segformer, whole.decode_head), classifier)
+            _use_original_norms(model.segformer)
+        classifier = model.decode_head.classifier
+        model.decode_head.classifier = nn.Identity()
+        return Segmenter(MitBody(model.segformer, model.decode_head), classifier)
 
     return build
 
 
 def segformer_mmseg_builder(size: str) -> Callable[..., Segmenter]:
-    """SegFormer as mmsegmentation builds it: 1x1 convolutions with BatchNorm and ReLU in the head."""
+    """Return the builder of mmsegmentation's SegFormer, which has another decode head."""
 
     def build(num_classes: int) -> Segmenter:
-        encoder = _of_transformers(size, num_classes).segformer
+        encoder = _transformers_model(size, num_classes).segformer
         _set_epsilon(encoder, ("layer_norm", "layernorm_before", "layernorm_after"), 1e-6)
         head = MMSegHead(SIZES[size].widths, FUSED)
         return Segmenter(MitBody(encoder, head), _classifier(num_classes))
@@ -98,7 +99,10 @@ def segformer_mmseg_builder(size: str) -> Callable[..., Segmenter]:
 
 
 def daformer_builder(size: str) -> Callable[..., Segmenter]:
-    """DAFormer: by default context of four dilations over the fused stages (MiT-B5 in its paper)."""
+    """Return the builder of DAFormer, by default with the paper's head: context over the fused stages.
+
+    The paper uses MiT-B5. For the options see `DAFormerHead`.
+    """
 
     def build(
         num_classes: int,
@@ -112,7 +116,10 @@ def daformer_builder(size: str) -> Callable[..., Segmenter]:
 
 
 def hrda_builder(size: str) -> Callable[..., Segmenter]:
-    """HRDA, and MIC made from it: DAFormer's head at two sizes (MiT-B5 in its paper)."""
+    """Return the builder of HRDA, and of MIC, which is based on it: DAFormer's head at two scales.
+
+    The paper uses MiT-B5. The options describe the layers that fuse the stages in the two heads.
+    """
 
     def build(
         num_classes: int,
@@ -129,11 +136,11 @@ def hrda_builder(size: str) -> Callable[..., Segmenter]:
 
 
 def _original_encoder(size: str) -> nn.Module:
-    return _use_original_norms(_of_transformers(size, 2).segformer)
+    return _use_original_norms(_transformers_model(size, 2).segformer)
 
 
 def _use_original_norms(encoder: Any) -> nn.Module:
-    """Give it the LayerNorms of NVlabs' code: patch embedding and reduction keep 1e-5."""
+    """Set the LayerNorm epsilons of NVlabs' code; patch embedding and reduction keep 1e-5."""
     _set_epsilon(encoder, ("layernorm_before", "layernorm_after"), 1e-6)
     for stage in encoder.stages:
         stage.layer_norm.eps = 1e-6
@@ -154,12 +161,16 @@ def _set_epsilon(encoder: nn.Module, names: tuple[str, ...], epsilon: float) -> 
             module.eps = epsilon
 
 
-def _of_transformers(size: str, num_classes: int, decoder_width: int | None = None) -> Any:
-    """A SegformerForSemanticSegmentation with random weights; ConfigError without the package."""
+def _transformers_model(size: str, num_classes: int, decoder_width: int | None = None) -> Any:
+    """Return a SegformerForSemanticSegmentation with random weights.
+
+    Raises:
+        ConfigError: transformers is missing or too old.
+    """
     try:
         from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except ImportError as error:
-        raise ConfigError(_missing(size, "transformers is not installed")) from error
+        raise ConfigError(_install_message(size, "transformers is not installed")) from error
     shape = SIZES[size]
     config = SegformerConfig(
         depths=shape.depths,
@@ -170,14 +181,14 @@ def _of_transformers(size: str, num_classes: int, decoder_width: int | None = No
         decoder_hidden_size=decoder_width or shape.decoder,
         num_labels=num_classes,  # pyright: ignore[reportCallIssue]
     )
-    whole = SegformerForSemanticSegmentation(config)
-    if not hasattr(whole.segformer, "stages"):
-        raise ConfigError(_missing(size, "the installed transformers is too old"))
-    return whole
+    model = SegformerForSemanticSegmentation(config)
+    if not hasattr(model.segformer, "stages"):
+        raise ConfigError(_install_message(size, "the installed transformers is too old"))
+    return model
 
 
-def _missing(size: str, why: str) -> str:
+def _install_message(size: str, reason: str) -> str:
     return (
-        f"networks on MiT-{size.upper()} are built with transformers, and {why}: run"
+        f"networks on MiT-{size.upper()} are built with transformers, and {reason}: run"
         " `pip install 'sfss-ray[transformers]'`"
     )

@@ -1,4 +1,4 @@
-"""Networks of torchvision, cut into the body that makes features and the classifier that reads them."""
+"""Segmentation networks of torchvision, split into a body and a classifier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sfss_ray.models.segmenter import Segmenter
 
 
 class _Body(nn.Module):
-    """Backbone and the head up to its last convolution, under torchvision's own names."""
+    """The backbone and the head up to its last convolution, with torchvision's parameter names."""
 
     def __init__(self, network: nn.Module, head: nn.Sequential):
         super().__init__()
@@ -24,10 +24,14 @@ class _Body(nn.Module):
 
 
 def deeplab_or_fcn(builder_name: str) -> Callable[[int], Segmenter]:
-    """Builder of a DeepLabV3 or FCN: their heads end in one convolution."""
+    """Return the builder of a DeepLabV3 or FCN, whose heads end in a single convolution.
+
+    Args:
+        builder_name: A function of torchvision.models.segmentation.
+    """
 
     def build(num_classes: int) -> Segmenter:
-        network = _bare(builder_name, num_classes)
+        network = _random_network(builder_name, num_classes)
         layers = list(network.get_submodule("classifier").children())
         return Segmenter(_Body(network, nn.Sequential(*layers[:-1])), layers[-1])
 
@@ -35,7 +39,10 @@ def deeplab_or_fcn(builder_name: str) -> Callable[[int], Segmenter]:
 
 
 class _LrasppBody(nn.Module):
-    """LR-ASPP up to its two classifiers: features are [high (128), low (40)] at stride 8."""
+    """LR-ASPP up to its two classifiers.
+
+    Features at stride 8 are 128 channels of high level and 40 of low level, concatenated.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -53,12 +60,12 @@ class _LrasppBody(nn.Module):
 
 
 def lraspp(num_classes: int) -> Segmenter:
-    """LR-ASPP MobileNetV3.
+    """Build LR-ASPP on MobileNetV3.
 
-    Its logits are the sum of a 1x1 convolution of the high features and one of the low: that is one
-    convolution of both side by side, which is the classifier here.
+    torchvision adds the logits of one 1x1 convolution of the high-level features and another of the
+    low-level ones. That equals a single convolution of the concatenated features, the classifier here.
     """
-    network = _bare("lraspp_mobilenet_v3_large", num_classes)
+    network = _random_network("lraspp_mobilenet_v3_large", num_classes)
     head = network.get_submodule("classifier")
     high, low = head.get_submodule("high_classifier"), head.get_submodule("low_classifier")
     assert isinstance(high, nn.Conv2d)
@@ -67,8 +74,8 @@ def lraspp(num_classes: int) -> Segmenter:
     return Segmenter(_LrasppBody(network), classifier)
 
 
-def _bare(builder_name: str, num_classes: int) -> nn.Module:
-    from torchvision.models import segmentation  # costs a second that other networks save
+def _random_network(builder_name: str, num_classes: int) -> nn.Module:
+    from torchvision.models import segmentation  # takes a second, which other networks save
 
     builder = getattr(segmentation, builder_name)
     return builder(weights=None, weights_backbone=None, num_classes=num_classes)

@@ -1,21 +1,21 @@
-"""The families of source checkpoints, recognised by their keys, in the order they are asked."""
+"""The families of source checkpoints, in the order in which their recognisers are tried."""
 
 from __future__ import annotations
 
 from sfss_ray.models.families.deeplab_v2_keys import caffe_deeplab_v2, torchvision_deeplab_v2
 from sfss_ray.models.families.huggingface import huggingface_segformer
 from sfss_ray.models.families.mix_transformers import mmseg_mit
-from sfss_ray.models.families.mmseg_resnet import deeplab_of_mmseg
-from sfss_ray.models.families.recognised_file import Recognised, Recogniser
+from sfss_ray.models.families.mmseg_resnet import mmseg_resnet_deeplab
+from sfss_ray.models.families.recognised_file import RecognisedFile, Recogniser
 from sfss_ray.models.families.torchvision_keys import torchvision_model
 
 FAMILIES: tuple[tuple[str, Recogniser], ...] = (
     ("DeepLabV2 of AdaptSegNet, ADVENT, HCL, IAPC, CROTS", caffe_deeplab_v2),
     ("DeepLabV2 of FADA, DT-ST, TRSFUDA", torchvision_deeplab_v2),
     ("SegFormer of Hugging Face", huggingface_segformer),
-    ("DeepLab of mmseg and DAFormer on ResNets", deeplab_of_mmseg),
+    ("DeepLab of mmseg and DAFormer on ResNets", mmseg_resnet_deeplab),
     ("SegFormer of mmseg and NVlabs, DAFormer, HRDA, MIC, SePiCo", mmseg_mit),
     ("torchvision DeepLabV3, FCN, LR-ASPP", torchvision_model),
 )
 
-__all__ = ["FAMILIES", "Recognised", "Recogniser"]
+__all__ = ["FAMILIES", "RecognisedFile", "Recogniser"]

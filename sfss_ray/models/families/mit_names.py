@@ -1,20 +1,21 @@
-"""Parameter names of Mix Transformers by their makers, and how they become ours.
+"""Conversion of the parameter names of Mix Transformers to the names used here.
 
-Ours are those of transformers from 5.16 on, under `body.encoder.`. Facts from the public code of
-transformers 4 and 5, of SegFormer (NVlabs), of DAFormer and of mmsegmentation.
+The names used here are those of transformers from 5.16 on, under `body.encoder.`. The other names were
+read from the public code of transformers 4 and 5, SegFormer (NVlabs), DAFormer and mmsegmentation.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from torch import Tensor
 
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.segformer import SIZES
+from sfss_ray.models.families.keys import State
 
 Rules = tuple[tuple[str, str], ...]
+"""Regular expressions and their replacements, applied in order."""
 
 _TRANSFORMERS: Rules = (
     (r"^encoder\.patch_embeddings\.(\d)\.", r"stages.\1.patch_embeddings."),
@@ -31,6 +32,12 @@ _TRANSFORMERS: Rules = (
     (r"\.mlp\.dense1\.", ".mlp.fc1."),
     (r"\.mlp\.dense2\.", ".mlp.fc2."),
 )
+_MMSEG_STAGES: Rules = (
+    (r"^layers\.(\d)\.0\.projection\.", r"stages.\1.patch_embeddings.proj."),
+    (r"^layers\.(\d)\.0\.norm\.", r"stages.\1.patch_embeddings.layer_norm."),
+    (r"^layers\.(\d)\.1\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"^layers\.(\d)\.2\.", r"stages.\1.layer_norm."),
+)
 _BLOCK: Rules = (
     (r"\.norm1\.", ".layernorm_before."),
     (r"\.norm2\.", ".layernorm_after."),
@@ -45,86 +52,85 @@ _BLOCK: Rules = (
     (r"\.ffn\.layers\.1\.", ".mlp.dwconv.dwconv."),
     (r"\.ffn\.layers\.4\.", ".mlp.fc2."),
 )
-_JOINED = {
+_JOINED_PROJECTIONS = {
     ".attention.qkv_proj.": (".q_proj.", ".k_proj.", ".v_proj."),
     ".attention.kv_proj.": (".k_proj.", ".v_proj."),
 }
 
 
-def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder weights under transformers' names, version 4 or 5, without the prefix `segformer.`."""
-    return {f"body.encoder.{_renamed(key, _TRANSFORMERS)}": value for key, value in state.items()}
+def from_transformers(state: State) -> dict[str, Tensor]:
+    """Convert the encoder of transformers 4 or 5; the keys come without the prefix `segformer.`."""
+    return {f"body.encoder.{_rename(key, _TRANSFORMERS)}": value for key, value in state.items()}
 
 
-def from_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Backbone weights as NVlabs and DAFormer name them: patch_embed1, block1.0.attn.kv, norm1."""
-    return _unjoined({_original_stage(key): value for key, value in state.items()})
+def from_original(state: State) -> dict[str, Tensor]:
+    """Convert the backbone of NVlabs and DAFormer: patch_embed1, block1.0.attn.kv, norm1."""
+    return _convert_blocks({_rename_original_stage(key): value for key, value in state.items()})
 
 
-def from_mmseg(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Backbone weights as mmsegmentation names them: layers.0.0, layers.0.1.0.attn.attn, layers.0.2."""
-    stages: Rules = (
-        (r"^layers\.(\d)\.0\.projection\.", r"stages.\1.patch_embeddings.proj."),
-        (r"^layers\.(\d)\.0\.norm\.", r"stages.\1.patch_embeddings.layer_norm."),
-        (r"^layers\.(\d)\.1\.(\d+)\.", r"stages.\1.blocks.\2."),
-        (r"^layers\.(\d)\.2\.", r"stages.\1.layer_norm."),
-    )
-    return _unjoined({_renamed(key, stages): value for key, value in state.items()})
+def from_mmseg(state: State) -> dict[str, Tensor]:
+    """Convert the backbone of mmsegmentation: layers.0.0, layers.0.1.0.attn.attn, layers.0.2."""
+    return _convert_blocks({_rename(key, _MMSEG_STAGES): value for key, value in state.items()})
 
 
-def size_of(state: Mapping[str, Tensor]) -> str:
-    """b0 to b5, told by the width and the depths; CheckpointError for a MiT of no known size.
+def size_of(state: State) -> str:
+    """Return the size of a Mix Transformer, b0 to b5, from its width and its depths.
 
-    `state` is under our names.
+    Args:
+        state: The encoder under the names used here.
+
+    Raises:
+        CheckpointError: the width and the depths are of no known size.
     """
-    blocks = [re.match(r"body\.encoder\.stages\.(\d)\.blocks\.(\d+)\.", key) for key in state]
-    found = {(int(match[1]), int(match[2])) for match in blocks if match}
+    matches = [re.match(r"body\.encoder\.stages\.(\d)\.blocks\.(\d+)\.", key) for key in state]
+    blocks = {(int(match[1]), int(match[2])) for match in matches if match}
     depths = tuple(
-        max((block + 1 for stage, block in found if stage == i), default=0) for i in range(4)
+        max((block + 1 for stage, block in blocks if stage == i), default=0) for i in range(4)
     )
-    first = state.get("body.encoder.stages.0.patch_embeddings.proj.weight")
-    if first is None:
+    embedding = state.get("body.encoder.stages.0.patch_embeddings.proj.weight")
+    if embedding is None:
         raise CheckpointError(
             "the backbone's first patch embedding is missing: give the whole checkpoint"
         )
     for name, size in SIZES.items():
-        if size.depths == depths and size.widths[0] == first.shape[0]:
+        if size.depths == depths and size.widths[0] == embedding.shape[0]:
             return name
+    sizes = ", ".join(f"{name} {size.depths} {size.widths[0]}" for name, size in SIZES.items())
     raise CheckpointError(
-        f"its backbone is a Mix Transformer of depths {depths} and first width {first.shape[0]}, of no"
-        f" known size: known are {', '.join(f'{n} {s.depths} {s.widths[0]}' for n, s in SIZES.items())}"
+        f"its backbone is a Mix Transformer with depths {depths} and first width {embedding.shape[0]},"
+        f" which is no known size: known are {sizes}"
     )
 
 
-def _renamed(key: str, rules: Rules) -> str:
+def _rename(key: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def _original_stage(key: str) -> str:
-    """patch_embed1, block1, norm1 count stages from one."""
+def _rename_original_stage(key: str) -> str:
+    """Rename patch_embed1, block1 and norm1, which count stages from one."""
     match = re.match(r"(patch_embed|block|norm)([1-4])\.(.*)", key)
     if match is None:
         return key
-    stage, rest = int(match[2]) - 1, match[3]
+    stage, suffix = int(match[2]) - 1, match[3]
     if match[1] == "patch_embed":
-        return f"stages.{stage}.patch_embeddings.{rest.replace('norm.', 'layer_norm.')}"
-    return f"stages.{stage}.{'blocks' if match[1] == 'block' else 'layer_norm'}.{rest}"
+        return f"stages.{stage}.patch_embeddings.{suffix.replace('norm.', 'layer_norm.')}"
+    return f"stages.{stage}.{'blocks' if match[1] == 'block' else 'layer_norm'}.{suffix}"
 
 
-def _unjoined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Query, key and value apart, where a maker keeps them in one matrix; 1x1 kernels as matrices."""
-    result = {}
+def _convert_blocks(state: State) -> dict[str, Tensor]:
+    """Rename the parameters of blocks, split joined projections, and flatten 1x1 kernels to matrices."""
+    converted = {}
     for key, value in state.items():
-        name = f"body.encoder.{_renamed(key, _BLOCK)}"
-        joined = next((part for part in _JOINED if part in name), None)
+        name = f"body.encoder.{_rename(key, _BLOCK)}"
+        joined = next((part for part in _JOINED_PROJECTIONS if part in name), None)
         if joined is not None:
-            parts = _JOINED[joined]
-            for part, rows in zip(parts, value.chunk(len(parts)), strict=True):
-                result[name.replace(joined, f".attention{part}")] = rows.clone()
+            projections = _JOINED_PROJECTIONS[joined]
+            for projection, rows in zip(projections, value.chunk(len(projections)), strict=True):
+                converted[name.replace(joined, f".attention{projection}")] = rows.clone()
         elif ".mlp.fc" in name and value.ndim == 4:
-            result[name] = value.flatten(1)
+            converted[name] = value.flatten(1)
         else:
-            result[name] = value
-    return result
+            converted[name] = value
+    return converted

@@ -1,76 +1,82 @@
-"""Checkpoints of torchvision's own segmentation models: DeepLabV3, FCN, LR-ASPP."""
+"""Recogniser of torchvision's own segmentation models: DeepLabV3, FCN, LR-ASPP."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfss_ray.models.families.recognised_file import Recognised
+from sfss_ray.models.families.keys import State, has_prefix
+from sfss_ray.models.families.recognised_file import RecognisedFile
 
 _FAMILY = "torchvision"
-_LAST = "classifier.4."
+_MOBILENET = "mobilenet_v3_large"
+_LAST_LAYER = "classifier.4."
 
 
-def torchvision_model(state: Mapping[str, Tensor], content: Any) -> Recognised | None:
-    """`backbone.*` and `classifier.*` under torchvision's names; the auxiliary head is not needed."""
-    backbone = _backbone(state)
-    if backbone is None or any(key.startswith("decode_head.") for key in state):
+def torchvision_model(state: State, content: Any) -> RecognisedFile | None:
+    """Recognise `backbone.*` and `classifier.*` with torchvision's names."""
+    backbone = _backbone_name(state)
+    if backbone is None or has_prefix(state, "decode_head."):
         return None
-    if any(key.startswith("classifier.low_classifier.") for key in state):
-        return _lraspp(state) if backbone == "mobilenet_v3_large" else None
+    if has_prefix(state, "classifier.low_classifier."):
+        return _lraspp(state) if backbone == _MOBILENET else None
     if "classifier.0.convs.0.0.weight" in state:
-        return _with_last_convolution(state, f"deeplabv3_{backbone}")
-    first = state.get("classifier.0.weight")
-    if first is not None and first.ndim == 4 and backbone != "mobilenet_v3_large":
-        return _with_last_convolution(state, f"fcn_{backbone}")
+        return _deeplab_or_fcn(state, f"deeplabv3_{backbone}")
+    first_layer = state.get("classifier.0.weight")
+    if first_layer is not None and first_layer.ndim == 4 and backbone != _MOBILENET:
+        return _deeplab_or_fcn(state, f"fcn_{backbone}")
     return None
 
 
-def _backbone(state: Mapping[str, Tensor]) -> str | None:
+def _backbone_name(state: State) -> str | None:
     if "backbone.0.0.weight" in state:
-        return "mobilenet_v3_large"
-    blocks = [re.match(r"backbone\.layer3\.(\d+)\.conv3\.", key) for key in state]
-    numbers = [int(match[1]) for match in blocks if match]
-    if not numbers:
+        return _MOBILENET
+    matches = [re.match(r"backbone\.layer3\.(\d+)\.conv3\.", key) for key in state]
+    block_indices = [int(match[1]) for match in matches if match]
+    if not block_indices:
         return None
-    return "resnet101" if max(numbers) > 5 else "resnet50"
+    return "resnet101" if max(block_indices) > 5 else "resnet50"
 
 
-def _with_last_convolution(state: Mapping[str, Tensor], network: str) -> Recognised:
+def _deeplab_or_fcn(state: State, network: str) -> RecognisedFile:
+    """Separate the head's last convolution, which is the classifier here."""
     renamed, unused = {}, []
-    for key, value in state.items():
-        if key.startswith(_LAST):
-            renamed[f"classifier.{key.removeprefix(_LAST)}"] = value
+    for key, tensor in state.items():
+        if key.startswith(_LAST_LAYER):
+            renamed[f"classifier.{key.removeprefix(_LAST_LAYER)}"] = tensor
         elif key.startswith("classifier."):
-            renamed[f"body.head.{key.removeprefix('classifier.')}"] = value
+            renamed[f"body.head.{key.removeprefix('classifier.')}"] = tensor
         elif key.startswith("aux_classifier."):
             unused.append(key)
         else:
-            renamed[f"body.{key}"] = value
-    outputs = state.get(f"{_LAST}weight", state.get(f"{_LAST}bias"))
-    number = 1 if outputs is None else outputs.shape[0]
-    return Recognised(_FAMILY, network, number, renamed, tuple(unused))
+            renamed[f"body.{key}"] = tensor
+    outputs = state.get(f"{_LAST_LAYER}weight", state.get(f"{_LAST_LAYER}bias"))
+    # Without the last layer, any number builds a network for the loader to name what is missing.
+    num_classes = 1 if outputs is None else outputs.shape[0]
+    return RecognisedFile(_FAMILY, network, num_classes, renamed, tuple(unused))
 
 
-def _lraspp(state: Mapping[str, Tensor]) -> Recognised:
-    """The two classifiers become one convolution of both features side by side (see `lraspp`)."""
-    renamed, high, low = {}, {}, {}
-    for key, value in state.items():
+def _lraspp(state: State) -> RecognisedFile:
+    """Merge the two classifiers into one convolution of the joined features (see `lraspp`)."""
+    renamed: dict[str, Tensor] = {}
+    high: dict[str, Tensor] = {}
+    low: dict[str, Tensor] = {}
+    for key, tensor in state.items():
         if key.startswith("classifier.high_classifier."):
-            high[key.rpartition(".")[2]] = value
+            high[key.rpartition(".")[2]] = tensor
         elif key.startswith("classifier.low_classifier."):
-            low[key.rpartition(".")[2]] = value
+            low[key.rpartition(".")[2]] = tensor
         elif key.startswith("classifier."):
-            renamed[f"body.{key.removeprefix('classifier.')}"] = value
+            renamed[f"body.{key.removeprefix('classifier.')}"] = tensor
         else:
-            renamed[f"body.{key}"] = value
+            renamed[f"body.{key}"] = tensor
+    # W_high x_high + b_high + W_low x_low + b_low = [W_high W_low] [x_high; x_low] + (b_high + b_low)
     if "weight" in high and "weight" in low:
         renamed["classifier.weight"] = torch.cat([high["weight"], low["weight"]], 1)
     if "bias" in high and "bias" in low:
         renamed["classifier.bias"] = high["bias"] + low["bias"]
-    number = next(iter((low | high).values())).shape[0]
-    return Recognised(_FAMILY, "lraspp_mobilenet_v3_large", number, renamed)
+    num_classes = next(iter((low | high).values())).shape[0]
+    return RecognisedFile(_FAMILY, f"lraspp_{_MOBILENET}", num_classes, renamed)

@@ -1,1 +1,1 @@
-"""Modules that users bring, and the code that must travel to workers with them."""
+"""Networks that users bring, and sending their code to workers."""

@@ -1,10 +1,10 @@
-"""A user's own module on its way to other machines: with all of its code, or not at all.
+"""A user's own module, pickled together with the code that it needs on other machines.
 
-Ray sends a class by the name of its module, and a worker imports it. A worker on another machine has
-the installed packages, but not the user's folders, and not what this process did after its imports.
-So the source of the user's modules is sent with the network. Where that is not enough (a function was
-replaced after the import, a file is read during it), classes and functions are sent as they are in this
-process.
+Ray pickles a class by the name of its Python module, and a worker imports that. A worker on another
+machine has the installed packages, but neither the user's folders nor changes that this process made
+after its imports. Therefore the source of the user's modules is sent with the network. Where that is
+not enough (a function was replaced after the import, or a file is read during it), classes and
+functions are pickled by value instead.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sfss_ray.errors import ConfigError
-from sfss_ray.models.user_code.code_finder import leave_alone, make_importable
-from sfss_ray.models.user_code.user_modules import OwnCode, SourceFile, imports_of, needed_code
+from sfss_ray.models.user_code.code_finder import keep_local, make_importable
+from sfss_ray.models.user_code.user_modules import (
+    SourceFile,
+    UserCode,
+    find_user_code,
+    imports_of,
+)
 from sfss_ray.runtime import cluster
 
 if TYPE_CHECKING:
@@ -33,26 +38,27 @@ REMEDY = (
     "put its code into a package that is installed on every node, or make it plain Python without"
     " files"
 )
+"""What a user can do about a module that cannot be sent: the end of error messages."""
 
 
 class Payload(NamedTuple):
-    """What travels: source of the user's modules, and the pickled network that refers to them."""
+    """What is sent: the source of the user's modules, and the pickled network that refers to them."""
 
     sources: dict[str, SourceFile]
     network: bytes
 
     def digest(self) -> str:
-        """SHA-256 of the whole."""
+        """Return the SHA-256 of sources and network."""
         return hashlib.sha256(
             repr(sorted(self.sources.items())).encode() + self.network
         ).hexdigest()
 
 
 class CarriedModule:
-    """A user's own module without its weights. It pickles with the code that it needs.
+    """A user's own module without its weights, which pickles with the code that it needs.
 
     Args:
-        module: The module, its weights on the meta device.
+        module: The module, with its weights on the meta device.
     """
 
     def __init__(self, module: nn.Module):
@@ -60,25 +66,32 @@ class CarriedModule:
         self.payload: Payload | None = None
 
     @cached_property
-    def code(self) -> OwnCode:
-        """The user's modules that the module needs."""
-        return needed_code(_names_in(self._pickled()))
+    def code(self) -> UserCode:
+        """The user's Python modules that the module needs."""
+        return find_user_code(_referenced_modules(self._pickle()))
 
-    def packed(self, *, by_value: bool = False) -> Payload:
-        """The payload; `by_value` sends classes and functions as they are now, not their names.
+    def pack(self, *, by_value: bool = False) -> Payload:
+        """Return the payload to send.
 
-        ConfigError for a module that cannot be pickled.
+        Args:
+            by_value: Pickle classes and functions as they are now, instead of by name.
+
+        Raises:
+            ConfigError: the module cannot be pickled.
         """
-        leave_alone(self.code.sources)
-        return Payload(self.code.sources, self._pickled(by_value=by_value))
+        keep_local(self.code.sources)
+        return Payload(self.code.sources, self._pickle(by_value=by_value))
 
-    def state(self) -> str:
-        """SHA-256 of the module with its classes and functions as they are in this process."""
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the module with its classes and functions as they are now.
+
+        The fingerprint is empty if they cannot be pickled by value.
+        """
         with contextlib.suppress(ConfigError):
-            return hashlib.sha256(self._pickled(by_value=True)).hexdigest()
+            return hashlib.sha256(self._pickle(by_value=True)).hexdigest()
         return ""
 
-    def _pickled(self, *, by_value: bool = False) -> bytes:
+    def _pickle(self, *, by_value: bool = False) -> bytes:
         try:
             return cluster.pickled(self.module, self.code.loaded() if by_value else ())
         except Exception as error:  # pickling calls methods of the user's classes
@@ -90,69 +103,71 @@ class CarriedModule:
 
     def __reduce__(self):
         if self.payload is None:
-            self.payload = self.packed()
-        return _unpacked, (self.payload,)
+            self.payload = self.pack()
+        return _unpack, (self.payload,)
 
 
-def _unpacked(payload: Payload) -> CarriedModule:
+def _unpack(payload: Payload) -> CarriedModule:
     make_importable(payload.sources)
     carried = CarriedModule(pickle.loads(payload.network))
-    carried.payload = payload  # a worker that sends it on sends what it was given
+    carried.payload = payload  # a worker that sends the module on sends what it received
     return carried
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message in one line."""
+    """Return the first line of an error's message, at most 200 characters of it."""
     return (str(error).strip().splitlines() or ["no message"])[0][:200]
 
 
-def _names_in(pickled: bytes) -> set[str]:
-    """Names of loaded modules that occur in a pickle, and what the main module imports where it does."""
-    words = {value for _, value, _ in pickletools.genops(pickled) if isinstance(value, str)}
-    words |= {part for word in words for part in word.split(" ")}
-    names = {word for word in words if word in sys.modules}
-    return names | set(_names_of_main(words)) if "__main__" in words else names
+def _referenced_modules(pickled: bytes) -> set[str]:
+    """Return the names of loaded modules in a pickle, and those that a pickled main module imports."""
+    strings = {arg for _, arg, _ in pickletools.genops(pickled) if isinstance(arg, str)}
+    strings |= {part for string in strings for part in string.split(" ")}
+    names = {string for string in strings if string in sys.modules}
+    return names | set(_imports_of_main(strings)) if "__main__" in strings else names
 
 
-def _names_of_main(words: set[str]) -> Iterator[str]:
-    """What the main module imports, also where it has not done so yet.
+def _imports_of_main(strings: set[str]) -> Iterator[str]:
+    """Yield the modules that the main module imports, including imports that have not run yet.
 
-    Its classes are pickled as they are, so a function's imports are among the words of the pickle.
+    A main module without a file, such as a notebook, is pickled by value. Then the modules that its
+    functions import are among the strings of the pickle.
     """
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file and Path(file).is_file():
-        text = Path(file).read_text(encoding="utf-8", errors="replace")
-        yield from imports_of(text, "")
+        source = Path(file).read_text(encoding="utf-8", errors="replace")
+        yield from imports_of(source, "")
         return
-    yield from (word for word in words if word.isidentifier())
+    yield from (string for string in strings if string.isidentifier())
 
 
 _CHECKED: dict[str, Payload] = {}
-"""By the digest of what was checked: the payload that works."""
+"""Payloads that work, by the digest of the checked module."""
 
 
 def check_travels(source: Source) -> None:
-    """Try in a fresh process what a worker does with a user's own module, before any stage starts.
+    """Check in a fresh process that workers can load a user's own module, before any stage starts.
 
-    The process has the installed packages alone. It builds the network from what travels, loads its
-    weights and predicts an image; its logits must be those of this process. Code that was checked before
-    in this process is not checked again, and other source models need no check.
+    The process has only the installed packages. It builds the network from the payload, loads its
+    weights and predicts images; its logits must equal those of this process. Modules that were already
+    checked in this process, and networks of this package, need no check.
 
     Raises:
-        ConfigError: the module cannot be pickled, needs what a worker lacks, or does something else in
-            a fresh process.
+        ConfigError: the module cannot be pickled, needs something that a worker lacks, or gives other
+            logits in a fresh process.
     """
     carried = source.carried
     if carried is None:
         return
-    payload = carried.packed()
-    key = payload.digest() + carried.state()
+    payload = carried.pack()
+    key = payload.digest() + carried.fingerprint()
     if key not in _CHECKED:
-        _CHECKED[key] = _payload_that_works(source, carried, payload)
+        _CHECKED[key] = _working_payload(source, carried, payload)
     carried.payload = _CHECKED[key]
 
 
-def _payload_that_works(source: Source, carried: CarriedModule, payload: Payload) -> Payload:
+def _working_payload(source: Source, carried: CarriedModule, payload: Payload) -> Payload:
+    """Return the payload if it works, else one that is pickled by value; ConfigError if neither does."""
     from sfss_ray.models.user_code.round_trip import RoundTrip
 
     trip = RoundTrip(source)
@@ -160,7 +175,7 @@ def _payload_that_works(source: Source, carried: CarriedModule, payload: Payload
     if not problem:
         return payload
     with contextlib.suppress(ConfigError):
-        payload = carried.packed(by_value=True)
-        if not trip.problem(payload):
-            return payload
+        by_value = carried.pack(by_value=True)
+        if not trip.problem(by_value):
+            return by_value
     raise ConfigError(problem)

@@ -1,4 +1,4 @@
-"""Importing the user's modules on a worker from source that came with the network."""
+"""Import of a user's modules on a worker, from source that was sent with the network."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sfss_ray.models.user_code.user_modules import SourceFile
 
 
 class CodeFinder(importlib.abc.ExecutionLoader, importlib.abc.MetaPathFinder):
-    """Finds and loads modules whose source is held here, before any other finder is asked."""
+    """Finds and loads the modules in `sources`; it comes before all other finders."""
 
     def __init__(self) -> None:
         self.sources: dict[str, SourceFile] = {}
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None):
-        """The module's spec, where its source is held."""
+        """Return the spec of a module in `sources`, or None for any other module."""
         if fullname not in self.sources:
             return None
         package = self.is_package(fullname)
@@ -29,15 +29,15 @@ class CodeFinder(importlib.abc.ExecutionLoader, importlib.abc.MetaPathFinder):
         return spec
 
     def get_source(self, fullname: str) -> str:
-        """The source; `inspect` and tracebacks read it here too."""
-        return self._file(fullname).text
+        """Return the source of a module; `inspect` and tracebacks call this too."""
+        return self._source_file(fullname).text
 
     def is_package(self, fullname: str) -> bool:
-        """Whether the module may have modules below it."""
-        return self._file(fullname).is_package
+        """Whether a module may have submodules."""
+        return self._source_file(fullname).is_package
 
     def get_filename(self, fullname: str) -> str:
-        """What `__file__` becomes: no file of that name exists, for only source travels."""
+        """Return the `__file__` of a module. No such file exists, since only source is sent."""
         path = fullname.replace(".", "/")
         return (
             f"<sfss_ray>/{path}/__init__.py"
@@ -45,35 +45,36 @@ class CodeFinder(importlib.abc.ExecutionLoader, importlib.abc.MetaPathFinder):
             else f"<sfss_ray>/{path}.py"
         )
 
-    def _file(self, fullname: str) -> SourceFile:
+    def _source_file(self, fullname: str) -> SourceFile:
         try:
             return self.sources[fullname]
         except KeyError:
-            raise ImportError(f"no source of {fullname!r} travelled", name=fullname) from None
+            raise ImportError(f"no source of {fullname!r} was sent", name=fullname) from None
 
 
 _FINDER = CodeFinder()
 _SENT_FROM_HERE: set[str] = set()
 
 
-def leave_alone(names: Iterable[str]) -> None:
-    """Modules of these names travel from here, so this process imports them as it did before."""
+def keep_local(names: Iterable[str]) -> None:
+    """Keep importing modules from local files in this process, because it is the one that sends them."""
     _SENT_FROM_HERE.update(names)
 
 
 def make_importable(sources: dict[str, SourceFile]) -> None:
-    """From now on imports of these names load these sources.
+    """Make imports of these names load these sources from now on.
 
     Modules that were loaded under these names from elsewhere, or from older source, are forgotten.
     """
-    arriving = {name: file for name, file in sources.items() if name not in _SENT_FROM_HERE}
-    if not arriving:
+    received = {name: file for name, file in sources.items() if name not in _SENT_FROM_HERE}
+    if not received:
         return
-    held = _FINDER.sources
-    changed = any(name in held and held[name] != file for name, file in arriving.items())
-    stale = set(arriving) - set(held) | (set(held) if changed else set())
+    current = _FINDER.sources
+    changed = any(name in current and current[name] != file for name, file in received.items())
+    # A changed module may be imported by any other one that was sent, so all of them are reloaded.
+    stale = set(received) - set(current) | (set(current) if changed else set())
     for name in stale:
         sys.modules.pop(name, None)
-    _FINDER.sources.update(arriving)
+    _FINDER.sources.update(received)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)

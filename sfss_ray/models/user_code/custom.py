@@ -1,4 +1,4 @@
-"""Networks of the user's own: any module that returns logits, looked into at one named layer."""
+"""A user's own module as a segmenter: it returns logits, and a named layer provides the features."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
+from sfss_ray.models.user_code.carried_module import first_line
 from sfss_ray.models.user_code.layers import (
-    OF_TRAINING,
+    TRAIN_METHODS,
     layer_named,
     layers_of,
     named_layers,
@@ -23,16 +24,24 @@ from sfss_ray.models.user_code.layers import (
 )
 
 CUSTOM = "custom"
-"""The network's name in model files: its code is the user's, only its weights are in the file."""
+"""The network's name in model files, which hold its weights but not its code."""
 
 
 class WrappedSegmenter(Segmenter):
-    """A user's module as a segmenter.
+    """A user's module as a segmenter, with the output of a named layer as features.
 
-    Features are what the named layer returns. Training compares logits and features cell by cell:
-    where their grids differ, logits are resized to the grid of the features (by averages when they
-    are finer, bilinearly when they are coarser). `logits`, and with it evaluation and prediction,
-    takes the module's logits on the grid they were made on.
+    Training compares logits and features cell by cell. If their grids differ, `forward` resizes the
+    logits to the grid of the features, by averaging if they are finer and bilinearly if they are
+    coarser. Evaluation and prediction call `logits`, which upsamples the module's own logits.
+
+    Args:
+        module: Maps prepared images (B, 3, H, W) to logits (B, C, h, w), see `wrap_model`.
+        feature_layer: Name of the layer.
+        card: The preprocessing.
+        size: (height, width) of the image that is passed through to learn the shapes.
+
+    Raises:
+        ConfigError: there is no such layer, or it or the module returns something else than expected.
     """
 
     def __init__(self, module: nn.Module, feature_layer: str, card: Card, size: tuple[int, int]):
@@ -45,51 +54,53 @@ class WrappedSegmenter(Segmenter):
 
     @property
     def feature_width(self) -> int:
-        """F, the channels of the named layer."""
+        """F, the number of channels of the named layer."""
         return self._feature_width
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Features of the named layer and logits on their grid, for images (B, 3, H, W) in [0, 1]."""
-        features, logits = self._look(images)
-        return SegmenterOutput(features, _on_grid(logits, features.shape[-2:], self.align_corners))
+        """Return features and logits on the features' grid for images (B, 3, H, W) in [0, 1]."""
+        features, logits = self._run_body(images)
+        logits = _resize_to_grid(logits, features.shape[-2:], self.align_corners)
+        return SegmenterOutput(features, logits)
 
     def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """The module's own logits at `size`, by default that of the images."""
-        return self.upsample(self._look(images)[1], size or images.shape[-2:])
+        """Return the module's own logits at `size`, by default at the size of the images."""
+        return self.upsample(self._run_body(images)[1], size or images.shape[-2:])
 
     def freeze_idle_weights(self) -> None:
-        """Weights that neither logits nor features depend on take no part in training.
+        """Stop training the weights that influence neither logits nor features.
 
-        Data-parallel training waits for a gradient of every weight that asks for one.
+        Data-parallel training would wait forever for their gradients.
         """
         weights = [p for p in self.parameters() if p.requires_grad]
         self.eval()  # a pass in training mode would move BatchNorm's statistics
         with torch.enable_grad():
-            features, logits = self._look(self._example())
+            features, logits = self._run_body(self._example_image())
             total = features.float().sum() + logits.float().sum()
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.requires_grad_(gradient is not None)
-        # Modules that keep tensors in attributes keep none of that pass: it could not be copied.
+        # Modules may store tensors in attributes, and tensors with gradients cannot be copied. A pass
+        # without gradients replaces them.
         with torch.no_grad():
-            self._look(self._example())
+            self._run_body(self._example_image())
 
-    # Layers of the user's may have attributes such as `children` or `modules`, which hide the methods
-    # that torch calls on its way through a network.
+    # The user's layers may have attributes such as `children` or `modules`, which hide the methods by
+    # which torch traverses a network. The following methods uncover torch's own.
 
     def train(self, mode: bool = True) -> WrappedSegmenter:
         """Set the training mode, as `nn.Module.train` does."""
-        with torch_methods(self, OF_TRAINING):
+        with torch_methods(self, TRAIN_METHODS):
             super().train(mode)
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """All weights and buffers, as `nn.Module.state_dict` returns them."""
+        """Return all weights and buffers, as `nn.Module.state_dict` does."""
         with torch_methods(self, ("state_dict",)):
             return super().state_dict(*args, **kwargs)
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """(name, layer) of every layer, as `nn.Module.named_modules` yields them."""
+        """Return (name, layer) for every layer, as `nn.Module.named_modules` does."""
         with torch_methods(self, ("named_modules",)):
             layers = list(super().named_modules(*args, **kwargs))
         return iter(layers)
@@ -99,90 +110,98 @@ class WrappedSegmenter(Segmenter):
             super()._apply(fn, recurse)
         return self
 
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        seen: list[Any] = []
+    def _run_body(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of the named layer and the module's own logits."""
+        layer_outputs: list[Any] = []
         layer = layer_named(self.body, self.feature_layer)
-        # Registered for this pass alone, so that the module stays the user's own and can be copied.
-        hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        # The hook exists for this pass only, so that the user's module stays unchanged and copyable.
+        hook = layer.register_forward_hook(
+            lambda _module, _inputs, output: layer_outputs.append(output)
+        )
         try:
             output = self.body(self.prepare(images))
         finally:
             hook.remove()
-        return _features_of(seen, self.feature_layer), _logits_of(output)
+        return _features_of(layer_outputs, self.feature_layer), _logits_of(output)
 
-    def _example(self) -> Tensor:
+    def _example_image(self) -> Tensor:
         return self.mean.new_zeros(1, 3, *self.example_size)
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, int]:
-        """(feature width, number of outputs), from a look at an empty image."""
+        """Return the numbers of feature channels and of outputs, from a pass of an empty image."""
         modes = [(layer, layer.training) for layer in layers_of(self)]
         try:
-            features, logits = self._look_at_example()
+            features, logits = self._run_on_example()
         finally:
             for layer, training in modes:
                 layer.training = training
         return features.shape[1], logits.shape[1]
 
-    def _look_at_example(self) -> tuple[Tensor, Tensor]:
+    def _run_on_example(self) -> tuple[Tensor, Tensor]:
         self.eval()
-        first = next(self.parameters(), None)
-        if first is not None:
-            self.to(first.device)
+        parameter = next(self.parameters(), None)
+        if parameter is not None:
+            self.to(parameter.device)
         try:
-            return self._look(self._example())
+            return self._run_body(self._example_image())
         except ConfigError:
             raise
         except Exception as error:  # a user's module may raise anything
             height, width = self.example_size
             raise ConfigError(
                 f"the module failed on an image of {height}x{width} pixels ({type(error).__name__}:"
-                f" {str(error).splitlines()[0] if str(error) else 'no message'}): it must take"
-                " (B, 3, H, W) and return logits; example_size=(height, width) sets another size"
+                f" {first_line(error)}): it must take (B, 3, H, W) and return logits;"
+                " example_size=(height, width) sets another size"
             ) from error
 
 
 def _check_layer(module: nn.Module, name: str) -> None:
-    known = [known for known, _ in named_layers(module) if known]
-    if name in known:
+    """Raise ConfigError if a module has no layer of a name."""
+    layer_names = [layer_name for layer_name, _ in named_layers(module) if layer_name]
+    if name in layer_names:
         return
-    close = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or known[-5:]
+    similar = difflib.get_close_matches(name, layer_names, n=5, cutoff=0.4) or layer_names[-5:]
     raise ConfigError(
-        f"the module has no layer {name!r}: close names are {', '.join(close)}; every name is in"
+        f"the module has no layer {name!r}: similar names are {', '.join(similar)}; every name is in"
         " module.named_modules()"
     )
 
 
-def _features_of(seen: list[Any], layer: str) -> Tensor:
-    if len(seen) != 1:
+def _features_of(layer_outputs: list[Any], layer: str) -> Tensor:
+    """Return the only output of the feature layer; ConfigError if it is not (B, F, h, w)."""
+    if len(layer_outputs) != 1:
         raise ConfigError(
-            f"feature layer {layer!r} ran {len(seen)} times in one pass: name a layer that runs once"
+            f"feature layer {layer!r} ran {len(layer_outputs)} times in one pass: name a layer that"
+            " runs once"
         )
-    (features,) = seen
+    (features,) = layer_outputs
     if not isinstance(features, Tensor) or features.ndim != 4:
-        kind = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ConfigError(
-            f"feature layer {layer!r} returns {kind}: allowed are features (B, F, h, w); name a"
-            " convolution, a normalisation or a block"
+            f"feature layer {layer!r} returns {_shape_or_type(features)}: allowed are features"
+            " (B, F, h, w); name a convolution, a normalisation or a block"
         )
     return features
 
 
 def _logits_of(output: Any) -> Tensor:
-    """The logits in what a module returns: a tensor, or under `out` or `logits`."""
+    """Return the logits in the output of a module: a tensor, or under `out` or `logits`."""
     if isinstance(output, Mapping):
         output = output.get("out", output.get("logits"))
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 4:
-        kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"the module returns {kind}: allowed are logits (B, C, h, w), alone, or under 'out' or"
-            " 'logits'"
+            f"the module returns {_shape_or_type(logits)}: allowed are logits (B, C, h, w), alone, or"
+            " under 'out' or 'logits'"
         )
     return logits
 
 
-def _on_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
+def _shape_or_type(output: Any) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+
+
+def _resize_to_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
     if logits.shape[-2:] == grid:
         return logits
     size = (int(grid[0]), int(grid[1]))
@@ -192,26 +211,29 @@ def _on_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
 
 
 def without_weights(module: nn.Module) -> nn.Module:
-    """A copy whose weights are shapes alone (on the meta device): what a model file does not hold.
+    """Return a copy whose weights have only shapes, on the meta device.
 
-    Buffers that a state dict leaves out stay, so that the copy and a state dict make the module whole.
+    Buffers that a state dict leaves out are kept, so the copy and a state dict give the whole module.
     """
-    return _copy(module, lambda tensor: torch.empty_like(tensor, device="meta"))
+    return _copy_with(module, lambda tensor: torch.empty_like(tensor, device="meta"))
 
 
-def with_room_for_weights(module: nn.Module) -> nn.Module:
-    """A copy on the CPU whose weights are still to be loaded; tied weights stay tied."""
-    return _copy(module, lambda tensor: torch.empty_like(tensor, device="cpu"))
+def with_empty_weights(module: nn.Module) -> nn.Module:
+    """Return a copy on the CPU whose weights are still to be loaded; tied weights stay tied."""
+    return _copy_with(module, lambda tensor: torch.empty_like(tensor, device="cpu"))
 
 
-def _copy(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+def _copy_with(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a deep copy in which every tensor of the state dict is replaced."""
+    # deepcopy takes an object from the memo instead of copying it.
     memo: dict[int, Any] = {}
     with torch_methods(module, ("state_dict",)):
         tensors = list(module.state_dict(keep_vars=True).values())
     for tensor in tensors:
         if not isinstance(tensor, Tensor) or id(tensor) in memo:
             continue
-        new = make(tensor.detach())
-        is_weight = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_weight else new
+        replacement = replace(tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            replacement = nn.Parameter(replacement, tensor.requires_grad)
+        memo[id(tensor)] = replacement
     return copy.deepcopy(module, memo)

@@ -1,7 +1,7 @@
-"""What a worker does with a user's own module, in a process that has the installed packages alone.
+"""A script that loads a user's own module as a worker does, with only the installed packages.
 
-The file is run as a script, without `site` and without the environment's search path, so it imports
-this package only once it has set the search path that it was given.
+It runs without `site` and without the search path of the environment. Therefore it imports this package
+only after it has set the search path in its request.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 
 REQUEST, OUTCOME = "request.json", "outcome.json"
 PAYLOAD, MODEL, LOGITS = "payload.pkl", "model.pt", "logits.pt"
+"""Files in the folder that the calling process shares with this one."""
 
 
-class _Pinned:
-    """Finds packages whose folder is on no search path, by the file of their __init__."""
+class _PinnedPackages:
+    """An import finder for packages outside the search path, by the file of their __init__."""
 
     def __init__(self, files: dict[str, str]):
         self.files = files
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """The spec of a pinned package."""
+        """Return the spec of a pinned package, or None for any other module."""
         file = self.files.get(fullname)
         if file is None:
             return None
@@ -36,10 +37,13 @@ class _Pinned:
 
 
 def main(folder: Path) -> None:
-    """Do what the request says, and write how it went."""
+    """Load the module in a folder, write its logits there, and write any error to OUTCOME.
+
+    The outcome is an empty dict if everything worked.
+    """
     request = json.loads((folder / REQUEST).read_text())
     sys.path[:] = request["search_path"]
-    sys.meta_path.insert(0, _Pinned(request["pinned"]))  # pyright: ignore[reportArgumentType]
+    sys.meta_path.insert(0, _PinnedPackages(request["pinned"]))  # pyright: ignore[reportArgumentType]
     sys.argv[1:] = ["--node-ip-address=127.0.0.1"]  # a worker has Ray's arguments, not the user's
     empty = folder / "empty"
     empty.mkdir()
@@ -48,19 +52,24 @@ def main(folder: Path) -> None:
     try:
         _predict(folder, request)
     except BaseException as error:  # a user's module may even call sys.exit
-        outcome = _described(error)
+        outcome = _describe_error(error)
     (folder / OUTCOME).write_text(json.dumps(outcome))
 
 
-def _described(error: BaseException) -> dict[str, Any]:
-    while error.__cause__ is not None:  # what this package says of an error names another remedy
+def _describe_error(error: BaseException) -> dict[str, Any]:
+    # This package wraps errors in its own, whose advice does not apply here.
+    while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines() or ["no message"]
-    described: dict[str, Any] = {"type": type(error).__name__, "message": lines[0][:200]}
-    return described | ({"name": error.name} if isinstance(error, ImportError) else {})
+    message_lines = str(error).strip().splitlines() or ["no message"]
+    description: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": message_lines[0][:200],
+    }
+    return description | ({"name": error.name} if isinstance(error, ImportError) else {})
 
 
 def _predict(folder: Path, request: dict[str, Any]) -> None:
+    """Unpickle the module, load its weights and save its logits in each requested mode."""
     import torch
 
     from sfss_ray.models.model_file import load_model

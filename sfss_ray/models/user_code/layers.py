@@ -1,7 +1,7 @@
-"""Walking the layers of a user's module, whatever attributes its layers have.
+"""Traversal of a user's module that works whatever attributes its layers have.
 
-Networks of the field call a list of layers `modules` or `children`. Such an attribute hides torch's
-method of that name, so nothing here calls those methods on a user's own layers.
+Networks of the field name a list of layers `modules` or `children`. Such an attribute hides torch's
+method of that name, so the functions here never call those methods on a user's layers.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-OF_TRAINING = ("train", "eval", "children", "named_children")
-"""Methods that `nn.Module.train` calls on every layer."""
+TRAIN_METHODS = ("train", "eval", "children", "named_children")
+"""The methods that `nn.Module.train` calls on every layer."""
 
-OF_WALKS = (
+TRAVERSAL_METHODS = (
     "modules",
     "named_modules",
     "children",
@@ -25,18 +25,18 @@ OF_WALKS = (
     "named_buffers",
     "state_dict",
 )
-"""Methods by which torch reads a network."""
+"""The methods by which torch traverses a network."""
 
 
 def named_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of a module and all its layers, each once, as `nn.Module.named_modules` does."""
-    known: set[int] = set()
+    """Yield (name, layer) for a module and all its layers, as `nn.Module.named_modules` does."""
+    visited: set[int] = set()
     stack = [("", module)]
     while stack:
         name, layer = stack.pop()
-        if id(layer) in known:
+        if id(layer) in visited:
             continue
-        known.add(id(layer))
+        visited.add(id(layer))
         yield name, layer
         prefix = name + "." if name else ""
         children = [
@@ -46,31 +46,35 @@ def named_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def layers_of(module: nn.Module) -> Iterator[nn.Module]:
-    """A module and all its layers, each once."""
+    """Return an iterator over a module and all its layers, each once."""
     return (layer for _, layer in named_layers(module))
 
 
 def layer_named(module: nn.Module, name: str) -> nn.Module:
-    """The layer of a name that `named_layers` gives."""
+    """Return the layer of a name that `named_layers` yields."""
     for part in name.split("."):
         child = module._modules[part]
-        assert child is not None, "named_layers names no empty place"
+        assert child is not None, "named_layers skips registered names without a layer"
         module = child
     return module
 
 
 def weights_of(module: nn.Module) -> list[nn.Parameter]:
-    """All parameters, each once, in the order of `nn.Module.parameters`."""
+    """Return all parameters, each once, in the order of `nn.Module.parameters`."""
     weights = (p for layer in layers_of(module) for p in layer._parameters.values())
     return list({id(weight): weight for weight in weights if weight is not None}.values())
 
 
 @contextlib.contextmanager
-def torch_methods(module: nn.Module, names: tuple[str, ...] = OF_WALKS) -> Iterator[None]:
-    """While the block runs, the named methods of every layer are torch's, or its class's own.
+def torch_methods(module: nn.Module, names: tuple[str, ...] = TRAVERSAL_METHODS) -> Iterator[None]:
+    """Remove attributes that hide torch's methods from all layers while the block runs.
 
-    Attributes that hide them are set aside and come back afterwards. A callable attribute stays: it was
-    put there to replace the method.
+    The attributes are restored afterwards. Callable attributes stay, because they replace the method on
+    purpose.
+
+    Args:
+        module: The module whose layers are changed.
+        names: The methods to uncover.
     """
     hiding = [
         (vars(layer), name, vars(layer)[name])
@@ -83,5 +87,5 @@ def torch_methods(module: nn.Module, names: tuple[str, ...] = OF_WALKS) -> Itera
     try:
         yield
     finally:
-        for attributes, name, value in hiding:
-            attributes[name] = value
+        for attributes, name, attribute in hiding:
+            attributes[name] = attribute

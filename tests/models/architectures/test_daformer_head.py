@@ -1,21 +1,21 @@
-"""Checkpoints of DAFormer's code with each kind of its decode heads, compared number by number."""
+"""Tests of DAFormer's decode heads, against logits written from its code."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import daformer_states as da
 import mit_states as mit
 import pytest
 import torch
-from mit_states import State
+from checkpoint_files import random_images, write
+from family_states import to_mmseg
+from mit_states import State, whole_network
 
 pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'")
 
 from sfss_ray import load_model, load_source_model, save_model
-from sfss_ray.errors import CheckpointError, ConfigError
-from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.architectures.daformer_head import Context, DAFormerHead, InterlacedAttention
 
 SIZE = (72, 104)  # 18 x 26 cells, no multiple of ISA's patch
 
@@ -27,31 +27,12 @@ def plain() -> State:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(7))
+    return random_images(SIZE, count=2)
 
 
-def saved(path: Path, plain: State, head: State, meta: Any = None, start: str = "model.") -> Path:
-    state = {f"{start}backbone.{k}": v for k, v in mit.original_backbone(plain).items()}
-    state |= {f"{start}decode_head.{k}": v for k, v in head.items()}
-    torch.save({"meta": meta or {}, "state_dict": state}, path)
-    return path
-
-
-def prepared(images: torch.Tensor) -> torch.Tensor:
-    mean = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-    return (255 * images - mean) / std
-
-
-def config(decode_head: str, more: str = "") -> dict[str, str]:
-    text = f"""
-model = dict(
-    type='EncoderDecoder',
-    backbone=dict(type='mit_b0', style='pytorch'),
-    decode_head=dict({decode_head}, num_classes=19, align_corners=False){more})
-img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-"""
-    return {"config": text}
+def save(path: Path, plain: State, head: State) -> Path:
+    state = whole_network(mit.original_backbone(plain), head, "model.")
+    return write(path, {"meta": {}, "state_dict": state})
 
 
 CASES = {
@@ -72,122 +53,55 @@ CASES = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_the_makers_code(name, plain, images, tmp_path):
+def test_logits_are_those_of_the_original_code(name, plain, images, tmp_path):
     head, logits_of = CASES[name]
-    model = load_source_model(saved(tmp_path / "x.pth", plain, head))
-    expected = mit.enlarged(logits_of(head, mit.encode(plain, prepared(images), 1e-5, 1e-6)), SIZE)
+    model = load_source_model(save(tmp_path / "x.pth", plain, head))
+    stages = mit.encode(plain, to_mmseg(images), 1e-5, 1e-6)
+    expected = mit.upsample(logits_of(head, stages), SIZE)
     assert (model(images) - expected).abs().max() < 2e-5 * expected.abs().max()
     assert model.load_report.missing == model.load_report.unexpected == ()
     again = load_model(save_model(tmp_path / "own.pt", model))
     assert torch.equal(again(images), model(images))
-    some = load_source_model(tmp_path / "own.pt", classes=("car", "road"))
-    torch.testing.assert_close(some(images), expected[:, [13, 0]], rtol=1e-4, atol=1e-4)
+    reduced = load_source_model(tmp_path / "own.pt", classes=("car", "road"))
+    torch.testing.assert_close(reduced(images), expected[:, [13, 0]], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("sep", [False, True])
-def test_hrda_on_other_fusions(sep, plain, images, tmp_path, monkeypatch):
-    """Attention keeps its 1x1 convolution where the head has context."""
-    head = mit.hrda_head()
-    own = {f"head.{key}": value for key, value in da.aspp_head(sep).items()}
-    head = {k: v for k, v in head.items() if not k.startswith("head.")} | own
-    model = load_source_model(saved(tmp_path / "x.pth", plain, head))
+def test_hrda_with_other_fusions(sep, plain, images, tmp_path, monkeypatch):
+    """The attention keeps its 1x1 convolution if the head has context."""
+    head = {k: v for k, v in mit.hrda_head().items() if not k.startswith("head.")}
+    head |= {f"head.{key}": tensor for key, tensor in da.aspp_head(sep).items()}
+    model = load_source_model(save(tmp_path / "x.pth", plain, head))
     assert model.name == "hrda_b0"
     assert model.network.options == ({} if sep else {"fusion": {"type": "aspp", "sep": False}})
     monkeypatch.setattr(mit, "daformer_logits", da.aspp_logits)
-    expected = mit.enlarged(mit.hrda_logits(head, plain, prepared(images)), SIZE)
+    expected = mit.upsample(mit.hrda_logits(head, plain, to_mmseg(images)), SIZE)
     assert (model(images) - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
 @torch.no_grad()
-def test_dilations_and_patches_are_those_of_the_configuration(plain, images, tmp_path):
-    fusion = "decoder_params=dict(fusion_cfg=dict(type='aspp', sep=False, dilations=(1, 2, 3, 5)))"
-    head = da.aspp_head()
-    meta = config(f"type='DAFormerHead', {fusion}")
-    model = load_source_model(saved(tmp_path / "x.pth", plain, head, meta))
-    stages = mit.encode(plain, prepared(images), 1e-5, 1e-6)
-    expected = mit.enlarged(da.aspp_logits(head, stages, (1, 2, 3, 5)), SIZE)
-    assert (model(images) - expected).abs().max() < 2e-5 * expected.abs().max()
-    fusion = "decoder_params=dict(fusion_cfg=dict(type='isa', down_factor=(4, 4)))"
-    meta, head = config(f"type='DAFormerHead', {fusion}"), da.isa_head()
-    model = load_source_model(saved(tmp_path / "y.pth", plain, head, meta))
-    expected = mit.enlarged(da.isa_logits(head, stages, 4), SIZE)
-    assert (model(images) - expected).abs().max() < 2e-5 * expected.abs().max()
+@pytest.mark.parametrize("size", [(8, 8), (5, 11), (1, 1)])
+def test_interlaced_attention_keeps_the_size_of_the_map(size):
+    layer = InterlacedAttention(4, 6, down_factor=(4, 4)).eval()
+    output = layer(torch.randn(2, 4, *size))
+    assert output.shape == (2, 6, *size)
+    assert output.isfinite().all()
 
 
 @torch.no_grad()
-def test_mmsegs_segformer_with_align_corners(plain, images, tmp_path):
-    head = mit.mmseg_head()
-    meta = config("type='SegformerHead'")
-    meta["config"] = meta["config"].replace("align_corners=False", "align_corners=True")
-    state = {f"backbone.{k}": v for k, v in mit.mmseg_backbone(plain).items()}
-    state |= {f"decode_head.{k}": v for k, v in head.items()}
-    torch.save({"meta": meta, "state_dict": state}, tmp_path / "x.pth")
-    stages = mit.encode(plain, prepared(images), 1e-6, 1e-6)
-    expected = mit.enlarged(mit.mmseg_logits(head, stages, True), SIZE, True)
-    found = load_source_model(tmp_path / "x.pth")(images)
-    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+def test_the_mean_of_the_image_is_the_first_branch():
+    layer = Context(4, 6, sep=False, dilations=(1,), pool=True).eval()
+    assert layer.bottleneck.conv.in_channels == 12
+    x = torch.randn(1, 4, 5, 5)
+    mean = layer.image_pool(x).expand(-1, -1, 5, 5)
+    expected = layer.bottleneck(torch.cat([mean, layer.aspp_modules[0](x)], 1))
+    torch.testing.assert_close(layer(x), expected)
 
 
-NECK = ", neck=dict(type='SegFormerAdapter', scales=[8])"
-PLAIN_HEADS = {"daformer": da.aspp_head(True), "last": da.last_stage_head()}
-
-
-@pytest.mark.parametrize(
-    ("head", "decode_head", "more", "said"),
-    [
-        ("daformer", "type='DAFormerHead'", ", neck=dict(type='FPN')", "neck 'FPN': known is none"),
-        ("daformer", "type='SegFormerHead'", "", "'SegFormerHead': known is DAFormerHead"),
-        ("last", "type='DAFormerHead'", NECK.replace("8", "4"), "neck {"),
-        (
-            "daformer",
-            "type='DAFormerHead'",
-            ", backbone=dict(type='m', sr_ratios=[4, 4, 2, 1])",
-            "sr_",
-        ),
-    ],
-)
-def test_what_no_network_here_represents_is_one_line(
-    head, decode_head, more, said, plain, tmp_path
-):
-    meta = config(decode_head, more)
-    if "backbone" in more:
-        meta["config"] = meta["config"].replace(
-            "backbone=dict(type='mit_b0', style='pytorch'),", ""
-        )
-    path = saved(tmp_path / "x.pth", plain, PLAIN_HEADS[head], meta)
-    with pytest.raises(CheckpointError) as refused:
-        load_source_model(path)
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_the_neck_of_context_at_the_last_stage_is_known(plain, tmp_path):
-    meta = config("type='DAFormerHead'", NECK)
-    path = saved(tmp_path / "x.pth", plain, da.last_stage_head(), meta)
-    assert "the last stage enlarged by 8" in load_source_model(path).load_report.notes[0]
-
-
-def test_an_unknown_type_with_known_keys_is_said(plain, tmp_path):
-    path = saved(tmp_path / "x.pth", plain, da.aspp_head(True), config("type='MyHead'"))
-    assert "MyHead is not known" in load_source_model(path).load_report.notes[-1]
-
-
-def test_other_heads_are_named(plain, tmp_path):
-    start = {"conv_seg.weight": torch.zeros(19, 256, 1, 1)}
-    heads = {
-        "UPerHead": {"psp_modules.0.1.conv.weight": torch.zeros(1)},
-        "DAFormerHead": {
-            "embed_layers.0.proj.weight": torch.zeros(256, 32),
-            "fuse_layer.proj.weight": torch.zeros(256, 1024),
-        },
-        "HRDAHead": {"scale_attention.aspp_modules.0.conv.weight": torch.zeros(1)},
-    }
-    for name, head in heads.items():
-        with pytest.raises(CheckpointError, match=f"whose decode head {name}"):
-            load_source_model(saved(tmp_path / "x.pth", plain, start | head))
-
-
-def test_unknown_options_are_refused_with_the_known():
-    with pytest.raises(ConfigError, match="no option 'fusions': known are fusion, last"):
-        build_network("daformer_b0", 19, {"fusions": {}})
+def test_unknown_layers_and_arguments_raise():
+    widths = (4, 4, 4, 4)
+    with pytest.raises(KeyError, match="unknown"):
+        DAFormerHead(widths, 8, {"type": "unknown"})
+    with pytest.raises(TypeError, match="kernel"):
+        DAFormerHead(widths, 8, {"type": "conv", "kernel": 3})

@@ -1,4 +1,4 @@
-"""Importing from source that was sent."""
+"""Tests of importing modules from source that was sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import types
 import pytest
 
 from sfss_ray.models.user_code import code_finder
-from sfss_ray.models.user_code.code_finder import leave_alone, make_importable
+from sfss_ray.models.user_code.code_finder import keep_local, make_importable
 from sfss_ray.models.user_code.user_modules import SourceFile
 
 NAMES = ("sent_package", "sent_package.part", "sent_single")
@@ -23,7 +23,7 @@ SOURCES = {
 
 @pytest.fixture(autouse=True)
 def finder(monkeypatch):
-    """A finder and a search of this test alone."""
+    """Give each test its own finder and import path."""
     monkeypatch.setattr(code_finder, "_FINDER", code_finder.CodeFinder())
     monkeypatch.setattr(code_finder, "_SENT_FROM_HERE", set())
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
@@ -32,7 +32,7 @@ def finder(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_sent_source_is_imported_and_can_be_read():
+def test_sent_source_is_imported_and_can_be_inspected():
     make_importable(SOURCES)
     package = importlib.import_module("sent_package")
     assert package.double() == 2
@@ -40,26 +40,36 @@ def test_sent_source_is_imported_and_can_be_read():
     assert package.double.__module__ == "sent_package.part"
 
 
-def test_sent_source_is_imported_before_what_else_has_its_name():
+def test_sent_source_replaces_a_module_of_the_same_name():
     sys.modules["sent_single"] = types.ModuleType("sent_single")
     make_importable(SOURCES)
     assert importlib.import_module("sent_single").NUMBER == 1
 
 
-def test_newer_source_replaces_what_was_imported():
+def test_newer_source_replaces_imported_modules():
     make_importable(SOURCES)
-    first = importlib.import_module("sent_package")
+    package = importlib.import_module("sent_package")
     make_importable(SOURCES)
-    assert importlib.import_module("sent_package") is first
+    assert importlib.import_module("sent_package") is package
     make_importable({"sent_single": SourceFile("NUMBER = 2\n", False)})
-    assert importlib.import_module("sent_package") is not first
+    assert importlib.import_module("sent_package") is not package
     assert sys.modules["sent_single"].NUMBER == 2
 
 
 def test_the_sender_keeps_its_own_modules():
-    sys.modules["sent_single"] = own = types.ModuleType("sent_single")
-    leave_alone(SOURCES)
+    sys.modules["sent_single"] = local = types.ModuleType("sent_single")
+    keep_local(SOURCES)
     make_importable(SOURCES)
-    assert importlib.import_module("sent_single") is own
+    assert importlib.import_module("sent_single") is local
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("sent_package")
+
+
+def test_a_module_without_sent_source_is_not_found():
+    finder = code_finder.CodeFinder()
+    assert finder.find_spec("sent_single", None) is None
+    with pytest.raises(ImportError, match="no source of 'sent_single' was sent"):
+        finder.get_source("sent_single")
+    finder.sources.update(SOURCES)
+    assert finder.get_filename("sent_package") == "<sfss_ray>/sent_package/__init__.py"
+    assert finder.get_filename("sent_package.part") == "<sfss_ray>/sent_package/part.py"

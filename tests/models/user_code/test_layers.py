@@ -1,4 +1,4 @@
-"""Walks through networks whose attributes hide torch's methods, and source models made of them."""
+"""Tests of traversing networks whose attributes hide torch's methods."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hiding_networks import HIDDEN, HidingNet, RegisteredNet
+from hiding_networks import HIDDEN_METHODS, HidingNet, RegisteredNet
 from torch import nn
 
 from sfss_ray import load_model, save_model, wrap_model
 from sfss_ray.models.source import open_source
-from sfss_ray.models.user_code.custom import with_room_for_weights, without_weights
+from sfss_ray.models.user_code.custom import with_empty_weights, without_weights
 from sfss_ray.models.user_code.layers import (
     layer_named,
     layers_of,
@@ -28,13 +28,13 @@ def wrapped(net: nn.Module):
     return wrap_model(net, classes=CLASSES, feature_layer=layer)
 
 
-def nets() -> list:
-    return [pytest.param(lambda n=n: HidingNet(n), id=n) for n in HIDDEN] + [
+def network_factories() -> list:
+    return [pytest.param(lambda n=name: HidingNet(n), id=name) for name in HIDDEN_METHODS] + [
         pytest.param(RegisteredNet, id="registered")
     ]
 
 
-def test_walks_are_those_of_torch():
+def test_layers_and_weights_are_those_of_torch():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
     net.add_module("again", net[0])
     net.add_module("empty", None)
@@ -44,31 +44,38 @@ def test_walks_are_those_of_torch():
     assert layer_named(net, "1.0") is net[1][0]
 
 
-def test_hiding_attributes_are_set_aside_and_come_back():
+def test_hiding_attributes_are_removed_and_restored():
     net = HidingNet("parameters")
-    hidden = vars(net.encoder)["parameters"]
+    attribute = vars(net.encoder)["parameters"]
     with torch_methods(net):
         assert len(list(net.parameters())) == 6
-    assert vars(net.encoder)["parameters"] is hidden
-    net.encoder.state_dict = replaced = dict  # a callable was put there to replace the method
+    assert vars(net.encoder)["parameters"] is attribute
+    net.encoder.state_dict = replacement = dict  # a callable replaces the method on purpose
     with torch_methods(net):
-        assert net.encoder.state_dict is replaced
+        assert net.encoder.state_dict is replacement
 
 
-@pytest.mark.parametrize("make", nets())
+def test_hiding_attributes_are_restored_after_an_error():
+    net = HidingNet("modules")
+    context = torch_methods(net)
+    context.__enter__()
+    assert "modules" not in vars(net)
+    assert not context.__exit__(RuntimeError, RuntimeError(), None)
+    assert isinstance(net.modules, list)
+
+
+@pytest.mark.parametrize("make", network_factories())
 def test_networks_with_hiding_attributes_are_source_models(make, tmp_path: Path):
     net = make()
     images = torch.rand(2, 3, 32, 48)
     model = wrapped(net)
     model.eval()
     assert not any(layer.training for layer in layers_of(net))
-    card = model.network
     with torch.no_grad():
-        expected = nn.functional.interpolate(
-            net(card.prepare(images)), images.shape[-2:], mode="bilinear"
-        )
+        logits = net(model.network.prepare(images))
+        expected = nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear")
         assert torch.allclose(model(images), expected, atol=1e-6)
-    assert {f"network.body.{k}" for k, _ in weight_names(net)} == {
+    assert {f"network.body.{name}" for name in weight_names(net)} == {
         name for name, _ in model.named_parameters()
     }
 
@@ -79,18 +86,18 @@ def test_networks_with_hiding_attributes_are_source_models(make, tmp_path: Path)
     again = load_model(path, module=blank)
     with torch.no_grad():
         assert torch.equal(again(images), model(images))
-        moved = open_source(again).load().double()
-        assert torch.allclose(moved(images.double()), expected, atol=1e-4)
+        double = open_source(again).load().double()
+        assert torch.allclose(double(images.double()), expected, atol=1e-4)
 
     bare = without_weights(net)
     assert all(weight.is_meta for weight in weights_of(bare))
-    assert not any(weight.is_meta for weight in weights_of(with_room_for_weights(bare)))
+    assert not any(weight.is_meta for weight in weights_of(with_empty_weights(bare)))
     assert not any(weight.is_meta for weight in weights_of(net))
 
 
-def weight_names(net: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def weight_names(net: nn.Module) -> list[str]:
     return [
-        (f"{name}.{key}" if name else key, weight)
+        f"{name}.{key}" if name else key
         for name, layer in named_layers(net)
         for key, weight in layer._parameters.items()
         if weight is not None

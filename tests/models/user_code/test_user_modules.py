@@ -1,4 +1,4 @@
-"""Whose code a module is, by its place, and what a user's modules import."""
+"""Tests of telling a user's modules from installed ones, and of finding what they import."""
 
 from __future__ import annotations
 
@@ -7,46 +7,55 @@ import importlib.machinery
 import subprocess
 import sys
 import sysconfig
+import types
 from pathlib import Path
 
 import pytest
 from user_projects import FILES, on_path, write_files
 
-from sfss_ray.models.user_code.user_modules import imports_of, is_own, needed_code, spec_of
+from sfss_ray.models.user_code.user_modules import (
+    find_user_code,
+    imports_of,
+    installed_search_path,
+    is_user_module,
+    spec_of,
+    uninstalled_dependencies,
+)
 
 __all__ = ["on_path"]
 
 
-def own(name: str) -> bool:
+def is_users(name: str) -> bool:
+    """Whether a module is the user's own; it must exist."""
     spec = spec_of(name)
     assert spec is not None, name
-    return is_own(spec)
+    return is_user_module(spec)
 
 
 def test_python_and_installed_packages_are_not_the_users():
     for name in ("os", "sys", "json", "zipimport", "math", "torch.nn", "PIL.Image", "pytest"):
-        assert not own(name), name
-    assert not own("sfss_ray.models.user_code.user_modules")
+        assert not is_users(name), name
+    assert not is_users("sfss_ray.models.user_code.user_modules")
 
 
 @pytest.mark.parametrize(
-    "place",
+    "folder_name",
     [
         "lib/python3.11/site-packages",
         "usr/lib/python3/dist-packages",
         "home/.local/lib/python3.9/site-packages",
     ],
 )
-def test_packages_in_any_folder_of_packages_are_installed(place, tmp_path: Path, on_path):
-    folder = tmp_path / place
+def test_packages_in_any_packages_folder_are_installed(folder_name, tmp_path: Path, on_path):
+    folder = tmp_path / folder_name
     write_files(folder, {"somebodys/__init__.py": "", "single.py": ""})
     on_path(folder)
-    assert not own("somebodys")
-    assert not own("single")
+    assert not is_users("somebodys")
+    assert not is_users("single")
 
 
 def test_packages_that_a_distribution_records_are_installed(tmp_path: Path, on_path):
-    """`pip install --target FOLDER` writes no folder called site-packages."""
+    """`pip install --target FOLDER` writes no folder named site-packages."""
     files = {
         "recorded/__init__.py": "",
         "recorded/part.py": "",
@@ -57,23 +66,23 @@ def test_packages_that_a_distribution_records_are_installed(tmp_path: Path, on_p
         "recorded_file.py,sha256=x,12\nrecorded-1.0.dist-info/RECORD,,\n",
     }
     on_path(write_files(tmp_path / "target", files))
-    assert not own("recorded.part")
-    assert not own("recorded_file")
-    assert own("mine")
+    assert not is_users("recorded.part")
+    assert not is_users("recorded_file")
+    assert is_users("mine")
 
 
-def test_a_linked_package_is_installed_at_either_end(tmp_path: Path, on_path):
+def test_a_package_behind_a_link_is_installed(tmp_path: Path, on_path):
     cache = write_files(tmp_path / "cache", {"linked/__init__.py": ""})
     packages = tmp_path / "venv" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "linked").symlink_to(cache / "linked")
     on_path(packages)
-    assert not own("linked")
+    assert not is_users("linked")
 
 
 @pytest.mark.parametrize("import_first", [False, True])
-def test_projects_that_are_worked_on_are_the_users(import_first, tmp_path: Path, on_path):
-    """An egg-info folder is what `pip install -e` leaves in a project's folder."""
+def test_projects_under_development_are_the_users(import_first, tmp_path: Path, on_path):
+    """`pip install -e` leaves an egg-info folder in a project's folder."""
     files = {
         "project/__init__.py": "",
         "project/net.py": "",
@@ -85,32 +94,32 @@ def test_projects_that_are_worked_on_are_the_users(import_first, tmp_path: Path,
     for name in ("project", "project.net", "namespace", "namespace.net"):
         if import_first:
             importlib.import_module(name)
-        assert own(name), name
+        assert is_users(name), name
         assert (name in sys.modules) == import_first
 
 
-def test_torch_in_another_folder_of_packages_is_installed():
-    """A process without `site` has other folders of packages than the one that torch lies in."""
+def test_torch_in_another_packages_folder_is_installed():
+    """A process without `site` knows other packages folders than the one that torch is in."""
     code = (
         "import sysconfig, torch; from pathlib import Path;"
-        "from sfss_ray.models.user_code.user_modules import is_own, spec_of;"
+        "from sfss_ray.models.user_code.user_modules import is_user_module, spec_of;"
         "assert not Path(torch.__file__).is_relative_to(sysconfig.get_path('purelib'));"
-        "print([is_own(spec_of(name)) for name in ('torch', 'torch.nn', 'numpy', 'PIL')])"
+        "print([is_user_module(spec_of(name)) for name in ('torch', 'torch.nn', 'numpy', 'PIL')])"
     )
     import sfss_ray
 
-    places = [str(Path(sfss_ray.__file__).parents[1]), sysconfig.get_path("purelib")]
-    done = subprocess.run(
+    folders = [str(Path(sfss_ray.__file__).parents[1]), sysconfig.get_path("purelib")]
+    process = subprocess.run(
         [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": ":".join(places)},
+        env={"PYTHONPATH": ":".join(folders)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == "[False, False, False, False]", done.stderr
+    assert process.stdout.strip() == "[False, False, False, False]", process.stderr
 
 
-def test_imports_anywhere_in_the_source_are_found():
+def test_imports_anywhere_in_a_source_are_found():
     source = """
 import a.b as c, d
 from e import f
@@ -128,10 +137,10 @@ def late():
     assert list(imports_of("this is no Python", "")) == []
 
 
-def test_needed_code_is_whole_and_no_more(tmp_path: Path, on_path):
+def test_all_imported_user_modules_are_found_and_no_others(tmp_path: Path, on_path):
     on_path(write_files(tmp_path, FILES))
     importlib.import_module("model")
-    code = needed_code(["model", "torch", "os", "nobody"])
+    code = find_user_code(["model", "torch", "os", "nobody"])
     assert set(code.sources) == {
         *("model", "utilities", "late"),
         *("helpers", "helpers.blocks", "helpers.numbers_of"),
@@ -146,6 +155,32 @@ def test_compiled_extensions_are_named(tmp_path: Path, on_path):
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     files = {"net.py": "import kernels\n", f"kernels{suffix}": ""}
     on_path(write_files(tmp_path, files))
-    code = needed_code(["net"])
+    code = find_user_code(["net"])
     assert set(code.sources) == {"net"}
     assert code.binary == {"kernels": str(tmp_path / f"kernels{suffix}")}
+
+
+def test_the_search_path_of_a_worker_has_only_installed_packages(tmp_path: Path, on_path):
+    files = {"mine.py": ""}
+    recorded = {"package-1.0.dist-info/RECORD": "package/__init__.py,,\n"}
+    on_path(write_files(tmp_path / "project", files))
+    on_path(write_files(tmp_path / "target", recorded))
+    search_path = installed_search_path()
+    assert str(tmp_path / "project") not in search_path
+    assert str(tmp_path / "target") in search_path
+    assert sysconfig.get_path("stdlib") in search_path
+
+
+def test_dependencies_that_are_not_installed_are_pinned(tmp_path: Path, monkeypatch):
+    module = types.ModuleType("optuna")
+    module.__file__ = str(tmp_path / "build" / "optuna" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "optuna", module)
+    assert uninstalled_dependencies()["optuna"] == module.__file__
+    assert "torch" not in uninstalled_dependencies()
+
+
+def test_only_loaded_modules_with_source_are_returned(tmp_path: Path, on_path):
+    on_path(write_files(tmp_path, FILES))
+    importlib.import_module("model")
+    loaded = [module.__name__ for module in find_user_code(["model"]).loaded()]
+    assert loaded == ["helpers", "helpers.blocks", "helpers.numbers_of", "model", "utilities"]

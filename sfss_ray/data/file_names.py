@@ -1,0 +1,14 @@
+"""File names as text that any writer accepts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePath
+
+
+def printable(path: PurePath | str) -> str:
+    r"""Return a path as valid UTF-8, which Parquet, JSON and terminals require.
+
+    Bytes that are not valid UTF-8 become \xNN. All other paths are returned unchanged.
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,203 @@
+"""Estimates of what each stage of a run costs here, from short measurements of its parts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfss_ray.config import Config
+from sfss_ray.errors import SfssError
+from sfss_ray.inputs.check import Survey
+from sfss_ray.inputs.request import Request, split_target_images
+from sfss_ray.inspection.cost_meter import limited_threads
+from sfss_ray.inspection.plan_result import Stage
+from sfss_ray.masks.resume import images_to_do
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.progress import ProgressSink
+
+_NETWORKS_SCORED = 2  # source-only and adapted
+_CHECKPOINTS_KEPT = 2
+_CHECKPOINT_MARGIN = 1.25  # a checkpoint holds more than the tensors that are measured
+_TRIAL_CHECKPOINTS = 1.5  # a state and a student each
+
+
+@dataclass(frozen=True)
+class WorkCounts:
+    """Amounts of work in a run."""
+
+    masks: int
+    """Images whose masks are still to be made."""
+    held_out: int
+    """Held-out target images."""
+    labelled: int
+    """Labelled images."""
+    trials: int
+    """Trials of a search; 0 without one."""
+
+    @classmethod
+    def of(cls, request: Request, survey: Survey) -> WorkCounts:
+        """Count the work of a request, from the inputs that its survey could check."""
+        config = request.config
+        _, held_out = split_target_images(survey.images, survey.masks, config)
+        trials = config.tune.num_trials if request.kind == "tune" else 0
+        masks = 0
+        if survey.recipe is not None and request.masks is None:
+            folder = Path(request.output_dir) / "masks"
+            max_pixels = config.masks.max_pixels
+            masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))
+        return cls(masks, len(held_out), len(survey.labelled), trials)
+
+
+@dataclass
+class StageEstimates:
+    """Measures the stages of a run one after the other, as far as their inputs are there."""
+
+    survey: Survey
+    config: Config
+    counts: WorkCounts
+    stages: list[Stage] = field(default_factory=list)
+    not_measured: list[str] = field(default_factory=list)
+    """Lines for people on stages that could not be measured."""
+    _masks: list[dict[str, Any]] = field(default_factory=list)
+    """Masks of the first image, once they are made; a training step needs them."""
+
+    @property
+    def device(self) -> str:
+        """The device of the measurements: this machine's."""
+        try:
+            return cluster.local_device(self.config.compute)
+        except SfssError:  # the plan lists it as missing
+            return "cpu"
+
+    def measure(self, progress: ProgressSink) -> None:
+        """Measure every stage."""
+        survey = self.survey
+        regions = "masks" if "masks" in {*survey.found, *survey.missing} else "regions"
+        measurements: dict[str, tuple[Callable[[], Sequence[Stage]], list[str]]] = {
+            "masks": (self._measure_masks, ["target images", regions]),
+            "training": (self._measure_training, ["source model", "target images", regions]),
+            "evaluation": (self._measure_evaluation, ["source model", "target images"]),
+        }
+        for name, (measure, needed_inputs) in measurements.items():
+            missing = [need for need in needed_inputs if need in survey.missing]
+            if missing:
+                self.not_measured.append(f"{name}: not measured without {', '.join(missing)}")
+                continue
+            progress(f"measuring {name}")
+            try:
+                self.stages += measure()
+            except SfssError as error:
+                self.not_measured.append(f"{name}: not measured ({error})")
+
+    def _measure_masks(self) -> list[Stage]:
+        """Measure the masks of one image; existing masks cost nothing."""
+        from sfss_ray.inspection.measurements import measure_masks
+
+        survey, config = self.survey, self.config
+        if survey.masks is not None:
+            self._masks += survey.masks.load(survey.images[0].image_id)["masks"]
+            return []
+        assert survey.recipe is not None
+        # The actors of a pool share this machine's CPUs, so one of them gets its share here.
+        device = self.device if survey.recipe.is_network else "cpu"
+        pool_size = _local_pool_size(device, config.compute.mask_actors)
+        image = survey.images[0].read()
+        with limited_threads((os.cpu_count() or 1) // pool_size):
+            cost, masks = measure_masks(survey.recipe, survey.region_weights, image, config, device)
+        self._masks += masks
+        count = self.counts.masks
+        return [
+            Stage(
+                name="masks",
+                units=count,
+                unit="images",
+                unit_seconds=cost.seconds,
+                at_once=max(1, min(pool_size, count)),
+                memory_mb=cost.memory_mb,
+                disk_mb=count * cost.disk_mb,
+                note=cost.note,
+            )
+        ]
+
+    def _measure_training(self) -> list[Stage]:
+        """Measure training steps; a search is many trainings, some of them at the same time."""
+        from sfss_ray.inspection.measurements import measure_training
+
+        survey, config, counts = self.survey, self.config, self.counts
+        assert survey.source is not None
+        with limited_threads(int(config.compute.cpus_per_worker)):
+            image = survey.images[0]
+            cost = measure_training(survey.source, image, self._masks, config, self.device)
+        steps = config.train.num_steps
+        training = Stage(
+            name="training",
+            units=steps,
+            unit="steps",
+            unit_seconds=cost.seconds,
+            at_once=1,
+            memory_mb=cost.memory_mb,
+            disk_mb=_CHECKPOINTS_KEPT * cost.disk_mb * _CHECKPOINT_MARGIN,
+            note=cost.note,
+        )
+        if not counts.trials:
+            return [training]
+        at_once = max(1, min(counts.trials, self._trials_at_once()))
+        rounds = math.ceil(counts.trials / at_once)
+        search = Stage(
+            name="search",
+            units=rounds * at_once * steps,
+            unit="steps",
+            unit_seconds=cost.seconds,
+            at_once=at_once,
+            memory_mb=cost.memory_mb,
+            disk_mb=counts.trials * cost.disk_mb * _TRIAL_CHECKPOINTS,
+            note=f"{counts.trials} trials, at most; {cost.note}",
+        )
+        return [search, training]
+
+    def _trials_at_once(self) -> int:
+        compute = self.config.compute
+        if compute.concurrent_trials:
+            return compute.concurrent_trials
+        if self.device == "cuda":
+            return _local_pool_size("cuda", 0) // compute.num_workers
+        return int((os.cpu_count() or 1) / (compute.cpus_per_worker * compute.num_workers))
+
+    def _measure_evaluation(self) -> list[Stage]:
+        """Measure one image; every report of every training evaluates all of them."""
+        from sfss_ray.inspection.measurements import measure_evaluation
+        from sfss_ray.tune.trial import evaluations_per_trial
+
+        survey, config, counts = self.survey, self.config, self.counts
+        assert survey.source is not None
+        file = survey.labelled[0] if survey.labelled else survey.images[0]
+        with limited_threads(int(config.compute.cpus_per_worker)):
+            cost = measure_evaluation(survey.source, file, config, self.device)
+        images = counts.held_out + counts.labelled
+        evaluations = evaluations_per_trial(config) * (1 + counts.trials)
+        note = f"{evaluations} evaluations of {images} images, then of {_NETWORKS_SCORED} networks"
+        return [
+            Stage(
+                name="evaluation",
+                units=images * (evaluations + _NETWORKS_SCORED),
+                unit="images",
+                unit_seconds=cost.seconds,
+                at_once=1,
+                memory_mb=cost.memory_mb,
+                disk_mb=0.0,
+                note=f"{note}; {cost.note}",
+            )
+        ]
+
+
+def _local_pool_size(device: str, requested: int) -> int:
+    """Return the processes of a pool on this machine: one per GPU, or one per CPU."""
+    if device == "cuda":
+        import torch
+
+        return requested or torch.cuda.device_count()
+    return requested or os.cpu_count() or 1

@@ -1,0 +1,45 @@
+"""The network that student and teacher are: a segmenter that also returns embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfss_ray.config import TrainConfig
+from sfss_ray.models.segmenter import Segmenter
+
+
+class ContrastNet(nn.Module):
+    """A segmenter with L2-normalised embeddings of its grid cells.
+
+    With projection `none` the embeddings are the features that the classifier reads, so the contrast
+    shapes what decides the classes. With `mlp` a new projection head stands in between.
+    """
+
+    def __init__(self, segmenter: Segmenter, config: TrainConfig):
+        super().__init__()
+        projection, embedding_dim = config.loss.projection, config.loss.embedding_dim
+        self.autocast_to_bf16 = config.precision == "bf16"
+        self.segmenter = segmenter
+        width = segmenter.feature_width
+        self.embedding_dim = embedding_dim if projection == "mlp" else width
+        self.projection: nn.Module = nn.Identity()
+        if projection == "mlp":
+            self.projection = nn.Sequential(
+                nn.Conv2d(width, embedding_dim, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(embedding_dim, embedding_dim, 1),
+            )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C, h, w) and embeddings (B, D, h, w) of length 1, both float32.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1].
+        """
+        # Autocast covers the networks alone: losses and similarities stay in float32.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast_to_bf16):
+            features, logits = self.segmenter(images)
+            embeddings = self.projection(features)
+        return logits.float(), F.normalize(embeddings.float(), dim=1)

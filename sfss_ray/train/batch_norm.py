@@ -1,0 +1,85 @@
+"""BatchNorm during training: which statistics a network uses, and where they come from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sfss_ray.errors import TrainingError
+from sfss_ray.method.collective import average_buffers
+from sfss_ray.models.segmenter import Segmenter
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+NORM_LAYERS = (BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def set_batch_norm(module: nn.Module, mode: str) -> None:
+    """Put a module into training mode. Unless `mode` is "adapt", BatchNorm keeps its statistics."""
+    module.train()
+    if mode != "adapt":
+        for layer in module.modules():
+            if isinstance(layer, BatchNorm):
+                layer.eval()
+
+
+@torch.no_grad()
+def estimate_statistics(
+    network: Segmenter, batches: Iterable[Tensor], target_share: float = 1.0
+) -> None:
+    """Replace BatchNorm statistics by their mean over batches of target images.
+
+    Without batches, or in a network without BatchNorm, nothing changes.
+
+    Args:
+        network: In training mode.
+        batches: Images (B, 3, H, W), float in [0, 1].
+        target_share: Weight of the new statistics, 0 to 1. The old ones keep the rest.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    remaining = iter(batches)
+    first = next(remaining, None)
+    if first is None or not layers:
+        return
+    old_statistics = [[tensor.clone() for tensor in _statistics(layer)] for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # None makes PyTorch keep a cumulative mean
+    with explain_single_values():
+        network(first)
+        for images in remaining:
+            network(images)
+    for layer, momentum, old_tensors in zip(layers, momenta, old_statistics, strict=True):
+        layer.momentum = momentum
+        if target_share < 1:
+            for tensor, old in zip(_statistics(layer), old_tensors, strict=True):
+                tensor.lerp_(old, 1 - target_share)
+    average_buffers(network)
+
+
+def _statistics(layer: BatchNorm) -> list[Tensor]:
+    return [s for s in (layer.running_mean, layer.running_var) if s is not None]
+
+
+@contextlib.contextmanager
+def explain_single_values() -> Iterator[None]:
+    """Explain PyTorch's error about BatchNorm layers that see a single value per channel.
+
+    Networks that normalise a pooled vector (DeepLabV3) raise it for batches of one crop.
+
+    Raises:
+        TrainingError: instead of PyTorch's ValueError, with the options that help.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "this network normalises a pooled vector, and a batch of one crop has a single value per"
+            " channel: give every worker at least two crops at a time (raise batch_size, lower"
+            " num_workers or accumulate), or set batch_norm to frozen"
+        ) from error

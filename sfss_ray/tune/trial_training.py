@@ -1,0 +1,75 @@
+"""The training of one trial, inside Ray Tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from sfss_ray.config import Config, override
+from sfss_ray.errors import TrainingError
+from sfss_ray.runtime.progress import silent
+from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.runtime.threads import use_threads
+from sfss_ray.storage.files import write_text
+from sfss_ray.train.adaptation import adapt_student
+from sfss_ray.train.launch import STUDENT_FILE, save_student
+from sfss_ray.train.run_state import LocalRun, load_state, read_progress
+from sfss_ray.train.trainer import TrainingJob, fit
+from sfss_ray.tune.search_space import Point, knob_values
+from sfss_ray.tune.trial import SearchPlan, progress_folder, trial_folder
+
+
+def train_trial(point: Point, plan: SearchPlan) -> None:
+    """Train a student with the sampled hyperparameters and report its scores to Tune.
+
+    A trial of one worker trains in this process. A trial of several starts Ray Train from here.
+    """
+    values = knob_values(point)
+    config = override(plan.config, values)
+    folder = trial_folder(plan.folder, values)
+    write_json(folder / "values.json", values)
+    if config.compute.num_workers > 1:
+        _train_on_workers(plan, config, folder)
+        reported = False  # unknown: Ray Train reports from another process
+    else:
+        reported = _train_in_process(plan, config, folder)
+    if not reported:
+        # A trial saves its state before it reports. Killed in between, it resumes after its last step
+        # and has nothing left to do, and Tune would never hear of its last evaluation.
+        ray.tune.report(read_progress(progress_folder(folder, config))[-1])
+
+
+def _train_in_process(plan: SearchPlan, config: Config, folder: Path) -> bool:
+    """Train in this process. Return whether anything was reported."""
+    use_threads(config.compute.cpus_per_worker)
+    prepared, failure = plan.prepared, folder / "failure.txt"
+    if failure.exists():  # the same values would fail again
+        raise TrainingError(failure.read_text())
+    reports: list[dict[str, Any]] = []
+
+    def report(metrics: dict[str, Any]) -> None:
+        reports.append(metrics)
+        # Before the report, because Tune may stop the trial in it.
+        if metrics["step"] == config.train.num_steps:
+            save_student(load_state(folder), prepared, config, folder / STUDENT_FILE)
+        ray.tune.report(metrics)
+
+    try:
+        run = LocalRun(folder, config.compute.device, report)
+        adapt_student(prepared.task(config), run, plan.watch(config))
+    except TrainingError as error:
+        write_text(failure, str(error))
+        raise
+    return bool(reports)
+
+
+def _train_on_workers(plan: SearchPlan, config: Config, folder: Path) -> None:
+    """Train on Ray Train's workers, whose reports go to Tune."""
+    prepared = plan.prepared
+    job = TrainingJob(adapt_student, prepared.task(config), plan.watch(config))
+    # Silent: the search's own process shows the progress files of all trials.
+    state = fit(job, folder, config, silent, [TuneReportCallback()])
+    save_student(state, prepared, config, folder / STUDENT_FILE)

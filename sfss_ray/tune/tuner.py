@@ -1,0 +1,156 @@
+"""Running the trials of a search on Ray Tune.
+
+A trial of one worker trains inside the trial itself. A trial of several workers is a driver that holds
+almost no CPU and starts Ray Train, so that trials cannot starve their own workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sfss_ray.config import Config
+from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources, trials_demand
+from sfss_ray.train.progress_tail import following
+from sfss_ray.tune.search_space import Point, knob_values, search_ranges, start_point
+from sfss_ray.tune.trial import SearchPlan, Trial, grace_steps, progress_folder, trial_folder
+from sfss_ray.tune.trial_score import GUARDED
+
+_MAX_RESTARTS = 10
+
+
+def run_trials(plan: SearchPlan, resources: Resources, progress: ProgressSink) -> list[Trial]:
+    """Train all trials of a search, resuming an interrupted one.
+
+    Args:
+        plan: What the trials share.
+        resources: Of the connected cluster.
+        progress: Called with the trials' progress lines.
+
+    Raises:
+        ClusterError: the cluster is too small for the trials.
+    """
+    warnings.filterwarnings("ignore", module="optuna")
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    tuner = _build_tuner(plan, _concurrent_trials(plan.config, resources))
+    with following(lambda: _progress_folders(plan), progress, score=plan.score):
+        results = tuner.fit()
+    return _collect(plan, results)
+
+
+def _progress_folders(plan: SearchPlan) -> dict[str, Path]:
+    """Return the progress folders of the trials that exist, by the trials' names."""
+    trials = sorted(plan.folder.glob("trial-*"))
+    return {trial.name: progress_folder(trial, plan.config) for trial in trials}
+
+
+def _trial(point: Point, plan: SearchPlan) -> None:
+    """Train one trial. A search can only be restored while this function keeps its name."""
+    from sfss_ray.tune.trial_training import train_trial
+
+    train_trial(point, plan)
+
+
+def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
+    """Return the tuner of a new search, or that of an interrupted one."""
+    import ray.tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    storage, name = plan.folder / "ray", "search"
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(_trial, plan=plan), _trial_resources(plan.config)
+    )
+    path = str(storage / name)
+    if ray.tune.Tuner.can_restore(path):
+        return ray.tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+
+    config = plan.config
+    ranges = search_ranges(config.tune)
+    return ray.tune.Tuner(
+        trainable,
+        param_space={key: ray.tune.loguniform(*between) for key, between in ranges.items()},
+        tune_config=ray.tune.TuneConfig(
+            metric=GUARDED,
+            mode="max",
+            num_samples=config.tune.num_trials,
+            max_concurrent_trials=concurrent_trials,
+            search_alg=OptunaSearch(
+                metric=GUARDED,
+                mode="max",
+                seed=config.seed,
+                points_to_evaluate=[start_point(config)],
+            ),
+            scheduler=_scheduler(config),
+        ),
+        run_config=ray.tune.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=ray.tune.FailureConfig(max_failures=max_restarts(config)),
+            verbose=0,
+        ),
+    )
+
+
+def max_restarts(config: Config) -> int:
+    """Return how often Tune restarts a trial that failed.
+
+    Trials of several workers are restarted by Ray Train instead.
+    """
+    if config.compute.num_workers > 1:
+        return 0
+    # An unlimited number (-1) is limited here: a trial whose loss is NaN fails again each time.
+    limit = config.compute.max_failures
+    return limit if limit >= 0 else _MAX_RESTARTS
+
+
+def _scheduler(config: Config) -> Any:
+    """Return ASHA, or a scheduler that stops no trial."""
+    import ray.tune.schedulers
+
+    # Workers of a trial that Tune stops keep their CPUs reserved, and the next trial would wait for
+    # them forever. So trials of several workers run to their end.
+    if not config.tune.early_stopping or config.compute.num_workers > 1:
+        return ray.tune.schedulers.FIFOScheduler()
+    return ray.tune.schedulers.ASHAScheduler(
+        time_attr="step",  # Tune's own count of reports restarts when a trial is resumed
+        # ASHA stops every trial at max_t, also the best: no report gets that far.
+        max_t=config.train.num_steps + 1,
+        grace_period=grace_steps(config),
+        reduction_factor=config.tune.reduction_factor,
+    )
+
+
+def _trial_resources(config: Config) -> dict[str, float]:
+    compute = config.compute
+    if compute.num_workers > 1:
+        return {"CPU": TRIAL_DRIVER_CPUS}
+    return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.device == "cuda" else {})
+
+
+def _concurrent_trials(config: Config, resources: Resources) -> int:
+    """Return the number of trials at a time: the configured one, else as many as fit.
+
+    Raises:
+        ClusterError: the cluster cannot hold one trial's workers, or the configured number of trials.
+    """
+    compute = config.compute
+    trials_demand(compute, compute.device, compute.concurrent_trials).require(resources)
+    one_trial = trials_demand(compute, compute.device)
+    return compute.concurrent_trials or one_trial.fitting(resources) // one_trial.count
+
+
+def _collect(plan: SearchPlan, results: Any) -> list[Trial]:
+    """Turn Tune's results into trials."""
+    trials = []
+    for number, result in enumerate(results, start=1):
+        values = knob_values(result.config)
+        metrics = {k: v for k, v in (result.metrics or {}).items() if isinstance(v, (int, float))}
+        complete = metrics.get("step", 0) >= plan.config.train.num_steps
+        status = "failed" if result.error else ("finished" if complete else "stopped early")
+        error = str(result.error).strip().splitlines()[-1] if result.error else ""
+        folder = trial_folder(plan.folder, values)
+        trials.append(Trial(f"trial {number}", folder, values, metrics, status, error))
+    return trials

@@ -1,0 +1,106 @@
+"""Estimates of stages: amounts of work, processes at the same time, and what cannot be measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plan_config import PLAN_CONFIG
+
+from sfss_ray.config import override
+from sfss_ray.errors import DataError
+from sfss_ray.inputs.check import Survey, survey_inputs
+from sfss_ray.inputs.request import Request
+from sfss_ray.inspection import measurements
+from sfss_ray.inspection.cost_meter import Cost
+from sfss_ray.inspection.stage_estimates import StageEstimates, WorkCounts
+from sfss_ray.streets.default import SOURCE_MODEL
+
+
+@pytest.fixture(autouse=True)
+def costs(monkeypatch) -> None:
+    """Measurements of known cost: 2 s for masks, 3 s for a step, .5 s for an evaluation."""
+    monkeypatch.setattr(
+        measurements, "measure_masks", lambda *_: (Cost(2.0, 100.0, 0.25, "12 masks"), [{}])
+    )
+    monkeypatch.setattr(
+        measurements, "measure_training", lambda *_: Cost(3.0, 900.0, 10.0, "crops")
+    )
+    monkeypatch.setattr(measurements, "measure_evaluation", lambda *_: Cost(0.5, 50.0))
+
+
+def request_of(streets: Path, output: Path, kind="adapt", **knobs) -> Request:
+    config = override(PLAN_CONFIG, {f"compute.{name}": value for name, value in knobs.items()})
+    return Request(
+        kind,
+        SOURCE_MODEL,
+        streets / "target" / "images",
+        output,
+        config,
+        val_images=streets / "val" / "images",
+        val_labels=streets / "val" / "labels",
+    )
+
+
+def estimate(request: Request) -> StageEstimates:
+    survey = survey_inputs(request)
+    estimates = StageEstimates(survey, request.config, WorkCounts.of(request, survey))
+    estimates.measure(str)
+    return estimates
+
+
+def test_work_is_counted(streets, tmp_path: Path):
+    request = request_of(streets, tmp_path / "out", "tune")
+    counts = WorkCounts.of(request, survey_inputs(request))
+    assert counts == WorkCounts(masks=8, held_out=1, labelled=2, trials=5)
+    request = request_of(streets, tmp_path / "out")
+    assert WorkCounts.of(request, survey_inputs(request)).trials == 0
+
+
+def test_an_adaptation_is_masks_a_training_and_evaluations(streets, tmp_path: Path):
+    estimates = estimate(request_of(streets, tmp_path / "out"))
+    masks, training, evaluation = estimates.stages
+    assert (masks.units, masks.at_once, masks.seconds) == (8, 2, 4 * 2.0)
+    assert masks.disk_mb == 8 * 0.25
+    assert (training.units, training.seconds) == (40, 40 * 3.0)
+    assert training.disk_mb == 2 * 10.0 * 1.25
+    assert evaluation.units == 3 * (3 + 2), (
+        "three images, at 15, 30 and 40 steps, then two networks"
+    )
+    assert estimates.not_measured == []
+    assert estimates.device == "cpu"
+
+
+@pytest.mark.parametrize(("concurrent", "rounds"), [(1, 5), (2, 3), (5, 1), (9, 1)])
+def test_trials_run_in_rounds(concurrent, rounds, streets, tmp_path: Path):
+    request = request_of(streets, tmp_path / "out", "tune", concurrent_trials=concurrent)
+    survey = survey_inputs(request)
+    survey.missing.pop("device", None)  # this machine may be too small for so many
+    estimates = StageEstimates(survey, request.config, WorkCounts.of(request, survey))
+    estimates.measure(str)
+    (search,) = [stage for stage in estimates.stages if stage.name == "search"]
+    assert search.at_once == min(concurrent, 5)
+    assert search.seconds == pytest.approx(rounds * 40 * 3.0)
+    assert search.disk_mb == 5 * 10.0 * 1.5
+
+
+def test_a_failed_measurement_is_a_line_and_stops_no_other(streets, tmp_path: Path, monkeypatch):
+    def fail(*_):
+        raise DataError("image 'a.png' is damaged")
+
+    monkeypatch.setattr(measurements, "measure_training", fail)
+    estimates = estimate(request_of(streets, tmp_path / "out"))
+    assert [stage.name for stage in estimates.stages] == ["masks", "evaluation"]
+    assert estimates.not_measured == ["training: not measured (image 'a.png' is damaged)"]
+
+
+def test_stages_without_their_inputs_are_named():
+    survey = Survey(False, missing={"target images": "no folder", "regions": "no weights"})
+    estimates = StageEstimates(survey, PLAN_CONFIG, WorkCounts(0, 0, 0, 0))
+    estimates.measure(str)
+    assert estimates.stages == []
+    assert estimates.not_measured == [
+        "masks: not measured without target images, regions",
+        "training: not measured without target images, regions",
+        "evaluation: not measured without target images",
+    ]

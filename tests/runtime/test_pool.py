@@ -1,0 +1,129 @@
+"""Pools of actors: their size and threads, and one line of Ray's errors. Ray Data is replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray.data
+import ray.exceptions
+
+from sfss_ray.errors import ClusterError
+from sfss_ray.runtime.pool import Pool, pool_size, threads_of_actor
+from sfss_ray.runtime.resources import Resources
+
+
+@pytest.mark.parametrize(
+    ("requested", "resources", "on_gpu", "size"),
+    [
+        (0, Resources(8.0, 2), False, 8),
+        (0, Resources(8.0, 2), True, 2),
+        (3, Resources(8.0, 2), True, 3),
+        (0, Resources(0.5, 0), False, 1),
+    ],
+)
+def test_a_pool_fills_the_cluster_unless_a_size_is_requested(requested, resources, on_gpu, size):
+    assert pool_size(requested, resources, on_gpu) == size
+
+
+@pytest.mark.parametrize(("cpus", "pool", "threads"), [(8.0, 3, 2), (2.0, 4, 1), (16.0, 1, 16)])
+def test_actors_share_the_cpus(cpus, pool, threads):
+    assert threads_of_actor(Resources(cpus, 0), pool) == threads
+
+
+class Doubler:
+    """An actor that doubles the number in a row."""
+
+    def __init__(self, spec: dict):
+        self.spec = spec
+
+    def __call__(self, row: dict) -> dict:
+        return {"doubled": 2 * int(row["item"]), "threads": self.spec["threads"]}
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict]:
+    """Runs the actor of a pool in this process; records how Ray Data is called."""
+    calls: list[dict] = []
+
+    def from_items(items, override_num_blocks):
+        def map_batches(actor, fn_constructor_args, **options):
+            calls.append(options | {"blocks": override_num_blocks})
+
+            def iter_rows():
+                worker = actor(*fn_constructor_args)
+                for item in items:
+                    yield worker(item)
+
+            return SimpleNamespace(iter_rows=iter_rows)
+
+        return SimpleNamespace(map_batches=map_batches)
+
+    monkeypatch.setattr(ray.data, "from_items", from_items)
+    return calls
+
+
+def pool(folder: Path, actor: type = Doubler, size: int = 4, on_gpu: bool = False) -> Pool:
+    return Pool("masks", folder, actor, size, on_gpu, Resources(6.0, 2))
+
+
+def test_each_item_has_a_result(calls, tmp_path: Path):
+    items = [{"item": str(number)} for number in range(3)]
+    results = list(pool(tmp_path).results(items, {}))
+    assert results == [{"doubled": 2 * number, "threads": 2} for number in range(3)]
+    (call,) = calls
+    assert call["compute"].min_size == call["compute"].max_size == 3, "no more actors than items"
+    assert (call["batch_size"], call["blocks"], call["num_gpus"]) == (1, 3, 0)
+
+
+def test_ray_data_keeps_a_share_of_the_cpus(calls, tmp_path: Path):
+    items = [{"item": str(number)} for number in range(12)]
+    list(pool(tmp_path, size=6).results(items, {}))
+    list(pool(tmp_path, size=2, on_gpu=True).results(items, {}))
+    assert 6 * calls[0]["num_cpus"] == pytest.approx(0.9 * 6.0)
+    assert (calls[1]["num_cpus"], calls[1]["num_gpus"]) == (1.0, 1)
+
+
+RAY_TEXT = """\x1b[36mray::MapWorker() (pid=1)\x1b[0m
+  File "masks/actor.py", line 3, in __init__
+RuntimeError: 3 processes died while they loaded the network
+The above exception was the direct cause of the following exception:
+UserCodeException: UDF failed to process a data block."""
+FULL_DISK = """ray.exceptions.RayTaskError(UserCodeException)
+sfss_ray.errors.OutputError: 'a.png' cannot be written (No space left on device): free some space
+UserCodeException: UDF failed"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            RAY_TEXT,
+            "the pool of masks stopped (RuntimeError: 3 processes died while they loaded the network):"
+            " fix the cause and run again: finished work is kept",
+        ),
+        (
+            FULL_DISK,
+            "the pool of masks stopped: 'a.png' cannot be written (No space left on device): free some"
+            " space",
+        ),
+        (
+            "",
+            "the pool of masks stopped (RayError): fix the cause and run again: finished work is kept",
+        ),
+    ],
+    ids=["an actor", "this package", "no text"],
+)
+def test_an_error_of_ray_is_one_line_with_its_first_cause(text, line, calls, tmp_path: Path):
+    class Failing:
+        def __init__(self, spec: dict):
+            (tmp_path / ".start-0").touch()
+
+        def __call__(self, row: dict):
+            raise ray.exceptions.RayError(text)
+
+    with pytest.raises(ClusterError) as refused:
+        list(pool(tmp_path, Failing).results([{"item": "1"}], {}))
+    assert str(refused.value) == line
+    assert list(tmp_path.iterdir()) == [], "crashes do not count in the next run"

@@ -1,0 +1,145 @@
+"""Stage 2 from Python, with the workers replaced by a run in this process."""
+
+import dataclasses
+
+import pytest
+import torch
+from train_samples import CLASSES, sharp_source, small_config, write_dataset
+
+from sfss_ray.config import override
+from sfss_ray.errors import ConfigError, ResumeError
+from sfss_ray.inputs.check import check_inputs
+from sfss_ray.inputs.request import Request
+from sfss_ray.models.model_file import load_model
+from sfss_ray.runtime import cluster
+from sfss_ray.runtime.resources import Resources
+from sfss_ray.train import launch
+from sfss_ray.train.launch import pretrain_source, run_training, save_student, train_student
+from sfss_ray.train.run_state import LocalRun, load_state
+from sfss_ray.train.training_inputs import prepare_training
+
+CONFIG = override(
+    small_config(num_steps=2, evaluate_every=1),
+    {
+        "compute.device": "cpu",
+        "pretrain.num_steps": 2,
+        "pretrain.batch_size": 2,
+        "pretrain.checkpoint_every": 1,
+        "pretrain.augment.crop_size": [48, 48],
+        "evaluation.held_out_share": 0.0,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = write_dataset(tmp_path_factory.mktemp("launch"))
+    sharp_source(root / "source.pt")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def fits(monkeypatch) -> list:
+    """Train in this process; the list has the folder of each training."""
+    folders: list = []
+
+    def fit(job, folder, *_, **__):
+        folders.append(folder)
+        job.train(job.task, LocalRun(folder / "train"), job.watch)
+        return load_state(folder / "train")
+
+    monkeypatch.setattr(launch, "fit", fit)
+    resources = Resources(2.0, 0, ((2.0, 0.0),))
+    monkeypatch.setattr(cluster, "capacity", lambda compute: resources)
+    return folders
+
+
+def train(root, output_dir, **arguments):
+    inputs = root / "source.pt", root / "images", root / "masks", output_dir
+    return train_student(*inputs, **{"config": CONFIG, "progress": str} | arguments)
+
+
+def test_a_student_is_trained_saved_and_scored(root, tmp_path):
+    validation = {"val_images": root / "images", "val_labels": root / "labels"}
+    result = train(root, tmp_path / "run", **validation)
+    assert result.model == tmp_path / "run" / "student.pt"
+    assert [record["step"] for record in result.curve] == [1, 2]
+    assert all("val_miou" in record for record in result.curve)
+    assert result.seconds > 0
+    student = load_state(tmp_path / "run" / "train")["student"]
+    saved = load_model(result.model)
+    for name, weight in saved.network.state_dict().items():
+        assert torch.equal(weight, student[f"segmenter.{name}"]), name
+    assert saved.facts["steps"] == 2
+    assert saved.facts["seed"] == CONFIG.seed
+    assert saved.facts["source"] == "source.pt"
+
+
+def test_a_finished_student_is_not_trained_again(root, tmp_path, fits):
+    first = train(root, tmp_path / "run")
+    again = train(root, tmp_path / "run")
+    assert fits == [tmp_path / "run"]
+    assert again.curve == first.curve
+    with pytest.raises(ResumeError, match=r"train\.num_steps: 2 -> 3"):
+        train(root, tmp_path / "run", config=override(CONFIG, {"train.num_steps": 3}))
+
+
+def test_the_white_level_of_the_images_is_written_into_the_student(root, tmp_path):
+    inputs = check_inputs(
+        Request(
+            "train",
+            root / "source.pt",
+            root / "images",
+            tmp_path / "run",
+            CONFIG,
+            masks=root / "masks",
+        )
+    )
+    assert inputs.masks is not None
+    prepared = prepare_training(inputs, inputs.masks, CONFIG)
+    (tmp_path / "claimed").mkdir()
+    run_training(prepared, tmp_path / "claimed", CONFIG, str)
+    state = load_state(tmp_path / "claimed" / "train")
+    assert "white_level" not in load_model(tmp_path / "claimed" / "student.pt").facts
+
+    class White:
+        value = 4095.0
+
+    deep = dataclasses.replace(prepared.training[0], white=White())  # pyright: ignore
+    prepared = dataclasses.replace(prepared, training=(deep, *prepared.training[1:]))
+    save_student(state, prepared, CONFIG, tmp_path / "deep.pt")
+    assert load_model(tmp_path / "deep.pt").facts["white_level"] == 4095.0
+
+
+def pretrain(root, output_dir, **arguments):
+    defaults = {"classes": ",".join(CLASSES), "config": CONFIG, "progress": str}
+    return pretrain_source(root / "images", root / "labels", output_dir, **defaults | arguments)
+
+
+def test_a_source_model_is_trained_and_saved(root, tmp_path, fits):
+    validation = {"val_images": root / "images", "val_labels": root / "labels"}
+    result = pretrain(root, tmp_path / "run", **validation)
+    assert result.model == tmp_path / "run" / "source.pt"
+    assert [record["step"] for record in result.curve] == [1, 2]
+    assert all("val_miou" in record for record in result.curve)
+    assert (tmp_path / "run" / "curve.json").exists()
+    model = load_model(result.model)
+    assert model.classes.classes == CLASSES
+    assert model.facts["images"] == 6
+    assert model.facts["steps"] == 2
+    pretrain(root, tmp_path / "run", **validation)
+    assert fits == [tmp_path / "run"]
+
+
+def test_a_source_model_without_validation_labels_is_not_scored(root, tmp_path):
+    assert "val_miou" not in pretrain(root, tmp_path / "run").curve[-1]
+
+
+def test_a_pretraining_is_refused_before_it_starts(root, tmp_path, fits):
+    unknown = override(CONFIG, {"pretrain.network": "resnet_18"})
+    with pytest.raises(ConfigError, match="resnet_18"):
+        pretrain(root, tmp_path / "run", config=unknown)
+    with pytest.raises(ConfigError, match="batch_size"):
+        pretrain(root, tmp_path / "run", config=override(CONFIG, {"compute.num_workers": 3}))
+    assert fits == []
+    assert not (tmp_path / "run").exists()

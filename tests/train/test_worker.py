@@ -1,0 +1,96 @@
+"""The run of a Ray Train worker, against a recorded Ray Train."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sfss_ray.train import worker
+from sfss_ray.train.run_state import load_state, read_progress, save_state
+from sfss_ray.train.trainer import TrainingJob
+from sfss_ray.train.worker import RayRun, train_on_worker
+
+
+class RecordedRay:
+    """Stands for `ray.train`: records reports, with the state of each checkpoint."""
+
+    def __init__(self, rank: int, checkpoint_folder=None):
+        self.rank, self.checkpoint_folder = rank, checkpoint_folder
+        self.reports: list[tuple[dict, dict | None]] = []
+        self.torch = SimpleNamespace(get_device=lambda: torch.device("cpu"))
+        self.Checkpoint = SimpleNamespace(from_directory=load_from)
+
+    def get_context(self):
+        rank = self.rank
+        return SimpleNamespace(get_world_rank=lambda: rank, get_world_size=lambda: 2)
+
+    def get_checkpoint(self):
+        if self.checkpoint_folder is None:
+            return None
+
+        @contextmanager
+        def as_directory():
+            yield str(self.checkpoint_folder)
+
+        return SimpleNamespace(as_directory=as_directory)
+
+    def report(self, metrics, checkpoint=None):
+        self.reports.append((metrics, checkpoint))
+
+
+def load_from(folder):
+    return load_state(Path(folder))
+
+
+def use(monkeypatch, ray_train: RecordedRay) -> RecordedRay:
+    monkeypatch.setattr(worker, "ray", SimpleNamespace(train=ray_train))
+    return ray_train
+
+
+def test_rank_zero_reports_with_a_checkpoint(monkeypatch, tmp_path):
+    recorded = use(monkeypatch, RecordedRay(0))
+    run = RayRun(tmp_path)
+    assert (run.rank, run.world) == (0, 2)
+    run.report({"loss": 1.0}, lambda: {"step": 3})
+    assert recorded.reports == [({"loss": 1.0}, {"step": 3})]
+
+
+def test_other_ranks_report_metrics_and_build_no_state(monkeypatch, tmp_path):
+    recorded = use(monkeypatch, RecordedRay(1))
+
+    def state():
+        raise AssertionError("only rank 0 saves")
+
+    RayRun(tmp_path).report({"loss": 1.0}, state)
+    assert recorded.reports == [({"loss": 1.0}, None)]
+
+
+def test_a_run_resumes_from_rays_newest_checkpoint(monkeypatch, tmp_path):
+    use(monkeypatch, RecordedRay(0))
+    assert RayRun(tmp_path).resume_state() is None
+    save_state(tmp_path / "checkpoint", {"step": 4})
+    use(monkeypatch, RecordedRay(0, tmp_path / "checkpoint"))
+    assert RayRun(tmp_path).resume_state() == {"step": 4}
+
+
+def test_progress_is_written_to_the_folder(monkeypatch, tmp_path):
+    use(monkeypatch, RecordedRay(0))
+    RayRun(tmp_path / "train").log({"step": 1})
+    assert read_progress(tmp_path / "train") == [{"step": 1}]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_job_runs_with_its_watch_on_rank_zero_alone(monkeypatch, tmp_path, rank):
+    use(monkeypatch, RecordedRay(rank))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads, calls = [], []
+    monkeypatch.setattr(worker, "use_threads", threads.append)
+    job = TrainingJob(lambda *arguments: calls.append(arguments), "task", "watch")
+    train_on_worker({"job": job, "folder": str(tmp_path), "threads": 2.0})
+    ((task, run, watch),) = calls
+    assert task == "task"
+    assert (run.rank, run.folder) == (rank, tmp_path)
+    assert watch == ("watch" if rank == 0 else None)
+    assert threads == [2.0]

@@ -1,0 +1,112 @@
+"""Settings of Ray Tune, and how its results become trials; no cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.tune.schedulers
+
+from sfss_ray.config import Config, override
+from sfss_ray.errors import ClusterError
+from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources
+from sfss_ray.tune import tuner
+from sfss_ray.tune.trial import SearchPlan, trial_folder
+from sfss_ray.tune.tuner import max_restarts
+
+
+@pytest.mark.parametrize(
+    ("max_failures", "workers", "allowed"), [(2, 1, 2), (0, 1, 0), (-1, 1, 10), (2, 2, 0)]
+)
+def test_a_trial_is_restarted_a_limited_number_of_times(max_failures, workers, allowed):
+    """A trial whose loss is NaN fails each time; Ray Train restarts trials of several workers."""
+    compute = {"compute.max_failures": max_failures, "compute.num_workers": workers}
+    assert max_restarts(override(Config(), compute)) == allowed
+
+
+def plan(tmp_path: Path, **changes: Any) -> SearchPlan:
+    named = {name.replace("__", "."): value for name, value in changes.items()}
+    prepared: Any = None
+    return SearchPlan(prepared, tmp_path, override(Config(), named), "entropy")
+
+
+def test_a_search_can_be_restored_by_the_name_of_its_trainable():
+    """Tune stores the name, and refuses to restore a search under another one."""
+    assert tuner._trial.__name__ == "_trial"
+
+
+def test_weak_trials_are_stopped_after_the_ramp():
+    config = override(Config(), {"train.num_steps": 100, "train.evaluate_every": 10})
+    scheduler = tuner._scheduler(config)
+    assert isinstance(scheduler, ray.tune.schedulers.ASHAScheduler)
+    assert scheduler._time_attr == "step"
+    assert scheduler._max_t == 101
+    (bracket,) = scheduler._brackets
+    assert min(milestone for milestone, _ in bracket._rungs) == 30
+
+
+@pytest.mark.parametrize("changes", [{"tune.early_stopping": False}, {"compute.num_workers": 2}])
+def test_trials_of_several_workers_are_never_stopped(changes):
+    scheduler = tuner._scheduler(override(Config(), changes))
+    assert type(scheduler) is ray.tune.schedulers.FIFOScheduler
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "resources"),
+    [
+        (1, "cpu", {"CPU": 2.0}),
+        (1, "cuda", {"CPU": 2.0, "GPU": 1.0}),
+        (3, "cuda", {"CPU": TRIAL_DRIVER_CPUS}),
+    ],
+)
+def test_a_driver_of_several_workers_reserves_almost_nothing(workers, device, resources):
+    compute = {"cpus_per_worker": 2.0, "num_workers": workers, "device": device}
+    config = override(Config(), {f"compute.{name}": value for name, value in compute.items()})
+    assert tuner._trial_resources(config) == resources
+
+
+def test_as_many_trials_run_at_a_time_as_fit():
+    resources = Resources(8.0, 0, ((8.0, 0.0),))
+    base = {"compute.device": "cpu", "compute.cpus_per_worker": 2.0}
+    assert tuner._concurrent_trials(override(Config(), base), resources) == 4
+    two = override(Config(), base | {"compute.concurrent_trials": 2})
+    assert tuner._concurrent_trials(two, resources) == 2
+    with pytest.raises(ClusterError):
+        tuner._concurrent_trials(
+            override(Config(), base | {"compute.concurrent_trials": 5}), resources
+        )
+
+
+def test_results_become_trials(tmp_path):
+    point = {"train.loss.temperature": 0.2, "train.loss.contrast_weight": 0.5, "ema_gap": 0.25}
+    values = {
+        "train.loss.temperature": 0.2,
+        "train.loss.contrast_weight": 0.5,
+        "train.ema_momentum": 0.75,
+    }
+    results = [
+        SimpleNamespace(
+            config=point, metrics={"step": 5, "score": 1.0, "trial_id": "x"}, error=None
+        ),
+        SimpleNamespace(config=point, metrics={"step": 3}, error=None),
+        SimpleNamespace(config=point, metrics=None, error=RuntimeError("first\nthe loss is nan")),
+    ]
+    search = plan(tmp_path, train__num_steps=5)
+    trials = tuner._collect(search, results)
+    assert [trial.status for trial in trials] == ["finished", "stopped early", "failed"]
+    assert [trial.name for trial in trials] == ["trial 1", "trial 2", "trial 3"]
+    assert trials[0].metrics == {"step": 5, "score": 1.0}
+    assert trials[2].error == "the loss is nan"
+    assert trials[0].values == values
+    assert trials[0].folder == trial_folder(tmp_path, values)
+
+
+def test_progress_of_the_trials_is_found_by_their_names(tmp_path):
+    for name in ("trial-b", "trial-a", "ray"):
+        (tmp_path / name).mkdir()
+    assert tuner._progress_folders(plan(tmp_path)) == {
+        "trial-a": tmp_path / "trial-a",
+        "trial-b": tmp_path / "trial-b",
+    }
