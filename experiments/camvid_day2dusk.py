@@ -3,8 +3,8 @@
     python experiments/camvid_day2dusk.py --camvid DIR
 
 DIR holds images/train/*.jpg and labels/train/*.png (ids 0-10, 11 = void) of CamVid's 480x360 frames.
-The source model is trained from random weights on the labelled day frames (drives 0006R0 and 0016E5)
-and adapted to the dusk frames (drive 0001TP) without their labels, which are used to report alone.
+The source model is trained from random weights on the labelled day frames (drives 0006R0 and 0016E5).
+It is adapted to the dusk frames (drive 0001TP) without their labels, which serve reporting only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SELF_TRAINING = {
 
 
 def make_config(arguments: argparse.Namespace) -> Config:
-    """Knobs for 480x360 frames on a CPU. Regions: Felzenszwalb, unless SAM weights are given."""
+    """Return a config for 480x360 frames on a CPU, with Felzenszwalb regions unless SAM is given."""
     return override(
         Config(),
         {
@@ -64,7 +64,7 @@ def make_config(arguments: argparse.Namespace) -> Config:
 
 
 def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, Path]:
-    """Folders of one domain: links to its frames, its labels with void as 255."""
+    """Write the folders of one domain: links to its frames, and its labels with void as 255."""
     from PIL import Image
 
     from sfss_ray.data.folders import list_images, read_labels
@@ -86,21 +86,24 @@ def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, 
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train the source, adapt twice, compare."""
+    """Train the source model, adapt it twice, and compare the three models."""
     from sfss_ray import evaluate_model, generate_masks, pretrain_source, train_student
     from sfss_ray.report.report_record import Curve, ScoreRow
     from sfss_ray.report.tables import per_class_table, results_table
 
     started = time.monotonic()
-    out, config = arguments.output, make_config(arguments)
-    day = arrange(arguments.camvid, out / "data" / "day", DAY)
-    dusk = arrange(arguments.camvid, out / "data" / "dusk", DUSK)
+    output_dir, config = arguments.output_dir, make_config(arguments)
+    day = arrange(arguments.camvid, output_dir / "data" / "day", DAY)
+    dusk = arrange(arguments.camvid, output_dir / "data" / "dusk", DUSK)
     source = arguments.source_model
     if source is None:
-        source = pretrain_source(*day, out / "source", classes="camvid-11", config=config).model
+        source = pretrain_source(
+            *day, output_dir / "source", classes="camvid-11", config=config
+        ).model
     masks = generate_masks(
-        dusk[0], out / "masks", sam_checkpoint=arguments.sam_checkpoint, config=config
+        dusk[0], output_dir / "masks", sam_checkpoint=arguments.sam_checkpoint, config=config
     )
+    # Both methods start from the same source model and use the same masks.
     methods = {
         "self-training": override(config, SELF_TRAINING),
         "full method": config,
@@ -108,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     models, curves = {"source-only": source}, []
     for name, knobs in methods.items():
         print(f"{name}: adapting", flush=True)
-        folder = out / name.replace(" ", "_")
+        folder = output_dir / name.replace(" ", "_")
         result = train_student(
             source,
             dusk[0],
@@ -126,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         per_class = tuple(score.per_class.values())
         rows.append(ScoreRow(name, score.miou, score.pixel_accuracy, per_class))
     report = describe(rows, curves, models, masks, config, time.monotonic() - started)
-    page = write_page(report, models, dusk, masks, out)
+    page = write_page(report, models, dusk, masks, output_dir)
     print(
         "\n".join(["", results_table(report), "", per_class_table(report), "", f"report: {page}"])
     )
@@ -181,9 +184,9 @@ def write_page(
     models: dict[str, Path],
     dusk: tuple[Path, Path],
     masks: Any,
-    out: Path,
+    output_dir: Path,
 ) -> Path:
-    """Draw a few frames and write the report."""
+    """Draw some frames with every model's prediction, and write the report page."""
     from sfss_ray import MaskStore, load_model
     from sfss_ray.config import EvaluationConfig
     from sfss_ray.data.decoding import read_image
@@ -195,15 +198,15 @@ def write_page(
 
     networks = {name: load_model(path).network for name, path in models.items()}
     store, strips = MaskStore(masks.folder), []
-    for item in pair_labels(*dusk)[5::12]:
-        image = read_image(item.path)
+    for pair in pair_labels(*dusk)[5::12]:
+        image = read_image(pair.path)
         predictions = {
             name: predict_probabilities(net, image, EvaluationConfig()).argmax(0).astype(np.uint8)
             for name, net in networks.items()
         }
-        ids = store.id_map(item.image_id)
-        strips.append(Strip(item.image_id, image, ids, predictions, read_labels(item.label_path)))
-    return write_report(out, report, strips)
+        ids = store.id_map(pair.image_id)
+        strips.append(Strip(pair.image_id, image, ids, predictions, read_labels(pair.label_path)))
+    return write_report(output_dir, report, strips)
 
 
 if __name__ == "__main__":
@@ -215,7 +218,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--source-model", type=Path, help="a model of an earlier run (default: train)"
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/camvid_day2dusk"))
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/camvid_day2dusk"))
     parser.add_argument("--source-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

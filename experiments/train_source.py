@@ -3,9 +3,9 @@
     python experiments/train_source.py
     python experiments/train_source.py --domain camera --keep-only-facts
 
-draws labelled scenes of a domain, trains the compact network on them with `pretrain_source`, scores it
-on other scenes of both domains, and writes source.pt with its facts beside it. With `--domain camera`
-it measures the ceiling: the same network trained with labels of the target domain.
+This recipe draws labelled scenes of a domain, trains the compact network on them with `pretrain_source`
+and scores it on other scenes of both domains. It writes source.pt with its facts beside it. With
+`--domain camera` it measures the ceiling: the same network trained with labels of the target domain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRAIN_SEED, VAL_SEED, VAL_IMAGES = 1, 102, 40
 
 
 def source_config(steps: int, seed: int) -> Config:
-    """Knobs of the training: mild colour jitter, so that some of what is learnt carries over."""
+    """Return the config of the training. Mild colour jitter helps the model on the other domain."""
     return override(
         Config(),
         {
@@ -41,7 +41,7 @@ def source_config(steps: int, seed: int) -> Config:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draw, train, score, write."""
+    """Draw scenes, train the model, score it, and write the model with its facts."""
     from sfss_ray import evaluate_model, pretrain_source
     from sfss_ray.models.model_file import load_model, save_model
     from sfss_ray.models.reading import file_sha256
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     from sfss_ray.streets.default import SOURCE_MODEL
     from sfss_ray.streets.scenes import DOMAINS, write_streets
 
-    data = arguments.work / "data"
+    # The scenes of training and scoring have different seeds, so no scene is in both.
+    data = arguments.output_dir / "data"
     train = data / f"train-{arguments.domain}"
     write_streets(train, arguments.domain, TRAIN_SEED, arguments.scenes)
     vals = {domain: data / f"val-{domain}" for domain in DOMAINS}
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     result = pretrain_source(
         train / "images",
         train / "labels",
-        arguments.work / f"{arguments.domain}-{arguments.steps}",
+        arguments.output_dir / f"{arguments.domain}-{arguments.steps}",
         val_images=vals["camera"] / "images",
         val_labels=vals["camera"] / "labels",
         config=source_config(arguments.steps, arguments.seed),
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
         "miou": {domain: round(score.miou, 2) for domain, score in scores.items()},
         "miou_on": f"{VAL_IMAGES} scenes of each domain, seed {VAL_SEED}, last step",
     }
+    # The shipped weights are stored in half precision, to keep the package small.
     facts = dict(model.facts)
     if not arguments.keep_only_facts:
         save_model(SOURCE_MODEL, model, half=True)
@@ -83,8 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, value in facts.items():
         print(f"{name}: {value}")
     for domain, score in scores.items():
-        shown = {c: round(v, 1) for c, v in score.per_class.items() if v == v}
-        print(f"{domain}: mIoU {score.miou:.2f}, {shown}")
+        per_class = {c: round(v, 1) for c, v in score.per_class.items() if v == v}
+        print(f"{domain}: mIoU {score.miou:.2f}, {per_class}")
 
 
 if __name__ == "__main__":
@@ -95,7 +97,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--scenes", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("runs/source"))
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/source"))
     parser.add_argument(
         "--keep-only-facts", action="store_true", help="print the scores, ship nothing"
     )

@@ -50,4 +50,4 @@ def test_a_broken_contract_is_reported(tmp_path: Path):
     done = lint(contracts)
     assert done.returncode != 0
     assert "1 broken" in done.stdout
-    assert "sfss_ray.config.checks -> sfss_ray.errors" in done.stdout
+    assert "sfss_ray.config.ranges -> sfss_ray.errors" in done.stdout

@@ -90,9 +90,7 @@ def test_documented_commands_are_understood(command, experiment, monkeypatch, tm
     if command.words[0] == "sfss-ray":
         code = cli.main(command.words[1:])
     else:
-        recipe = experiment(Path(command.words[1]).stem)
-        arguments = recipe.parse_arguments(list(command.words[2:]))
-        code = cli.run_guarded(lambda: recipe.run(arguments))
+        code = experiment(Path(command.words[1]).stem).main(list(command.words[2:]))
     printed = capsys.readouterr()
     if "--print-config" in command.words:
         assert code == 0

@@ -1,12 +1,13 @@
-"""Every knob, once: a tree of frozen dataclasses whose ranges are checked when they are made.
+"""Every knob, once: a tree of frozen dataclasses whose ranges are stated in their types.
 
 Paths are arguments of functions, never config, so that a config can be moved between machines.
-`override` is the one way to change a value by name: recipes, saved JSON, the search and the tests
-all go through it.
+`override` is the one way to change a value by name. Recipes, config files, the search and the tests
+all use it.
 """
 
+from sfss_ray.config.config_file import load_config, to_yaml
 from sfss_ray.config.masks import MaskConfig
-from sfss_ray.config.presets import PRESETS, PROTOCOLS, find_preset
+from sfss_ray.config.presets import NETWORK_PRESETS, PRESETS, find_preset
 from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
 from sfss_ray.config.train import (
     AugmentConfig,
@@ -16,11 +17,11 @@ from sfss_ray.config.train import (
     PretrainConfig,
     TrainConfig,
 )
-from sfss_ray.config.tree import Config, SourceWeights, differences, flatten, load_config, override
+from sfss_ray.config.tree import Config, SourceWeights, differences, flatten, override
 
 __all__ = [
+    "NETWORK_PRESETS",
     "PRESETS",
-    "PROTOCOLS",
     "AugmentConfig",
     "ComputeConfig",
     "Config",
@@ -38,4 +39,5 @@ __all__ = [
     "flatten",
     "load_config",
     "override",
+    "to_yaml",
 ]

@@ -1,4 +1,4 @@
-"""What several settings say together, which only a whole config can be asked for."""
+"""Checks of settings that depend on each other, or on the inputs of a run."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> 
     """Check a training stage against the number of its workers.
 
     Raises:
-        ConfigError: the batch cannot be shared out evenly, crops have no neighbour to mix, or the
-            learning rate rises to the last step.
+        ConfigError: the batch cannot be split evenly, crops have no neighbour to mix with, or the
+            learning rate rises until the last step.
     """
     _check_warm_up(stage)
     workers, parts, class_mix = compute.num_workers, stage.accumulate, stage.augment.class_mix
+    # Every worker takes an equal share of the batch, so that the mean of their gradients is the batch's.
     if stage.batch_size % workers:
         raise ConfigError(
             f"batch_size is {stage.batch_size} but there are {workers} workers: choose a"
@@ -35,6 +36,7 @@ def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> 
             f"batch_size is {stage.batch_size} for {workers} workers and accumulate is {parts}: choose"
             f" a multiple of {workers * parts}, or fewer parts"
         )
+    # Class-mix pairs the crops of one forward pass, so their number must be even.
     share = stage.batch_size // (workers * parts)
     if class_mix > 0 and share % 2:
         raise ConfigError(
@@ -45,18 +47,22 @@ def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> 
 
 
 def _check_warm_up(stage: TrainConfig | PretrainConfig) -> None:
-    """A run that ends while its rate still rises has learnt next to nothing."""
+    """Refuse a learning rate that rises until the last step: such a run learns almost nothing."""
     optim, steps = stage.optim, stage.num_steps
     if optim.warmup_steps >= steps or (not optim.warmup_steps and optim.warmup_share >= 1):
         raise ConfigError(
             f"warmup_steps is {optim.warmup_steps} and warmup_share {optim.warmup_share:g} of num_steps"
-            f" {steps}: the learning rate would rise to the last step; lower warmup_steps (0:"
-            " warmup_share decides), or take more steps"
+            f" {steps}: the learning rate would rise until the last step; lower warmup_steps (0:"
+            " warmup_share decides), or train for more steps"
         )
 
 
 def score_name(config: TuneConfig, labelled: bool) -> str:
-    """Resolve `score = auto`; ConfigError when mIoU is asked for without labels."""
+    """Return the score that trials are compared by, with auto resolved.
+
+    Raises:
+        ConfigError: the score is mIoU and there are no labels.
+    """
     if config.score == "val_miou" and not labelled:
         raise ConfigError(
             "score is 'val_miou' but no val_images and val_labels were given: give them, or choose"
@@ -68,7 +74,7 @@ def score_name(config: TuneConfig, labelled: bool) -> str:
 
 
 def require_held_out(score: str, held_out: int) -> None:
-    """ConfigError when a score without labels has no images to look at."""
+    """Raise ConfigError when a label-free score has no held-out images."""
     if score in SCORES and not held_out:
         raise ConfigError(
             f"score is {score!r} but no target images are held out for it: raise"

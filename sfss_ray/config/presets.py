@@ -1,6 +1,6 @@
-"""Settings of the field by name: plain dotted names for `override`, for pretraining and adaptation.
+"""Published settings by name: dotted names for `override`, for pretraining and adaptation.
 
-`override(Config(), PRESETS["transformer"])`; single knobs laid over it win.
+`override(Config(), PRESETS["transformer"])`. Single knobs set over a preset win.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from sfss_ray.errors import ConfigError
 
 _OPTIM: dict[str, dict[str, Any]] = {
-    # DeepLabV2's line: SGD with momentum .9, the rate of AdaptSegNet and its heirs, no warm-up.
+    # DeepLabV2's line: SGD with momentum 0.9, the rate of AdaptSegNet and its successors, no warm-up.
     "cnn": {
         "optimizer": "sgd",
         "learning_rate": 2.5e-4,
@@ -32,7 +32,7 @@ _OPTIM: dict[str, dict[str, Any]] = {
     },
 }
 _ADAPTATION: dict[str, dict[str, Any]] = {
-    # Published: 9 to 20 thousand steps of 4 to 6 crops, momentum .99 to .9999.
+    # Published: 9 to 20 thousand steps of 4 to 6 crops, momentum 0.99 to 0.9999.
     "cnn": {
         "num_steps": 15000,
         "evaluate_every": 2500,
@@ -48,11 +48,17 @@ _ADAPTATION: dict[str, dict[str, Any]] = {
         "augment.crop_size": [512, 512],
     },
 }
+# Both lines show the network images of 1024x512, and zoom them by 0.75 to 1.25 in training.
+_IMAGE_SIZE: dict[str, Any] = {
+    "train.augment.scale_range": [0.75, 1.25],
+    "train.augment.max_size": 1024,
+    "evaluation.max_size": 1024,
+}
 
-# What is done with masks and pseudo-labels, whatever the network and its optimiser.
+# What masks and pseudo-labels are used for, independent of network and optimiser.
 _METHODS: dict[str, dict[str, Any]] = {
-    # As near to the abstract of Ren et al. 2024 as it can be read: pseudo-labels weighted by an image's
-    # share of sure pixels, contrast in an embedding of its own, from masks alone.
+    # As close to the abstract of Ren et al. 2024 as it can be read: pseudo-labels weighted by an
+    # image's share of confident pixels, contrast in an embedding of its own, from masks alone.
     "paper_like": {
         "train.batch_norm": "adapt",
         "train.loss.thresholds": "paper_like",
@@ -61,7 +67,7 @@ _METHODS: dict[str, dict[str, Any]] = {
         "train.loss.mask_vote": "none",
         "train.loss.prior_power": 0.0,
     },
-    # The defaults, by name: the best of ours with masks a user can have (experiments/README.md).
+    # The defaults, by name: our best with masks that need no labels (experiments/README.md).
     "recommended": {
         "train.batch_norm": "target",
         "train.loss.thresholds": "class_adaptive",
@@ -73,20 +79,23 @@ _METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
-PROTOCOLS = tuple(_OPTIM)
-"""Presets of optimiser and schedule; the others say what is done with masks."""
+NETWORK_PRESETS = tuple(_OPTIM)
+"""Presets of optimiser, schedule and image size. The others are presets of the method."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     name: {
-        f"{stage}.optim.{knob}": v for stage in ("pretrain", "train") for knob, v in values.items()
+        f"{stage}.optim.{knob}": value
+        for stage in ("pretrain", "train")
+        for knob, value in optim.items()
     }
     | {f"train.{knob}": value for knob, value in _ADAPTATION[name].items()}
-    for name, values in _OPTIM.items()
+    | _IMAGE_SIZE
+    for name, optim in _OPTIM.items()
 } | _METHODS
 
 
 def find_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset; ConfigError lists the known ones."""
+    """Return the settings of a preset; ConfigError lists the known ones."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}: known are {', '.join(PRESETS)}")
     return PRESETS[name]

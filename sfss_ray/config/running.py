@@ -1,144 +1,121 @@
-"""Knobs of evaluation, of the search (stage 3), and of where it all runs."""
+"""Knobs of evaluation, of the search (stage 3), and of the machines that run them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
-from sfss_ray.config.checks import (
-    are_numbers,
-    require,
-    require_one_of,
-    require_range,
-    require_zooms,
+from sfss_ray.config.ranges import (
+    Common,
+    Count,
+    Interval,
+    PositiveInt,
+    Range,
+    Sizes,
+    Zooms,
+    check_knobs,
 )
 from sfss_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How a network is scored and where its label-free scores look."""
+    """How a network sees an image when it is scored, and which target images are held out."""
 
-    batch_size: int = 1
-    """Images per forward pass (images of one size only are put together)."""
-    max_size: int = 2048
-    """Longer images are scaled down to this many pixels on their longest side for the network;
-    logits are scaled back, so that labels are always compared at their own size."""
-    held_out_share: float = 0.15
-    """Share of the target images that training never sees: label-free scores look there."""
-    held_out_max: int = 64
-    """Most images held out."""
+    batch_size: PositiveInt = 1
+    """Images per forward pass. Only images of equal size share a pass."""
+    max_size: Annotated[int, Range(32), Common] = 2048
+    """Longest image side that the network sees, in pixels. Longer images are scaled down, and logits
+    are scaled back, so that labels are always compared at their own size."""
+    held_out_share: Annotated[float, Range(0, 0.5)] = 0.15
+    """Share of the target images that training never sees. Label-free scores use them."""
+    held_out_max: Count = 64
+    """Largest number of images held out."""
     mode: Literal["whole", "slide"] = "whole"
-    """whole: the image at once; slide: windows whose logits are averaged where they overlap."""
-    window: tuple[int, int] = (512, 512)
-    """slide: (height, width) of a window, pixels."""
-    stride: tuple[int, int] = (341, 341)
-    """slide: (down, right) steps between windows, pixels; at most the window."""
+    """whole: the whole image at once. slide: windows, whose logits are averaged where they overlap."""
+    window: Annotated[tuple[int, int], Sizes("height", "width", at_least=32)] = (512, 512)
+    """slide: (height, width) of a window in pixels."""
+    stride: Annotated[tuple[int, int], Sizes("down", "right", at_least=1)] = (341, 341)
+    """slide: (down, right) steps between windows in pixels, at most the window."""
     flip: bool = False
     """Average the probabilities with those of the mirrored image (test-time augmentation)."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities over these zooms of the image; (1.0,) is no augmentation."""
-    pictures: int = 6
+    scales: Annotated[tuple[float, ...], Zooms(0.1, 4)] = (1.0,)
+    """Average the probabilities over these zooms of the image. A single 1.0 is no augmentation."""
+    pictures: Annotated[int, Range(0, 100)] = 6
     """Images shown in the report."""
 
     def __post_init__(self):
-        require(self, "batch_size", 1)
-        require(self, "max_size", 32)
-        require(self, "held_out_share", 0, 0.5)
-        require(self, "held_out_max", 0)
-        require(self, "pictures", 0, 100)
-        require_one_of(self, "mode", ("whole", "slide"))
-        _require_windows(self)
-        require_zooms(self, "scales")
-
-
-def _require_windows(config: EvaluationConfig) -> None:
-    window, stride = config.window, config.stride
-    if not are_numbers(window, whole=True) or min(window) < 32:
-        raise ConfigError(
-            f"window is {window!r}: allowed is (height, width), each 32 or more pixels"
-        )
-    fits = are_numbers(stride, whole=True) and min(stride) >= 1
-    if not fits or stride[0] > window[0] or stride[1] > window[1]:
-        raise ConfigError(
-            f"stride is {stride!r}: allowed is (down, right), each 1 to the window's {window!r}, so that"
-            " no pixel is left out"
-        )
+        check_knobs(self)
+        if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
+            raise ConfigError(
+                f"stride is {self.stride!r}: allowed is (down, right), each 1 to the window's"
+                f" {self.window!r}, so that every pixel is covered"
+            )
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """Stage 3: the joint search of temperature, contrast_weight and ema_momentum."""
 
-    num_trials: int = 8
-    """Trained students; the first uses the config's own values."""
-    temperature_range: tuple[float, float] = (0.03, 0.7)
-    """Searched log-uniformly."""
-    contrast_weight_range: tuple[float, float] = (0.01, 2.0)
-    """Searched log-uniformly."""
-    ema_gap_range: tuple[float, float] = (1e-4, 1e-2)
-    """1 - ema_momentum, searched log-uniformly."""
+    num_trials: Annotated[int, Range(1), Common] = 8
+    """Number of students that are trained. The first uses the config's own values."""
+    temperature_range: Annotated[tuple[float, float], Interval(0, above=True)] = (0.03, 0.7)
+    """Range of temperature, searched log-uniformly."""
+    contrast_weight_range: Annotated[tuple[float, float], Interval(0, above=True)] = (0.01, 2.0)
+    """Range of contrast_weight, searched log-uniformly."""
+    ema_gap_range: Annotated[tuple[float, float], Interval(0, 1, above=True)] = (1e-4, 1e-2)
+    """Range of 1 - ema_momentum, searched log-uniformly."""
     early_stopping: bool = True
-    """ASHA: of one-worker trials past the ramp, the weaker part is stopped at each look."""
-    reduction_factor: int = 3
-    """ASHA keeps one of so many trials at each look."""
-    score: Literal[
-        "auto",
-        "mask_information",
-        "balanced_mask_information",
-        "agreement",
-        "entropy",
-        "neighbourhood_density",
-        "val_miou",
+    """Stop the weaker trials at each evaluation after the ramp (ASHA). One-worker trials only."""
+    reduction_factor: Annotated[int, Range(2)] = 3
+    """ASHA keeps one in this many trials at each evaluation."""
+    score: Annotated[
+        Literal[
+            "auto",
+            "mask_information",
+            "balanced_mask_information",
+            "agreement",
+            "entropy",
+            "neighbourhood_density",
+            "val_miou",
+        ],
+        Common,
     ] = "auto"
-    """auto: val_miou (an oracle: needs target labels) when labels are given, else
-    balanced_mask_information, which ranked students best on both pairs of
-    experiments/studies/score_quality.py.
-    The others need no labels either. A collapsed student is never picked, whatever its score."""
+    """Score that trials are compared by. auto: val_miou when labels are given (an oracle, because it
+    needs target labels), else balanced_mask_information. That one ranked students best on both pairs
+    of experiments/studies/score_quality.py. The others need no labels either. A collapsed student is
+    never chosen, whatever its score."""
 
     def __post_init__(self):
-        require(self, "num_trials", 1)
-        for name in ("temperature_range", "contrast_weight_range"):
-            require_range(self, name, 0)
-        require_range(self, "ema_gap_range", 0, 1)
-        require(self, "reduction_factor", 2)
-        require_one_of(self, "score", get_args(get_type_hints(TuneConfig)["score"]))
+        check_knobs(self)
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """Where it runs. Changes speed, never results (but for rounding)."""
+    """The machines of a run. These knobs change speed, never results (apart from rounding)."""
 
-    address: str = "auto"
-    """Ray address: auto joins the cluster of RAY_ADDRESS or a job, else starts one here; local always
-    starts one here; HOST:PORT must be reachable."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA when this machine has it."""
-    num_workers: int = 1
+    address: Annotated[str, Common] = "auto"
+    """Ray cluster: auto, local or HOST:PORT. auto joins the cluster of RAY_ADDRESS or of a job, and
+    otherwise starts one on this machine. local always starts one here. HOST:PORT must be reachable."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], Common] = "auto"
+    """Device of the networks: auto, cpu or cuda. auto: CUDA when this machine has it."""
+    num_workers: Annotated[int, Range(1), Common] = 1
     """Data-parallel training workers (one GPU each on CUDA)."""
-    cpus_per_worker: float = 1.0
-    """CPUs reserved per training worker; also its number of compute threads."""
-    mask_actors: int = 0
-    """Processes that generate masks; 0: one per GPU, or one per CPU."""
-    predict_actors: int = 0
-    """Processes that predict images on Ray; 0: one per GPU, or one per CPU."""
-    predict_on_ray_from: int = 200
-    """Images still to predict from which prediction starts or joins a cluster; fewer are done
-    in-process. 1: always on Ray."""
-    concurrent_trials: int = 0
-    """Trials at the same time; 0: as many as fit."""
-    loader_processes: int = 0
-    """Processes per training worker that read and augment images; 2 to 8 keep a GPU busy."""
-    max_failures: int = 2
-    """Times a training run is restarted from its last checkpoint after a worker died."""
+    cpus_per_worker: Annotated[float, Range(0, above=True)] = 1.0
+    """CPUs reserved per training worker. This is also its number of compute threads."""
+    mask_actors: Count = 0
+    """Processes that generate masks. 0: one per GPU, or one per CPU."""
+    predict_actors: Count = 0
+    """Processes that predict images on Ray. 0: one per GPU, or one per CPU."""
+    predict_on_ray_from: PositiveInt = 200
+    """Number of remaining images from which prediction starts or joins a cluster. Fewer images are
+    predicted in this process. 1: always on Ray."""
+    concurrent_trials: Count = 0
+    """Trials that run at the same time. 0: as many as fit."""
+    loader_processes: Count = 0
+    """Processes per training worker that read and augment images. 2 to 8 keep a GPU busy."""
+    max_failures: Annotated[int, Range(-1)] = 2
+    """Restarts of a training from its last checkpoint after a worker died. -1: no limit."""
 
     def __post_init__(self):
-        require_one_of(self, "device", ("auto", "cpu", "cuda"))
-        require(self, "num_workers", 1)
-        require(self, "cpus_per_worker", 0, above=True)
-        require(self, "mask_actors", 0)
-        require(self, "predict_actors", 0)
-        require(self, "predict_on_ray_from", 1)
-        require(self, "concurrent_trials", 0)
-        require(self, "loader_processes", 0)
-        require(self, "max_failures", -1)
+        check_knobs(self)

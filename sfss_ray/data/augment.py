@@ -81,17 +81,26 @@ def draw_geometry(
     The zoom is log-uniform in `scale_range`, and raised where the image would not fill the crop.
 
     Args:
-        config: `crop_size`, `scale_range` and `flip` are used.
+        config: `crop_size`, `scale_range`, `max_size` and `flip` are used.
         image_size: (height, width) of the image.
         rng: The source of random numbers.
     """
-    low, high = np.log(config.scale_range)
+    low, high = np.log(_scale_range(config, image_size))
     min_scale = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
     scale = max(float(np.exp(rng.uniform(low, high))), min_scale)
     slack = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
     row, column = (float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack)
     flip = bool(config.flip and rng.random() < 0.5)
     return Geometry(row, column, scale, flip, config.crop_size)
+
+
+def _scale_range(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[float, float]:
+    """Return the range of zooms relative to the image itself, whatever size `scale_range` refers to."""
+    low, high = config.scale_range
+    if config.max_size is None:
+        return low, high
+    shrink = min(1.0, config.max_size / max(image_size))
+    return low * shrink, high * shrink
 
 
 def strong_view(image: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:

@@ -118,7 +118,7 @@ def evaluate_model(
     labels: Path | str,
     *,
     card: CardLike | None = None,
-    output: Path | None = None,
+    output_dir: Path | str | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> EvaluationResult:
@@ -132,7 +132,7 @@ def evaluate_model(
             CamVid (see `config.labels_format`). Classes are matched by name.
         card: Entries that replace the preprocessing known for the checkpoint's family: JSON file,
             mapping or Card.
-        output: Folder for evaluation.json, per_class.csv and confusion.png.
+        output_dir: Folder for evaluation.json, per_class.csv and confusion.png.
         config: `evaluation`, `labels_format`, `labels_classes` and `compute.device` are used.
         progress: Called with a line of text as the work proceeds.
 
@@ -160,7 +160,7 @@ def evaluate_model(
     examination = Examination(source.classes, folder.pairs, config=config.evaluation)
     matrix = examination.matrix(network, progress)
     result = _result(matrix, source.classes, folder, config)
-    return result if output is None else _write(result, source, output, config)
+    return result if output_dir is None else _write(result, source, output_dir, config)
 
 
 def _result(

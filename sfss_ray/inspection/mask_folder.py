@@ -21,7 +21,7 @@ MAX_PICTURES = 200
 def inspect_masks(
     folder: Path | str,
     *,
-    output: Path | str | None = None,
+    output_file: Path | str | None = None,
     pictures: int = 12,
     config: Config | None = None,
     progress: ProgressSink = print_line,
@@ -30,7 +30,7 @@ def inspect_masks(
 
     Args:
         folder: Folder of masks made by `generate_masks` or `import_masks`.
-        output: PNG file of the contact sheet; default inspect.png in the folder.
+        output_file: PNG file of the contact sheet; default inspect.png in the folder.
         pictures: Images on the contact sheet; 0 draws none.
         config: `seed` chooses the images of the contact sheet.
         progress: Called with a line of text as work goes on.
@@ -48,7 +48,7 @@ def inspect_masks(
         raise ConfigError(f"pictures is {pictures}: allowed is 0 to {MAX_PICTURES}; choose fewer")
     unreadable_files = _unreadable_files(Path(folder))
     store = MaskStore(folder)
-    sheet_file = Path(output or Path(folder) / SHEET_FILE)
+    sheet_file = Path(output_file or Path(folder) / SHEET_FILE)
     if pictures:
         refuse_among_images(sheet_file, store)
 

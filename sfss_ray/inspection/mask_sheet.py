@@ -76,7 +76,7 @@ def refuse_among_images(sheet: Path, store: MaskStore) -> None:
     if images is not None and sheet.resolve().is_relative_to(images):
         raise DataError(
             f"contact sheet {str(sheet)!r} lies in the folder of the images, {str(images)!r}, and would"
-            " count as one of them: give another path (output)"
+            " count as one of them: give another path (output_file)"
         )
 
 

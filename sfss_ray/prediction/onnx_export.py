@@ -65,7 +65,7 @@ class ExportResult:
 
 def export_onnx(
     model: SourceLike,
-    output: Path | str,
+    output_file: Path | str,
     *,
     size: tuple[int, int] = (512, 1024),
     card: CardLike | None = None,
@@ -81,7 +81,7 @@ def export_onnx(
     Args:
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
-        output: The ONNX file; an existing file is replaced.
+        output_file: The ONNX file; an existing file is replaced.
         size: (height, width) of the images in pixels, each 32 or more; where height and width may have
             any length, the size that is checked first.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
@@ -101,7 +101,7 @@ def export_onnx(
     _require_onnx()
     source = open_source(model, card, config.source_weights)
     network = source.load("cpu")
-    path = require_lasting(output, "ONNX file")
+    path = require_lasting(output_file, "ONNX file")
     with whole_file(path) as temporary:
         check = _export_checked(network, temporary, size, config.seed, progress)
     batch = "B" if "batch" in check.dynamic else "1"

@@ -192,7 +192,7 @@ def start_adaptation(
     source_model: Path, streets: Path, config_file: Path, out: Path, masks: Path | None = None
 ) -> subprocess.Popen:
     words = ["adapt", "--source-model", source_model, "--target-images"]
-    words += [streets / "target" / "images", "--output-dir", out, "--config-file", config_file]
+    words += [streets / "target" / "images", "--output-dir", out, "--config", config_file]
     return start(*words, *(["--masks", masks] if masks else []))
 
 

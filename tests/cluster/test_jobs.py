@@ -96,7 +96,7 @@ def test_the_main_job_runs_as_a_submitted_job(head, source_model, streets, tiny_
         "--val-labels",
         streets / "val" / "labels",
     ]
-    result = submit(address, env, *words, "--output", out, "--config", config)
+    result = submit(address, env, *words, "--output-dir", out, "--config", config)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "source-only" in result.stdout
     assert "best: trial" in result.stdout

@@ -1,4 +1,4 @@
-"""Inputs of a training that are refused before a cluster starts."""
+"""Settings that do not fit each other are refused before a cluster starts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_warm_up_to_the_last_step_is_refused(stage):
     check(num_steps=1501, optim__warmup_steps=1500)
     check(optim__warmup_steps=5000, num_steps=40000)
     for knobs in ({"num_steps": 1500, "optim__warmup_steps": 1500}, {"optim__warmup_share": 1.0}):
-        with pytest.raises(ConfigError, match="rise to the last step; lower warmup_steps"):
+        with pytest.raises(ConfigError, match="rise until the last step; lower warmup_steps"):
             check(**knobs)
 
 

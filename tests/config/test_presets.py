@@ -1,21 +1,63 @@
-"""Presets are the field's settings, over both trainings, and nothing but known knobs."""
+"""Presets hold published settings of known knobs, for pretraining and adaptation alike."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from sfss_ray.config import PRESETS, PROTOCOLS, Config, OptimConfig, find_preset, override
+from sfss_ray.config import (
+    NETWORK_PRESETS,
+    PRESETS,
+    AugmentConfig,
+    Config,
+    OptimConfig,
+    find_preset,
+    override,
+)
+from sfss_ray.data.augment import draw_geometry
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", NETWORK_PRESETS)
 def test_a_preset_sets_pretraining_and_adaptation_alike(name):
     config = override(Config(), find_preset(name))
     assert config.pretrain.optim == config.train.optim
     assert config.pretrain.optim != Config().pretrain.optim
+
+
+@pytest.mark.parametrize("name", NETWORK_PRESETS)
+def test_a_preset_shows_the_network_images_of_1024_pixels(name):
+    config = override(Config(), find_preset(name))
+    assert config.evaluation.max_size == 1024
+    augment = config.train.augment
+    assert (augment.scale_range, augment.max_size) == ((0.75, 1.25), 1024)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "smallest", "largest"),
+    [((1024, 2048), 0.375, 0.625), ((512, 1024), 0.75, 1.25), ((400, 600), 0.75, 1.25)],
+)
+def test_the_zoom_is_relative_to_an_image_of_that_size(image_size, smallest, largest):
+    """Images of 2048x1024 count as scaled down to 1024x512. Smaller images stay as they are."""
+    augment = AugmentConfig(crop_size=(32, 32), scale_range=(0.75, 1.25), max_size=1024)
+    rng = np.random.default_rng(0)
+    scales = [draw_geometry(augment, image_size, rng).scale for _ in range(400)]
+    assert smallest <= min(scales) < smallest * 1.01
+    assert largest * 0.99 < max(scales) <= largest
+
+
+def test_the_zoom_is_that_of_a_range_for_the_images_own_size():
+    relative = AugmentConfig(crop_size=(32, 32), scale_range=(0.75, 1.25), max_size=1024)
+    absolute = AugmentConfig(crop_size=(32, 32), scale_range=(0.375, 0.625))
+    for seed in range(20):
+        first, second = (
+            draw_geometry(augment, (1024, 2048), np.random.default_rng(seed))
+            for augment in (relative, absolute)
+        )
+        assert first == second
 
 
 def optim(name: str) -> OptimConfig:
@@ -58,8 +100,8 @@ def test_unknown_presets_are_refused_with_the_known_ones():
         find_preset("vit")
 
 
-def test_presets_of_the_method_say_nothing_of_optimiser_and_schedule():
-    for name in set(PRESETS) - set(PROTOCOLS):
+def test_presets_of_the_method_set_no_optimiser_or_schedule():
+    for name in set(PRESETS) - set(NETWORK_PRESETS):
         config = override(Config(), find_preset(name))
         assert config.pretrain == Config().pretrain
         assert config.train.optim == Config().train.optim

@@ -154,7 +154,12 @@ def test_the_official_mean_is_printed_where_it_differs(data, tmp_path):
     assert only_predicted
     road = 100 * float(np.mean(np.array(guesses) == 0))
     result = evaluate_model(
-        mine, data / "city", tmp_path / "labels", output=tmp_path / "out", config=CPU, progress=str
+        mine,
+        data / "city",
+        tmp_path / "labels",
+        output_dir=tmp_path / "out",
+        config=CPU,
+        progress=str,
     )
     official = road / (1 + len(only_predicted))
     assert (result.miou, result.official_miou) == pytest.approx((road, official))
@@ -176,7 +181,7 @@ def test_table_picture_and_json_are_written(data, tmp_path):
         model(CITYSCAPES_19),
         data / "syn",
         data / "synLabels",
-        output=tmp_path / "out",
+        output_dir=tmp_path / "out",
         config=CPU,
         progress=str,
     )

@@ -81,7 +81,7 @@ def test_no_contact_sheet_is_put_among_the_images(mask_folder: Path, tmp_path: P
     (line,) = capsys.readouterr().err.splitlines()
     assert f"inspect.png' lies in the folder of the images, '{tmp_path / 'images'}'" in line
     assert len(list_images(tmp_path / "images")) == 3
-    assert inspect(inside, output=tmp_path / "sheet.png").sheet == tmp_path / "sheet.png"
+    assert inspect(inside, output_file=tmp_path / "sheet.png").sheet == tmp_path / "sheet.png"
     assert inspect(inside, pictures=0).sheet is None
 
 

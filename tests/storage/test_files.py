@@ -156,7 +156,7 @@ def test_results_are_refused_in_the_folder_that_ray_unpacks_for_a_job(
         ["tune", "--source-model", "@m", "--target-images", "@", "--output-dir", "out"],
         ["pretrain", "--images", "@", "--labels", "@l", "--output-dir", "out"],
         ["predict", "@m", "@", "out"],
-        ["evaluate", "--model", "@m", "--images", "@", "--labels", "@l", "--output", "out"],
+        ["evaluate", "--model", "@m", "--images", "@", "--labels", "@l", "--output-dir", "out"],
         ["export", "@m", "out.onnx"],
     ],
     ids=lambda words: words[0],

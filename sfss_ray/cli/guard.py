@@ -1,0 +1,47 @@
+"""Commands end in an exit code and at most one line of error."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from sfss_ray.errors import SfssError
+from sfss_ray.runtime.threads import keep_freed_memory
+from sfss_ray.storage.files import is_disk_full
+
+INTERRUPTED = 130
+
+
+def run_guarded(work: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code.
+
+    That is the code that `work` returns, or 0. An SfssError becomes one line and code 2, Ctrl-C becomes
+    code 130. SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal whose encoding lacks a character
+            stream.reconfigure(errors="backslashreplace")
+    keep_freed_memory()
+    try:
+        return work() or 0
+    except SfssError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to resume", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            f"error: the disk is full ({error}): free some space and run again. Finished work is kept",
+            file=sys.stderr,
+        )
+        return 2

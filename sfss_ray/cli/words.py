@@ -1,0 +1,93 @@
+"""The words of a command line: options taken out of them, and names refused with the right one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from sfss_ray.cli.options import all_options, option_name
+from sfss_ray.cli.verbs import VERBS, Verb
+from sfss_ray.config.knobs import list_knobs
+from sfss_ray.errors import ConfigError
+
+_FORMER_NAMES = {
+    "--config-file": ("--config",),
+    "--output": ("--output-dir", "--output-file"),
+    "--protocol": ("--preset",),
+    "--num-steps": ("--train.num-steps", "--pretrain.num-steps"),
+    "--num-trials": ("--tune.num-trials",),
+    "--num-workers": ("--compute.num-workers",),
+    "--address": ("--compute.address",),
+}
+"""Option names of earlier versions, with the names that replace them."""
+
+
+def option_names(words: Sequence[str]) -> list[str]:
+    """Return the options among the words, spelled with dashes and without their values."""
+    return [
+        word.partition("=")[0].replace("_", "-")
+        for word in words
+        if word.startswith("--") and word != "--"
+    ]
+
+
+def take_flag(words: Sequence[str], *names: str) -> tuple[bool, list[str]]:
+    """Return whether a flag is among the words, and the words without it."""
+    rest = [word for word in words if word.replace("_", "-") not in names]
+    return len(rest) < len(words), rest
+
+
+def take_value(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Return the last value of an option, and the words without the option and its values.
+
+    Raises:
+        ConfigError: the option is the last word, or another option follows it.
+    """
+    value: str | None = None
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        option, equals, joined = word.partition("=")
+        if option != name:
+            rest.append(word)
+            continue
+        value = joined if equals else next(remaining, "")
+        if not value or value.startswith("--"):
+            raise ConfigError(f"{name} has no value: give one, as in {name} VALUE")
+    return value, rest
+
+
+def refuse_unknown_options(verb: Verb, words: Sequence[str], program: str) -> None:
+    """Refuse options that the verb does not use.
+
+    Raises:
+        ConfigError: an option has a former name (the new one is named), belongs to other verbs (they
+            are named), or does not exist (similar ones are named).
+    """
+    names = {name for option in all_options(verb) for name in option.names}
+    for name in option_names(words):
+        if name not in names:
+            raise ConfigError(_refusal(name, names, program))
+
+
+def _refusal(name: str, names: set[str], program: str) -> str:
+    """Return why an option is refused, and which one to use."""
+    current = next((new for new in _FORMER_NAMES.get(name, ()) if new in names), None)
+    if current is not None:
+        return f"{name} has a new name: use {current}"
+    users = [verb.name for verb in VERBS.values() if _takes(verb, name)]
+    if users:
+        return f"{name} is not an option of {program}: it is used by {', '.join(users)}"
+    similar = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    similar += [option for option in sorted(names) if option.endswith(f".{name[2:]}")]
+    advice = f"did you mean {' or '.join(dict.fromkeys(similar))}? " if similar else ""
+    return f"unknown option {name} of {program}: {advice}{program} --help-all lists its options"
+
+
+def _takes(verb: Verb, name: str) -> bool:
+    """Return whether a verb has an option of this name; knobs are checked first, without imports."""
+    knob_names = {option_name(knob.name): knob.name for knob in list_knobs()}
+    positive = name.replace(".no-", ".")
+    if positive in knob_names:
+        return verb.uses_knob(knob_names[positive])
+    return any(name in option.names for option in all_options(verb))

@@ -1,0 +1,249 @@
+"""Allowed values of knobs, stated once in their types and checked by one routine.
+
+    learning_rate: Annotated[float, Range(0, 10, above=True)] = 2e-4
+    crop_size: Annotated[tuple[int, int], Sizes("height", "width", at_least=32)] = (512, 512)
+
+`check_knobs` validates a config dataclass in its `__post_init__`, and `coerce` converts a JSON or YAML
+value to the type of a knob. Both read the same `KnobType`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+
+from sfss_ray.errors import ConfigError
+
+
+class Constraint(Protocol):
+    """Allowed values of a knob beyond its plain type."""
+
+    def allows(self, value: Any, number: type) -> bool:
+        """Return whether a value is allowed; `number` is int or float, of the value or its entries."""
+        ...
+
+    def describe(self, number: type) -> str:
+        """Return the allowed values in words, for errors and documents."""
+        ...
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from `low` to `high`; with `above` it must be greater than `low`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def allows(self, value: Any, number: type) -> bool:
+        if not is_number(value, number):
+            return False
+        return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+    def describe(self, number: type) -> str:
+        kind = "a whole number in " if number is int else ""
+        limit = "inf)" if math.isinf(self.high) else f"{self.high:g}]"
+        return f"{kind}{'(' if self.above else '['}{self.low:g}, {limit}; choose a value there"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A pair of numbers in ascending order within `low` and `high`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    names: tuple[str, str] = ("smallest", "largest")
+
+    def allows(self, value: Any, number: type) -> bool:
+        if not _are_numbers(value, number) or len(value) != 2:
+            return False
+        first_fits = value[0] > self.low if self.above else value[0] >= self.low
+        return first_fits and value[0] <= value[1] <= self.high
+
+    def describe(self, number: type) -> str:
+        first, second = self.names
+        relation = "<" if self.above else "<="
+        return (
+            f"a pair ({first}, {second}) with {self.low:g} {relation} {first} <= {second}"
+            f" <= {self.high:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A pair of lengths in pixels, each at least `at_least`."""
+
+    first: str
+    second: str
+    at_least: int
+
+    def allows(self, value: Any, number: type) -> bool:
+        return _are_numbers(value, number) and len(value) == 2 and min(value) >= self.at_least
+
+    def describe(self, number: type) -> str:
+        return f"({self.first}, {self.second}), each {self.at_least} or more pixels"
+
+
+@dataclass(frozen=True)
+class Zooms:
+    """One or more zoom factors from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def allows(self, value: Any, number: type) -> bool:
+        in_range = _are_numbers(value, number) and len(value) > 0
+        return in_range and all(self.low <= zoom <= self.high for zoom in value)
+
+    def describe(self, number: type) -> str:
+        return f"one or more zooms in [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class _Level:
+    name: str
+
+
+Common = _Level("common")
+"""Marks a knob that most users set; the short help page lists these alone."""
+Research = _Level("research")
+"""Marks a knob that only the ablation studies set; help pages leave it out."""
+
+PositiveInt = Annotated[int, Range(1)]
+Count = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclass(frozen=True)
+class KnobType:
+    """A knob's annotation, taken apart."""
+
+    plain: Any
+    """bool, int, float, str, a Literal, a tuple of numbers, or a nested config dataclass."""
+    optional: bool
+    """Whether None is allowed too."""
+    constraint: Constraint | None
+    level: str
+    """common, advanced or research."""
+
+    @property
+    def is_group(self) -> bool:
+        """Whether this is a nested config dataclass."""
+        return dataclasses.is_dataclass(self.plain)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a Literal; empty for any other type."""
+        return get_args(self.plain) if get_origin(self.plain) is Literal else ()
+
+    @property
+    def number(self) -> type:
+        """int or float: the type of the value, or of its entries where it is a tuple."""
+        is_tuple = get_origin(self.plain) is tuple
+        return get_args(self.plain)[0] if is_tuple else self.plain
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.constraint is not None:
+            return self.constraint.describe(self.number)
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return f"a {self.plain.__name__}"
+
+    def allows(self, value: Any) -> bool:
+        """Return whether a value has this type and lies in its range."""
+        if value is None:
+            return self.optional
+        if self.constraint is not None:
+            return self.constraint.allows(value, self.number)
+        if self.choices:
+            return isinstance(value, str) and value in self.choices
+        if self.plain in (int, float):
+            return is_number(value, self.plain)
+        return isinstance(value, self.plain)
+
+
+@functools.cache
+def knob_types(config_class: type) -> dict[str, KnobType]:
+    """Return the type of every knob of a config dataclass, by name, in its order."""
+    hints = get_type_hints(config_class, include_extras=True)
+    return {knob.name: read_type(hints[knob.name]) for knob in dataclasses.fields(config_class)}
+
+
+def read_type(hint: Any) -> KnobType:
+    """Take an annotation apart: `Annotated`, `X | None`, and a constraint or a level on either."""
+    notes: list[Any] = []
+    optional = False
+    while True:
+        if get_origin(hint) is Annotated:
+            notes.extend(hint.__metadata__)
+            hint = hint.__origin__
+        elif get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
+            (hint,) = (part for part in get_args(hint) if part is not type(None))
+            optional = True
+        else:
+            break
+    constraint = next((note for note in notes if hasattr(note, "allows")), None)
+    level = next((note.name for note in notes if isinstance(note, _Level)), "advanced")
+    return KnobType(hint, optional, constraint, level)
+
+
+def check_knobs(config: Any) -> None:
+    """Check every knob of a config dataclass against its type.
+
+    Raises:
+        ConfigError: a value is out of its range or of another type. The message has the knob's name,
+            its value and what is allowed.
+    """
+    for name, knob_type in knob_types(type(config)).items():
+        value = getattr(config, name)
+        if not knob_type.allows(value):
+            raise ConfigError(f"{name} is {value!r}: allowed is {knob_type.allowed}")
+
+
+def coerce(value: Any, knob_type: KnobType, name: str) -> Any:
+    """Convert a JSON or YAML value to a knob's type: whole numbers to floats, lists to tuples.
+
+    Raises:
+        ConfigError: the value is of another type. Ranges are checked by `check_knobs`.
+    """
+    if value is None and knob_type.optional:
+        return None
+    if get_origin(knob_type.plain) is tuple:
+        return _coerce_tuple(value, knob_type, name)
+    plain = str if knob_type.choices else knob_type.plain
+    return _coerce_one(value, plain, name)
+
+
+def _coerce_tuple(value: Any, knob_type: KnobType, name: str) -> tuple[Any, ...]:
+    entries = get_args(knob_type.plain)
+    has_any_length = Ellipsis in entries
+    if not isinstance(value, (tuple, list)) or not (has_any_length or len(value) == len(entries)):
+        raise ConfigError(f"{name} is {value!r}: allowed is a tuple, {knob_type.allowed}")
+    return tuple(_coerce_one(entry, entries[0], name) for entry in value)
+
+
+def _coerce_one(value: Any, plain: type, name: str) -> Any:
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{name} is {value!r}: allowed is a {plain.__name__}")
+
+
+def is_number(value: object, number: type) -> bool:
+    """Return whether a value is a finite int, or with `number` float a finite int or float."""
+    kinds = int if number is int else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_numbers(values: Any, number: type) -> bool:
+    is_sequence = isinstance(values, Sequence) and not isinstance(values, str)
+    return is_sequence and all(is_number(value, number) for value in values)

@@ -1,0 +1,177 @@
+"""Words become the arguments of a function and a config."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_samples import one_error, words_of
+
+from sfss_ray import cli
+from sfss_ray.cli.calls import Call, Program, parse
+from sfss_ray.config import Config, flatten, load_config, override
+from sfss_ray.errors import ConfigError
+from sfss_ray.streets.default import SOURCE_MODEL, embedded_config
+from sfss_ray.streets.scenes import write_streets
+
+IMAGES = {"images": "@images", "labels": "@labels"}
+TRAIN = ["--source-model", "m", "--target-images", "t", "--masks", "k", "--output-dir", "o"]
+
+
+def parsed(verb: str, *words: str, **program) -> Call:
+    return parse(Program(cli.VERBS[verb], f"sfss-ray {verb}", **program), words)
+
+
+def test_arguments_have_the_types_of_the_function():
+    call = parsed("export", "m.pt", "m.onnx", "--size", "64", "96")
+    assert call.arguments == {
+        "model": Path("m.pt"),
+        "output_file": Path("m.onnx"),
+        "size": (64, 96),
+        "card": None,
+    }
+    assert call.config == Config()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("m.pt", "--output-file", "x.onnx"),
+        ("--output-file=x.onnx", "m.pt"),
+        ("--model", "m.pt", "--output-file", "x.onnx"),
+    ],
+)
+def test_positional_arguments_may_be_named(words):
+    arguments = parsed("export", *words).arguments
+    assert (arguments["model"], arguments["output_file"]) == (Path("m.pt"), Path("x.onnx"))
+
+
+def test_single_options_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("train: {num_steps: 7, batch_size: 6}\nseed: 5\n")
+    file = ["--config", str(tmp_path / "a.yaml")]
+    base = override(Config(), {"seed": 1, "tune.num_trials": 3, "train.ema_momentum": 0.5})
+    words = ["--train.batch-size", "8", *file, "--preset", "cnn"]
+    config = parsed("train", *TRAIN, *words, config=base).config
+    assert config.train.batch_size == 8
+    assert (config.train.num_steps, config.seed) == (7, 5)
+    assert (config.train.optim.optimizer, config.train.ema_momentum) == ("sgd", 0.999)
+    assert config.tune.num_trials == 3
+
+
+def test_a_config_file_may_hold_knobs_that_the_verb_does_not_use(tmp_path: Path):
+    (tmp_path / "all.json").write_text(json.dumps(flatten(embedded_config())))
+    call = parsed("predict", "m", "i", "o", "--config", str(tmp_path / "all.json"))
+    assert call.config == embedded_config()
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--train.loss.ramp", "0.25", "0.5"], "train.loss.ramp", [0.25, 0.5]),
+        (["--train.loss.teacher-scales", "0.5", "1", "2"], "train.loss.teacher_scales", [0.5, 1, 2]),
+        (["--train.augment.no-flip"], "train.augment.flip", False),
+        (["--train.compile"], "train.compile", True),
+        (["--train.loss.label_space=entropy"], "train.loss.label_space", "entropy"),
+        (["--white-level", "1023"], "white_level", 1023.0),
+        (["--white-level", "None"], "white_level", None),
+        (["--train.augment.max-size", "1024"], "train.augment.max_size", 1024),
+        (["--evaluation.window", "64", "96", "--evaluation.stride", "60", "90"],
+         "evaluation.stride", [60, 90]),
+        (["--compute.max-failures", "-1"], "compute.max_failures", -1),
+    ],
+)  # fmt: skip
+def test_knobs_of_every_type_are_parsed(words, name, value):
+    config = parsed("train", *TRAIN, *words).config
+    assert flatten(config)[name] == value
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "reason"),
+    [
+        ("masks", [], "needs --target-images, --output-dir: sfss-ray masks --help"),
+        ("predict", ["m"], "sfss-ray predict needs IMAGES, OUTPUT_DIR: sfss-ray predict --help"),
+        ("predict", ["m", "i", "o", "x"], "x"),
+        ("train", [*TRAIN, "--no-such-option", "1"], "unknown option --no-such-option"),
+        ("train", [*TRAIN, "--seed", "many"], "invalid literal for int() with base 10: 'many'"),
+        ("train", [*TRAIN, "--train.batch-norm", "off"], "'adapt', 'target', 'frozen'"),
+        ("train", [*TRAIN, "--train.augment.crop-size", "64"], "Expected 2 values"),
+        ("train", [*TRAIN, "--train.augment.crop-size", "8", "8"], "each 32 or more pixels"),
+        ("train", [*TRAIN, "--config"], "--config has no value"),
+    ],
+)
+def test_words_that_cannot_be_parsed_are_refused_in_one_line(verb, words, reason, capsys):
+    line = one_error(cli.main([*verb.split(), *words]), capsys.readouterr().err)
+    assert reason in line
+
+
+def test_the_function_is_called_with_the_config(monkeypatch, data, capsys):
+    configs: list = []
+    module = "sfss_ray.evaluation.scoring"
+    original = importlib.import_module(module).evaluate_model
+
+    def evaluate_model(model: Path, images: Path, labels: Path, *, config: Config | None = None):
+        configs.append(config)
+        return original(model, images, labels, config=config)
+
+    monkeypatch.setattr(f"{module}.evaluate_model", evaluate_model)
+    options = IMAGES | {"model": "@source.pt", "evaluation.scales": "0.5 1"}
+    options |= {"compute.device": "cpu", "evaluation.max-size": "64"}
+    (data / "steps.json").write_text(json.dumps({"train.num_steps": 17}))
+    words = words_of(options | {"config": "@steps.json"}, data, data)
+    assert cli.main(["evaluate", *words]) == 0
+    (config,) = configs
+    assert (config.evaluation.max_size, config.train.num_steps) == (64, 17)
+    assert config.evaluation.scales == (0.5, 1.0)
+    page = capsys.readouterr().out
+    assert "class_set: cityscapes-19" in page
+    assert re.search(r"^miou: \d+\.\d\d$", page, re.MULTILINE)
+    assert re.search(r"^road +\d+\.\d\d +\d+\.\d\d", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_print_config_prints_what_config_reads_and_starts_nothing(verb, tmp_path: Path, capsys):
+    (tmp_path / "a.json").write_text('{"train.num_steps": 9, "seed": 4}')
+    words = [*verb.split(), "--config", str(tmp_path / "a.json"), "--print-config"]
+    assert cli.main(words) == 0
+    page = capsys.readouterr().out
+    (tmp_path / "b.yaml").write_text(page)
+    expected = override(Config(), {"train.num_steps": 9, "seed": 4})
+    assert load_config(tmp_path / "b.yaml") == expected
+    assert yaml.safe_load(page) == flatten(expected)
+
+
+def test_print_config_has_presets_and_options(capsys):
+    words = ["adapt", "--preset", "transformer", "--train.num-steps", "5", "--print-config"]
+    assert cli.main(words) == 0
+    knobs = yaml.safe_load(capsys.readouterr().out)
+    assert knobs["train.optim.learning_rate"] == 6e-5
+    assert knobs["train.num_steps"] == 5
+    assert (knobs["train.augment.max_size"], knobs["evaluation.max_size"]) == (1024, 1024)
+
+
+@pytest.mark.parametrize(("verb", "has_trials"), [("adapt", False), ("tune", True)])
+def test_a_dry_run_prints_the_plan_and_writes_nothing(verb, has_trials, tmp_path: Path, capsys):
+    write_streets(tmp_path / "t", "camera", 5, 4, (64, 128), with_labels=False)
+    words = ["--source-model", str(SOURCE_MODEL), "--target-images", str(tmp_path / "t" / "images")]
+    words += ["--output-dir", str(tmp_path / "out"), "--train.num-steps", "30", "--dry-run"]
+    assert cli.main([verb, *words, "--compute.device", "cpu"]) == 0
+    page = capsys.readouterr().out
+    assert "masks to make: 4" in page
+    assert ("8 trials" in page) == has_trials
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_lists_missing_inputs(tmp_path: Path, capsys):
+    assert cli.main(["adapt", "--dry-run", "--output-dir", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().out.count("MISSING") == 2
+
+
+def test_defaults_of_a_program_need_not_be_given():
+    call = parsed("adapt", defaults=dict.fromkeys(("source_model", "target_images", "output_dir")))
+    assert call.arguments["source_model"] is None
+    with pytest.raises(ConfigError, match="needs --output-dir"):
+        parsed("adapt", "--source-model", "m", "--target-images", "t")

@@ -1,0 +1,52 @@
+"""Knobs of evaluation, search and machines, and their ranges."""
+
+from __future__ import annotations
+
+import pytest
+
+from sfss_ray.config import ComputeConfig, Config, EvaluationConfig, override
+from sfss_ray.errors import ConfigError
+
+OUT_OF_RANGE = {
+    "evaluation.max_size": [31],
+    "evaluation.held_out_share": [0.6],
+    "evaluation.pictures": [101],
+    "tune.num_trials": [0],
+    "tune.temperature_range": [[0.0, 1.0], [0.5, 0.1], [0.1, float("inf")]],
+    "tune.ema_gap_range": [[0.1, 1.5]],
+    "tune.reduction_factor": [1],
+    "tune.score": ["accuracy"],
+    "compute.device": ["tpu"],
+    "compute.num_workers": [0],
+    "compute.cpus_per_worker": [0.0],
+    "compute.max_failures": [-2],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in OUT_OF_RANGE.items() for value in values],
+)
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"^{name.rpartition('.')[2]} is ") as refused:
+        override(Config(), {name: value})
+    assert "allowed is" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("stride", [(513, 1), (1, 513), (0, 1)])
+def test_windows_cover_every_pixel(stride):
+    with pytest.raises(ConfigError, match=r"^stride is .*: allowed is \(down, right\), each 1 "):
+        EvaluationConfig(stride=stride)
+    assert EvaluationConfig(stride=(512, 512)).stride == (512, 512)
+
+
+def test_one_or_more_zooms_are_allowed():
+    assert EvaluationConfig(scales=(0.5, 1, 2)).scales == (0.5, 1, 2)
+    for scales in ((), (0.05,), (1.0, 5.0), 1.0):
+        with pytest.raises(ConfigError, match=r"^scales is .*: allowed is one or more zooms in"):
+            EvaluationConfig(scales=scales)
+
+
+def test_no_limit_of_restarts_is_allowed():
+    assert ComputeConfig(max_failures=-1).max_failures == -1

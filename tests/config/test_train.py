@@ -1,0 +1,69 @@
+"""Knobs of training and pretraining, and their ranges."""
+
+from __future__ import annotations
+
+import pytest
+
+from sfss_ray.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    PretrainConfig,
+    TrainConfig,
+    override,
+)
+from sfss_ray.errors import ConfigError
+
+OUT_OF_RANGE = {
+    "pretrain.num_steps": [0],
+    "pretrain.precision": ["fp16"],
+    "train.num_steps": [0],
+    "train.batch_size": [0],
+    "train.ema_momentum": [-0.1, 1.1],
+    "train.batch_norm": ["off"],
+    "train.optim.learning_rate": [0.0, float("nan"), float("inf")],
+    "train.optim.optimizer": ["adam"],
+    "train.optim.warmup_share": [1.5],
+    "train.optim.warmup_steps": [-1],
+    "train.augment.crop_size": [[31, 64], [64, 0]],
+    "train.augment.scale_range": [[0.0, 1.0], [2.0, 1.0], [float("nan"), 1.0]],
+    "train.augment.hue": [0.6],
+    "train.pairs.cell_share": [0.5, 1.1],
+    "train.pairs.min_cells": [0],
+    "train.loss.temperature": [0, 0.0, -0.1, 101.0, float("nan")],
+    "train.loss.contrast_weight": [-1.0],
+    "train.loss.ramp": [[0.5, 0.2], [-0.1, 0.2], [0.5, 1.2]],
+    "train.loss.embedding_dim": [1],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in OUT_OF_RANGE.items() for value in values],
+)
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=f"^{name.rpartition('.')[2]} is ") as refused:
+        override(Config(), {name: value})
+    assert "allowed is" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_pretraining_learns_faster_than_adaptation():
+    assert PretrainConfig().optim.learning_rate == 1e-3
+    assert TrainConfig().optim.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("ramp", "fine"), [((0.0, 0.0), True), ((0.2, 0.2), True), ((0.3, 0.2), False), ((0, 2), False)]
+)
+def test_the_ramp_lies_within_the_training(ramp, fine):
+    if fine:
+        assert LossConfig(ramp=ramp).ramp == ramp
+        return
+    with pytest.raises(ConfigError, match=r"\(start, end\) with 0 <= start <= end <= 1"):
+        LossConfig(ramp=ramp)
+
+
+def test_the_augmentations_max_size_may_be_none():
+    assert AugmentConfig().max_size is None
+    assert AugmentConfig(max_size=32).max_size == 32
