@@ -13,13 +13,17 @@ import argparse
 import datetime
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
+
+if TYPE_CHECKING:
+    from sfss_ray.report.report_record import Curve, RunRecord, ScoreRow
 
 DAY, DUSK = ("0006R0", "0016E5"), ("0001TP",)
 VOID = 11
@@ -85,6 +89,7 @@ def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, 
 def run(arguments: argparse.Namespace) -> None:
     """Train the source model, adapt it twice, and compare the three models."""
     from sfss_ray import evaluate_model, generate_masks, pretrain_source, train_student
+    from sfss_ray.report.report_record import Curve, ScoreRow
     from sfss_ray.report.tables import per_class_table, results_table
 
     started = time.monotonic()
@@ -118,12 +123,12 @@ def run(arguments: argparse.Namespace) -> None:
             config=knobs,
         )
         models[name] = result.model
-        curves.append({"name": name, "points": result.curve})
+        curves.append(Curve(name, tuple(result.curve)))
     rows = []
     for name, model in models.items():
         score = evaluate_model(model, *dusk, config=config)
-        row = {"name": name, "miou": score.miou, "pixel_accuracy": score.pixel_accuracy}
-        rows.append(row | {"per_class": list(score.per_class.values())})
+        per_class = tuple(score.per_class.values())
+        rows.append(ScoreRow(name, score.miou, score.pixel_accuracy, per_class))
     report = describe(rows, curves, models, masks, config, time.monotonic() - started)
     page = write_page(report, models, dusk, masks, output_dir)
     print(
@@ -132,48 +137,51 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def describe(
-    rows: list[dict[str, Any]],
-    curves: list[dict[str, Any]],
+    rows: list[ScoreRow],
+    curves: list[Curve],
     models: dict[str, Path],
     masks: Any,
     config: Config,
     seconds: float,
-) -> dict[str, Any]:
-    """The comparison as report.json."""
+) -> RunRecord:
+    """Return the comparison as the record of a report."""
     import sfss_ray
     from sfss_ray.models.source import open_source
+    from sfss_ray.report.report_record import (
+        ClassSetFacts,
+        LabelFacts,
+        MaskFacts,
+        RunRecord,
+        SourceModelFacts,
+        TargetFacts,
+    )
 
     source = open_source(models["source-only"])
     classes, network, digest = source.classes, source.network, source.sha256
     steps = config.train.num_steps
-    return {
-        "title": "CamVid, day to dusk",
-        "kind": "comparison",
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "version": sfss_ray.__version__,
-        "class_set": {"name": classes.name, "classes": list(classes.classes)},
-        "network_scored": "student",
-        "step_scored": f"last ({steps} of {steps})",
-        "seed": config.seed,
-        "source_model": {"path": "source.pt", "sha256": digest, "network": network},
-        "regions": {
-            "source": masks.source,
-            "note": masks.note,
-            "images": masks.images,
-            "masks": masks.masks,
-            "masks_per_image": round(masks.masks / masks.images, 1),
-        },
-        "target": {"images": masks.images, "held_out": 0},
-        "labels": {"given": True, "images": masks.images, "used_for": "reporting only"},
-        "rows": rows,
-        "curves": curves,
-        "seconds": {"all": round(seconds, 1)},
-        "config": flatten(config),
-    }
+    per_image = round(masks.masks / masks.images, 1)
+    return RunRecord(
+        title="CamVid, day to dusk",
+        kind="comparison",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        version=sfss_ray.__version__,
+        class_set=ClassSetFacts(classes.name, classes.classes),
+        network_scored="student",
+        step_scored=f"last ({steps} of {steps})",
+        seed=config.seed,
+        source_model=SourceModelFacts("source.pt", digest, network),
+        regions=MaskFacts(masks.source, masks.note, masks.images, masks.masks, per_image),
+        target=TargetFacts(images=masks.images, held_out=0),
+        labels=LabelFacts(given=True, images=masks.images, used_for="reporting only"),
+        rows=tuple(rows),
+        curves=tuple(curves),
+        seconds={"all": round(seconds, 1)},
+        config=flatten(config),
+    )
 
 
 def write_page(
-    report: dict[str, Any],
+    report: RunRecord,
     models: dict[str, Path],
     dusk: tuple[Path, Path],
     masks: Any,
@@ -202,18 +210,23 @@ def write_page(
     return write_report(output_dir, report, strips)
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> int:
+    """Run this recipe with the words of a command line and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--camvid", type=Path, required=True, help="folder of images/ and labels/")
     parser.add_argument("--sam-checkpoint", type=Path, help="SAM weights (default: Felzenszwalb)")
     parser.add_argument(
-        "--source-model", type=Path, help="a model of an earlier run (default: train)"
+        "--source-model", type=Path, help="a model of an earlier run (default: train one)"
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/camvid_day2dusk"))
     parser.add_argument("--source-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    sys.exit(run_guarded(lambda: run(arguments)))
+    arguments = parser.parse_args(words)
+    return run_guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sfss_ray.pipeline import AdaptResult, TuneResult, adapt, tune_hyperparameters
     from sfss_ray.prediction.folder import predict
     from sfss_ray.prediction.onnx_export import export_onnx
+    from sfss_ray.tracking.tracker import Tracker
     from sfss_ray.train.launch import pretrain_source, train_student
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "MaskStore",
     "SfssError",
     "SourceModel",
+    "Tracker",
     "TuneResult",
     "adapt",
     "evaluate_model",
@@ -65,6 +67,7 @@ _HOMES = {
     "MaskStore": "masks.bank.store",
     "SfssError": "errors",
     "SourceModel": "models.model_file",
+    "Tracker": "tracking.tracker",
     "TuneResult": "pipeline",
     "adapt": "pipeline",
     "evaluate_model": "evaluation.scoring",

@@ -1,4 +1,4 @@
-"""The student of a result, in every function that takes a model."""
+"""The student of a result is accepted by every function that takes a model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.segmenter import SegmenterOutput
 from sfss_ray.models.source import open_source
 from sfss_ray.pipeline import AdaptResult
+from sfss_ray.report.report_record import RunRecord
 from sfss_ray.streets.scenes import write_streets
 
 SIZE = (64, 96)
@@ -57,11 +58,11 @@ def streets(tmp_path_factory) -> Path:
 
 @pytest.fixture(params=["built-in", "own"])
 def result(request, tmp_path: Path) -> AdaptResult:
-    """What `adapt` returns: the student lies in a model file."""
+    """The result of `adapt`, whose student is stored in a model file."""
     model = source_model(request.param)
     model.facts = {"seed": 7}
     path = sfss_ray.save_model(tmp_path / "student.pt", model)
-    return AdaptResult(tmp_path, path, {}, architecture=model.architecture)
+    return AdaptResult(tmp_path, path, RunRecord(), architecture=model.architecture)
 
 
 def loaded(result: AdaptResult) -> sfss_ray.SourceModel:
@@ -86,8 +87,8 @@ def test_a_student_is_predicted_with(result, streets, tmp_path):
         pixels = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None].float() / 255
         with torch.no_grad():
             expected = loaded(result)(pixels).argmax(1)[0].numpy()
-        found = np.array(Image.open(tmp_path / "out" / "train_ids" / f"{image.stem}.png"))
-        assert (found == expected).mean() > 0.999
+        predicted = np.array(Image.open(tmp_path / "out" / "train_ids" / f"{image.stem}.png"))
+        assert (predicted == expected).mean() > 0.999
 
 
 def test_a_student_is_scored_and_verified_as_its_file_is(result, streets):
@@ -101,17 +102,17 @@ def test_a_student_is_scored_and_verified_as_its_file_is(result, streets):
 
 
 def test_a_student_is_saved_and_loaded(result, tmp_path):
-    path = sfss_ray.save_model(tmp_path / "again.pt", result.student)
-    again = sfss_ray.load_model(path, module=result.architecture)
-    assert (again.name, again.classes, again.facts) == (
+    path = sfss_ray.save_model(tmp_path / "copy.pt", result.student)
+    reloaded = sfss_ray.load_model(path, module=result.architecture)
+    assert (reloaded.name, reloaded.classes, reloaded.facts) == (
         loaded(result).name,
         CITYSCAPES_19,
         {"seed": 7},
     )
-    assert again.card == loaded(result).card
+    assert reloaded.card == loaded(result).card
     images = torch.rand(1, 3, *SIZE)
     with torch.no_grad():
-        assert torch.equal(again(images), result.student.logits(images))
+        assert torch.equal(reloaded(images), result.student.logits(images))
 
 
 def test_a_student_is_a_source_model_of_the_next_adaptation(result, tmp_path):
@@ -131,10 +132,10 @@ def test_a_student_is_exported(result, tmp_path):
     )
     session = ort.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
     images = torch.rand(1, 3, *SIZE)
-    (found,) = session.run(None, {"image": images.numpy()})
+    (logits,) = session.run(None, {"image": images.numpy()})
     with torch.no_grad():
         expected = result.student.logits(images).numpy()
-    assert np.allclose(found, expected, atol=1e-3)
+    assert np.allclose(logits, expected, atol=1e-3)
 
 
 def calls(model, folder: Path, streets: Path):

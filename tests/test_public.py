@@ -24,6 +24,7 @@ PUBLIC = [
     "MaskStore",
     "SfssError",
     "SourceModel",
+    "Tracker",
     "TuneResult",
     "adapt",
     "evaluate_model",

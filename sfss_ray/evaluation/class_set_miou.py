@@ -1,4 +1,4 @@
-"""mIoU over the class sets of the field, from one confusion matrix: mIoU-19, mIoU-16, mIoU-13."""
+"""mIoU over the field's class sets (mIoU-19, mIoU-16, mIoU-13), all from one confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 
 @dataclass(frozen=True)
 class NamedMiou:
-    """Mean IoU over the classes of a set that the labels show."""
+    """Mean IoU over the classes of a class set that are in the labels."""
 
     class_set: str
     classes: int
-    """Classes of the set."""
+    """Number of classes in the set."""
     absent: tuple[str, ...]
-    """Those of them that no label shows: they have no IoU, and the mean leaves them out."""
+    """Classes of the set that are absent from the labels; the mean leaves them out."""
     miou: float
-    """Percent; NaN when no class is shown."""
+    """Percent; NaN when every class is absent."""
     official: float = float("nan")
-    """Percent, with IoU 0 for classes that are predicted but that no label shows."""
+    """Percent, with IoU 0 for classes that are predicted but absent from the labels."""
 
     @property
     def name(self) -> str:
@@ -30,13 +30,12 @@ class NamedMiou:
         return f"mIoU-{self.classes}"
 
     def line(self) -> str:
-        """'mIoU-16 (synthia-16): 45.30', and what was absent."""
-        shown = self.classes - len(self.absent)
-        note = (
-            ""
-            if not self.absent
-            else (f", mean of {shown} classes; absent from the labels: {', '.join(self.absent)}")
-        )
+        """Return 'mIoU-16 (synthia-16): 45.30', followed by the absent classes."""
+        note = ""
+        if self.absent:
+            num_present = self.classes - len(self.absent)
+            absent = ", ".join(self.absent)
+            note = f", mean of {num_present} classes; absent from the labels: {absent}"
         if self.official < self.miou:
             note += f"; official (IoU 0 for those that are predicted): {self.official:.2f}"
         return f"{self.name} ({self.class_set}): {self.miou:.2f}{note}"
@@ -45,23 +44,32 @@ class NamedMiou:
 def named_mious(
     matrix: ConfusionMatrix, classes: ClassSet, label_classes: ClassSet
 ) -> list[NamedMiou]:
-    """mIoU of each known set whose every class the model and the labels both have.
+    """Return the mIoU of each known class set that model and labels both contain whole.
 
-    The IoUs are those of the one matrix: mIoU-13 is a mean of the same numbers as mIoU-16.
+    mIoU-13 is a mean of the same IoUs as mIoU-16, because the matrix is the same.
+
+    Args:
+        matrix: Counts over the model's classes.
+        classes: The model's classes, in the order of the matrix.
+        label_classes: The classes that the labels can contain.
     """
     iou = dict(zip(classes.classes, matrix.iou(), strict=True))
     official = dict(zip(classes.classes, matrix.official_iou(), strict=True))
-    both = set(classes.classes) & set(label_classes.classes)
-    sets = [known for known in CLASS_SETS.values() if both >= set(known.classes)]
-    return [_named(known, iou, official) for known in sets]
+    common = set(classes.classes) & set(label_classes.classes)
+    class_sets = [s for s in CLASS_SETS.values() if common >= set(s.classes)]
+    return [_named_miou(class_set, iou, official) for class_set in class_sets]
 
 
-def _named(known: ClassSet, iou: dict[str, float], official: dict[str, float]) -> NamedMiou:
-    absent = tuple(name for name in known.classes if np.isnan(iou[name]))
-    means = [_mean([values[name] for name in known.classes]) for values in (iou, official)]
-    return NamedMiou(known.name, len(known), absent, *means)
+def _named_miou(
+    class_set: ClassSet, iou: dict[str, float], official: dict[str, float]
+) -> NamedMiou:
+    absent = tuple(name for name in class_set.classes if np.isnan(iou[name]))
+    means = [
+        _mean_of_finite([ious[name] for name in class_set.classes]) for ious in (iou, official)
+    ]
+    return NamedMiou(class_set.name, len(class_set), absent, *means)
 
 
-def _mean(values: list[float]) -> float:
-    shown = [value for value in values if not np.isnan(value)]
-    return float(np.mean(shown)) if shown else float("nan")
+def _mean_of_finite(ious: list[float]) -> float:
+    finite = [iou for iou in ious if not np.isnan(iou)]
+    return float(np.mean(finite)) if finite else float("nan")

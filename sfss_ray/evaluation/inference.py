@@ -1,4 +1,4 @@
-"""Probabilities of one image: whole or by sliding windows, mirrored and at several zooms if asked."""
+"""Class probabilities of one image: whole or by sliding windows, with optional flip and scales."""
 
 from __future__ import annotations
 
@@ -14,75 +14,85 @@ from sfss_ray.config import EvaluationConfig
 from sfss_ray.models.segmenter import Segmenter
 
 Size = tuple[int, int]
+_MIN_PIXELS = 32
 
 
 @torch.no_grad()
 def predict_probabilities(
     network: Segmenter, image: np.ndarray, config: EvaluationConfig
 ) -> np.ndarray:
-    """uint8 (H, W, 3) -> float32 (C, H, W) probabilities at the image's own size.
+    """Predict the class probabilities of an image at its own size.
 
-    The network sees at most `max_size` pixels on the longest side, times each of `scales`; its logits
-    are scaled to the image's own size before the softmax. With several views (`scales`, `flip`) the
-    probabilities are averaged.
+    The network gets the image with at most `max_size` pixels on the longest side, times each of
+    `scales`. Its logits are resized to the image's own size before the softmax. With several views
+    (`scales`, `flip`) the probabilities are averaged.
+
+    Args:
+        network: In eval mode; the image is sent to its device.
+        image: (H, W, 3) uint8 RGB.
+        config: Views and windows.
+
+    Returns:
+        (C, H, W) float32.
     """
     height, width = image.shape[:2]
-    base = min(1.0, config.max_size / max(height, width))
+    base_scale = min(1.0, config.max_size / max(height, width))
     total: Tensor | None = None
     for scale in config.scales:
-        pixels = _at_least(_pixels(network, _zoomed(image, base * scale)), 32)
-        for mirrored in (False, True)[: 1 + config.flip]:
-            view = pixels.flip(3) if mirrored else pixels
+        pixels = _enlarge_small(_to_pixels(network, _rescale(image, base_scale * scale)))
+        for flipped in (False, True)[: 1 + config.flip]:
+            view = pixels.flip(3) if flipped else pixels
             logits = _view_logits(network, view, (height, width), config)
-            probabilities = (logits.flip(3) if mirrored else logits).softmax(1)
+            probabilities = (logits.flip(3) if flipped else logits).softmax(1)
             total = probabilities if total is None else total + probabilities
     assert total is not None, "the config has one scale or more"
-    views = len(config.scales) * (1 + config.flip)
-    return (total if views == 1 else total / views)[0].cpu().numpy()
+    num_views = len(config.scales) * (1 + config.flip)
+    return (total if num_views == 1 else total / num_views)[0].cpu().numpy()
 
 
 def describe_views(config: EvaluationConfig) -> str:
-    """How images are looked at, in words for results."""
-    text = "whole image"
+    """Describe how images are predicted, for results."""
+    mode = "whole image"
     if config.mode == "slide":
         (height, width), (down, right) = config.window, config.stride
-        text = f"sliding window {width}x{height}, stride {right}x{down}"
+        mode = f"sliding window {width}x{height}, stride {right}x{down}"
     scales = (
         "single scale"
         if config.scales == (1.0,)
         else f"scales {', '.join(map(str, config.scales))}"
     )
     flip = "flip" if config.flip else "no flip"
-    return f"{text}, longest side at most {config.max_size}, {scales}, {flip}"
+    return f"{mode}, longest side at most {config.max_size}, {scales}, {flip}"
 
 
-def _zoomed(image: np.ndarray, zoom: float) -> np.ndarray:
-    if zoom == 1:
+def _rescale(image: np.ndarray, scale: float) -> np.ndarray:
+    if scale == 1:
         return image
     height, width = image.shape[:2]
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
-    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return cv2.resize(image, size, interpolation=method)
 
 
-def _pixels(network: Segmenter, image: np.ndarray) -> Tensor:
+def _to_pixels(network: Segmenter, image: np.ndarray) -> Tensor:
+    """Return (1, 3, H, W) in 0..1 on the network's device."""
     device = next(network.parameters()).device
     return torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
 
 
-def _at_least(pixels: Tensor, least: int) -> Tensor:
-    """Scale very small images up: networks with stride 32 need one cell at least."""
+def _enlarge_small(pixels: Tensor) -> Tensor:
+    """Scale very small images up, because a network of stride 32 needs at least one cell."""
     height, width = pixels.shape[-2:]
-    if min(height, width) >= least:
+    if min(height, width) >= _MIN_PIXELS:
         return pixels
-    size = (max(height, least), max(width, least))
+    size = (max(height, _MIN_PIXELS), max(width, _MIN_PIXELS))
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
 
 def _view_logits(
     network: Segmenter, pixels: Tensor, size: Size, config: EvaluationConfig
 ) -> Tensor:
-    """Logits (1, C, *size) of one view (1, 3, h, w)."""
+    """Return logits (1, C, *size) of one view (1, 3, h, w)."""
     if config.mode == "whole":
         return network.logits(pixels, size)
     logits = slide(network, pixels, config.window, config.stride)
@@ -90,26 +100,36 @@ def _view_logits(
 
 
 def slide(network: Segmenter, pixels: Tensor, window: Size, stride: Size) -> Tensor:
-    """Logits (B, C, h, w) of images (B, 3, h, w): the mean over all windows that see a pixel."""
+    """Average the logits of all windows that cover a pixel.
+
+    Args:
+        network: Called on one window at a time.
+        pixels: (B, 3, h, w) in 0..1.
+        window: (height, width) of a window.
+        stride: (down, right) step between windows.
+
+    Returns:
+        Logits (B, C, h, w).
+    """
     height, width = pixels.shape[-2:]
     total: Tensor | None = None
-    seen = pixels.new_zeros(1, 1, height, width)
+    coverage = pixels.new_zeros(1, 1, height, width)
     for rows, columns in _windows((height, width), window, stride):
         logits = network.logits(pixels[..., rows, columns])
         if total is None:
             total = logits.new_zeros(len(pixels), logits.shape[1], height, width)
         total[..., rows, columns] += logits
-        seen[..., rows, columns] += 1
+        coverage[..., rows, columns] += 1
     assert total is not None, "an image has one window or more"
-    return total / seen
+    return total / coverage
 
 
 def _windows(size: Size, window: Size, stride: Size) -> Iterator[tuple[slice, slice]]:
-    """Windows that cover everything; the last ones are moved back so that they end at the border."""
-    tops, lefts = (_starts(*numbers) for numbers in zip(size, window, stride, strict=True))
-    for top in tops:
-        for left in lefts:
-            yield slice(top, top + window[0]), slice(left, left + window[1])
+    """Yield windows that cover the image; the last ones are shifted to end at the border."""
+    rows, columns = (_starts(*lengths) for lengths in zip(size, window, stride, strict=True))
+    for row in rows:
+        for column in columns:
+            yield slice(row, row + window[0]), slice(column, column + window[1])
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Label-free scores of a model, from its predictions on held-out target images and their masks.
 
-None of them can be trusted alone: a model that predicts one class everywhere agrees with itself, is
-sure of itself and has the densest neighbourhoods. `lost_variety` tells such a model from a sound one.
+No score can be trusted alone. A model that predicts one class everywhere agrees with its teacher, has
+no entropy and the densest neighbourhoods. `lost_variety` recognises such a collapsed model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 class MaskInformation:
     """Mutual information between mask and predicted class, in nats.
 
-    I(mask; class) = H(class) - sum_k (n_k / n) H(class | mask k), over the pixels inside masks, the
-    class histograms area-weighted: high only if predictions agree inside masks AND differ between
-    them, so a model that predicts one class everywhere scores 0.
+    I(mask; class) = H(class) - sum_k (n_k / n) H(class | mask k), over the n pixels inside masks,
+    n_k of them in mask k. It is high only if predictions agree inside masks AND differ between them.
+    A model that predicts one class everywhere scores 0.
 
     Args:
-        weights: (C,) how much a pixel of each predicted class counts; default 1 each.
+        num_classes: C.
+        weights: (C,) weight of a pixel of each predicted class, default 1.
     """
 
     def __init__(self, num_classes: int, weights: np.ndarray | None = None):
@@ -28,48 +29,63 @@ class MaskInformation:
         self.conditional = 0.0  # sum_k n_k H(class | mask k)
 
     def add(self, predictions: np.ndarray, mask_ids: np.ndarray) -> None:
-        """Count one image: predictions (H, W) class ids, mask_ids (H, W), 0 = no mask."""
+        """Count one image.
+
+        Args:
+            predictions: (H, W) class ids.
+            mask_ids: (H, W), 0 = no mask.
+        """
         classes = len(self.total)
         inside = mask_ids > 0
         if not inside.any():
             return
-        _, dense = np.unique(mask_ids[inside], return_inverse=True)
-        pairs = dense.astype(np.int64) * classes + predictions[inside]
-        table = np.bincount(pairs, minlength=(dense.max() + 1) * classes).reshape(-1, classes)
-        table = table * self.weights
-        self.total += table.sum(0)
-        self.conditional += float((table.sum(1) * entropy(table)).sum())
+        _, indices = np.unique(mask_ids[inside], return_inverse=True)
+        pairs = indices.astype(np.int64) * classes + predictions[inside]
+        counts = np.bincount(pairs, minlength=(indices.max() + 1) * classes).reshape(-1, classes)
+        histograms = counts * self.weights
+        self.total += histograms.sum(0)
+        self.conditional += float((histograms.sum(1) * entropy(histograms)).sum())
 
     def value(self) -> float:
-        """The score: 0 to log(number of classes); 0 when nothing was counted."""
-        pixels = self.total.sum()
-        if not pixels:
+        """Return the score, 0 to log(C); 0 when no pixel is inside a mask."""
+        num_pixels = self.total.sum()
+        if not num_pixels:
             return 0.0
-        return max(0.0, float(entropy(self.total[None])[0] - self.conditional / pixels))
+        return max(0.0, float(entropy(self.total[None])[0] - self.conditional / num_pixels))
 
 
-def balancing_weights(class_share: np.ndarray, least: float = 0.002) -> np.ndarray:
-    """Weights for `balanced_mask_information`: 1 / sqrt(share of the class).
+def balancing_weights(class_share: np.ndarray, min_share: float = 0.002) -> np.ndarray:
+    """Return the weights of `balanced_mask_information`: 1 / sqrt(share of the class).
 
-    mIoU counts a rare class as much as the road; plain pixel counts do not see rare classes at all. The
-    shares are the source model's, the same for all students: a student's own would reward it for
-    predicting a class less. The square root lies between pixels (noisy for no class, blind for rare
-    ones) and classes (noise of the rarest decides); shares below `least` count as `least`.
+    mIoU counts a rare class as much as the road, while plain pixel counts hardly notice it. Equal
+    weights of the classes would let the noise of the rarest one decide. The square root lies in
+    between.
+
+    Args:
+        class_share: (C,) shares of pixels that the source model predicts of each class. They are
+            the same for all students: its own shares would reward a student for predicting a class
+            less often.
+        min_share: Smaller shares count as this one.
     """
-    return 1 / np.sqrt(np.maximum(class_share, least))
+    return 1 / np.sqrt(np.maximum(class_share, min_share))
 
 
 class NeighbourhoodDensity:
-    """Soft neighbourhood density of predicted probabilities, in nats (Saito et al. 2021, "Tune it the
-    Right Way"): the entropy of each cell's similarity to the other cells of its image, averaged.
+    """Soft neighbourhood density of predicted probabilities, in nats.
 
-    With p_i the probabilities of N sampled cells scaled to length 1, s_ij = p_i . p_j and j != i:
-    w_i = softmax_j(s_ij / temperature), score = mean_i -sum_j w_ij log w_ij: high when cells lie in
-    dense groups of like predictions. 0 to log(N - 1), which one class everywhere reaches.
+    Source: Saito et al. 2021, "Tune it the Right Way". Each sampled cell has a distribution of
+    similarity over the other cells of its image; the score is the mean entropy of these. With p_i
+    the probabilities of N cells scaled to length 1, s_ij = p_i . p_j and j != i:
+
+        w_i = softmax_j(s_ij / temperature),  score = mean_i -sum_j w_ij log w_ij
+
+    The score is high when cells lie in dense groups of similar predictions. It ranges from 0 to
+    log(N - 1), which one class everywhere reaches.
 
     Args:
-        cells: Cells drawn per image, at most.
-        temperature: Of the softmax; smaller looks at nearer neighbours alone.
+        cells: Most cells sampled per image.
+        temperature: Of the softmax; a smaller one counts only nearer neighbours.
+        seed: Of the sampling.
     """
 
     def __init__(self, cells: int = 256, temperature: float = 0.05, seed: int = 0):
@@ -77,78 +93,87 @@ class NeighbourhoodDensity:
         self.images: list[float] = []
 
     def add(self, probabilities: np.ndarray) -> None:
-        """Look at one image: probabilities (C, H, W); the same cells are drawn for every model."""
-        rows = probabilities.reshape(len(probabilities), -1).T
+        """Count one image: probabilities (C, H, W). Every model is sampled at the same cells."""
+        cells = probabilities.reshape(len(probabilities), -1).T
         rng = np.random.default_rng([self.seed, len(self.images)])
-        chosen = rng.choice(len(rows), min(self.cells, len(rows)), replace=False)
-        rows = rows[chosen].astype(np.float64)
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        similarity = rows @ rows.T / self.temperature
-        np.fill_diagonal(similarity, -np.inf)
-        weight = np.exp(similarity - similarity.max(1, keepdims=True)) if len(rows) > 1 else rows
-        self.images.append(float(entropy(weight).mean()) if len(rows) > 1 else 0.0)
+        sampled = rng.choice(len(cells), min(self.cells, len(cells)), replace=False)
+        cells = cells[sampled].astype(np.float64)
+        if len(cells) < 2:
+            self.images.append(0.0)
+            return
+        cells /= np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-12)
+        similarity = cells @ cells.T / self.temperature
+        np.fill_diagonal(similarity, -np.inf)  # a cell is not its own neighbour
+        weights = np.exp(similarity - similarity.max(1, keepdims=True))
+        self.images.append(float(entropy(weights).mean()))
 
     def value(self) -> float:
-        """Mean over images; 0 when nothing was counted."""
+        """Return the mean over images; 0 without images."""
         return float(np.mean(self.images)) if self.images else 0.0
 
 
 class Agreement:
-    """How far two networks predict the same: mean over classes of intersection over union.
+    """Agreement of two networks: mean IoU of their predictions over classes.
 
-    Each class counts alike, so that agreeing on the road does not hide a quarrel over poles. Classes
-    that neither predicts are left out.
+    Each class has the same weight, so that agreement on the road does not hide disagreement on
+    poles. Classes that neither network predicts are left out.
     """
 
     def __init__(self, num_classes: int):
         self.both = np.zeros(num_classes, np.int64)
         self.either = np.zeros(num_classes, np.int64)
 
-    def add(self, ones: np.ndarray, others: np.ndarray) -> None:
-        """Count one image: the class ids (H, W) that the two predict."""
+    def add(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Count one image: (H, W) class ids that each network predicts."""
         classes = len(self.both)
-        same = np.bincount(ones[ones == others], minlength=classes)
-        first, second = (np.bincount(ids.ravel(), minlength=classes) for ids in (ones, others))
+        same = np.bincount(first[first == second], minlength=classes)
+        histograms = [np.bincount(ids.ravel(), minlength=classes) for ids in (first, second)]
         self.both += same
-        self.either += first + second - same
+        self.either += histograms[0] + histograms[1] - same
 
     def value(self) -> float:
-        """0 to 1; 0 when nothing was counted."""
-        seen = self.either > 0
-        return float((self.both[seen] / self.either[seen]).mean()) if seen.any() else 0.0
+        """Return the agreement, 0 to 1; 0 without images."""
+        predicted = self.either > 0
+        if not predicted.any():
+            return 0.0
+        return float((self.both[predicted] / self.either[predicted]).mean())
 
 
 @dataclass(frozen=True)
 class Variety:
-    """What classes a model predicts: the guard against collapse."""
+    """How many classes a model predicts, and how evenly; recognises a collapse."""
 
     classes: int
     """Classes with at least a thousandth of the predicted pixels."""
     entropy: float
-    """Of the class histogram, in nats; 0 when one class is predicted everywhere."""
+    """Entropy of the class histogram in nats; 0 when one class is predicted everywhere."""
 
     @staticmethod
     def of(histogram: np.ndarray) -> Variety:
-        """From predicted pixels per class (C,)."""
+        """Measure a (C,) histogram of predicted pixels."""
         return Variety(predicted_classes(histogram), float(entropy(histogram[None])[0]))
 
 
-LEAST_CLASSES, LEAST_ENTROPY = 0.7, 0.7
+MIN_CLASS_RATIO, MIN_ENTROPY_RATIO = 0.7, 0.7
 
 
 def lost_variety(model: Variety, source: Variety) -> bool:
-    """Whether a model collapsed: it predicts under 70 % of the classes that its source model does on
-    the same images, or its class histogram keeps under 70 % of the source's entropy.
+    """Return whether a model collapsed, compared with its source model on the same images.
+
+    It collapsed when it predicts fewer than 70 % of the source model's classes, or when its class
+    histogram has less than 70 % of the source model's entropy.
     """
-    few = model.classes < LEAST_CLASSES * source.classes
-    return few or model.entropy < LEAST_ENTROPY * source.entropy
+    lost_classes = model.classes < MIN_CLASS_RATIO * source.classes
+    return lost_classes or model.entropy < MIN_ENTROPY_RATIO * source.entropy
 
 
 class LabelFreeScores:
-    """All scores of a model that need no labels, added up image by image.
+    """All label-free scores of a model, accumulated image by image.
 
     Args:
-        source_share: (C,) share of pixels that the source model predicts of each class.
+        num_classes: C.
+        source_share: (C,) share of pixels that the source model predicts of each class; needed for
+            balanced_mask_information.
     """
 
     def __init__(self, num_classes: int, source_share: np.ndarray | None = None):
@@ -160,7 +185,7 @@ class LabelFreeScores:
         self._agreement = Agreement(num_classes)
         self._density = NeighbourhoodDensity()
         self._entropy: list[float] = []
-        self._masks = self._teacher = False
+        self._has_masks = self._has_teacher = False
 
     def add(
         self,
@@ -171,7 +196,7 @@ class LabelFreeScores:
         """Count one image.
 
         Args:
-            probabilities: (C, H, W) of the model.
+            probabilities: (C, H, W) that the model predicts.
             mask_ids: (H, W), 0 = no mask.
             teacher: (H, W) class ids that its teacher predicts.
         """
@@ -180,16 +205,16 @@ class LabelFreeScores:
         self._entropy.append(-(probabilities * np.log(probabilities + 1e-12)).sum(0).mean())
         self._density.add(probabilities)
         if mask_ids is not None:
-            self._masks = True
+            self._has_masks = True
             self._information.add(predictions, mask_ids)
             if self._balanced:
                 self._balanced.add(predictions, mask_ids)
         if teacher is not None:
-            self._teacher = True
+            self._has_teacher = True
             self._agreement.add(predictions, teacher)
 
     def values(self) -> dict[str, float]:
-        """Scores by name, those that could be computed; none without images."""
+        """Return the scores that could be computed by name; empty without images."""
         if not self._entropy:
             return {}
         variety = Variety.of(self.histogram)
@@ -197,26 +222,26 @@ class LabelFreeScores:
         scores["neighbourhood_density"] = self._density.value()
         scores["predicted_classes"] = float(variety.classes)
         scores["class_entropy"] = variety.entropy
-        if self._masks:
+        if self._has_masks:
             scores["mask_information"] = self._information.value()
             if self._balanced:
                 scores["balanced_mask_information"] = self._balanced.value()
-        if self._teacher:
+        if self._has_teacher:
             scores["agreement"] = self._agreement.value()
         return scores
 
 
 def worth(name: str, value: float) -> float:
-    """A score's value as what a search maximises: low entropy is better, of all others high."""
+    """Return a score so that higher is better: entropy is negated, all others stay."""
     return -value if name == "entropy" else value
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    """Entropy in nats of each row of counts (K, C); an empty row has 0."""
+    """Return the entropy in nats of each row of counts (K, C); an empty row has 0."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1e-12)
     return 0.0 - (share * np.log(np.maximum(share, 1e-12))).sum(1)
 
 
-def predicted_classes(total: np.ndarray, least_share: float = 1e-3) -> int:
-    """Number of classes with at least this share of the predicted pixels: the collapse guard."""
-    return int((total > least_share * max(total.sum(), 1)).sum())
+def predicted_classes(histogram: np.ndarray, min_share: float = 1e-3) -> int:
+    """Count the classes with more than `min_share` of the predicted pixels in a (C,) histogram."""
+    return int((histogram > min_share * max(histogram.sum(), 1)).sum())

@@ -1,4 +1,4 @@
-"""Scoring a finished model on labelled images: table, named mIoUs, confusion picture."""
+"""Evaluation of a finished model on labelled images: mIoU, table and confusion picture."""
 
 from __future__ import annotations
 
@@ -25,44 +25,45 @@ class EvaluationResult:
     """mIoU of a model over a named class set, from one confusion matrix."""
 
     class_set: str
-    """Of the model."""
+    """Name of the model's class set."""
     classes: tuple[str, ...]
     miou: float
-    """Percent, mean over the model's classes that the labels show."""
+    """Percent, mean over the model's classes that are in the labels."""
     pixel_accuracy: float
     """Percent of the pixels whose label is a class of the model."""
     per_class: dict[str, float]
-    """IoU in percent by class; NaN where no label shows the class."""
+    """IoU in percent by class; NaN for a class that is absent from the labels."""
     images: int
     official_miou: float = float("nan")
-    """Percent, as cityscapesScripts counts: a class that is predicted but in no label has IoU 0. Classes
-    that labels of this kind cannot show do not count."""
+    """Percent, as cityscapesScripts counts: a class that is predicted but absent from the labels has
+    IoU 0. Classes that labels of this format cannot contain do not count."""
     only_predicted: tuple[str, ...] = ()
-    """Those classes with IoU 0."""
+    """Classes that have IoU 0 in the official mIoU because only predictions contain them."""
     named: dict[str, float] = field(default_factory=dict)
-    """mIoU-19, mIoU-16, mIoU-13, mIoU-11: those sets that model and labels both have whole."""
+    """mIoU-19, mIoU-16, mIoU-13, mIoU-11, for class sets that model and labels both contain whole."""
     named_official: dict[str, float] = field(default_factory=dict)
-    """The same sets counted as `official_miou` is."""
+    """The same class sets, counted like `official_miou`."""
     named_lines: tuple[str, ...] = ()
+    """A printed line per class set of `named`."""
     recall: dict[str, float] = field(default_factory=dict)
-    """Percent of each class's labelled pixels that are right."""
+    """Percent of each class's labelled pixels that are correct."""
     label_share: dict[str, float] = field(default_factory=dict)
-    """Percent of the scored pixels by class of the label."""
+    """Percent of the scored pixels that are labelled with each class."""
     labels_format: str = "train_ids"
     label_class_set: str = ""
     lacking: tuple[str, ...] = ()
-    """Classes of the labels that the model has not: their pixels are left out."""
+    """Classes of the labels that the model does not have; their pixels are left out."""
     synonyms: dict[str, str] = field(default_factory=dict)
     """Class of the labels -> class of the model, where their names differ."""
     inference: str = ""
-    """How images were looked at."""
+    """How images were predicted."""
     confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
     """(C, C) pixels, [label, prediction]."""
     files: tuple[Path, ...] = ()
-    """What was written."""
+    """Files that were written."""
 
     def lines(self) -> list[str]:
-        """The result for people, the class set named."""
+        """Return the printed result, with the class set and how it was measured."""
         absent = [name for name, value in self.per_class.items() if np.isnan(value)]
         lines = [
             f"class_set: {self.class_set}",
@@ -72,13 +73,15 @@ class EvaluationResult:
         if self.synonyms:
             lines.append(synonyms_line(self.synonyms))
         if self.lacking:
-            lines.append(f"left out, for the model lacks these classes: {', '.join(self.lacking)}")
+            lines.append(
+                f"left out, because the model lacks these classes: {', '.join(self.lacking)}"
+            )
         lines += ["", f"{'class':16}{'IoU %':>8}{'recall %':>10}{'pixels %':>10}"]
         lines += [self._row(name) for name in self.classes]
         lines += ["", f"miou: {self.miou:.2f}"]
         lines.append(
             f"  mean of the {len(self.classes) - len(absent)} of {len(self.classes)} classes of"
-            f" {self.class_set} that the labels show"
+            f" {self.class_set} that are in the labels"
             + (f"; absent: {', '.join(absent)}" if absent else "")
         )
         if self.only_predicted:
@@ -93,11 +96,11 @@ class EvaluationResult:
     def _row(self, name: str) -> str:
         if np.isnan(self.per_class[name]):
             return f"{name:16}{'absent':>8}"
-        values = self.per_class[name], self.recall[name], self.label_share[name]
-        return f"{name:16}{values[0]:>8.2f}{values[1]:>10.2f}{values[2]:>10.2f}"
+        iou, recall, share = self.per_class[name], self.recall[name], self.label_share[name]
+        return f"{name:16}{iou:>8.2f}{recall:>10.2f}{share:>10.2f}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, NaN as None."""
+        """Return plain values for JSON, NaN as None."""
         plain = asdict(self) | {"confusion": self.confusion.tolist()}
         plain["files"] = [path.name for path in self.files]
         return _without_nan(plain)
@@ -122,20 +125,21 @@ def evaluate_model(
     """Score a model on labelled images, labels at their own size; by default single scale, no flip.
 
     Args:
-        model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
+        model: A model file (student.pt, source.pt) or a checkpoint of any known family. In Python also
             a model in memory.
         images: Folder of images.
         labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
             CamVid (see `config.labels_format`). Classes are matched by name.
-        card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
-            or Card.
+        card: Entries that replace the preprocessing known for the checkpoint's family: JSON file,
+            mapping or Card.
         output_dir: Folder for evaluation.json, per_class.csv and confusion.png.
         config: `evaluation`, `labels_format`, `labels_classes` and `compute.device` are used.
-        progress: Called with a line of text as work goes on.
+        progress: Called with a line of text as the work proceeds.
 
     Raises:
-        CheckpointError: no model file. DataError: images and labels do not pair up or differ in size,
-        or labels hold ids that their format has not.
+        CheckpointError: the model cannot be read.
+        DataError: images and labels do not pair up, differ in size, or labels contain ids that are
+            not in their format.
     """
     config = config or Config()
     source = open_source(model, card, config.source_weights)
@@ -167,6 +171,7 @@ def _result(
 
     named = named_mious(matrix, classes, folder.label_classes)
     matched = matched_names(folder.label_classes, classes)
+    # Labels of another format may not contain all of the model's classes at all.
     countable = np.isin(classes.classes, list(matched.values()))
     only_predicted = countable & np.isnan(matrix.iou()) & np.isfinite(matrix.official_iou())
 
@@ -181,7 +186,7 @@ def _result(
         per_class=by_class(matrix.iou()),
         images=len(folder.pairs),
         official_miou=matrix.official_miou(countable),
-        only_predicted=tuple(c for c, o in zip(classes.classes, only_predicted, strict=True) if o),
+        only_predicted=tuple(np.array(classes.classes)[only_predicted].tolist()),
         named={entry.name: entry.miou for entry in named},
         named_official={entry.name: entry.official for entry in named},
         named_lines=tuple(entry.line() for entry in named),
@@ -222,6 +227,6 @@ def _write(
 def _csv(result: EvaluationResult) -> str:
     rows = ["class,iou_percent,recall_percent,label_pixels_percent"]
     for name in result.classes:
-        values = result.per_class[name], result.recall[name], result.label_share[name]
-        rows.append(",".join([f'"{name}"', *("" if np.isnan(v) else f"{v:.4f}" for v in values)]))
+        percents = result.per_class[name], result.recall[name], result.label_share[name]
+        rows.append(",".join([f'"{name}"', *("" if np.isnan(p) else f"{p:.4f}" for p in percents)]))
     return "\n".join(rows) + "\n"

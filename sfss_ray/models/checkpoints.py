@@ -91,6 +91,7 @@ def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -
     """
     copy = choose_copy(content, weights, path)
     for _, recogniser in FAMILIES:
+        # A recogniser refuses unsupported files of its family, but it does not know the path.
         try:
             file = recogniser(copy.state, content)
         except CheckpointError as error:
@@ -180,11 +181,15 @@ def with_card(model: SourceModel, entries: Mapping[str, Any], path: Path | str) 
     model.network.use_card(card)
     if card.classes == model.classes.classes:
         return model
+
+    # As many classes as outputs: the same names reorder the outputs, other names rename them.
     if len(card.classes) == len(model.classes):
         if sorted(card.classes) == sorted(model.classes.classes):
             return keep_outputs(model, card.classes)
         model.classes = class_set_of(card.classes)
         return model
+
+    # Another number of classes is a selection of outputs, which must be known by name.
     unknown = [name for name in card.classes if name not in model.classes.classes]
     if len(card.classes) > len(model.classes) or unknown:
         hint = f", and it has no class {unknown[0]!r}" if unknown else ""

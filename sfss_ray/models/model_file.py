@@ -204,6 +204,7 @@ def model_from_content(
         raise CheckpointError(
             f"source model {str(path)!r} lacks {', '.join(missing)}: the file was edited; make it again"
         )
+
     classes = class_set_of(content["classes"], content["class_set"])
     # Files of the first format have no card: all networks had the default preprocessing then.
     card = Card.from_dict(content.get("card", {}))
@@ -211,6 +212,8 @@ def model_from_content(
         network = _custom_network(content, path, card, module)
     else:
         network = _known_network(content, path, len(classes)).use_card(card)
+
+    # load_state_dict would raise an error of many lines, so the fit is checked before.
     report = compare(
         MODEL_FILE_FAMILY, content["network"], content["state_dict"], network.state_dict()
     )

@@ -109,6 +109,8 @@ def open_source(
         if is_model_file and not card_entries:
             return dataclasses.replace(source, unsaved=None)
         return source
+
+    # A model in memory is copied, because the caller may go on using it.
     copied = _deep_copy(as_source_model(source_model))
     model = with_card(copied, card_entries, copied.name).cpu().eval()
     name = type(model.network.body).__name__ if model.architecture is not None else model.name

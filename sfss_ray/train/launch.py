@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.run_folder import refuse_other_run, write_json
 from sfss_ray.storage.files import require_lasting
+from sfss_ray.tracking.run_tracking import track_run
+from sfss_ray.tracking.tracker import TrackerLike, check_trackers
+from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.trainer import TrainingJob, fit
 from sfss_ray.train.training_inputs import Prepared, prepare_training
 
@@ -48,6 +52,7 @@ def train_student(
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
+    trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
 ) -> TrainResult:
     """Adapt a source model to unlabelled target images with their masks.
@@ -63,6 +68,7 @@ def train_student(
         val_images: Labelled images to report mIoU on, never used for training or model selection.
         val_labels: Their label maps of train ids.
         config: The whole config, of which `train`, `evaluation` and `compute` are used.
+        trackers: Experiment trackers that receive metrics: tensorboard, mlflow, wandb; see `adapt`.
         progress: Called with each progress line.
 
     Returns:
@@ -84,17 +90,23 @@ def train_student(
         val_images=val_images,
         val_labels=val_labels,
     )
+    check_trackers(trackers)
     inputs = check_inputs(request)
     for note in inputs.notes:
         progress(note)
     assert inputs.masks is not None
     prepared = prepare_training(inputs, inputs.masks, config)
     folder = claim_inputs(request, inputs, progress)
-    return run_training(prepared, folder, config, progress)
+    with track_run(trackers, folder, config, progress) as tracking:
+        return run_training(prepared, folder, config, progress, tracking.log_record)
 
 
 def run_training(
-    prepared: Prepared, folder: Path, config: Config, progress: ProgressSink
+    prepared: Prepared,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink,
+    on_record: RecordSink | None = None,
 ) -> TrainResult:
     """Train on Ray in a claimed folder and write student.pt, unless it exists already."""
     from sfss_ray.train.adaptation import adapt_student
@@ -105,7 +117,7 @@ def run_training(
     prepared = prepared.placed(folder)
     if not student.exists():
         job = TrainingJob(adapt_student, prepared.task(config), prepared.examination(config))
-        state = fit(job, folder, config, progress)
+        state = fit(job, folder, config, progress, on_record=on_record)
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(folder / "train"), time.monotonic() - started)
 
@@ -141,6 +153,7 @@ def pretrain_source(
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
+    trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
 ) -> TrainResult:
     """Train a source model on labelled images, if you have none yet.
@@ -156,6 +169,7 @@ def pretrain_source(
         val_images: Labelled images to report mIoU on.
         val_labels: Their label maps.
         config: The whole config, of which `pretrain`, `evaluation` and `compute` are used.
+        trackers: Experiment trackers that receive metrics: tensorboard, mlflow, wandb; see `adapt`.
         progress: Called with each progress line.
 
     Returns:
@@ -169,6 +183,7 @@ def pretrain_source(
     from sfss_ray.train.pretraining_inputs import LabelledFolders, check_pretraining
     from sfss_ray.train.run_state import read_progress
 
+    check_trackers(trackers)
     config = config or Config()
     started = time.monotonic()
     folders = LabelledFolders(images, labels, val_images, val_labels)
@@ -180,14 +195,19 @@ def pretrain_source(
     folder = claim_run(output_dir, record, inputs.files(), progress=progress)
     model = folder / SOURCE_FILE
     if not model.exists():
-        _train_source(inputs, folder, config, progress)
+        with track_run(trackers, folder, config, progress) as tracking:
+            _train_source(inputs, folder, config, progress, tracking.log_record)
     curve = read_progress(folder / "train")
     write_json(folder / "curve.json", curve)
     return TrainResult(model, curve, time.monotonic() - started)
 
 
 def _train_source(
-    inputs: PretrainingInputs, folder: Path, config: Config, progress: ProgressSink
+    inputs: PretrainingInputs,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink,
+    on_record: RecordSink,
 ) -> None:
     """Train on Ray in a claimed folder and write source.pt."""
     from sfss_ray.models.model_file import SourceModel, save_model
@@ -195,7 +215,7 @@ def _train_source(
 
     task = PretrainingTask(inputs.training, inputs.classes, config)
     job = TrainingJob(pretrain, task, inputs.examination(config))
-    state = fit(job, folder, config, progress)
+    state = fit(job, folder, config, progress, on_record=on_record)
     inputs.network.load_state_dict(state["student"])
     facts = {
         "made_by": "sfss_ray.pretrain_source",

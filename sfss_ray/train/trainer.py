@@ -12,7 +12,7 @@ from sfss_ray.errors import TrainingError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.storage.files import is_disk_full
-from sfss_ray.train.progress_tail import following
+from sfss_ray.train.progress_tail import RecordSink, following
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def fit(
     config: Config,
     progress: ProgressSink = print_line,
     callbacks: list[Any] | None = None,
+    on_record: RecordSink | None = None,
 ) -> dict[str, Any]:
     """Run a training on Ray Train workers and return the state of its last step.
 
@@ -45,6 +46,7 @@ def fit(
         config: `compute` is used.
         progress: Called with a line for each progress record.
         callbacks: Of Ray Train's RunConfig.
+        on_record: Called with the name of the training and each new progress record.
 
     Raises:
         TrainingError: the training failed, or workers died more often than `max_failures`.
@@ -52,7 +54,9 @@ def fit(
     device = cluster.resolve_device(config.compute)
     with (
         cluster.connected(config.compute),
-        following(lambda: {"train": folder / "train"}, progress, score=config.tune.score),
+        following(
+            lambda: {"train": folder / "train"}, progress, on_record, score=config.tune.score
+        ),
     ):
         from sfss_ray.train.run_state import load_state
 

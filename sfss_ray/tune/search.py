@@ -12,6 +12,7 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.trial import SearchPlan, Trial, best_trial
 from sfss_ray.tune.tuner import run_trials
@@ -34,7 +35,11 @@ class SearchResult:
 
 
 def run_search(
-    prepared: Prepared, folder: Path, config: Config, progress: ProgressSink = print_line
+    prepared: Prepared,
+    folder: Path,
+    config: Config,
+    progress: ProgressSink = print_line,
+    on_record: RecordSink | None = None,
 ) -> SearchResult:
     """Search in a claimed folder, resuming an interrupted search.
 
@@ -43,6 +48,7 @@ def run_search(
         folder: The run's folder. Trials and `best_config.json` are written to it.
         config: The whole config, of which `tune`, `train`, `evaluation` and `compute` are used.
         progress: Called with each progress line.
+        on_record: Called with the name of a trial and each new progress record.
 
     Raises:
         ConfigError: the score needs labels, held-out images or masks that are missing.
@@ -53,7 +59,7 @@ def run_search(
     require_held_out(score, len(prepared.held_out))
     _require_masks(score, prepared)
     prepared = prepared.placed(folder)
-    trials = _load_or_run(prepared, folder / "trials", config, score, progress)
+    trials = _load_or_run(prepared, folder / "trials", config, score, progress, on_record)
     best = best_trial(trials)
     best_config = folder / BEST_CONFIG_FILE
     write_json(best_config, trials[best].values)
@@ -61,7 +67,12 @@ def run_search(
 
 
 def _load_or_run(
-    prepared: Prepared, folder: Path, config: Config, score: str, progress: ProgressSink
+    prepared: Prepared,
+    folder: Path,
+    config: Config,
+    score: str,
+    progress: ProgressSink,
+    on_record: RecordSink | None,
 ) -> list[Trial]:
     """Return the trials of a finished search, or train them."""
     results = folder / "results.json"
@@ -71,7 +82,7 @@ def _load_or_run(
     device = cluster.resolve_device(config.compute)
     plan = SearchPlan(prepared, folder, override(config, {"compute.device": device}), score)
     with cluster.connected(config.compute) as resources:
-        trials = run_trials(plan, resources, progress)
+        trials = run_trials(plan, resources, progress, on_record)
     # If no trial finished, the cause may be temporary: the next run trains them again.
     if any(trial.status == "finished" for trial in trials):
         write_json(results, [trial.as_json() for trial in trials])

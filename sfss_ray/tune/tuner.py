@@ -14,7 +14,7 @@ from typing import Any
 from sfss_ray.config import Config
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources, trials_demand
-from sfss_ray.train.progress_tail import following
+from sfss_ray.train.progress_tail import RecordSink, following
 from sfss_ray.tune.search_space import Point, knob_values, search_ranges, start_point
 from sfss_ray.tune.trial import SearchPlan, Trial, grace_steps, progress_folder, trial_folder
 from sfss_ray.tune.trial_score import GUARDED
@@ -22,13 +22,19 @@ from sfss_ray.tune.trial_score import GUARDED
 _MAX_RESTARTS = 10
 
 
-def run_trials(plan: SearchPlan, resources: Resources, progress: ProgressSink) -> list[Trial]:
+def run_trials(
+    plan: SearchPlan,
+    resources: Resources,
+    progress: ProgressSink,
+    on_record: RecordSink | None = None,
+) -> list[Trial]:
     """Train all trials of a search, resuming an interrupted one.
 
     Args:
         plan: What the trials share.
         resources: Of the connected cluster.
         progress: Called with the trials' progress lines.
+        on_record: Called with the name of a trial and each new progress record.
 
     Raises:
         ClusterError: the cluster is too small for the trials.
@@ -36,7 +42,7 @@ def run_trials(plan: SearchPlan, resources: Resources, progress: ProgressSink) -
     warnings.filterwarnings("ignore", module="optuna")
     logging.getLogger("optuna").setLevel(logging.ERROR)
     tuner = _build_tuner(plan, _concurrent_trials(plan.config, resources))
-    with following(lambda: _progress_folders(plan), progress, score=plan.score):
+    with following(lambda: _progress_folders(plan), progress, on_record, score=plan.score):
         results = tuner.fit()
     return _collect(plan, results)
 

@@ -98,7 +98,7 @@ def test_a_users_own_module_is_adapted(workers, streets, tiny_config, tmp_path):
     images = streets / "target" / "images"
     result = sfss_ray.adapt(model, images, tmp_path / "run", config=config, progress=str)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
-    assert [point["step"] for point in result.report["curves"][0]["points"]] == [3, 6]
+    assert [point["step"] for point in result.report.curves[0].points] == [3, 6]
     with pytest.raises(CheckpointError, match="a module of your own"):
         sfss_ray.load_model(result.student_path)
     student = sfss_ray.load_model(result.student_path, module=Own())
@@ -198,8 +198,8 @@ def test_a_student_is_adapted_again(streets, tiny_config, tmp_path):
     once = sfss_ray.adapt(wrapped(), images, tmp_path / "once", **options)
     masks = once.masks_dir
     twice = sfss_ray.adapt(once.student, images, tmp_path / "twice", masks=masks, **options)
-    report = twice.report["source_model"]
-    assert report["sha256"] == open_source(once.student).sha256
+    source = twice.report.source_model
+    assert source.sha256 == open_source(once.student).sha256
     pixels = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert not torch.equal(once.student.logits(pixels), twice.student.logits(pixels))

@@ -197,13 +197,13 @@ def test_a_search_picks_its_best_and_can_be_repeated(
     assert len(trials) == 2
     expected = "val_miou" if labelled else "balanced_mask_information"
     assert result.search.score_name == expected
-    for row in (*result.report["trials"], result.report["rows"][1]):
+    for row in (*result.report.trials, result.report.rows[1]):
         for name in ("mask_information", "agreement", "entropy", "neighbourhood_density"):
-            assert row[name] is not None
-        assert row["balanced_mask_information"] > 0
-        assert not row["collapsed"]
+            assert getattr(row, name) is not None
+        assert row.balanced_mask_information > 0
+        assert not row.collapsed
     assert result.search.oracle is labelled
-    assert result.report["labels"]["used_for"].startswith("choosing" if labelled else "report")
+    assert result.report.labels.used_for.startswith("choosing" if labelled else "report")
     best = max((t for t in trials if t.status == "finished"), key=lambda t: t.score)
     assert result.best_config == best.values
     written = load_config(tmp_path / "run" / "best_config.json", config)

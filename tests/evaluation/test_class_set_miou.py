@@ -48,14 +48,14 @@ def slow_iou(images, index: int) -> float:
     return 100 * both / either
 
 
-def test_named_means_are_those_of_counting(images, matrix):
+def test_named_mious_match_pixel_counting(images, matrix):
     named = {n.name: n for n in named_mious(matrix, CITYSCAPES_19, CITYSCAPES_19)}
     assert list(named) == ["mIoU-19", "mIoU-16", "mIoU-13"]
     iou = {c: slow_iou(images, i) for i, c in enumerate(CITYSCAPES_19.classes) if i != ABSENT}
     without16 = {"terrain", "truck", "train"}
     without13 = without16 | {"wall", "fence", "pole"}
-    for name, left_out in (("mIoU-19", set()), ("mIoU-16", without16), ("mIoU-13", without13)):
-        values = [value for c, value in iou.items() if c not in left_out]
+    for name, omitted in (("mIoU-19", set()), ("mIoU-16", without16), ("mIoU-13", without13)):
+        values = [value for c, value in iou.items() if c not in omitted]
         assert named[name].miou == pytest.approx(np.mean(values))
     assert named["mIoU-19"].absent == ("train",)
     assert named["mIoU-16"].absent == ()
@@ -63,14 +63,14 @@ def test_named_means_are_those_of_counting(images, matrix):
     assert named["mIoU-13"].line().startswith("mIoU-13 (synthia-13): ")
 
 
-def test_named_means_are_also_counted_as_the_official_scorer_does(images, matrix):
-    """`train` is in no label, and predicted: 0 of 19; the sets of 16 and 13 lack it."""
+def test_named_mious_are_also_counted_like_the_official_scorer(images, matrix):
+    """`train` is absent and predicted, so it counts as 0; the sets of 16 and 13 lack it."""
     assert any((guesses[labels != 255] == ABSENT).any() for labels, guesses in images)
     named = {n.name: n for n in named_mious(matrix, CITYSCAPES_19, CITYSCAPES_19)}
-    shown = [slow_iou(images, i) for i in range(19) if i != ABSENT]
-    assert named["mIoU-19"].miou == pytest.approx(sum(shown) / 18)
-    assert named["mIoU-19"].official == pytest.approx(sum(shown) / 19)
-    assert f"official (IoU 0 for those that are predicted): {sum(shown) / 19:.2f}" in (
+    ious = [slow_iou(images, i) for i in range(19) if i != ABSENT]
+    assert named["mIoU-19"].miou == pytest.approx(sum(ious) / 18)
+    assert named["mIoU-19"].official == pytest.approx(sum(ious) / 19)
+    assert f"official (IoU 0 for those that are predicted): {sum(ious) / 19:.2f}" in (
         named["mIoU-19"].line()
     )
     for name in ("mIoU-16", "mIoU-13"):
@@ -88,15 +88,19 @@ def test_iou_agrees_with_torchmetrics(images, matrix):
         for metric in (jaccard, recall, confusion):
             metric.update(*pair)
     assert np.array_equal(confusion.compute().numpy(), matrix.counts)
-    shown = np.arange(19) != ABSENT
-    np.testing.assert_allclose(100 * jaccard.compute().numpy()[shown], matrix.iou()[shown], 1e-5)
-    np.testing.assert_allclose(100 * recall.compute().numpy()[shown], matrix.recall()[shown], 1e-5)
+    present = np.arange(19) != ABSENT
+    np.testing.assert_allclose(
+        100 * jaccard.compute().numpy()[present], matrix.iou()[present], 1e-5
+    )
+    np.testing.assert_allclose(
+        100 * recall.compute().numpy()[present], matrix.recall()[present], 1e-5
+    )
     assert np.isnan(matrix.iou()[ABSENT])
     assert np.isnan(matrix.recall()[ABSENT])
     assert matrix.label_share().sum() == pytest.approx(100)
 
 
-def test_only_sets_that_model_and_labels_both_have_are_named(matrix):
+def test_only_class_sets_in_both_model_and_labels_are_named(matrix):
     on_synthia = named_mious(matrix, CITYSCAPES_19, SYNTHIA_16)
     assert [n.name for n in on_synthia] == ["mIoU-16", "mIoU-13"]
     small = ConfusionMatrix(11)

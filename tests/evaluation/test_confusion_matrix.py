@@ -25,19 +25,20 @@ def counted(labels, predictions, num_classes: int = CLASSES) -> ConfusionMatrix:
 def slow_iou(labels, predictions, index: int) -> float:
     """IoU of one class in percent, by its definition."""
     valid = labels != IGNORE_INDEX
-    shown, found = (labels == index) & valid, (predictions == index) & valid
-    if not shown.any():
+    labelled, predicted = (labels == index) & valid, (predictions == index) & valid
+    if not labelled.any():
         return float("nan")
-    return 100 * (shown & found).sum() / (shown | found).sum()
+    return 100 * (labelled & predicted).sum() / (labelled | predicted).sum()
 
 
 @given(LABELS, PREDICTIONS)
-def test_iou_is_that_of_its_definition(labels, predictions):
+def test_iou_matches_its_definition(labels, predictions):
     expected = [slow_iou(labels, predictions, c) for c in range(CLASSES)]
     matrix = counted(labels, predictions)
     np.testing.assert_allclose(matrix.iou(), expected)
-    shown = [value for value in expected if value == value]
-    assert matrix.miou() == pytest.approx(np.mean(shown) if shown else np.nan, nan_ok=True)
+    finite = [value for value in expected if value == value]
+    mean = np.mean(finite) if finite else np.nan
+    assert matrix.miou() == pytest.approx(mean, nan_ok=True)
 
 
 def official_scores(labels, predictions, index: int) -> float:
@@ -55,7 +56,7 @@ def official_scores(labels, predictions, index: int) -> float:
 
 
 @given(LABELS, PREDICTIONS)
-def test_official_iou_is_that_of_cityscapesscripts(labels, predictions):
+def test_official_iou_matches_cityscapesscripts(labels, predictions):
     expected = [official_scores(labels, predictions, c) for c in range(CLASSES)]
     matrix = counted(labels, predictions)
     np.testing.assert_allclose(matrix.official_iou(), expected)
@@ -90,19 +91,19 @@ def test_images_add_up_to_one_matrix(labels, predictions, more_labels, more_pred
     assert np.array_equal(matrix.counts, together.counts)
 
 
-def test_ignored_pixels_count_for_nothing():
+def test_ignored_pixels_do_not_count():
     matrix = counted([[0, 1, 255, 255]], [[0, 1, 0, 1]])
     assert matrix.miou() == 100
     assert matrix.counts.sum() == 2
 
 
-def test_absent_classes_are_nan_and_out_of_the_mean():
+def test_absent_classes_are_nan_and_left_out_of_the_mean():
     matrix = counted([[0, 0, 1, 1]], [[0, 0, 1, 0]])
     np.testing.assert_allclose(matrix.iou(), [100 * 2 / 3, 50, np.nan, np.nan])
     assert matrix.miou() == pytest.approx((100 * 2 / 3 + 50) / 2)
 
 
-def test_a_class_that_is_only_predicted_costs_the_others():
+def test_a_class_that_is_only_predicted_lowers_the_others():
     matrix = counted([[0, 0, 0, 0]], [[0, 0, 0, 3]])
     np.testing.assert_allclose(matrix.iou(), [75, np.nan, np.nan, np.nan])
     assert matrix.miou() == 75
@@ -112,7 +113,7 @@ def test_pixel_accuracy_weighs_pixels():
     assert counted([[0, 0, 0, 1, 255]], [[0, 0, 0, 0, 1]]).pixel_accuracy() == 75
 
 
-def test_nothing_labelled_is_nan():
+def test_scores_without_labels_are_nan():
     for matrix in (ConfusionMatrix(3), counted([[255]], [[0]])):
         assert np.isnan(matrix.iou()).all()
         assert np.isnan(matrix.miou())

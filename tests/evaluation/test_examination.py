@@ -1,4 +1,4 @@
-"""Scoring a network on folders, with a network whose answers are known."""
+"""Scores of a network whose predictions are known."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from sfss_ray.errors import DataError
 from sfss_ray.evaluation.examination import (
     Examination,
     Score,
-    predict_images,
     predict_probabilities,
-    readable,
 )
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
@@ -30,21 +28,21 @@ CLASSES = class_set_of(["red", "green", "blue"])
 
 
 class _Colours(nn.Module):
-    """The image as its own features; notes the sizes it was shown."""
+    """Returns the image as features, and records the sizes of its inputs."""
 
     def __init__(self):
         super().__init__()
         self.sharpness = nn.Parameter(torch.tensor(50.0))
-        self.seen: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, int]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.append((images.shape[2], images.shape[3]))
+        self.sizes.append((images.shape[2], images.shape[3]))
         return images * self.sharpness
 
 
 @pytest.fixture
 def network() -> Segmenter:
-    """Says red, green or blue: the channel that is highest."""
+    """Predicts red, green or blue: the channel that is highest."""
     return Segmenter(_Colours(), nn.Identity(), Card((0, 0, 0), (1, 1, 1))).eval()
 
 
@@ -73,10 +71,10 @@ def test_labels_of_a_perfect_prediction_score_100(network, tmp_path: Path):
     assert score.per_class == (100, 100, 100)
     assert (score.labelled_images, score.held_out_images) == (1, 0)
     assert np.isnan(score.mask_information)
-    assert network.body.seen == [(64, 96)]
+    assert network.body.sizes == [(64, 96)]
 
 
-def test_one_matrix_is_kept_over_all_images(network, tmp_path: Path):
+def test_one_matrix_counts_all_images(network, tmp_path: Path):
     """Not the mean of the images' mIoU: the second image has 4 times the pixels of the first."""
     red, small = np.zeros((64, 64), np.uint8), np.zeros((32, 32), np.uint8)
     wrong = pair(tmp_path, "a", small + 1, small)
@@ -91,8 +89,8 @@ def test_large_images_are_shrunk_for_the_network_but_not_their_labels(network, t
     config = EvaluationConfig(max_size=64)
     examination = Examination(CLASSES, (pair(tmp_path, "a", ids, ids),), config=config)
     score = examination.score(network)
-    assert network.body.seen == [(32, 64)]
-    assert score.pixel_accuracy > 97  # blurred at the borders of regions alone
+    assert network.body.sizes == [(32, 64)]
+    assert score.pixel_accuracy > 97  # blurred only at the borders of regions
     probabilities = predict_probabilities(network, picture(ids), config)
     assert probabilities.shape == (3, 128, 256)
 
@@ -102,13 +100,13 @@ def test_images_of_any_size_are_predicted_at_their_own(network, size):
     probabilities = predict_probabilities(network, picture(quarters(*size)), EvaluationConfig())
     assert probabilities.shape == (3, *size)
     assert probabilities.dtype == np.float32
-    assert min(network.body.seen[0]) >= 32
+    assert min(network.body.sizes[0]) >= 32
     np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
 
 
 def test_labels_of_another_size_are_refused_with_both(network, tmp_path: Path):
     item = pair(tmp_path, "a", quarters(64, 96), quarters(64, 64))
-    with pytest.raises(DataError, match=r"a_labels\.png' are 64x64, their image 96x64"):
+    with pytest.raises(DataError, match=r"a_labels\.png' are 64x64, their image is 96x64"):
         Examination(CLASSES, (item,)).score(network)
 
 
@@ -121,22 +119,22 @@ def held_out(folder: Path, *maps: np.ndarray) -> tuple[ImageFile, ...]:
 def test_held_out_images_are_scored_without_labels(network, tmp_path: Path):
     ids = quarters()
     files = held_out(tmp_path, ids)
-    asked: list[str] = []
+    requested_ids: list[str] = []
 
     def id_map(image_id: str) -> np.ndarray:
-        asked.append(image_id)
+        requested_ids.append(image_id)
         return ids.astype(np.int32) + 1
 
     score = Examination(CLASSES, held_out=files, id_map=id_map).score(network)
     assert score.mask_information == pytest.approx(-(0.5 * log(0.5) + 0.5 * log(0.25)))
     assert score.entropy == pytest.approx(0, abs=1e-6)
     assert (score.predicted_classes, score.held_out_images) == (3, 1)
-    assert asked == ["0"]
+    assert requested_ids == ["0"]
     assert np.isnan(score.miou)
     assert score.per_class == ()
 
 
-def test_an_unsure_network_has_the_entropy_of_all_classes(network, tmp_path: Path):
+def test_an_uncertain_network_has_the_entropy_of_all_classes(network, tmp_path: Path):
     files = held_out(tmp_path, quarters())
     network.body.sharpness.data.zero_()
     score = Examination(CLASSES, held_out=files).score(network)
@@ -145,25 +143,25 @@ def test_an_unsure_network_has_the_entropy_of_all_classes(network, tmp_path: Pat
     assert np.isnan(score.mask_information)  # no masks were given
 
 
-def test_calling_it_gives_the_numbers_that_exist(network, tmp_path: Path):
+def test_a_call_returns_the_scores_that_could_be_computed(network, tmp_path: Path):
     ids = quarters()
     item = pair(tmp_path, "a", ids, ids)
     labelled = Examination(CLASSES, (item,))(network)
     assert labelled["val_miou"] == 100
     assert not {"mask_information", "entropy"} & set(labelled)
-    seen = Examination(CLASSES, held_out=held_out(tmp_path, ids))(network)
+    label_free = Examination(CLASSES, held_out=held_out(tmp_path, ids))(network)
     unlabelled = {"entropy", "predicted_classes", "class_entropy", "neighbourhood_density"}
-    assert set(seen) == unlabelled  # no masks, no teacher
-    assert seen["predicted_classes"] == 3
-    assert seen["class_entropy"] == pytest.approx(-(0.5 * log(0.5) + 0.5 * log(0.25)))
+    assert set(label_free) == unlabelled  # no masks, no teacher
+    assert label_free["predicted_classes"] == 3
+    assert label_free["class_entropy"] == pytest.approx(-(0.5 * log(0.5) + 0.5 * log(0.25)))
 
 
-def test_a_teacher_is_compared_with_on_held_out_images(network, tmp_path: Path):
+def test_student_and_teacher_are_compared_on_held_out_images(network, tmp_path: Path):
     ids = quarters()
     teacher = Segmenter(_Colours(), nn.Identity(), Card((0, 0, 0), (1, 1, 1))).eval()
     examination = Examination(CLASSES, held_out=held_out(tmp_path, ids))
     assert examination(network, teacher)["agreement"] == 1
-    teacher.body.sharpness.data.neg_()  # says a channel that is lowest: never the highest
+    teacher.body.sharpness.data.neg_()  # predicts the lowest channel, never the highest
     assert examination(network, teacher)["agreement"] == 0
 
 
@@ -179,18 +177,17 @@ def test_scores_become_json_without_nan(network, tmp_path: Path):
     assert Score().as_dict()["per_class"] is None
 
 
-def test_predict_images_goes_one_by_one(network, tmp_path: Path):
-    maps = quarters(), 2 - quarters()
-    files = held_out(tmp_path, *maps)
-    for (file, image, ids), known, expected in zip(
-        predict_images(network, files, EvaluationConfig()), files, maps, strict=True
-    ):
-        assert file is known
-        assert ids.dtype == np.uint8
-        assert np.array_equal(image, picture(expected))
-        assert np.array_equal(ids, expected)
-
-
-def test_unreadable_images_are_left_out():
-    files = [ImageFile(name, Path(name)) for name in "abc"]
-    assert readable(files, {"b": "truncated"}) == (files[0], files[2])
+def test_the_balanced_score_is_added_once_the_source_shares_are_known(network, tmp_path: Path):
+    ids = quarters()
+    files = held_out(tmp_path, ids)
+    examination = Examination(CLASSES, held_out=files, id_map=lambda _: ids.astype(np.int32) + 1)
+    source = examination.score(network)
+    assert np.isnan(source.balanced_mask_information)
+    assert source.class_share == (0.25, 0.5, 0.25)
+    examination = examination.with_source(source)
+    complete = examination.add_balanced_score(source, network)
+    weights = np.array([0.25, 0.5, 0.25]) / np.sqrt([0.25, 0.5, 0.25])
+    shares = weights / weights.sum()
+    # Masks are the classes, so that the score is the entropy of the weighted classes.
+    assert complete.balanced_mask_information == pytest.approx(-(shares * np.log(shares)).sum())
+    assert complete.as_dict() == examination.score(network).as_dict()

@@ -16,7 +16,7 @@ from sfss_ray.models.segmenter import Segmenter
 
 @pytest.fixture(scope="module")
 def network() -> Segmenter:
-    """Stride 4, five classes; its answer depends on where a window ends."""
+    """Stride 4, five classes; its logits depend on where a window ends."""
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1))
     return Segmenter(body, nn.Conv2d(8, 5, 1)).eval()
@@ -31,30 +31,30 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def slow_slide(network, pixels, window, stride) -> torch.Tensor:
-    """Every pixel: the mean of the logits of all windows that hold it."""
+    """The mean of the logits of all windows that cover a pixel."""
     height, width = pixels.shape[-2:]
-    tops, lefts = [], []
+    rows, columns = [], []
     for starts, length, size, step in (
-        (tops, height, window[0], stride[0]),
-        (lefts, width, window[1], stride[1]),
+        (rows, height, window[0], stride[0]),
+        (columns, width, window[1], stride[1]),
     ):
         at = 0
         while at + size < length:
             starts.append(at)
             at += step
         starts.append(max(length - size, 0))
-    answers: dict[tuple[int, int], list[torch.Tensor]] = {}
-    for top in sorted(set(tops)):
-        for left in sorted(set(lefts)):
-            part = pixels[..., top : top + window[0], left : left + window[1]]
+    logits_of_pixel: dict[tuple[int, int], list[torch.Tensor]] = {}
+    for top in sorted(set(rows)):
+        for start in sorted(set(columns)):
+            part = pixels[..., top : top + window[0], start : start + window[1]]
             logits = network.logits(part)[0]
             for i in range(part.shape[2]):
                 for j in range(part.shape[3]):
-                    answers.setdefault((top + i, left + j), []).append(logits[:, i, j])
-    assert len(answers) == height * width
+                    logits_of_pixel.setdefault((top + i, start + j), []).append(logits[:, i, j])
+    assert len(logits_of_pixel) == height * width
     result = torch.zeros(1, 5, height, width)
-    for (i, j), seen in answers.items():
-        result[0, :, i, j] = torch.stack(seen).mean(0)
+    for (i, j), covering in logits_of_pixel.items():
+        result[0, :, i, j] = torch.stack(covering).mean(0)
     return result
 
 
@@ -90,13 +90,13 @@ def test_flip_and_scales_average_probabilities(network):
     expected = []
     for scale in config.scales:
         zoomed = cv2.resize(image, (round(64 * scale), round(48 * scale))) if scale != 1 else image
-        for seen in (zoomed, zoomed[:, ::-1].copy()):
-            logits = network.logits(tensor(seen), (48, 64))
+        for view in (zoomed, zoomed[:, ::-1].copy()):
+            logits = network.logits(tensor(view), (48, 64))
             probabilities = logits.softmax(1)[0].numpy()
-            expected.append(probabilities if seen is zoomed else probabilities[..., ::-1])
-    found = predict_probabilities(network, image, config)
-    np.testing.assert_allclose(found, np.mean(expected, 0), atol=1e-5)
-    np.testing.assert_allclose(found.sum(0), 1, rtol=1e-5)
+            expected.append(probabilities if view is zoomed else probabilities[..., ::-1])
+    averaged = predict_probabilities(network, image, config)
+    np.testing.assert_allclose(averaged, np.mean(expected, 0), atol=1e-5)
+    np.testing.assert_allclose(averaged.sum(0), 1, rtol=1e-5)
 
 
 def test_augmentation_is_off_by_default(network):
@@ -113,14 +113,14 @@ def test_large_images_slide_at_the_size_the_network_sees(network):
     assert predict_probabilities(network, picture(96, 128), config).shape == (5, 96, 128)
 
 
-def test_words_say_how_images_are_looked_at():
+def test_results_describe_how_images_are_predicted():
     assert describe_views(EvaluationConfig()) == (
         "whole image, longest side at most 2048, single scale, no flip"
     )
     config = EvaluationConfig(mode="slide", flip=True, scales=(0.5, 1.0))
-    said = describe_views(config)
-    assert "sliding window 512x512, stride 341x341" in said
-    assert "scales 0.5, 1.0, flip" in said
+    description = describe_views(config)
+    assert "sliding window 512x512, stride 341x341" in description
+    assert "scales 0.5, 1.0, flip" in description
 
 
 @pytest.mark.parametrize(

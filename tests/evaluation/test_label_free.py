@@ -48,20 +48,20 @@ def slow_information(predictions, mask_ids) -> float:
 
 
 @given(PREDICTIONS, MASK_IDS)
-def test_it_is_the_mutual_information(predictions, mask_ids):
+def test_the_score_is_the_mutual_information(predictions, mask_ids):
     expected = slow_information(predictions, mask_ids)
     assert information((predictions, mask_ids)) == pytest.approx(expected, abs=1e-9)
 
 
 @given(PREDICTIONS, MASK_IDS, st.permutations(range(1, 5)))
-def test_names_of_masks_do_not_matter(predictions, mask_ids, names):
+def test_mask_ids_do_not_matter(predictions, mask_ids, names):
     renamed = np.array([0, *names], np.int32)[mask_ids] * 1000
     plain = information((predictions, mask_ids))
     assert information((predictions, renamed)) == pytest.approx(plain, abs=1e-12)
 
 
 @given(PREDICTIONS, MASK_IDS, st.tuples(*[st.floats(0.1, 10)] * 3))
-def test_weights_are_those_of_repeated_pixels(predictions, mask_ids, weights):
+def test_a_weight_acts_like_repeated_pixels(predictions, mask_ids, weights):
     """Against the sum over the joint distribution in which each pixel has its class's weight."""
     score = MaskInformation(3, np.array(weights))
     score.add(predictions, mask_ids)
@@ -81,19 +81,19 @@ def test_weights_are_those_of_repeated_pixels(predictions, mask_ids, weights):
 
 
 def test_balancing_weights_let_rare_classes_count():
-    weights = balancing_weights(np.array([0.64, 0.16, 0.0, 0.2]), least=0.01)
+    weights = balancing_weights(np.array([0.64, 0.16, 0.0, 0.2]), min_share=0.01)
     assert weights == pytest.approx([1.25, 2.5, 10, 1 / np.sqrt(0.2)])
 
 
-def test_losing_a_rare_class_costs_more_when_balanced():
+def test_losing_a_rare_class_lowers_the_balanced_score_more():
     ids = np.repeat(np.arange(1, 11), 10)[None]
-    found = np.repeat([0] * 5 + [1] * 4 + [2], 10)[None]
-    lost = np.where(found == 2, 1, found)
+    complete = np.repeat([0] * 5 + [1] * 4 + [2], 10)[None]
+    reduced = np.where(complete == 2, 1, complete)
     share = np.array([0.5, 0.4, 0.1])
 
     def losses(name):
         values = []
-        for predictions in (found, lost):
+        for predictions in (complete, reduced):
             scores = LabelFreeScores(3, share)
             scores.add(np.eye(3)[predictions].transpose(2, 0, 1), ids)
             values.append(scores.values()[name])
@@ -102,7 +102,7 @@ def test_losing_a_rare_class_costs_more_when_balanced():
     assert losses("balanced_mask_information") > 1.2 * losses("mask_information") > 0
 
 
-def test_one_class_everywhere_scores_nothing():
+def test_one_class_everywhere_scores_zero():
     assert information(([[1, 1, 1, 1]], [[1, 1, 2, 3]])) == 0
 
 
@@ -112,11 +112,11 @@ def test_masks_that_are_the_classes_score_the_entropy_of_the_classes():
     assert information((predictions, [[7, 7, 3, 9]])) == pytest.approx(expected)
 
 
-def test_one_mask_over_everything_tells_nothing():
+def test_one_mask_over_everything_scores_zero():
     assert information(([[0, 1, 2, 0]], [[4, 4, 4, 4]])) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_mixed_mask_costs_its_share():
+def test_a_mixed_mask_lowers_the_score_by_its_share():
     predictions, mask_ids = [[0, 0, 0, 1]], [[1, 1, 2, 2]]
     whole = -(0.75 * log(0.75) + 0.25 * log(0.25))
     assert information((predictions, mask_ids)) == pytest.approx(whole - 0.5 * log(2))
@@ -133,7 +133,7 @@ def test_masks_of_two_images_are_different_masks():
     assert information(([[0, 0]], [[1, 1]]), ([[1, 1]], [[1, 1]])) == pytest.approx(log(2))
 
 
-def test_nothing_counted_scores_nothing():
+def test_no_pixels_score_zero():
     assert information() == 0
     assert information(([[0, 1]], [[0, 0]])) == 0
 
@@ -143,7 +143,7 @@ def test_entropy_of_rows():
     np.testing.assert_allclose(entropy(counts), [log(2), 0, 0, log(3)], atol=1e-12)
 
 
-def test_predicted_classes_leave_out_specks():
+def test_predicted_classes_ignore_tiny_shares():
     assert predicted_classes(np.array([5000, 4998, 2, 0])) == 2
     assert predicted_classes(np.array([1, 1, 1])) == 3
     assert predicted_classes(np.zeros(3)) == 0
@@ -158,9 +158,9 @@ def slow_density(image: np.ndarray, temperature: float) -> float:
     """The formula of the class's docstring, cell by cell, over all cells."""
     cells = [p / np.sqrt((p**2).sum()) for p in image.reshape(len(image), -1).T]
     total = 0.0
-    for i, one in enumerate(cells):
-        raised = [np.exp(one @ other / temperature) for j, other in enumerate(cells) if j != i]
-        weights = np.array(raised) / sum(raised)
+    for i, cell in enumerate(cells):
+        similar = [np.exp(cell @ other / temperature) for j, other in enumerate(cells) if j != i]
+        weights = np.array(similar) / sum(similar)
         total -= sum(w * log(w) for w in weights)
     return total / len(cells)
 
@@ -176,17 +176,17 @@ def test_neighbourhood_density_is_its_formula(temperature):
 
 def test_neighbourhood_density_draws_the_same_cells_for_every_model():
     image = probabilities(2, size=(40, 40))
-    one, other = NeighbourhoodDensity(64), NeighbourhoodDensity(64)
-    for score in (one, other):
+    first, second = NeighbourhoodDensity(64), NeighbourhoodDensity(64)
+    for score in (first, second):
         score.add(image)
-    assert one.value() == other.value()
-    everything = NeighbourhoodDensity(1600)
-    everything.add(image)
-    assert one.value() < log(63) < everything.value() + log(63)
+    assert first.value() == second.value()
+    all_cells = NeighbourhoodDensity(1600)
+    all_cells.add(image)
+    assert first.value() < log(63) < all_cells.value() + log(63)
 
 
 def test_one_class_everywhere_has_the_densest_neighbourhood():
-    """Which is why the score needs a guard."""
+    """The reason why the score needs a guard against collapse."""
     same = np.zeros((3, 6, 8))
     same[1] = 1
     collapsed, sound = NeighbourhoodDensity(), NeighbourhoodDensity()
@@ -197,7 +197,7 @@ def test_one_class_everywhere_has_the_densest_neighbourhood():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2)])
-def test_a_lonely_cell_has_no_neighbourhood(size):
+def test_a_single_cell_has_no_neighbourhood(size):
     score = NeighbourhoodDensity()
     score.add(probabilities(4, size=size))
     assert score.value() == pytest.approx(0, abs=1e-9)
@@ -205,13 +205,13 @@ def test_a_lonely_cell_has_no_neighbourhood(size):
 
 
 @given(PREDICTIONS, PREDICTIONS)
-def test_agreement_is_the_mean_overlap_of_classes(ones, others):
+def test_agreement_is_the_mean_overlap_of_classes(first, second):
     score, overlaps = Agreement(3), []
-    score.add(ones, others)
+    score.add(first, second)
     for c in range(3):
-        either = np.sum((ones == c) | (others == c))
+        either = np.sum((first == c) | (second == c))
         if either:
-            overlaps.append(np.sum((ones == c) & (others == c)) / either)
+            overlaps.append(np.sum((first == c) & (second == c)) / either)
     assert score.value() == pytest.approx(np.mean(overlaps))
 
 
@@ -224,7 +224,7 @@ def test_agreement_counts_pixels_over_all_images():
 
 
 @pytest.mark.parametrize(
-    ("model", "source", "lost"),
+    ("model", "source", "collapsed"),
     [
         (Variety(10, 2.0), Variety(10, 2.0), False),
         (Variety(7, 2.0), Variety(10, 2.0), False),
@@ -232,11 +232,11 @@ def test_agreement_counts_pixels_over_all_images():
         (Variety(10, 1.3), Variety(10, 2.0), True),
         (Variety(1, 0.0), Variety(2, 0.6), True),
         (Variety(12, 2.2), Variety(10, 2.0), False),
-        (Variety(1, 0.0), Variety(1, 0.0), False),  # nothing was there to lose
+        (Variety(1, 0.0), Variety(1, 0.0), False),  # the source model itself predicts one class
     ],
 )
-def test_variety_is_lost_against_the_source_model(model, source, lost):
-    assert lost_variety(model, source) is lost
+def test_a_collapse_is_recognised_against_the_source_model(model, source, collapsed):
+    assert lost_variety(model, source) is collapsed
 
 
 def test_variety_of_a_histogram():
@@ -269,6 +269,6 @@ def test_scores_without_masks_or_teacher_are_left_out():
     assert not {"mask_information", "agreement"} & set(scores.values())
 
 
-def test_low_entropy_is_worth_more():
+def test_lower_entropy_ranks_higher():
     assert worth("entropy", 0.2) > worth("entropy", 0.9)
     assert worth("agreement", 0.2) < worth("agreement", 0.9)

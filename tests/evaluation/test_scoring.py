@@ -1,4 +1,4 @@
-"""Evaluating a model over classes that are not its own, and what is written."""
+"""Evaluating a model on labels of other class sets, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -49,17 +49,19 @@ def model(classes) -> SourceModel:
 
 
 def slow_ious(model_: SourceModel, root: Path) -> dict[str, float]:
-    """By name, from masks of each class: labels the model lacks are left out of the counting."""
+    """IoU by name, counted class by class; labels that the model lacks are left out."""
     hit = dict.fromkeys(CITYSCAPES_19.classes, 0)
     union = dict.fromkeys(CITYSCAPES_19.classes, 0)
     names = np.array([*CITYSCAPES_19.classes, *[""] * 237], dtype=object)
-    own = np.array(model_.classes.classes, dtype=object)
+    model_names = np.array(model_.classes.classes, dtype=object)
     for path in sorted((root / "city").iterdir()):
         stem = path.stem.removesuffix("_leftImg8bit")
         ids = np.array(Image.open(root / "cityLabels" / f"{stem}_gtFine_labelTrainIds.png"))
         label = names[ids]
         image = read_image(path)
-        guess = own[predict_probabilities(model_.network.eval(), image, CPU.evaluation).argmax(0)]
+        guess = model_names[
+            predict_probabilities(model_.network.eval(), image, CPU.evaluation).argmax(0)
+        ]
         valid = np.isin(label, list(model_.classes.classes))
         for name in model_.classes.classes:
             hit[name] += int(((label == name) & (guess == name) & valid).sum())
@@ -148,8 +150,8 @@ def test_the_official_mean_is_printed_where_it_differs(data, tmp_path):
         probabilities = predict_probabilities(mine.network.eval(), read_image(path), CPU.evaluation)
         guesses.append(probabilities.argmax(0))
     predicted = [CITYSCAPES_19.classes[i] for i in np.unique(guesses)]
-    others = [name for name in predicted if name != "road"]
-    assert others
+    only_predicted = [name for name in predicted if name != "road"]
+    assert only_predicted
     road = 100 * float(np.mean(np.array(guesses) == 0))
     result = evaluate_model(
         mine,
@@ -159,19 +161,19 @@ def test_the_official_mean_is_printed_where_it_differs(data, tmp_path):
         config=CPU,
         progress=str,
     )
-    official = road / (1 + len(others))
+    official = road / (1 + len(only_predicted))
     assert (result.miou, result.official_miou) == pytest.approx((road, official))
-    assert result.only_predicted == tuple(others)
+    assert result.only_predicted == tuple(only_predicted)
     assert (result.named["mIoU-19"], result.named_official["mIoU-19"]) == pytest.approx(
         (road, official)
     )
     text = "\n".join(result.lines())
     assert f"miou: {road:.2f}\n" in text
     assert f"official_miou: {official:.2f}\n" in text
-    assert f"IoU 0 for absent classes that are predicted: {', '.join(others)}" in text
+    assert f"IoU 0 for absent classes that are predicted: {', '.join(only_predicted)}" in text
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["official_miou"] == pytest.approx(official)
-    assert written["only_predicted"] == others
+    assert written["only_predicted"] == only_predicted
 
 
 def test_table_picture_and_json_are_written(data, tmp_path):

@@ -1,6 +1,9 @@
-"""A small report of each kind, as the pipeline would hand it over."""
+"""A small report of each kind, as JSON values and as records."""
 
 import copy
+import dataclasses
+
+from sfss_ray.report.report_record import LabelFacts, RunRecord, ScoreRow
 
 CLASSES = ["road", "car", "train"]
 
@@ -89,19 +92,40 @@ _TRIALS = [
 _TUNE = {"kind": "tune", "trials": _TRIALS, "best_trial": 2, "score_name": "mask_information"}
 
 
+TUNE = {**ADAPT, **_TUNE}
+
+
+def record_of(values, **changed):
+    """A record of JSON values, with parts replaced; JSON has no NaN, so that parts may."""
+    record = RunRecord.from_json(copy.deepcopy(values))
+    return dataclasses.replace(record, **changed)
+
+
 def adapt_report(**changed):
     """A report of one adaptation, with parts replaced."""
-    return copy.deepcopy({**ADAPT, **changed})
+    return record_of(ADAPT, **changed)
 
 
 def tune_report(**changed):
     """A report of a search over five trials, the last of which failed."""
-    return copy.deepcopy({**ADAPT, **_TUNE, **changed})
+    return record_of(TUNE, **changed)
 
 
 def unlabelled_report():
     """A report without any labels."""
-    rows = [
-        {"name": row["name"], "mask_information": 1.0 + k} for k, row in enumerate(ADAPT["rows"])
-    ]
-    return adapt_report(rows=rows, labels={"given": False})
+    rows = [ScoreRow(row["name"], mask_information=1.0 + k) for k, row in enumerate(ADAPT["rows"])]
+    return adapt_report(rows=tuple(rows), labels=LabelFacts(given=False))
+
+
+def change_row(record, index, **changed):
+    """A record in which parts of one row are replaced."""
+    rows = list(record.rows)
+    rows[index] = dataclasses.replace(rows[index], **changed)
+    return dataclasses.replace(record, rows=tuple(rows))
+
+
+def change_trial(record, index, **changed):
+    """A record in which parts of one trial are replaced."""
+    trials = list(record.trials)
+    trials[index] = dataclasses.replace(trials[index], **changed)
+    return dataclasses.replace(record, trials=tuple(trials))

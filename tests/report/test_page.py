@@ -1,20 +1,31 @@
-"""The page on disk: self-contained, escaped, whole for any part that is missing."""
+"""The page on disk: self-contained, escaped, complete when parts are missing."""
 
 import functools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_samples import ADAPT, adapt_report, tune_report, unlabelled_report
+from report_samples import (
+    ADAPT,
+    TUNE,
+    adapt_report,
+    change_row,
+    change_trial,
+    record_of,
+    tune_report,
+    unlabelled_report,
+)
 
-from sfss_ray.report.page import data_uri, json_ready, render_page, write_report
+from sfss_ray.report.page import data_uri, render_page, write_report
 from sfss_ray.report.pictures import Strip
+from sfss_ray.report.report_record import ClassSetFacts, ImageError, RunRecord, ScoreRow
 
 
 class Outline(HTMLParser):
-    """Collects what a page refers to and the text that a reader sees."""
+    """Collects the references, tags and visible text of a page."""
 
     def __init__(self, page):
         super().__init__()
@@ -37,8 +48,8 @@ def write(tmp_path, report, strips=()):
 @functools.cache
 def page_of(kind):
     """A page without pictures, rendered once for all tests that only read it."""
-    made = {"adapt": adapt_report, "tune": tune_report, "unlabelled": unlabelled_report}
-    return render_page(json_ready(made[kind]()))
+    samples = {"adapt": adapt_report, "tune": tune_report, "unlabelled": unlabelled_report}
+    return render_page(samples[kind]())
 
 
 def make_strips(count=1, size=(32, 64)):
@@ -58,13 +69,12 @@ def test_headline_says_before_after_and_gain():
     assert "oracle" not in text
 
 
-def test_a_loss_is_shown_as_one(tmp_path):
-    report = adapt_report(curves=[])
-    report["rows"][1]["miou"] = 30.0
+def test_a_decrease_is_marked_as_worse(tmp_path):
+    report = change_row(adapt_report(curves=()), 1, miou=30.0)
     assert '<span class="worse">(-8.1)</span>' in write(tmp_path, report)
 
 
-def test_nothing_outside_the_page_is_asked_for(tmp_path):
+def test_the_page_requests_nothing_from_outside(tmp_path):
     page = write(tmp_path, tune_report(), make_strips())
     outline = Outline(page)
     assert not {"script", "link", "iframe", "object"} & set(outline.tags)
@@ -75,9 +85,14 @@ def test_nothing_outside_the_page_is_asked_for(tmp_path):
 
 def test_names_from_outside_are_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
-    report = tune_report(title=evil, errors=[{"image": evil, "reason": evil}], config={evil: evil})
-    report["class_set"] = {"name": evil, "classes": [evil, "b", "c"]}
-    report["rows"][1]["name"] = report["trials"][0]["name"] = report["score_name"] = evil
+    report = tune_report(
+        title=evil,
+        errors=(ImageError(evil, evil),),
+        config={evil: evil},
+        class_set=ClassSetFacts(evil, (evil, "b", "c")),
+        score_name=evil,
+    )
+    report = change_trial(change_row(report, 1, name=evil), 0, name=evil)
     strip = make_strips()[0]
     strip = Strip(f'"{evil}', strip.image, None, {evil: strip.labels}, strip.labels)
     page = write(tmp_path, report, [strip])
@@ -85,76 +100,67 @@ def test_names_from_outside_are_escaped(tmp_path):
     assert evil in Outline(page).text
 
 
-def test_json_round_trips_and_holds_no_nan(tmp_path):
-    report = adapt_report(seed=np.int64(3), seeds=(1, 2), curves=[])
-    report["rows"][0]["miou"] = float("nan")
-    report["rows"][1]["per_class"] = np.array([1.0, np.inf, np.nan], np.float32)
+def test_the_json_file_holds_the_record_without_nan(tmp_path):
+    report = change_row(adapt_report(curves=()), 0, miou=float("nan"))
     write(tmp_path, report)
     text = (tmp_path / "run" / "report.json").read_text(encoding="utf-8")
-    read = json.loads(text, parse_constant=pytest.fail)
-    assert read["rows"][0]["miou"] is None
-    assert read["rows"][1]["per_class"] == [1.0, None, None]
-    assert (read["seed"], read["seeds"]) == (3, [1, 2])
-    assert read == json_ready(read)
-    assert list(read)[:2] == ["title", "kind"]
-    assert list(read["config"]) == sorted(ADAPT["config"])
+    assert json.loads(text, parse_constant=pytest.fail) == report.to_json()
 
 
 def test_nan_scores_are_dashes_on_the_page(tmp_path):
-    report = adapt_report(curves=[])
-    report["rows"][1]["miou"] = float("nan")
+    report = change_row(adapt_report(curves=()), 1, miou=float("nan"))
     text = Outline(write(tmp_path, report)).text
     assert "38.1 → -" in text
     assert "nan" not in text.lower().replace("became nan", "")
 
 
 def test_any_part_may_be_missing():
-    plain = adapt_report(curves=[], rows=[{"name": "source-only", "miou": 38.1}])
     for missing in ADAPT:
-        report = {key: value for key, value in plain.items() if key != missing}
-        assert "</html>" in render_page(json_ready(report)), missing
+        values = {key: value for key, value in ADAPT.items() if key not in (missing, "curves")}
+        report = record_of(values, rows=(ScoreRow("source-only", miou=38.1),))
+        assert "</html>" in render_page(report), missing
 
 
 @pytest.mark.parametrize("missing", ["class_set", "rows", "best_trial"])
 def test_trials_are_shown_without(missing):
-    report = tune_report(curves=[])
-    del report[missing], report["score_name"]
-    assert "trial 5" in render_page(json_ready(report))
+    dropped = (missing, "score_name", "curves")
+    report = record_of({key: value for key, value in TUNE.items() if key not in dropped})
+    assert "trial 5" in render_page(report)
 
 
 def test_an_empty_report_says_that_nothing_was_scored(tmp_path):
-    assert "Nothing was scored." in write(tmp_path, {})
+    assert "Nothing was scored." in write(tmp_path, RunRecord())
 
 
 def test_sections_without_data_are_left_out():
     text = Outline(page_of("unlabelled")).text
-    assert "No labels were given: the scores below need none." in text
-    assert "not whether they are right" in text
-    for heading in ("Class by class", "Pictures", "Trials", "mIoU, %"):
+    assert "No labels were given: all scores below are label-free." in text
+    assert "not whether they are correct" in text
+    for heading in ("IoU per class", "Pictures", "Trials", "mIoU, %"):
         assert heading not in text
 
 
-def test_scores_without_labels_are_never_praised():
+def test_label_free_changes_are_neutral():
     page = page_of("unlabelled")
     assert '<span class="neutral">(+1.000)</span>' in page
     assert 'class="better"' not in page
 
 
-def test_masks_that_were_given_are_told_with_their_folder(tmp_path):
-    regions = {**ADAPT["regions"], "source": "imported", "folder": "/data/masks of amg"}
+def test_given_masks_are_named_with_their_folder(tmp_path):
+    regions = replace(adapt_report().regions, source="imported", folder="/data/masks of amg")
     page = write(tmp_path, adapt_report(regions=regions))
-    assert "regions: imported" in page
+    assert "masks: imported" in page
     assert "imported (not SAM)" not in page
     assert "each, from /data/masks of amg" in page
     assert "each, from" not in write(tmp_path, adapt_report())
 
 
-def test_oracle_and_stand_in_regions_are_said_at_the_top(tmp_path):
-    regions = {**ADAPT["regions"], "source": "felzenszwalb", "note": "no SAM was given"}
-    page = write(tmp_path, adapt_report(oracle=True, regions=regions, curves=[]))
+def test_an_oracle_and_masks_without_sam_are_warned_of_at_the_top(tmp_path):
+    regions = replace(adapt_report().regions, source="felzenszwalb", note="no SAM was given")
+    page = write(tmp_path, adapt_report(oracle=True, regions=regions, curves=()))
     top = page[: page.index('class="cards"')]
     assert "oracle: chosen with target labels" in top
-    assert "regions: felzenszwalb (not SAM)" in top
+    assert "masks: felzenszwalb (not SAM)" in top
     assert "no SAM was given" in top
 
 
@@ -177,29 +183,29 @@ def test_facts_name_the_checkpoint_and_unreadable_images():
 
 def test_every_strip_is_saved_under_its_own_name(tmp_path):
     strips = [*make_strips(2), *make_strips(1)]
-    page = write(tmp_path, {}, strips)
+    page = write(tmp_path, RunRecord(), strips)
     saved = sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir())
     assert saved == ["01_a_b_0.png", "02_a_b_1.png", "03_a_b_0.png"]
     assert all(f"pictures/{name}" in page for name in saved)
 
 
-def test_names_that_are_no_file_names_still_give_files(tmp_path):
+def test_any_image_id_becomes_a_file_name(tmp_path):
     strip = make_strips()[0]
     names = ["../../etc", "", "道路", "x" * 500]
-    write(tmp_path, {}, [Strip(name, strip.image) for name in names])
+    write(tmp_path, RunRecord(), [Strip(name, strip.image) for name in names])
     saved = sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir())
     assert saved == ["01_etc.png", "02_image.png", "03_image.png", "04_" + "x" * 80 + ".png"]
 
 
 def test_six_noisy_strips_stay_under_three_megabytes(tmp_path):
-    page = write(tmp_path, {}, make_strips(6, (500, 500)))
+    page = write(tmp_path, RunRecord(), make_strips(6, (500, 500)))
     assert len(page.encode()) < 3_000_000
     assert page.count("data:image/") == 36
 
 
 def test_a_second_report_replaces_the_first_and_leaves_nothing_behind(tmp_path):
-    write(tmp_path, {"title": "first"})
-    assert "second" in write(tmp_path, {"title": "second"})
+    write(tmp_path, RunRecord(title="first"))
+    assert "second" in write(tmp_path, RunRecord(title="second"))
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["report.html", "report.json"]
 

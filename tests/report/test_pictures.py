@@ -18,7 +18,6 @@ from sfss_ray.report.pictures import (
     contact_sheet,
     draw_changes,
     draw_legend,
-    draw_masks,
     draw_strip,
     mask_tile,
     save_png,
@@ -42,17 +41,6 @@ def make_strip(height=40, width=80, **changed):
     return Strip(**{**parts, **changed})
 
 
-def test_masks_leave_unmasked_pixels_alone_and_outline_the_rest():
-    image = np.full((20, 20, 3), 100, np.uint8)
-    ids = np.zeros((20, 20), np.int32)
-    ids[5:15, 5:15] = 7
-    drawn = draw_masks(image, ids)
-    assert drawn.dtype == np.uint8
-    assert (drawn[ids == 0] == 100).all()
-    assert (drawn[10, 10] != 100).any()
-    assert drawn[10, 14].min() > drawn[10, 10].min()  # the pale outline at the right edge
-
-
 def test_a_tile_is_as_wide_as_its_picture_however_long_its_title():
     image, ids = np.full((40, 80, 3), 90, np.uint8), np.zeros((40, 80), int)
     short = mask_tile("a", "3 masks", image, ids, 100)
@@ -63,25 +51,7 @@ def test_a_tile_is_as_wide_as_its_picture_however_long_its_title():
     assert mask_tile("narrow", "", image[:, :4], ids[:, :4], 40).shape == (68, 120, 3)
 
 
-def test_a_mask_id_has_the_same_colour_in_every_picture():
-    image = np.full((9, 9, 3), 50, np.uint8)
-    few, many = np.full((9, 9), 7), np.arange(81).reshape(9, 9)
-    many[3:6, 3:6] = 7
-    assert (draw_masks(image, few)[4, 4] == draw_masks(image, many)[4, 4]).all()
-
-
-def test_many_masks_have_distinct_colours_even_with_huge_ids():
-    ids = np.concatenate([np.arange(1, 41), [2**40]]).repeat(9).reshape(-1, 9)
-    drawn = draw_masks(np.zeros((*ids.shape, 3), np.uint8), ids)
-    assert len(np.unique(drawn[:, 2], axis=0)) == 41
-
-
-def test_masks_of_another_size_are_refused():
-    with pytest.raises(DataError, match="resize the ids"):
-        draw_masks(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), int))
-
-
-def test_what_changed_counts_and_colours_each_outcome():
+def test_changes_are_counted_and_coloured_by_outcome():
     labels = np.array([[1, 1, 1, 1, 255]], np.uint8)
     before = np.array([[0, 1, 1, 0, 0]], np.uint8)
     after = np.array([[1, 0, 1, 2, 1]], np.uint8)
@@ -91,12 +61,12 @@ def test_what_changed_counts_and_colours_each_outcome():
     assert (right, wrong) == (25.0, 25.0)
 
 
-def test_what_changed_without_a_labelled_pixel_is_zero_not_nan():
+def test_changes_without_a_labelled_pixel_are_zero_not_nan():
     ids = np.zeros((2, 2), np.uint8)
     assert draw_changes(ids, ids, np.full((2, 2), 255, np.uint8))[1:] == (0.0, 0.0)
 
 
-def test_panels_come_in_order_with_their_remarks():
+def test_panels_are_in_order_with_their_details():
     panels = strip_panels(make_strip(), CITYSCAPES_19, height=64)
     titles = [panel.title for panel in panels]
     assert titles == ["image", "masks", "source-only", "adapted", "label", "what changed"]
@@ -105,7 +75,7 @@ def test_panels_come_in_order_with_their_remarks():
     assert {panel.image.shape for panel in panels} == {(64, 128, 3)}
 
 
-def test_unknown_parts_leave_their_panels_out():
+def test_missing_parts_have_no_panels():
     strip = make_strip(mask_ids=None, labels=None)
     titles = [panel.title for panel in strip_panels(strip, CITYSCAPES_19, height=64)]
     assert titles == ["image", "source-only", "adapted"]
@@ -129,7 +99,7 @@ def test_predictions_keep_their_exact_colours_when_scaled():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (1500, 2500), (5, 900), (900, 5)])
-def test_any_size_of_image_becomes_a_strip_of_the_asked_height(size):
+def test_any_size_of_image_becomes_a_strip_of_the_given_height(size):
     drawn = draw_strip(make_strip(*size), CITYSCAPES_19, panel_height=64)
     assert drawn.dtype == np.uint8
     assert drawn.shape[2] == 3
@@ -137,7 +107,7 @@ def test_any_size_of_image_becomes_a_strip_of_the_asked_height(size):
     assert drawn.shape[1] <= 6 * (400 + GAP) + GAP
 
 
-def test_titles_that_no_font_knows_and_mathematics_do_no_harm():
+def test_titles_may_hold_mathematics_and_unknown_glyphs():
     prediction = np.zeros((40, 80), np.uint8)
     drawn = draw_strip(make_strip(predictions={"源 $\\frac$ <b>": prediction}), CITYSCAPES_19, 64)
     assert drawn.size
@@ -153,7 +123,7 @@ def test_titles_that_no_font_knows_and_mathematics_do_no_harm():
         {"labels": np.zeros((0, 4), np.uint8)},
     ],
 )
-def test_arrays_that_are_no_picture_are_refused_with_the_image_named(changed):
+def test_arrays_of_wrong_shape_are_refused_with_the_image_id(changed):
     with pytest.raises(DataError, match="city/a"):
         make_strip(**changed)
 
@@ -174,8 +144,8 @@ def test_contact_sheet_of_nothing_is_refused(pictures, columns):
 
 
 def test_legend_wraps_and_holds_each_colour():
-    shown = list(range(19))
-    wide, narrow = (draw_legend(CITYSCAPES_19, shown, width) for width in (2000, 200))
+    indices = list(range(19))
+    wide, narrow = (draw_legend(CITYSCAPES_19, indices, width) for width in (2000, 200))
     assert wide.shape[1] == 2000
     assert narrow.shape[0] > wide.shape[0]
     colours = {tuple(pixel) for pixel in wide.reshape(-1, 3).tolist()}

@@ -63,6 +63,8 @@ def choose_copy(content: Any, weights: SourceWeights, path: object) -> ChosenCop
     student = {key: v for key, v in state.items() if key not in {*keys, *other_keys}}
     # What remains beside a copy may be statistics or a projection. A student has the copy's own names.
     has_student = not copy or any(key in student for key in copy)
+
+    # An explicit request that the file cannot satisfy is an error, never a silent substitution.
     if weights == "ema" and not copy:
         raise CheckpointError(no_ema_copy_message(path))
     if weights == "student" and not has_student:
@@ -72,6 +74,8 @@ def choose_copy(content: Any, weights: SourceWeights, path: object) -> ChosenCop
         )
     if weights == "ema" or not has_student:
         return ChosenCopy(copy, notes=(f"the weights are those of the EMA copy ({name})",))
+
+    # Without a request the student is preferred, and a note tells the user about the copy.
     if not copy:
         return ChosenCopy(student, tuple(other_keys))
     note = (

@@ -34,6 +34,8 @@ def caffe_deeplab_v2(state: State, content: Any) -> RecognisedFile | None:
     head = _main_head(state)
     if head is None:
         return None
+
+    # Auxiliary heads and copies are known but not needed. Any other key is left to the loader.
     renamed, unused = {}, []
     for key, tensor in state.items():
         if key.startswith(head):
@@ -86,6 +88,8 @@ def torchvision_deeplab_v2(state: State, content: Any) -> RecognisedFile | None:
         return None
     if has_prefix(state, "feature_extractor.backbone.0."):
         raise CheckpointError(_vgg_message("FADA's"))
+
+    # Discriminators and optimizers lie beside the two parts; they are not needed.
     renamed, unused = {}, []
     for key, tensor in state.items():
         if key.startswith("feature_extractor.backbone.fc."):

@@ -40,6 +40,8 @@ def huggingface_segformer(state: State, content: Any) -> RecognisedFile | None:
             "the file holds a SegFormer encoder alone, its decode_head is missing: give a checkpoint"
             " that was trained to segment"
         )
+
+    # The names used here are those of version 5, in which `linear_c` became `linear_projections`.
     renamed = from_transformers(subtree(state, "segformer."))
     head = subtree(state, "decode_head.")
     for key, tensor in head.items():

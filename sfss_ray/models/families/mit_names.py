@@ -60,17 +60,17 @@ _JOINED_PROJECTIONS = {
 
 def from_transformers(state: State) -> dict[str, Tensor]:
     """Convert the encoder of transformers 4 or 5; the keys come without the prefix `segformer.`."""
-    return {f"body.encoder.{_rename(key, _TRANSFORMERS)}": value for key, value in state.items()}
+    return {f"body.encoder.{_rename(key, _TRANSFORMERS)}": tensor for key, tensor in state.items()}
 
 
 def from_original(state: State) -> dict[str, Tensor]:
     """Convert the backbone of NVlabs and DAFormer: patch_embed1, block1.0.attn.kv, norm1."""
-    return _convert_blocks({_rename_original_stage(key): value for key, value in state.items()})
+    return _convert_blocks({_rename_original_stage(key): tensor for key, tensor in state.items()})
 
 
 def from_mmseg(state: State) -> dict[str, Tensor]:
     """Convert the backbone of mmsegmentation: layers.0.0, layers.0.1.0.attn.attn, layers.0.2."""
-    return _convert_blocks({_rename(key, _MMSEG_STAGES): value for key, value in state.items()})
+    return _convert_blocks({_rename(key, _MMSEG_STAGES): tensor for key, tensor in state.items()})
 
 
 def size_of(state: State) -> str:
@@ -122,15 +122,15 @@ def _rename_original_stage(key: str) -> str:
 def _convert_blocks(state: State) -> dict[str, Tensor]:
     """Rename the parameters of blocks, split joined projections, and flatten 1x1 kernels to matrices."""
     converted = {}
-    for key, value in state.items():
+    for key, tensor in state.items():
         name = f"body.encoder.{_rename(key, _BLOCK)}"
         joined = next((part for part in _JOINED_PROJECTIONS if part in name), None)
         if joined is not None:
             projections = _JOINED_PROJECTIONS[joined]
-            for projection, rows in zip(projections, value.chunk(len(projections)), strict=True):
+            for projection, rows in zip(projections, tensor.chunk(len(projections)), strict=True):
                 converted[name.replace(joined, f".attention{projection}")] = rows.clone()
-        elif ".mlp.fc" in name and value.ndim == 4:
-            converted[name] = value.flatten(1)
+        elif ".mlp.fc" in name and tensor.ndim == 4:
+            converted[name] = tensor.flatten(1)
         else:
-            converted[name] = value
+            converted[name] = tensor
     return converted

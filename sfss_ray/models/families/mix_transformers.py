@@ -51,6 +51,8 @@ def mmseg_mit(state: State, content: Any) -> RecognisedFile | None:
     backbone = {k: v for k, v in subtree(state, "backbone.").items() if not k.startswith("head.")}
     renamed = rename_backbone(backbone)
     size = size_of(renamed)
+
+    # The head's keys decide the network. The configuration may only confirm or refine them.
     head = subtree(state, "decode_head.")
     head_type = _head_type(head)
     last_layer = _LAST_LAYERS[head_type]
@@ -59,6 +61,8 @@ def mmseg_mit(state: State, content: Any) -> RecognisedFile | None:
     settings = read_settings(content, head_type, outputs)
     _check_backbone(settings)
     weights = with_epsilon(weights, settings.epsilon("decode_head"))
+
+    # Tensors of unknown parts stay in the state, so that the loader reports them.
     unused = tuple(key for key in state if _is_unused(key, last_layer))
     return RecognisedFile(
         family=_FAMILY_NAMES[head_type],

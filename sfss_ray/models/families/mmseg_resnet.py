@@ -43,14 +43,20 @@ def mmseg_resnet_deeplab(state: State, content: Any) -> RecognisedFile | None:
     if not (head and has_prefix(backbone, "layer1.0.conv1.")):
         return None
     backbone = {key: v for key, v in backbone.items() if not is_unused(f"backbone.{key}")}
+
+    # The keys decide the network. The configuration may only confirm or refine them.
     head_type, renamed = _rename_head(head)
     resnet = _backbone_name(backbone)
     outputs = _num_outputs(renamed)
     settings = read_settings(content, head_type, outputs)
     options = _network_options(settings, head_type, head)
+
+    # BatchNorm has PyTorch's epsilon here, so another one becomes part of the scales.
     renamed = with_epsilon(renamed, settings.epsilon("decode_head"))
     backbone = with_epsilon(backbone, settings.epsilon("backbone"))
     renamed |= {f"body.backbone.{key}": tensor for key, tensor in backbone.items()}
+
+    # Tensors of unknown parts stay in the state, so that the loader reports them.
     unused = tuple(key for key in state if is_unused(key))
     return RecognisedFile(
         family="DeepLab (mmseg, DAFormer)",
@@ -133,6 +139,7 @@ def _network_options(settings: Settings, head_type: str, head: State) -> dict[st
 
 def _backbone_options(settings: Settings) -> dict[str, Any]:
     """Return the fields of `BackboneOptions`, or none if they are the defaults of output stride 8."""
+    # Without a configuration the file is taken for a d8 model, the most common kind.
     _check_backbone(settings)
     d8 = BackboneOptions()
     path = ("backbone", "strides")
@@ -140,15 +147,14 @@ def _backbone_options(settings: Settings) -> dict[str, Any]:
     path = ("backbone", "dilations")
     dilations = settings.integers("dilations", path, ((1, 1, 1, 1), d8.dilations))
 
-    # mmsegmentation's default is False, but all its d8 configurations set True.
-    stated = settings.get("backbone", "contract_dilation")
-    contract_dilation = not settings.is_complete if stated is None else bool(stated)
-    shown = contract_dilation if stated is None else stated
-    settings.record("contract_dilation", shown, stated is not None)
+    contract_dilation = _contracts_dilation(settings)
 
+    # The notes name the output stride too, because users know models by it. The stem has stride 4.
     stride = 4 * strides[0] * strides[1] * strides[2] * strides[3]
     descriptions = settings.read if settings.is_complete else settings.assumed
     descriptions.append(f"output stride {stride}")
+
+    # Only differences from the defaults are options, so files of d8 models need none.
     options: dict[str, Any] = {}
     if (tuple(strides), tuple(dilations)) != (d8.strides, d8.dilations) or not contract_dilation:
         options = {
@@ -166,6 +172,17 @@ def _backbone_options(settings: Settings) -> dict[str, Any]:
         settings.record("style", style, True)
         options["style"] = style
     return options
+
+
+def _contracts_dilation(settings: Settings) -> bool:
+    """Return the setting contract_dilation.
+
+    mmsegmentation's default is False, but all its d8 configurations set True, so True is assumed.
+    """
+    stated = settings.get("backbone", "contract_dilation")
+    default = not settings.is_complete
+    settings.record("contract_dilation", default if stated is None else stated, stated is not None)
+    return default if stated is None else bool(stated)
 
 
 def _check_backbone(settings: Settings) -> None:

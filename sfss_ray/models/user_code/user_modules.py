@@ -80,9 +80,12 @@ def find_user_code(names: Iterable[str]) -> UserCode:
         if name in visited or name == "__main__":
             continue
         visited.add(name)
+        # Names after `from x import` need not be modules, and installed modules need not be sent.
         spec = spec_of(name)
         if spec is None or not is_user_module(spec):
             continue
+
+        # A module can only be imported together with its packages.
         pending += _parent_packages(name)
         is_package = spec.submodule_search_locations is not None
         if is_package:

@@ -37,8 +37,8 @@ def test_logits_coarser_than_the_features_are_upsampled():
     images = torch.rand(1, 3, 32, 48)
     features, logits = model.network(images)
     assert features.shape == (1, 4, 32, 48)
-    own = module(model.network.prepare(images))
-    expected = nn.functional.interpolate(own, (32, 48), mode="bilinear")
+    module_logits = module(model.network.prepare(images))
+    expected = nn.functional.interpolate(module_logits, (32, 48), mode="bilinear")
     assert torch.equal(logits, expected)
 
 

@@ -112,13 +112,13 @@ def test_logits_are_repeatable_and_leave_the_random_states_alone():
     module.decoder["fuse"] = torch.nn.Sequential(module.decoder["fuse"], Noisy())
     model = wrap(module)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    first = logits_of(model, "train")
+    expected = logits_of(model, "train")
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
     random.random(), np.random.rand(), torch.rand(1)
-    assert torch.equal(logits_of(wrap(module), "train"), first)
-    assert not torch.equal(logits_of(model, "eval"), first)
+    assert torch.equal(logits_of(wrap(module), "train"), expected)
+    assert not torch.equal(logits_of(model, "eval"), expected)
 
 
 @pytest.mark.parametrize(
