@@ -13,6 +13,7 @@ import argparse
 import datetime
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,18 +210,23 @@ def write_page(
     return write_report(output_dir, report, strips)
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> int:
+    """Run this recipe with the words of a command line and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--camvid", type=Path, required=True, help="folder of images/ and labels/")
     parser.add_argument("--sam-checkpoint", type=Path, help="SAM weights (default: Felzenszwalb)")
     parser.add_argument(
-        "--source-model", type=Path, help="a model of an earlier run (default: train)"
+        "--source-model", type=Path, help="a model of an earlier run (default: train one)"
     )
     parser.add_argument("--output-dir", type=Path, default=Path("runs/camvid_day2dusk"))
     parser.add_argument("--source-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    sys.exit(run_guarded(lambda: run(arguments)))
+    arguments = parser.parse_args(words)
+    return run_guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from sfss_ray.cli import run_guarded
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{domain}: mIoU {score.miou:.2f}, {per_class}")
 
 
-if __name__ == "__main__":
+def main(words: Sequence[str] | None = None) -> int:
+    """Run this recipe with the words of a command line and return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,5 +103,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--keep-only-facts", action="store_true", help="print the scores, ship nothing"
     )
-    arguments = parser.parse_args()
-    sys.exit(run_guarded(lambda: run(arguments)))
+    arguments = parser.parse_args(words)
+    return run_guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
