@@ -68,10 +68,10 @@ def _encode_region(
     columns = np.asarray(mask, dtype=bool).T
     separate = region_h < height
     edges = _edges_of_separate_columns(columns) if separate else _edges(columns.reshape(-1))
-    return counts_of_edges(edges, region_h, origin, size)
+    return counts_from_edges(edges, region_h, origin, size)
 
 
-def counts_of_edges(
+def counts_from_edges(
     edges: NDArray[np.int64], region_height: int, origin: tuple[int, int], size: tuple[int, ...]
 ) -> Counts:
     """Run lengths of a mask from the places where a region's pixels change, column by column.
