@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sfss_ray.config import Config, override
 from sfss_ray.inputs.check import Inputs, Request, check_inputs, claim_inputs
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.existing import describe_masks, is_of_file
+from sfss_ray.masks.existing import has_masks_of, summarise_existing
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.regions import SamType
 from sfss_ray.masks.summary import MaskSummary, summarise
@@ -214,7 +214,7 @@ def _with_masks(request: Request, inputs: Inputs, folder: Path, progress: Progre
     images = inputs.images
     if inputs.masks is not None:
         store = inputs.masks
-        summary = describe_masks(store, images)
+        summary = summarise_existing(store, images)
         progress(f"masks: {summary.masks} masks of {len(images)} images by {summary.source} given")
     else:
         assert inputs.recipe is not None
@@ -269,7 +269,7 @@ def _strips(job: _Job, networks: dict[str, Segmenter], config: Config) -> list[S
     if not prepared.labelled or not shown:
         return draw_strips(prepared, shown, networks, store.id_map, config)
     if job.inputs.recipe is None:
-        known = {file.image_id for file in shown if is_of_file(store, file)}
+        known = {file.image_id for file in shown if has_masks_of(store, file)}
         return draw_strips(
             prepared, shown, networks, lambda i: store.id_map(i) if i in known else None, config
         )
