@@ -70,8 +70,8 @@ class RemainingWork:
         text = f"{len(self.images)} of {total} images to do"
         if self.changed:
             text += f" ({len(self.changed)} changed since their masks were made)"
-        done = total - len(self.images)
-        return text + (f", {done} are done already" if done else "")
+        num_done = total - len(self.images)
+        return text + (f", {num_done} are done already" if num_done else "")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -188,13 +188,15 @@ def changed_images(
         ResumeError: most of the images at another path are different images, so this is another data
             set with the same file names.
     """
-    done = {i.image_id: i for i in images if i.image_id in rows and not rows[i.image_id].failed}
-    contents = {i: content for i in done if (content := rows[i].content) is not None}
-    changed_ids = set(changed({i: done[i].path for i in contents}, contents))
-    without_content = [image for i, image in done.items() if i not in contents]
+    with_masks = {
+        i.image_id: i for i in images if i.image_id in rows and not rows[i.image_id].failed
+    }
+    contents = {i: content for i in with_masks if (content := rows[i].content) is not None}
+    changed_ids = set(changed({i: with_masks[i].path for i in contents}, contents))
+    without_content = [image for i, image in with_masks.items() if i not in contents]
     changed_ids |= {i.image_id for i in without_content if _is_newer(i, rows[i.image_id])}
     # Few changed images are a data set that was edited; many are another data set.
-    moved = [image for i, image in done.items() if _is_elsewhere(image, rows[i])]
+    moved = [image for i, image in with_masks.items() if _is_elsewhere(image, rows[i])]
     different = [image for image in moved if image.image_id in changed_ids]
     different = different if 2 * len(different) > len(moved) else []
     different += _first_of_other_size([i for i in moved if i.image_id not in contents], rows)

@@ -70,8 +70,8 @@ def paint_id_map(
     indices = [int(k) for k in order if _bbox_overlaps(rles[int(k)]["bbox"], window)]
     if not indices or size is None:
         return np.zeros(window[2:], dtype=np.int32)
-    texts, (_, left, _, width) = [rles[k]["counts"] for k in indices], window
-    painted = paint_runs(texts, np.asarray(indices) + 1, size, range(left, left + width))
+    texts, (_, x0, _, width) = [rles[k]["counts"] for k in indices], window
+    painted = paint_runs(texts, np.asarray(indices) + 1, size, range(x0, x0 + width))
     return painted.window(window)
 
 
@@ -122,8 +122,8 @@ def paint_image(
     if columns is not None:
         columns = range(max(0, columns.start), min(size[1], columns.stop))
         # In SAM's convention a box is one pixel narrower than its mask.
-        left, right = boxes[order, 0], boxes[order, 0] + boxes[order, 2]
-        order = order[(left < columns.stop) & (right >= columns.start)]
+        x_min, x_max = boxes[order, 0], boxes[order, 0] + boxes[order, 2]
+        order = order[(x_min < columns.stop) & (x_max >= columns.start)]
     return paint_runs([texts[int(k)] for k in order], order + 1, size, columns)
 
 
@@ -198,14 +198,14 @@ def _sorted_edges(
     height, n_masks = size[0], len(starts) - 1
     ends, begin = _run_ends(counts, starts, size), columns.start * height
     # The positions of each mask begin where those of the previous mask end, so that they ascend.
-    before = np.arange(n_masks) * (height * size[1]) + begin
-    first = np.maximum(np.searchsorted(ends, before), starts[:-1])
-    last = np.searchsorted(ends, before + len(columns) * height)
+    offsets = np.arange(n_masks) * (height * size[1]) + begin
+    first = np.maximum(np.searchsorted(ends, offsets), starts[:-1])
+    last = np.searchsorted(ends, offsets + len(columns) * height)
     parts = [ends[a:b] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
     n_edges = np.maximum(last - first, 0)
     dtype = _smallest_signed((len(columns) * height << bits) + n_masks)
     inside = np.concatenate([*parts, ends[:0]])
-    inside -= np.repeat(before.astype(ends.dtype), n_edges)
+    inside -= np.repeat(offsets.astype(ends.dtype), n_edges)
     inside = inside.astype(dtype) << dtype(bits)
     inside |= np.repeat(np.arange(n_masks, dtype=dtype), n_edges)
     # After an odd number of runs the mask is open at the first position.

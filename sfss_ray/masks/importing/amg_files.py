@@ -217,12 +217,12 @@ def bounding_box(counts: Counts, height: int) -> list[int]:
     begin, last = begin[not_empty], end[not_empty] - 1
     if not len(begin):
         return [0, 0, 0, 0]
-    left, right = begin[0] // height, last[-1] // height
+    x_min, x_max = begin[0] // height, last[-1] // height
     # A run that continues in the next column contains the last row and the first one.
     spans_columns = (begin // height != last // height).any()
-    top = 0 if spans_columns else (begin % height).min()
-    bottom = height - 1 if spans_columns else (last % height).max()
-    return [int(left), int(top), int(right - left), int(bottom - top)]
+    y_min = 0 if spans_columns else (begin % height).min()
+    y_max = height - 1 if spans_columns else (last % height).max()
+    return [int(x_min), int(y_min), int(x_max - x_min), int(y_max - y_min)]
 
 
 def _reason(error: Exception) -> str:

@@ -229,8 +229,9 @@ def _write_all(
     """Write shards with new rows; return the number of images with new masks or a new error."""
     total = sum(len(shard.images) for shard in shards)
     if total:
-        done = f", {len(sources) - total} are imported already" if total < len(sources) else ""
-        progress(f"masks: {total} of {len(sources)} images to import{done}")
+        num_done = len(sources) - total
+        note = f", {num_done} are imported already" if num_done else ""
+        progress(f"masks: {total} of {len(sources)} images to import{note}")
     bar, num_made, num_errors = Progress("imported", total, progress), 0, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for shard in shards:

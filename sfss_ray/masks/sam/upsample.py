@@ -87,9 +87,9 @@ class RegionUpsampler:
         Returns:
             The part, or None if no pixel can be greater than `above`.
         """
-        left, top, width, height = cv2.boundingRect((low > above).view(np.uint8))
-        rows = self._rows.outputs_of(top, top + height)
-        columns = self._columns.outputs_of(left, left + width)
+        x, y, width, height = cv2.boundingRect((low > above).view(np.uint8))
+        rows = self._rows.outputs_of(y, y + height)
+        columns = self._columns.outputs_of(x, x + width)
         if rows is None or columns is None:
             return None
         low_columns = self._columns.inputs_of(columns.start, columns.stop)
