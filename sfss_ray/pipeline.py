@@ -15,7 +15,7 @@ from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.record import claim_inputs
 from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.existing import describe_masks
+from sfss_ray.masks.existing import summarise_existing
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.regions import SamType
 from sfss_ray.masks.summary import MaskSummary, summarise
@@ -231,7 +231,7 @@ def _provide_masks(
     """Make masks of the target images, or use those that the user gave."""
     images = inputs.images
     if inputs.masks is not None:
-        summary = describe_masks(inputs.masks, images)
+        summary = summarise_existing(inputs.masks, images)
         progress(f"masks: {summary.masks} masks of {len(images)} images by {summary.source} given")
         return inputs.masks, summary
     assert inputs.recipe is not None

@@ -14,7 +14,7 @@ from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.evaluation.label_free import lost_variety
 from sfss_ray.inputs.check import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.existing import is_of_file
+from sfss_ray.masks.existing import has_masks_of
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import (
@@ -117,7 +117,7 @@ def _mask_loader(
     if not run.prepared.labelled or not files:
         return store.id_map
     if run.inputs.recipe is None:
-        masked_ids = {file.image_id for file in files if is_of_file(store, file)}
+        masked_ids = {file.image_id for file in files if has_masks_of(store, file)}
         return lambda image_id: store.id_map(image_id) if image_id in masked_ids else None
     folder, weights = run.folder / "masks_of_pictures", run.inputs.region_weights
     mask_images(files, folder, run.inputs.recipe, weights, config, progress)

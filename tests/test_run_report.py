@@ -163,7 +163,7 @@ def test_given_masks_are_drawn_only_over_their_own_files(tmp_path, monkeypatch):
     labelled = tuple(LabelledImage(f.image_id, f.path, f.path) for f in images)
     store = SimpleNamespace(id_map=lambda image_id: f"masks of {image_id}")
     run = masked_run(tmp_path, Prepared(None, (), labelled, store))
-    monkeypatch.setattr(run_report, "is_of_file", lambda _, file: file.image_id == "a")
+    monkeypatch.setattr(run_report, "has_masks_of", lambda _, file: file.image_id == "a")
     load_mask_ids = run_report._mask_loader(run, images, CONFIG, str)
     assert load_mask_ids("a") == "masks of a"
     assert load_mask_ids("b") is None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfss_ray.masks.sam.decoder import DecodedPoints, SharedImageDecoder
-from sfss_ray.masks.sam.reference_decoder import StockOrderDecoder
+from sfss_ray.masks.sam.reference_decoder import ReferenceDecoder
 
 BUILDERS = {"vit_b": build_sam_vit_b, "vit_h": build_sam_vit_h}
 OBJECTS = 120
@@ -75,7 +75,7 @@ def calibrate_quality(sam: Sam, passing: float = PASSING, threshold: float = 0.8
     device = sam.device
     decoder = SharedImageDecoder(sam, embedding.to(device), torch.float32)
     chunks = points.to(device).split(8)
-    quality = torch.cat([decoder.decode(chunk, 1e9).quality for chunk in chunks])
+    quality = torch.cat([decoder.decode(chunk, 1e9).predicted_iou for chunk in chunks])
     scale = 0.1 / quality.std(dim=0)
     at = quality.quantile(1 - passing, dim=0)
     head: Any = sam.mask_decoder.iou_prediction_head.layers[-1]
@@ -181,17 +181,17 @@ def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
     """Our decoder at its full work, with the drawn logits for the masks that pass."""
 
     class Decoder(SharedImageDecoder):
-        def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
-            decoded = super().decode(points, min_quality)
+        def decode(self, points: Tensor, pred_iou_thresh: float | None) -> DecodedPoints:
+            decoded = super().decode(points, pred_iou_thresh)
             shown, _ = drawn.next(len(points))
             height, width = decoded.logits.shape[1:]
-            logits = drawn.objects[shown.flatten()[decoded.kept], :height, :width]
+            logits = drawn.objects[shown.flatten()[decoded.passed], :height, :width]
             return replace(decoded, logits=logits)
 
     return Decoder
 
 
-def drawn_stock_order(drawn: DrawnMasks, seen: tuple[int, int]) -> type[StockOrderDecoder]:
+def drawn_stock_order(drawn: DrawnMasks, seen: tuple[int, int]) -> type[ReferenceDecoder]:
     """Our second look at doubtful masks at its full work, with their drawn logits again.
 
     `seen` is the part of the model input that is not padding, (h, w) in its pixels.
@@ -199,7 +199,7 @@ def drawn_stock_order(drawn: DrawnMasks, seen: tuple[int, int]) -> type[StockOrd
     side = math.isqrt(len(drawn.of_point))
     scale = torch.tensor([side / seen[1], side / seen[0]])
 
-    class Decoder(StockOrderDecoder):
+    class Decoder(ReferenceDecoder):
         def logits(self, points: Tensor, outputs: Tensor) -> Tensor:
             super().logits(points, outputs)
             column, row = (points * scale.to(points)).long().unbind(1)
@@ -214,9 +214,9 @@ class DrawnPoints:
     def __init__(self, drawn: DrawnMasks) -> None:
         self.drawn = drawn
 
-    def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
+    def decode(self, points: Tensor, pred_iou_thresh: float | None) -> DecodedPoints:
         shown, quality = self.drawn.next(len(points))
-        kept = torch.nonzero(quality.flatten() > (min_quality or 0))[:, 0]
+        kept = torch.nonzero(quality.flatten() > (pred_iou_thresh or 0))[:, 0]
         logits = self.drawn.objects[shown.flatten()[kept]]
         return DecodedPoints(quality, kept, logits, (logits.shape[1], logits.shape[2]))
 

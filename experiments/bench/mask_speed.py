@@ -29,6 +29,7 @@ from segment_anything.modeling import Sam
 
 from sfss_ray.masks.sam import crop as crop_module
 from sfss_ray.masks.sam import generator as generator_module
+from sfss_ray.masks.sam import recheck as recheck_module
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
 from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
 from sfss_ray.masks.sam.resize import PillowResize
@@ -92,7 +93,7 @@ def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Ite
     places = {
         "ours": (
             (generator_module, "encode_crop", timed(generator_module.encode_crop)),
-            (generator_module, "settle_doubtful", lambda crop, found, offset: found),
+            (generator_module, "recompute_ambiguous", lambda crop, candidates, offset: candidates),
             (crop_module, "SharedImageDecoder", lambda *_: Decoder(drawn)),
         ),
         "stock": (
@@ -161,7 +162,7 @@ def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
     with (
         patch.object(crop_module, "SharedImageDecoder", drawn_shared_decoder(drawn)),
         patch.object(
-            crop_module, "StockOrderDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
+            recheck_module, "ReferenceDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
         ),
     ):
         yield

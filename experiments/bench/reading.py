@@ -35,7 +35,8 @@ from sfss_ray.data.augment import Geometry, draw_geometry
 from sfss_ray.data.decoding import read_image
 from sfss_ray.masks.bank import store as masks_store
 from sfss_ray.masks.bank.cache import PaintedCache
-from sfss_ray.masks.bank.painting import PaintedRuns, paint_image, paint_order
+from sfss_ray.masks.bank.painted_runs import PaintedRuns
+from sfss_ray.masks.bank.painting import paint_image, paint_order
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
 from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.masks.bank.store import PAINTED, MaskStore
@@ -125,9 +126,9 @@ class FullCache(PaintedCache):
     """Has no room for an image more."""
 
     def __init__(self) -> None:
-        super().__init__(most_bytes=0)
+        super().__init__(max_bytes=0)
 
-    def _takes_in(self) -> bool:
+    def _admits(self) -> bool:
         return False
 
 
@@ -229,7 +230,7 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
         "read from Parquet besides (the file is in the system's cache), as of an image that a process",
         "has no room to hold. From file to hold: the whole image is painted, as the first crop of an",
         "image does. Held: any later crop of it; a process holds up to"
-        f" {PAINTED.most_bytes // 2**20} MB. JSON: as amg.py",
+        f" {PAINTED.max_bytes // 2**20} MB. JSON: as amg.py",
         "writes it. Load: processes that wanted the cores meanwhile.",
         "",
     ]

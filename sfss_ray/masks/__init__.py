@@ -1,1 +1,1 @@
-"""Stage 1: images -> Parquet of class-agnostic masks."""
+"""Stage 1: images -> Parquet shards of class-agnostic masks."""

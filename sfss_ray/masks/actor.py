@@ -1,4 +1,4 @@
-"""What a process of the pool does: it holds the network and turns images into shards. No Ray here."""
+"""One process of the pool: it holds the network and turns images into shards. No Ray here."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_sour
 from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
 from sfss_ray.runtime.threads import use_threads
 
-_REASON_LENGTH = 300
-_DIED = f"{CRASH_REASON} (it is tried again once its file is newer than its masks)"
+_MAX_REASON_LENGTH = 300
+_CRASHED = f"{CRASH_REASON} (it is tried again once its file is newer than its masks)"
 
 
 def actor_spec(
@@ -31,15 +31,15 @@ def actor_spec(
     device: str = "cpu",
     claim: str = "",
 ) -> dict[str, Any]:
-    """What a MaskActor is made of, but for `threads` and `pool`, which the pool adds.
+    """Return the arguments of a MaskActor, except `threads` and `pool`, which the pool adds.
 
     Args:
         recipe: of the masks.
-        checkpoint: SAM weights, where the recipe has some.
+        checkpoint: SAM weights, or None for a recipe without a network.
         folder: of the shards.
-        masks: for knobs that change no mask.
+        masks: for the settings that do not change masks.
         device: of the network.
-        claim: the run that the folder belongs to.
+        claim: of the run that owns the folder.
     """
     return {
         "recipe": recipe.as_dict(),
@@ -53,69 +53,77 @@ def actor_spec(
 
 
 class MaskActor:
-    """One process of the pool: holds the network, turns a shard's images into rows.
+    """Holds the network and turns the images of a shard into rows.
 
     Args:
-        spec: of actor_spec, with `threads` of this process and `pool`, the number of actors.
+        spec: from actor_spec, with `threads` of this process and `pool`, the number of actors.
     """
 
     def __init__(self, spec: dict[str, Any]):
         self.spec = spec
         self.recipe = RegionRecipe(**spec["recipe"])
-        if self.recipe.is_network:  # torch takes seconds to start
+        if self.recipe.is_network:  # importing torch takes seconds
             use_threads(spec["threads"])
         with loading_network(Path(spec["folder"]), spec["pool"]):
-            self.find_regions = self._source()
+            self.find_regions = self._load_source()
 
-    def _source(self) -> RegionSource:
+    def _load_source(self) -> RegionSource:
         checkpoint = Path(self.spec["checkpoint"]) if self.spec["checkpoint"] else None
         return build_region_source(
             self.recipe, checkpoint, self.spec["points_per_batch"], self.spec["device"]
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Make the shards of a batch; returns a line of facts for each, which drives progress."""
-        facts: dict[str, list] = {"images": [], "masks": [], "errors": []}
+        """Make the shards of a batch; return counts for each shard, which drive the progress line.
+
+        Args:
+            batch: "shard" is a list of JSON texts, each a list of (image_id, path).
+
+        Returns:
+            "images", "masks" and "errors", a list of numbers each.
+        """
+        counts: dict[str, list] = {"images": [], "masks": [], "errors": []}
         for shard in batch["shard"]:
             images = json.loads(str(shard))
-            rows = self._write(images)
-            facts["images"].append(len(rows))
-            facts["masks"].append(sum(len(r["masks"]) for r in rows))
-            facts["errors"].append(sum(r["error"] is not None for r in rows))
-        return facts
+            rows = self._make_shard(images)
+            counts["images"].append(len(rows))
+            counts["masks"].append(sum(len(row["masks"]) for row in rows))
+            counts["errors"].append(sum(row["error"] is not None for row in rows))
+        return counts
 
-    def _write(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        """Make and write a shard; returns its rows."""
-        folder, ids = Path(self.spec["folder"]), [image_id for image_id, _ in images]
-        attempts, rows = Attempts(folder, ids), []
+    def _make_shard(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Make and write a shard of images (image_id, path); return its rows."""
+        folder, image_ids = Path(self.spec["folder"]), [image_id for image_id, _ in images]
+        attempts, rows = Attempts(folder, image_ids), []
         for image_id, path in images:
             if attempts.begin(image_id):
-                rows.append(self._row(image_id, path))
+                rows.append(self._make_row(image_id, path))
                 attempts.end(image_id)
             else:
-                rows.append(_failed_row(image_id, path, _DIED))
-        write_shard(folder / shard_name(ids), rows, self.recipe.as_dict(), self._is_wanted)
+                rows.append(_failed_row(image_id, path, _CRASHED))
+        shard_path = folder / shard_name(image_ids)
+        write_shard(shard_path, rows, self.recipe.as_dict(), self._owns_folder)
         attempts.forget()
         return rows
 
-    def _is_wanted(self) -> bool:
-        """Whether the folder is still this run's; an actor outlives a driver that was killed."""
+    def _owns_folder(self) -> bool:
+        """Return whether the folder still belongs to this run: an actor outlives a killed driver."""
         return is_claimed_by(Path(self.spec["folder"]), self.spec["claim"])
 
-    def _row(self, image_id: str, path: str) -> dict[str, Any]:
+    def _make_row(self, image_id: str, path: str) -> dict[str, Any]:
         content = None
         try:
             data, content = read_with_content(path)
             image = decode_image(data, self.spec["max_pixels"], self.recipe.white)
-            masks = self._regions(image)
-        except Exception as error:  # whatever one image does to a source, the others go on
+            masks = self._find_masks(image)
+        except Exception as error:  # only this image fails, whatever the source raises
             return _failed_row(image_id, path, reason_of(error)) | content_columns(content)
         row = {"image_id": image_id, "path": printable(path), "error": None}
         row |= content_columns(content)
         return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
 
-    def _regions(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """Masks of an image; where the GPU's memory is full, once more after a clean-up."""
+    def _find_masks(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """Return the masks of an image; try once more with an empty cache if GPU memory is full."""
         if not self.recipe.is_network:
             return self.find_regions(image)
         import torch
@@ -123,7 +131,7 @@ class MaskActor:
         try:
             return self.find_regions(image)
         except torch.OutOfMemoryError:
-            pass  # the error holds the tensors of its frames, which are free from here on
+            pass  # the error refers to the tensors of its frames, which are released here
         torch.cuda.empty_cache()
         return self.find_regions(image)
 
@@ -134,8 +142,8 @@ def _failed_row(image_id: str, path: str, reason: str) -> dict[str, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """One line for the error column: what a user is told, or an error's type and text."""
+    """Return one line for the error column: the text, with the type for unexpected errors."""
     text = " ".join(str(error).split())
     if not isinstance(error, DataError | OSError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text[:_REASON_LENGTH]
+    return text[:_MAX_REASON_LENGTH]

@@ -1,10 +1,9 @@
 """Stage 1: images -> Parquet shards of masks, over a pool of actors on Ray Data.
 
-One item of the data set is one shard. An actor makes all masks of a shard and writes it under its
-final name in one rename, and the name is a hash of the shard's image ids: whatever is killed or
-retried, a shard is there whole or not at all, and never twice. Ray Data starts what was lost again
-without end; deaths.py sees to it that an image which kills its process is given up, and a network
-that does.
+One item of the Ray data set is one shard. An actor makes all masks of a shard and writes it under its
+final name in one rename. The name is a hash of the shard's image ids. Whatever is killed or retried, a
+shard therefore exists as a whole or not at all, and never twice. Ray Data restarts lost work without
+limit. runtime/crash_guard.py gives up an image, or a network, that kills its process repeatedly.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
-from sfss_ray.masks.bank.claims import claimed, refuse_former
+from sfss_ray.masks.bank.claims import claim_folder, require_claim
 from sfss_ray.masks.bank.shards import local_folder
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
-from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining, remove_leftovers
-from sfss_ray.masks.summary import LOWER, MaskSummary, summarise
+from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining_work, remove_leftovers
+from sfss_ray.masks.summary import HOW_TO_GET_MASKS, MaskSummary, summarise
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
@@ -44,30 +43,31 @@ def generate_masks(
 ) -> MaskSummary:
     """Make class-agnostic masks of all images below a folder.
 
-    An image that cannot be read, or whose masks cannot be made, gets a row that says why; it is tried
-    again by the next run once it can be read. The command's exit code is 10 and their number (99: 89
-    or more), 0 where there is none.
+    If an image cannot be read, or its masks cannot be made, its row says why. The next run tries it
+    again once it can be read. The exit code of the command is 0 if all images have masks, else 10 plus
+    the number of failed images (99: 89 or more).
 
     Args:
-        target_images: Folder of images; its folders are searched too.
-        output_dir: Folder for the Parquet shards, on a disk that all nodes share. What is finished
-            there is kept: run again to go on after an interruption.
-        sam_checkpoint: SAM weights; without them regions are found by `config.masks.regions`.
-        sam_type: The SAM that the checkpoint must hold; auto tells it from the weights.
-        strict: Images that cannot be read are an error, after all others were done.
+        target_images: Folder of images; its subfolders are searched too.
+        output_dir: Folder for the Parquet shards, on a disk that all nodes share. Finished shards in it
+            are kept: run again to resume after an interruption.
+        sam_checkpoint: SAM weights; without them `config.masks.regions` finds the regions.
+        sam_type: The SAM type that the checkpoint must contain; auto recognises it from the weights.
+        strict: Raise an error for images that cannot be read, after all other images are done.
         config: The whole config; `masks` and `compute` are used.
-        progress: Called with a line of text as work goes on.
+        progress: Called with a line of text during the run.
 
     Returns:
         Counts, and the images that could not be read with the reason.
 
     Raises:
-        DataError: no such folder, no image, or not one readable image; with `strict`, one that is not;
-            an output folder that is a file.
+        DataError: the folder does not exist, or has no image or no readable image; with `strict`, an
+            image cannot be read; the output folder is a file.
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
-        ResumeError: the folder holds masks made by other weights or other knobs, or of other images,
-            or another run is making masks there.
-        ClusterError: the cluster cannot be reached, has no GPU where one is asked for, or lost the pool.
+        ResumeError: the folder contains masks of other weights, settings or images, or another run is
+            making masks there.
+        ClusterError: the cluster cannot be reached, has no GPU although one is required, or lost the
+            pool.
     """
     config = config or Config()
     started = time.monotonic()
@@ -77,18 +77,19 @@ def generate_masks(
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
     folder = local_folder(output_dir)
     _check_pool(recipe, config, progress)
-    made = mask_images(images, folder, recipe, checkpoint, config, progress)
+    num_made = mask_images(images, folder, recipe, checkpoint, config, progress)
     seconds = time.monotonic() - started
-    summary = summarise(MaskStore(folder), images, recipe.source, made, seconds)
+    summary = summarise(MaskStore(folder), images, recipe.source, num_made, seconds)
     if not summary.masks:
-        progress(f"masks: no image has a mask by {recipe.source}: {LOWER[recipe.source]}")
+        advice = HOW_TO_GET_MASKS[recipe.source]
+        progress(f"masks: no image has a mask by {recipe.source}: {advice}")
     if strict:
         summary.require_all()
     return dataclasses.replace(summary, folder=folder)
 
 
 def _check_pool(recipe: RegionRecipe, config: Config, progress: ProgressSink) -> None:
-    """ClusterError, before anything starts, for a pool that the cluster can never hold."""
+    """Raise ClusterError, before anything starts, if the pool can never fit the cluster."""
     compute = config.compute
     cluster.check_address(compute)
     cluster.local_device(compute)
@@ -106,20 +107,20 @@ def mask_images(
     config: Config,
     progress: ProgressSink,
 ) -> int:
-    """Make the masks that `folder` lacks of these images; returns of how many images."""
-    recipe = recipe.of(images)
-    with claimed(folder) as claim:
+    """Make the masks of these images that `folder` lacks; return the number of images done."""
+    recipe = recipe.for_images(images)
+    with claim_folder(folder) as claim:
         remove_leftovers(folder)
         rows = find_rows(folder, recipe, remove_damaged=True)
-        left = remaining(folder, rows, images, config.masks.max_pixels)
-        drop_rows_of(left.retried | left.changed, rows, recipe)
-        if left.images:
-            progress(f"masks by {recipe.source}: {left.describe(len(images))}")
+        work = remaining_work(folder, rows, images, config.masks.max_pixels)
+        drop_rows_of(work.retried | work.changed, rows, recipe)
+        if work.images:
+            progress(f"masks by {recipe.source}: {work.describe(len(images))}")
             with cluster.connected(config.compute) as resources:
                 device = cluster.resolve_device(config.compute) if recipe.is_network else "cpu"
                 spec = actor_spec(recipe, checkpoint, folder, config.masks, device, claim)
-                _run_pool(left.images, spec, config, resources, progress)
-    return len(left.images)
+                _run_pool(work.images, spec, config, resources, progress)
+    return len(work.images)
 
 
 def _run_pool(
@@ -131,22 +132,22 @@ def _run_pool(
 ) -> None:
     on_gpu = spec["device"] == "cuda"
     size = pool_size(config.compute.mask_actors, resources, on_gpu)
-    items = list(_shard_items(images, _shard_length(len(images), size, config)))
+    shards = list(_shard_items(images, _images_per_shard(len(images), size, config)))
     pool = Pool("masks", Path(spec["folder"]), MaskActor, size, on_gpu, resources)
-    bar, errors = Progress("masks", len(images), progress), 0
-    for facts in pool.results(items, spec):
-        refuse_former(pool.folder, spec["claim"])
-        errors += int(facts["errors"])
-        bar.advance(int(facts["images"]), f", {errors} unreadable" if errors else "")
+    bar, num_errors = Progress("masks", len(images), progress), 0
+    for counts in pool.results(shards, spec):
+        require_claim(pool.folder, spec["claim"])
+        num_errors += int(counts["errors"])
+        bar.advance(int(counts["images"]), f", {num_errors} unreadable" if num_errors else "")
 
 
-def _shard_length(images: int, pool: int, config: Config) -> int:
-    """Few images make short shards, so that every actor has work and progress is seen."""
-    return max(1, min(config.masks.images_per_shard, images // (4 * pool)))
+def _images_per_shard(num_images: int, pool: int, config: Config) -> int:
+    """Return a smaller number for few images, so that every actor has work and progress is visible."""
+    return max(1, min(config.masks.images_per_shard, num_images // (4 * pool)))
 
 
-def _shard_items(images: list[ImageFile], length: int) -> Iterator[dict[str, str]]:
-    """A shard is JSON text: Ray would turn lists of lists into tensors."""
-    for start in range(0, len(images), length):
-        part = images[start : start + length]
+def _shard_items(images: list[ImageFile], images_per_shard: int) -> Iterator[dict[str, str]]:
+    """Yield the images of each shard as JSON text: Ray would turn lists of lists into tensors."""
+    for start in range(0, len(images), images_per_shard):
+        part = images[start : start + images_per_shard]
         yield {"shard": json.dumps([(i.image_id, str(i.path.absolute())) for i in part])}

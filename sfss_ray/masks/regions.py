@@ -1,7 +1,7 @@
-"""Where regions come from: SAM, the small SAM that ships, or a classical segmenter without weights.
+"""Region sources: SAM, the small SAM shipped with this package, or a classical segmenter.
 
 A region source is any callable that takes a uint8 (H, W, 3) RGB image and returns a list of mask
-records as the `masks` column of the store holds them.
+records, in the form of the `masks` column of the shards.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _SAM_KNOBS = (
     "crop_n_layers",
     "min_mask_region_area",
 )
-SAM_CUTS = {
+SAM_THRESHOLDS = {
     "pred_iou_thresh": 0.88,
     "stability_score_thresh": 0.95,
     "stability_score_offset": 1.0,
     "box_nms_thresh": 0.7,
 }
 """SAM's own thresholds, defaults of its SamAutomaticMaskGenerator."""
-_OF_CROPS = {
+_CROP_DEFAULTS = {
     "crop_n_points_downscale_factor": 1,
     "crop_overlap_ratio": 512 / 1500,
     "crop_nms_thresh": 0.7,
 }
-"""SAM's own; a recipe names what differs from them, as masks were made before there was a choice."""
+"""SAM's own defaults. A recipe omits them, because earlier releases had no such settings."""
 _FELZENSZWALB_KNOBS = ("felzenszwalb_scale", "felzenszwalb_min_size")
 _REFERENCE_PIXELS = 480 * 360  # felzenszwalb_min_size is stated for this image size
 IMPORTED = "imported"
-"""Source of masks that were made elsewhere; no setting of this package finds them."""
+"""Source of imported masks; no setting of this package makes them."""
 NOTES = {
     "sam": "segment-anything",
     "small_sam": "the small SAM shipped with this package, trained on drawn scenes alone",
@@ -59,7 +59,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class RegionRecipe:
-    """Everything that decides which masks come out; two equal recipes give equal masks."""
+    """Everything that determines the masks: two equal recipes give equal masks."""
 
     source: str
     sam_type: str
@@ -67,16 +67,17 @@ class RegionRecipe:
     knobs: dict[str, float]
     precision: str = "fp32"
     white_level: float | None = None
-    """What is white in images of more than 8 bits; None where there are none."""
+    """Pixel value of white in images of more than 8 bits; None without such images."""
     white_was_set: bool = False
+    """Whether the user set it, so that it was not estimated from the images."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the metadata of shards; what was not stored before there was a choice goes unsaid."""
-        plain, defaults = asdict(self), {f.name: f.default for f in fields(self)}
-        return {name: value for name, value in plain.items() if value != defaults[name]}
+        """Return a dict for the metadata of shards, without defaults that earlier releases lacked."""
+        entries, defaults = asdict(self), {f.name: f.default for f in fields(self)}
+        return {name: entry for name, entry in entries.items() if entry != defaults[name]}
 
-    def of(self, images: Sequence[ImageFile]) -> RegionRecipe:
-        """The recipe for these images, which it names the white of."""
+    def for_images(self, images: Sequence[ImageFile]) -> RegionRecipe:
+        """Return the recipe with the white level of these images."""
         white = next((image.white for image in images if image.white is not None), None)
         if white is None:
             return self
@@ -84,23 +85,27 @@ class RegionRecipe:
 
     @property
     def white(self) -> White | None:
-        """Of images of more than 8 bits."""
+        """White level of images of more than 8 bits."""
         return white_in(self.as_dict())
 
     @property
     def is_network(self) -> bool:
-        """Whether regions come from a network; what is none needs neither torch nor a GPU."""
+        """Whether a network finds the regions; other sources need neither torch nor a GPU."""
         return bool(self.sam_type)
 
 
 def white_in(recipe: Mapping[str, Any]) -> White | None:
-    """What was white in the images of masks, from the metadata of their shards."""
+    """Return the white level of the images of masks, from the metadata of their shards."""
     level = recipe.get("white_level")
     return None if level is None else White(level, recipe.get("white_was_set", False))
 
 
 def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
-    """Resolve `regions = auto`; ConfigError when source and checkpoint contradict each other."""
+    """Resolve `regions = auto`.
+
+    Raises:
+        ConfigError: region source and checkpoint contradict each other.
+    """
     if config.regions == "auto":
         return "felzenszwalb" if sam_checkpoint is None else "sam"
     if config.regions == "sam" and sam_checkpoint is None:
@@ -119,10 +124,17 @@ def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
 def make_recipe(
     config: MaskConfig, sam_checkpoint: Path | str | None, sam_type: SamType = "auto"
 ) -> tuple[RegionRecipe, Path | None]:
-    """The recipe of a mask run and the checkpoint it needs, after the weights were checked.
+    """Return the recipe of a mask run and the checkpoint it needs, after checking the weights.
 
-    Raises CheckpointError when the file is missing, no SAM, or of another type than asked, and
-    ConfigError when source and checkpoint contradict each other or a layer of crops has no points.
+    Args:
+        config: settings of masks.
+        sam_checkpoint: SAM weights, or None.
+        sam_type: the type that the checkpoint must contain.
+
+    Raises:
+        CheckpointError: the file is missing, not a SAM, or of another type than `sam_type`.
+        ConfigError: region source and checkpoint contradict each other, or a layer of crops has no
+            points.
     """
     source = choose_source(config, sam_checkpoint)
     if source == "felzenszwalb":
@@ -132,18 +144,21 @@ def make_recipe(
     from sfss_ray.models.reading import file_sha256
 
     checkpoint = shipped_small_sam() if source == "small_sam" else Path(sam_checkpoint or "")
-    found = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
-    cuts = _small_sam_cuts(checkpoint) if source == "small_sam" else SAM_CUTS
-    given = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
-    knobs = {name: given.get(name, cuts.get(name)) for name in _SAM_KNOBS}
+    actual_type = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
+    # Thresholds that the user did not set are those of the weights.
+    defaults = _small_sam_thresholds(checkpoint) if source == "small_sam" else SAM_THRESHOLDS
+    configured = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
+    knobs = {name: configured.get(name, defaults.get(name)) for name in _SAM_KNOBS}
     if config.crop_n_layers:
-        knobs |= {k: v for k, v in _knobs(config, tuple(_OF_CROPS)).items() if v != _OF_CROPS[k]}
+        knobs |= {
+            k: v for k, v in _knobs(config, tuple(_CROP_DEFAULTS)).items() if v != _CROP_DEFAULTS[k]
+        }
     sha256 = file_sha256(checkpoint)
-    return RegionRecipe(source, found, sha256, knobs, config.precision), checkpoint
+    return RegionRecipe(source, actual_type, sha256, knobs, config.precision), checkpoint
 
 
 def _require_points(config: MaskConfig) -> None:
-    """ConfigError where the smallest crops would have none."""
+    """Raise ConfigError if the smallest crops would have no points."""
     if config.points_per_side < config.crop_n_points_downscale_factor**config.crop_n_layers:
         raise ConfigError(
             f"crops of layer {config.crop_n_layers} would have no points: raise points_per_side"
@@ -152,10 +167,10 @@ def _require_points(config: MaskConfig) -> None:
         )
 
 
-def _small_sam_cuts(checkpoint: Path) -> dict[str, float]:
-    """The small SAM's own value of each threshold, measured when it was trained."""
+def _small_sam_thresholds(checkpoint: Path) -> dict[str, float]:
+    """Return the thresholds of the small SAM, measured after its training."""
     measured = json.loads(checkpoint.with_suffix(".json").read_text())["generator"]
-    return {name: measured[name] for name in SAM_CUTS}
+    return {name: measured[name] for name in SAM_THRESHOLDS}
 
 
 def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, Any]:
@@ -165,7 +180,14 @@ def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, Any]:
 def build_region_source(
     recipe: RegionRecipe, checkpoint: Path | None, points_per_batch: int, device: str
 ) -> RegionSource:
-    """Load what the recipe needs onto `device`."""
+    """Return the region source of a recipe.
+
+    Args:
+        recipe: of the masks.
+        checkpoint: SAM weights, or None for a recipe without a network.
+        points_per_batch: points decoded at once; it changes no mask.
+        device: of the network.
+    """
     if recipe.source == "felzenszwalb":
         return _felzenszwalb(**recipe.knobs)
     import torch
@@ -202,17 +224,17 @@ def _felzenszwalb(felzenszwalb_scale: float, felzenszwalb_min_size: float) -> Re
 
     def segment(image: np.ndarray) -> list[dict[str, Any]]:
         height, width = image.shape[:2]
-        least = max(1, round(felzenszwalb_min_size * height * width / _REFERENCE_PIXELS))
-        ids = felzenszwalb(image, scale=felzenszwalb_scale, sigma=0.8, min_size=least)
+        min_size = max(1, round(felzenszwalb_min_size * height * width / _REFERENCE_PIXELS))
+        ids = felzenszwalb(image, scale=felzenszwalb_scale, sigma=0.8, min_size=min_size)
         return region_records(ids + 1)
 
     return segment
 
 
 def region_records(ids: np.ndarray) -> list[dict[str, Any]]:
-    """Records of the regions of an id map (H, W), 0 = none, in the order of their ids.
+    """Return a record for each region of an id map (H, W), 0 = no region, in the order of the ids.
 
-    For segmenters that have neither prompts nor scores: those are NaN.
+    A classical segmenter has neither prompts nor scores, so these are NaN.
     """
     from scipy.ndimage import find_objects
 
@@ -229,7 +251,6 @@ def region_records(ids: np.ndarray) -> list[dict[str, Any]]:
 def _classical_record(
     region: np.ndarray, origin: tuple[int, int], counts: str, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """A record for a segmenter that has neither prompts nor scores: those are NaN."""
     nan = float("nan")
     return {
         "counts": counts,

@@ -1,4 +1,4 @@
-"""What a folder of masks holds already, and what of it counts for these images and this recipe."""
+"""Finds out which images of a folder of masks are done, and which must be made again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.masks.bank.schema import (
     CODE_VERSION,
-    content_of,
+    content_from_row,
     drop_rows,
     has_shard_name,
     is_damaged,
@@ -26,102 +26,135 @@ from sfss_ray.masks.bank.shards import Shard
 from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.runtime.crash_guard import killed_its_process
 
-_MOST_COMPARED = 2000  # of a data set that was moved: on a network disk a size takes milliseconds
+# Images of a moved data set whose sizes are compared: on a network disk one takes milliseconds.
+_MAX_COMPARED = 2000
+_ROW_COLUMNS = ("image_id", "path", "height", "width", "error")
+_ROW_COLUMNS += ("image_bytes", "image_mtime_ns", "image_sha256", "imported_from")
 
 
 @dataclass(frozen=True)
-class FoundRow:
+class StoredRow:
     """A row of a folder of masks."""
 
     shard: Path
     path: str
-    """Where its image lay."""
+    """Of its image when its masks were made."""
     size: tuple[int, int]
     """(height, width) of its image."""
     error: str | None
     """Why it has no masks."""
     content: Content | None = None
-    """Of its image's file; None in shards of former releases."""
+    """Of its image file; None in shards of earlier releases."""
     imported_from: str | None = None
-    """The stamp of the files it was imported from."""
+    """Stamp of the files from which it was imported."""
 
     @property
     def failed(self) -> bool:
-        """Whether it holds an error in place of masks."""
+        """Whether it has an error and no masks."""
         return self.error is not None
 
 
 @dataclass(frozen=True)
-class Remaining:
-    """What a run has to do in a folder of masks."""
+class RemainingWork:
+    """Images of a run whose masks must be made."""
 
     images: list[ImageFile]
-    """Without a row, or with one that no longer counts."""
+    """All of them: images without a row, and those whose row is outdated."""
     retried: set[str]
-    """Ids of images whose rows hold an error, and which can be read now."""
+    """Ids of images whose row has an error, and which can be read now."""
     changed: set[str]
-    """Ids of images whose files were changed since their masks were made."""
+    """Ids of images whose file changed after their masks were made."""
 
     def describe(self, total: int) -> str:
-        """'3 of 9 images to do (2 changed since their masks were made), 6 are done already'."""
+        """Return '3 of 9 images to do (2 changed since their masks were made), 6 are done already'."""
         text = f"{len(self.images)} of {total} images to do"
         if self.changed:
             text += f" ({len(self.changed)} changed since their masks were made)"
-        done = total - len(self.images)
-        return text + (f", {done} are done already" if done else "")
+        num_done = total - len(self.images)
+        return text + (f", {num_done} are done already" if num_done else "")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left: half-written shards. Files of others are left alone."""
+    """Remove the half-written shards of a killed run, and no other files."""
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
 
 
 def find_rows(
     folder: Path, recipe: RegionRecipe, remove_damaged: bool = False
-) -> dict[str, FoundRow]:
-    """Rows of a folder by image id.
+) -> dict[str, StoredRow]:
+    """Return the rows of a folder by image id.
 
     Args:
-        folder: Of the shards.
-        recipe: How masks are made now.
-        remove_damaged: Remove shards of ours that are no whole Parquet files.
+        folder: of the shards.
+        recipe: of the masks to be made now.
+        remove_damaged: remove shards of this package that are not whole Parquet files.
 
     Raises:
-        ResumeError: masks that were made otherwise.
-        DataError: a shard that cannot be read.
+        ResumeError: the folder contains masks of another recipe.
+        DataError: a shard cannot be read.
     """
-    found: dict[str, FoundRow] = {}
+    rows: dict[str, StoredRow] = {}
     for path in parquet_files(folder):
         if not path.is_file():
             continue
-        made_by, rows = read_shard(Shard.at(path), _ROW_COLUMNS)
-        if made_by is not None:
-            _refuse_other_recipe(folder, made_by, recipe)
+        shard_recipe, shard_rows = read_shard(Shard.from_path(path), _ROW_COLUMNS)
+        if shard_recipe is not None:
+            _require_same_recipe(folder, shard_recipe, recipe)
         elif remove_damaged and has_shard_name(path) and is_damaged(path):
             path.unlink()
-        for image_id, row in _found_rows(path, rows):
-            if not row.failed or image_id not in found:
-                found[image_id] = row
-    return found
+        for image_id, row in _stored_rows(path, shard_rows):
+            if not row.failed or image_id not in rows:
+                rows[image_id] = row
+    return rows
+
+
+def _require_same_recipe(folder: Path, stored: dict[str, Any], recipe: RegionRecipe) -> None:
+    settings = differences(_flat(stored), _flat(recipe.as_dict()))
+    if settings:
+        raise ResumeError(
+            f"{str(folder)!r} contains masks made with other settings ({'; '.join(settings)}): give the"
+            " same settings to resume there, or another folder"
+        )
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return all entries that determine the masks, without the release that made them."""
+    entries = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
+    return {"precision": "fp32"} | entries | recipe.get("knobs", {})
+
+
+def _stored_rows(shard: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, StoredRow]]:
+    for row in rows:
+        size, stamp = (row["height"], row["width"]), row.get("imported_from")
+        yield (
+            row["image_id"],
+            StoredRow(shard, row["path"], size, row["error"], content_from_row(row), stamp),
+        )
 
 
 def images_to_do(
     folder: Path, recipe: RegionRecipe, images: Sequence[ImageFile], max_pixels: int
 ) -> list[ImageFile]:
-    """Images whose masks are still to be made; see `find_rows` and `remaining`."""
-    return remaining(folder, find_rows(folder, recipe), images, max_pixels).images
+    """Return the images whose masks must be made; see `find_rows` and `remaining_work`."""
+    return remaining_work(folder, find_rows(folder, recipe), images, max_pixels).images
 
 
-def remaining(
-    folder: Path, rows: Mapping[str, FoundRow], images: Sequence[ImageFile], max_pixels: int
-) -> Remaining:
-    """What is left to do of some images, given the rows of the folder.
+def remaining_work(
+    folder: Path, rows: Mapping[str, StoredRow], images: Sequence[ImageFile], max_pixels: int
+) -> RemainingWork:
+    """Return which of the images must be made, given the rows of the folder.
+
+    Args:
+        folder: of the shards, for errors.
+        rows: from `find_rows`.
+        images: of the run.
+        max_pixels: larger images count as unreadable.
 
     Raises:
-        ResumeError: most of the masks are those of other images with the same names.
+        ResumeError: most of the masks belong to other images with the same names.
     """
-    altered = changed_images(folder, rows, images)
+    changed_ids = changed_images(folder, rows, images)
     retried = {
         image.image_id
         for image in images
@@ -129,116 +162,95 @@ def remaining(
         and row.failed
         and _is_readable_now(image, row, max_pixels)
     }
-    again = retried | altered
-    left = [i for i in images if i.image_id not in rows or i.image_id in again]
-    return Remaining(left, retried, altered)
+    outdated = retried | changed_ids
+    to_do = [i for i in images if i.image_id not in rows or i.image_id in outdated]
+    return RemainingWork(to_do, retried, changed_ids)
 
 
-def drop_rows_of(image_ids: set[str], rows: Mapping[str, FoundRow], recipe: RegionRecipe) -> None:
+def drop_rows_of(image_ids: set[str], rows: Mapping[str, StoredRow], recipe: RegionRecipe) -> None:
     """Drop the rows of images whose masks are made again."""
-    by_shard: dict[Path, set[str]] = {}
+    ids_by_shard: dict[Path, set[str]] = {}
     for image_id in image_ids:
-        by_shard.setdefault(rows[image_id].shard, set()).add(image_id)
-    for shard, dropped in by_shard.items():
+        ids_by_shard.setdefault(rows[image_id].shard, set()).add(image_id)
+    for shard, dropped in ids_by_shard.items():
         drop_rows(shard, dropped, recipe.as_dict())
 
 
-def _refuse_other_recipe(folder: Path, made_by: dict[str, Any], recipe: RegionRecipe) -> None:
-    changed = differences(_flat(made_by), _flat(recipe.as_dict()))
-    if changed:
-        raise ResumeError(
-            f"{str(folder)!r} holds masks made otherwise ({'; '.join(changed)}): give the same"
-            " settings to go on there, or another folder"
-        )
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What decides the masks; the release that made them does not."""
-    rest = {k: v for k, v in recipe.items() if k not in ("knobs", CODE_VERSION)}
-    return {"precision": "fp32"} | rest | recipe.get("knobs", {})
-
-
-def _found_rows(shard: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, FoundRow]]:
-    for row in rows:
-        size, stamp = (row["height"], row["width"]), row.get("imported_from")
-        found = FoundRow(shard, row["path"], size, row["error"], content_of(row), stamp)
-        yield row["image_id"], found
-
-
-_ROW_COLUMNS = ("image_id", "path", "height", "width", "error")
-_ROW_COLUMNS += ("image_bytes", "image_mtime_ns", "image_sha256", "imported_from")
-
-
 def changed_images(
-    folder: Path, rows: Mapping[str, FoundRow], images: Sequence[ImageFile]
+    folder: Path, rows: Mapping[str, StoredRow], images: Sequence[ImageFile]
 ) -> set[str]:
-    """Ids of images with masks whose files hold something else now.
+    """Return the ids of images with masks whose files have other content now.
 
-    Where a row does not say what its image held (former releases), a file at the same place counts as
-    changed when it is newer than the shard, and one elsewhere is compared by its size.
+    Rows of earlier releases do not store the content of their image. For these, a file at the same path
+    counts as changed if it is newer than the shard. A file at another path is compared by its size.
 
     Raises:
-        ResumeError: most of the images that lie elsewhere now are others: another data set with the
-            same file names.
+        ResumeError: most of the images at another path are different images, so this is another data
+            set with the same file names.
     """
-    made = {i.image_id: i for i in images if i.image_id in rows and not rows[i.image_id].failed}
-    known = {i: content for i in made if (content := rows[i].content) is not None}
-    altered = set(changed_files({i: made[i].path for i in known}, known))
-    without_content = [image for i, image in made.items() if i not in known]
-    altered |= {i.image_id for i in without_content if _is_newer(i, rows[i.image_id])}
-    moved = [image for i, image in made.items() if _lies_elsewhere(image, rows[i])]
-    foreign = [image for image in moved if image.image_id in altered]
-    foreign = foreign if 2 * len(foreign) > len(moved) else []
-    foreign += _of_other_size([i for i in moved if i.image_id not in known], rows)
-    if foreign:
-        raise ResumeError(_other_images(folder, foreign[0], rows[foreign[0].image_id]))
-    return altered
+    with_masks = {
+        i.image_id: i for i in images if i.image_id in rows and not rows[i.image_id].failed
+    }
+    contents = {i: content for i in with_masks if (content := rows[i].content) is not None}
+    changed_ids = set(changed_files({i: with_masks[i].path for i in contents}, contents))
+    without_content = [image for i, image in with_masks.items() if i not in contents]
+    changed_ids |= {i.image_id for i in without_content if _is_newer(i, rows[i.image_id])}
+    # Few changed images are a data set that was edited; many are another data set.
+    moved = [image for i, image in with_masks.items() if _is_elsewhere(image, rows[i])]
+    different = [image for image in moved if image.image_id in changed_ids]
+    different = different if 2 * len(different) > len(moved) else []
+    different += _first_of_other_size([i for i in moved if i.image_id not in contents], rows)
+    if different:
+        raise ResumeError(_other_images(folder, different[0], rows[different[0].image_id]))
+    return changed_ids
 
 
-def _is_newer(image: ImageFile, row: FoundRow) -> bool:
-    """Whether a file was written after the shard of its masks, at the same place."""
+def _is_newer(image: ImageFile, row: StoredRow) -> bool:
+    """Return whether a file at the same path was written after the shard of its masks."""
     try:
         newer = image.path.stat().st_mtime_ns > row.shard.stat().st_mtime_ns
     except OSError:
         return False
-    return newer and not _lies_elsewhere(image, row)
+    return newer and not _is_elsewhere(image, row)
 
 
-def _of_other_size(moved: Sequence[ImageFile], rows: Mapping[str, FoundRow]) -> list[ImageFile]:
-    """The first image whose size is not that of its masks; a sample of many is compared."""
-    for image in evenly_spread(list(moved), _MOST_COMPARED):
+def _first_of_other_size(
+    moved: Sequence[ImageFile], rows: Mapping[str, StoredRow]
+) -> list[ImageFile]:
+    """Return the first image whose size is not that of its masks; only a sample is compared."""
+    for image in evenly_spread(list(moved), _MAX_COMPARED):
         try:
             size = image_size(image.path)
-        except DataError:  # its masks were made while it could be read
+        except DataError:  # it was readable when its masks were made
             continue
         if size != rows[image.image_id].size:
             return [image]
     return []
 
 
-def _other_images(folder: Path, image: ImageFile, row: FoundRow) -> str:
+def _other_images(folder: Path, image: ImageFile, row: StoredRow) -> str:
     try:
         height, width = image_size(image.path)
-        now = f" ({width}x{height})"
+        current_size = f" ({width}x{height})"
     except DataError:
-        now = ""
+        current_size = ""
     return (
-        f"{str(folder)!r} holds masks of other images: those of {image.image_id!r} are of"
-        f" {row.path!r} ({row.size[1]}x{row.size[0]}), its image is now"
-        f" {printable(image.path)!r}{now}: give another output folder"
+        f"{str(folder)!r} contains masks of other images: the masks of {image.image_id!r} were made from"
+        f" {row.path!r} ({row.size[1]}x{row.size[0]}), but its image is now"
+        f" {printable(image.path)!r}{current_size}: give another output folder"
     )
 
 
-def _lies_elsewhere(image: ImageFile, row: FoundRow) -> bool:
+def _is_elsewhere(image: ImageFile, row: StoredRow) -> bool:
     return row.path != printable(image.path.absolute())
 
 
-def _is_readable_now(image: ImageFile, row: FoundRow, max_pixels: int) -> bool:
-    """Whether an image is worth another try. One that kills its process is not decoded here."""
+def _is_readable_now(image: ImageFile, row: StoredRow, max_pixels: int) -> bool:
+    """Return whether to retry a failed image. An image that killed its process is not decoded here."""
     try:
         if killed_its_process(row.error):
             newer = image.path.stat().st_mtime_ns > row.shard.stat().st_mtime_ns
-            return newer or _lies_elsewhere(image, row)
+            return newer or _is_elsewhere(image, row)
         image.read(max_pixels)
     except (DataError, OSError):
         return False

@@ -1,4 +1,4 @@
-"""Files as segment-anything's amg.py writes them, of ellipses, for the tests of imports."""
+"""Output files of segment-anything's amg.py with masks of ellipses, for the tests of imports."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HEADER = (
 )
 
 
-def blobs(seed: int, number: int) -> list[np.ndarray]:
-    """Overlapping ellipses, (H, W) bool each; some reach the edges."""
+def ellipses(seed: int, number: int) -> list[np.ndarray]:
+    """Return overlapping ellipses, (H, W) bool each; some reach the edges."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     centres, radii = rng.uniform(0, SIZE, (number, 2)), rng.uniform(2, 12, (number, 2))
@@ -36,11 +36,11 @@ def blobs(seed: int, number: int) -> list[np.ndarray]:
     ]
 
 
-MASKS = {f"frame{i}": blobs(i, i) for i in range(5)}  # frame0 has none
+MASKS = {f"frame{i}": ellipses(i, i) for i in range(5)}  # frame0 has no mask
 
 
 def record(mask: np.ndarray, score: float = 0.9) -> dict[str, Any]:
-    """A record as SamAutomaticMaskGenerator returns it with output_mode binary_mask."""
+    """Return a record as SamAutomaticMaskGenerator does with output_mode binary_mask."""
     ys, xs = np.nonzero(mask)
     box = [xs.min(), ys.min(), np.ptp(xs), np.ptp(ys)] if len(ys) else [0, 0, 0, 0]
     return {
@@ -54,27 +54,27 @@ def record(mask: np.ndarray, score: float = 0.9) -> dict[str, Any]:
     }
 
 
-def write_folder(place: Path, records: list[dict[str, Any]]) -> None:
-    """What amg.py writes of an image by default."""
-    place.mkdir(parents=True)
-    with (place / "metadata.csv").open("w", newline="") as file:
+def write_folder(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write the files of an image as amg.py does by default."""
+    path.mkdir(parents=True)
+    with (path / "metadata.csv").open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(HEADER.split(","))
         for k, mask in enumerate(records):
-            cv2.imwrite(str(place / f"{k}.png"), np.uint8(255) * mask["segmentation"])
+            cv2.imwrite(str(path / f"{k}.png"), np.uint8(255) * mask["segmentation"])
             scores = [mask["predicted_iou"], mask["stability_score"]]
             row = [k, mask["area"], *mask["bbox"], *mask["point_coords"][0], *scores]
             table.writerow([*row, *mask["crop_box"]])
 
 
-def write_json(place: Path, records: list[dict[str, Any]]) -> None:
-    """What amg.py writes of an image with --convert-to-rle."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.with_name(f"{place.name}.json").write_text(json.dumps([as_rle(r) for r in records]))
+def write_json(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write the file of an image as amg.py does with --convert-to-rle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f"{path.name}.json").write_text(json.dumps([as_rle(r) for r in records]))
 
 
 def as_rle(mask: dict[str, Any]) -> dict[str, Any]:
-    """A record with segment-anything's own encoding of its mask."""
+    """Return a record with segment-anything's own encoding of its mask."""
     runs = mask_to_rle_pytorch(torch.from_numpy(mask["segmentation"])[None])[0]
     return mask | {"segmentation": coco_encode_rle(runs)}
 
@@ -84,6 +84,7 @@ Writer = Callable[[Path, list[dict[str, Any]]], None]
 
 
 def put_images(folder: Path, *image_ids: str) -> Path:
+    """Write grey images of SIZE; return the folder."""
     for image_id in image_ids:
         (folder / image_id).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (SIZE[1], SIZE[0]), (50, 60, 70)).save(folder / f"{image_id}.png")
@@ -91,11 +92,13 @@ def put_images(folder: Path, *image_ids: str) -> Path:
 
 
 def put_masks(folder: Path, write: Writer, *image_ids: str) -> Path:
+    """Write the MASKS of images, default all, as amg.py does; return the folder."""
     for image_id in image_ids or MASKS:
         write(folder / image_id, [record(mask) for mask in MASKS[Path(image_id).name]])
     return folder
 
 
-def take(source: Path, images: Path, out: Path, **settings) -> MaskSummary:
-    config = override(Config(), {f"masks.{name}": value for name, value in settings.items()})
-    return import_masks(source, images, out, config=config, progress=str)
+def import_quietly(source: Path, images: Path, folder: Path, **settings) -> MaskSummary:
+    """Import masks without progress lines; `settings` are those of `masks` in the config."""
+    config = override(Config(), {f"masks.{name}": setting for name, setting in settings.items()})
+    return import_masks(source, images, folder, config=config, progress=str)

@@ -1,8 +1,8 @@
-"""A folder as a bucket of Google Cloud Storage, for reading: the JSON interface on this machine.
+"""A local server with the JSON interface of Google Cloud Storage: a folder as a read-only bucket.
 
-Run as a program, `python google_storage.py FOLDER BUCKET`: it prints its port and serves until it is
-ended. It must be a process of its own: pyarrow holds Python's lock while it opens a file of a bucket,
-so a server in a thread of the same process would never answer.
+Run it as a program, `python google_storage.py FOLDER BUCKET`. It prints its port and serves until it
+is terminated. It must be a separate process: pyarrow holds Python's lock while it opens a file of a
+bucket, so a server in a thread of the same process would never answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """Answers what Google's client asks: a listing, the facts of an object, a range of its bytes."""
+    """Answers the requests of Google's client: a listing, an object's metadata, a range of its bytes."""
 
     protocol_version = "HTTP/1.1"
     folder: Path
@@ -25,11 +25,11 @@ class Bucket(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         query = parse_qs(address.query)
-        inside = f"/storage/v1/b/{self.name}/o"
-        if address.path == inside:
+        objects = f"/storage/v1/b/{self.name}/o"
+        if address.path == objects:
             self.list(query.get("prefix", [""])[0])
-        elif address.path.startswith(f"{inside}/"):
-            self.object(unquote(address.path.removeprefix(f"{inside}/")), "media" in str(query))
+        elif address.path.startswith(f"{objects}/"):
+            self.object(unquote(address.path.removeprefix(f"{objects}/")), "media" in str(query))
         else:
             self.answer(404, {"error": {"code": 404, "message": "no such bucket"}})
 
@@ -37,8 +37,8 @@ class Bucket(BaseHTTPRequestHandler):
         names = sorted(
             p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*") if p.is_file()
         )
-        items = [self.facts(name) for name in names if name.startswith(prefix)]
-        self.answer(200, {"kind": "storage#objects", "items": items})
+        entries = [self.metadata(name) for name in names if name.startswith(prefix)]
+        self.answer(200, {"kind": "storage#objects", "items": entries})
 
     def object(self, name: str, wants_bytes: bool) -> None:
         if not (self.folder / name).is_file():
@@ -46,35 +46,35 @@ class Bucket(BaseHTTPRequestHandler):
         elif wants_bytes:
             self.send_part((self.folder / name).read_bytes())
         else:
-            self.answer(200, self.facts(name))
+            self.answer(200, self.metadata(name))
 
-    def facts(self, name: str) -> dict[str, Any]:
-        seen = (self.folder / name).stat()
+    def metadata(self, name: str) -> dict[str, Any]:
+        status = (self.folder / name).stat()
         return {
             "kind": "storage#object",
             "bucket": self.name,
             "name": name,
-            "size": str(seen.st_size),
-            "generation": str(seen.st_mtime_ns),
+            "size": str(status.st_size),
+            "generation": str(status.st_mtime_ns),
             "updated": "2024-01-01T00:00:00.000Z",
         }
 
     def send_part(self, content: bytes) -> None:
-        """The bytes of `Range: bytes=FIRST-[LAST]`, or all."""
-        asked = self.headers.get("Range")
+        """Send the bytes of `Range: bytes=FIRST-[LAST]`, or all."""
+        byte_range = self.headers.get("Range")
         first, last = 0, len(content) - 1
-        if asked:
-            begin, _, end = asked.removeprefix("bytes=").partition("-")
+        if byte_range:
+            begin, _, end = byte_range.removeprefix("bytes=").partition("-")
             first, last = int(begin), min(last, int(end or last))
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if byte_range else 200)
+        if byte_range:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.finish_with(content[first : last + 1])
 
-    def answer(self, status: int, facts: dict[str, Any]) -> None:
+    def answer(self, status: int, body: dict[str, Any]) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.finish_with(json.dumps(facts).encode())
+        self.finish_with(json.dumps(body).encode())
 
     def finish_with(self, content: bytes) -> None:
         self.send_header("Content-Length", str(len(content)))
@@ -82,7 +82,7 @@ class Bucket(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 def main() -> None:

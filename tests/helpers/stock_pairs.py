@@ -1,4 +1,4 @@
-"""The stock generator and ours with the same change, each with a model of its own."""
+"""The stock generator and ours with the same change, each with its own copy of the model."""
 
 import copy
 import functools
@@ -39,7 +39,7 @@ def run_quietly(generator, picture):
 
 
 def results(change=lambda generator: None, picture=None, **settings):
-    """Records of stock and of ours after the same change, and the warnings of ours."""
+    """Return the records of stock and of ours after the same change, and the warnings of ours."""
     picture = image() if picture is None else picture
     stock, ours = (
         build(c, **settings) for c in (SamAutomaticMaskGenerator, AutomaticMaskGenerator)
@@ -49,40 +49,41 @@ def results(change=lambda generator: None, picture=None, **settings):
     expected = run_quietly(stock, picture)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = ours.generate(picture)
-    return expected, found, [str(w.message) for w in caught if STOCK_CALLS in str(w.message)]
+        records = ours.generate(picture)
+    return expected, records, [str(w.message) for w in caught if STOCK_CALLS in str(w.message)]
 
 
 @functools.cache
 def unchanged():
-    expected, found, texts = results()
-    assert_same_masks(expected, found)
-    assert texts == []
+    """Return the stock records without a change, after a comparison with ours."""
+    expected, ours, warning_texts = results()
+    assert_same_masks(expected, ours)
+    assert warning_texts == []
     return expected
 
 
-def assert_same_masks(expected, found):
-    assert len(expected) == len(found)
+def assert_same_masks(expected, ours):
+    assert len(expected) == len(ours)
     for name in ("segmentation", "area", "bbox", "point_coords", "crop_box"):
-        assert [a[name] for a in expected] == [b[name] for b in found]
+        assert [a[name] for a in expected] == [b[name] for b in ours]
     for name in ("predicted_iou", "stability_score"):
         np.testing.assert_allclose(
-            [b[name] for b in found], [a[name] for a in expected], atol=5e-3, rtol=1e-4
+            [b[name] for b in ours], [a[name] for a in expected], atol=5e-3, rtol=1e-4
         )
 
 
 def negated(function):
-    """A decoder's or predictor's function with the masks of the background."""
+    """Return a decoder's or predictor's function with the masks of the background."""
 
     def run(*args, **kwargs):
-        masks, *others = function(*args, **kwargs)
-        return (-masks, *others)
+        masks, *scores = function(*args, **kwargs)
+        return (-masks, *scores)
 
     return run
 
 
 class Wrapper:
-    """Hands everything on, and gives each point the masks of its neighbour."""
+    """Forwards all attributes, and gives each point the masks of its neighbour."""
 
     def __init__(self, inner):
         self.inner = inner

@@ -1,4 +1,4 @@
-"""One process of the pool without a cluster: whatever an image does, the others get their masks."""
+"""One process of the pool without a cluster: a failing image does not affect the other images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from sfss_ray.data.depth import with_white
 from sfss_ray.data.folders import list_images
 from sfss_ray.masks import actor as actor_module
 from sfss_ray.masks.actor import MaskActor, actor_spec, reason_of
+from sfss_ray.masks.bank.claims import claim_folder
+from sfss_ray.masks.bank.schema import shard_paths
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import make_recipe
 from sfss_ray.runtime import crash_guard
@@ -31,7 +33,7 @@ def make_actor(folder: Path, **knobs: Any) -> MaskActor:
 
 
 def put_pictures(folder: Path, **sizes: tuple[int, int]) -> list[tuple[str, str]]:
-    """Noise of (height, width) by id; returns id and path of each."""
+    """Write images of noise of (height, width) by id; return id and path of each."""
     rng, images = np.random.default_rng(0), []
     for image_id, size in sizes.items():
         path = folder / f"{image_id}.png"
@@ -45,7 +47,7 @@ def work(actor: MaskActor, images: list[tuple[str, str]]) -> MaskStore:
     return MaskStore(actor.spec["folder"])
 
 
-def test_images_too_narrow_for_the_network_are_errors_of_their_own(tmp_path: Path):
+def test_images_too_narrow_for_the_network_fail_alone(tmp_path: Path):
     actor = make_actor(tmp_path, regions="small_sam", points_per_side=2)
     images = put_pictures(tmp_path, good=(40, 60), flat=(1, 513), high=(600, 1))
     store = work(actor, images)
@@ -55,11 +57,11 @@ def test_images_too_narrow_for_the_network_are_errors_of_their_own(tmp_path: Pat
 
 
 class Killed(BaseException):
-    """In place of a signal."""
+    """Raised in place of a signal."""
 
 
-def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
-    """Each process begins the shard anew; what it did before it died is done again."""
+def test_an_image_that_kills_its_process_is_skipped(tmp_path: Path):
+    """Each process starts the shard again and repeats the work of the dead one."""
     images = put_pictures(tmp_path, a=(8, 8), deadly=(9, 8), z=(10, 8))
     deaths = 0
     for _ in range(MAX_CRASHES + 1):
@@ -84,11 +86,11 @@ def test_an_image_that_kills_its_process_is_given_up(tmp_path: Path):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
-def test_a_network_that_kills_its_process_is_given_up(tmp_path: Path, monkeypatch):
+def test_a_network_that_kills_its_process_stops_the_pool(tmp_path: Path, monkeypatch):
     def kill(*arguments: Any) -> None:
         raise Killed
 
-    monkeypatch.setattr(crash_guard, "_remove", lambda file: None)  # as where its process is gone
+    monkeypatch.setattr(crash_guard, "_remove", lambda file: None)  # as if the process was gone
     with monkeypatch.context() as deadly:
         deadly.setattr(actor_module, "build_region_source", kill)
         for _ in range(MAX_CRASHES + 1):  # two at a time
@@ -109,7 +111,7 @@ def test_tiny_images_have_fewer_crops(tmp_path: Path):
 
 
 @pytest.mark.parametrize("error", [ValueError("of\na source"), MemoryError(), RuntimeError("CUDA")])
-def test_any_error_of_a_source_costs_one_image(error, tmp_path: Path):
+def test_any_error_of_a_source_fails_only_its_image(error, tmp_path: Path):
     actor = make_actor(tmp_path)
     find = actor.find_regions
 
@@ -126,13 +128,13 @@ def test_any_error_of_a_source_costs_one_image(error, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("failures", "errors"), [(1, 0), (2, 1)])
-def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors, tmp_path: Path):
+def test_full_gpu_memory_is_freed_and_the_image_tried_again(failures, errors, tmp_path: Path):
     actor = make_actor(tmp_path, regions="small_sam", points_per_side=2)
-    find, left = actor.find_regions, [failures]
+    find, remaining = actor.find_regions, [failures]
 
     def full(image: np.ndarray) -> list[dict[str, Any]]:
-        if left[0]:
-            left[0] -= 1
+        if remaining[0]:
+            remaining[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return find(image)
 
@@ -144,7 +146,7 @@ def test_full_gpu_memory_is_freed_and_the_image_tried_once_more(failures, errors
 
 
 def test_a_source_without_a_network_starts_without_torch(tmp_path: Path):
-    """In a process of its own, as an actor is."""
+    """Runs in a separate process, as an actor does."""
     images = put_pictures(tmp_path, a=(40, 40))
     actor = make_actor(tmp_path)
     code = (
@@ -152,13 +154,13 @@ def test_a_source_without_a_network_starts_without_torch(tmp_path: Path):
         f" MaskActor(json.loads(sys.argv[1]))({{'shard': [{json.dumps(images)!r}]}});"
         " print('torch' in sys.modules)"
     )
-    words = [sys.executable, "-c", code, json.dumps(actor.spec)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "False"
+    command = [sys.executable, "-c", code, json.dumps(actor.spec)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
     assert len(MaskStore(tmp_path)) == 1
 
 
-def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path: Path):
+def test_every_pixel_format_gets_masks_and_dead_links_get_a_reason(tmp_path: Path):
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     colour.convert("L").save(tmp_path / "grey.png")
@@ -177,12 +179,12 @@ def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path
     images, _ = with_white(list_images(tmp_path), None)
     (tmp_path / "masks").mkdir()
     recipe, _ = make_recipe(MaskConfig(), None)
-    spec = actor_spec(recipe.of(images), None, tmp_path / "masks", MaskConfig())
+    spec = actor_spec(recipe.for_images(images), None, tmp_path / "masks", MaskConfig())
     actor = MaskActor(spec | {"threads": 1, "pool": 2})
     store = work(actor, [(i.image_id, str(i.path)) for i in images])
     assert set(store.errors) == {"gone", "itself"}
-    sound = {"grey", "palette", "alpha", "cmyk", "turned", "deep"}
-    assert set(store.ids()) - set(store.errors) == sound | {
+    readable = {"grey", "palette", "alpha", "cmyk", "turned", "deep"}
+    assert set(store.ids()) - set(store.errors) == readable | {
         "aachen/frame 1 é",
         "bonn/frame 1 é",
     }
@@ -190,3 +192,19 @@ def test_files_of_every_kind_of_pixel_get_masks_and_dead_links_a_reason(tmp_path
         size = (40, 30) if image_id == "turned" else (30, 40)
         assert store.id_map(image_id).shape == size
         assert store.id_map(image_id).max() > 0
+
+
+def test_an_actor_of_a_killed_run_writes_nothing_to_the_folder_of_another_run(tmp_path: Path):
+    """Its driver's lock is gone while it still works, and the next run groups images differently."""
+    folder, images = tmp_path / "masks", put_pictures(tmp_path, a=(24, 40))
+    recipe, checkpoint = make_recipe(MaskConfig(), None)
+    spec = actor_spec(recipe, checkpoint, folder, MaskConfig()) | {"threads": 1, "pool": 1}
+    shard = {"shard": [json.dumps(images)]}
+    with claim_folder(folder) as former:
+        orphan = MaskActor(spec | {"claim": former})
+    with claim_folder(folder) as present:
+        orphan(shard)
+        assert shard_paths(folder) == []
+        assert not list(folder.glob(".*.parquet.*"))
+        MaskActor(spec | {"claim": present})(shard)
+        assert len(shard_paths(folder)) == 1

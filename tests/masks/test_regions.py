@@ -1,4 +1,4 @@
-"""Where regions come from: the recipe of a mask run, and the classical segmenter."""
+"""Region sources: the recipe of a mask run, and the classical segmenter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfss_ray.config import MaskConfig
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.masks.regions import (
     NOTES,
-    SAM_CUTS,
+    SAM_THRESHOLDS,
     RegionRecipe,
     build_region_source,
     choose_source,
@@ -28,7 +28,7 @@ from sfss_ray.streets.scenes import render_scene
 
 
 def scene(height: int = 90, width: int = 120) -> np.ndarray:
-    """Sky, ground and a box, with a little noise."""
+    """Return an image of sky, ground and a box, with a little noise."""
     image = np.full((height, width, 3), (120, 160, 230), np.int16)
     image[height // 2 :] = (90, 90, 80)
     image[height // 3 : 2 * height // 3, width // 4 : width // 2] = (200, 30, 30)
@@ -68,35 +68,35 @@ def test_records_describe_their_masks():
         assert record["crop_box"] == [0, 0, 120, 90]
 
 
-def test_what_a_classical_segmenter_has_not_is_nan():
+def test_scores_and_points_of_a_classical_segmenter_are_nan():
     for record in segment(scene()):
         assert np.isnan([record["predicted_iou"], record["stability_score"]]).all()
         assert np.isnan(record["point"]).all()
 
 
-def test_the_box_is_found():
+def test_the_box_in_the_scene_is_a_region():
     image = scene()
     truth = (image[..., 0] > 180) & (image[..., 1] < 60)
     masks = decoded(
         segment(image, felzenszwalb_scale=300.0, felzenszwalb_min_size=200), image
     ).astype(bool)
     iou = max((m & truth).sum() / (m | truth).sum() for m in masks)
-    assert iou > 0.8  # smoothing widens it by a pixel on each side
+    assert iou > 0.8  # smoothing makes it wider by a pixel on each side
 
 
-def test_the_smallest_region_grows_with_the_image():
+def test_the_minimum_size_of_regions_scales_with_the_image():
     """400 px of a 480x360 image are 100 px of one with half the sides."""
     noise = np.random.default_rng(0).integers(0, 256, (180, 240, 3), dtype=np.uint8)
-    least = min(r["area"] for r in segment(noise, felzenszwalb_min_size=400))
-    assert 100 <= least < 400
+    smallest = min(r["area"] for r in segment(noise, felzenszwalb_min_size=400))
+    assert 100 <= smallest < 400
     large = np.random.default_rng(0).integers(0, 256, (360, 480, 3), dtype=np.uint8)
     assert min(r["area"] for r in segment(large, felzenszwalb_min_size=400)) >= 400
 
 
 def test_a_larger_scale_means_fewer_regions():
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    few = segment(noise, felzenszwalb_scale=3000.0, felzenszwalb_min_size=1)
-    assert len(few) < len(segment(noise, felzenszwalb_scale=30.0, felzenszwalb_min_size=1))
+    coarse = segment(noise, felzenszwalb_scale=3000.0, felzenszwalb_min_size=1)
+    assert len(coarse) < len(segment(noise, felzenszwalb_scale=30.0, felzenszwalb_min_size=1))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path):
         make_recipe(MaskConfig(), tmp_path / "nowhere.pt")
 
 
-def test_the_recipe_of_a_classical_run_holds_its_knobs_alone():
+def test_the_recipe_of_a_classical_run_contains_only_its_settings():
     config = MaskConfig(felzenszwalb_scale=80.0, points_per_side=4)
     recipe, _ = make_recipe(config, None)
     assert recipe == make_recipe(MaskConfig(felzenszwalb_scale=80.0), None)[0]
@@ -141,30 +141,30 @@ def test_the_recipe_of_a_classical_run_holds_its_knobs_alone():
     assert RegionRecipe(**json.loads(json.dumps(recipe.as_dict()))) == recipe
 
 
-def test_the_recipe_of_a_sam_run_names_type_weights_and_knobs(tmp_path: Path):
+def test_the_recipe_of_a_sam_run_contains_type_weights_and_settings(tmp_path: Path):
     path = tmp_path / "sam.pt"
     torch.save(build_small_sam().state_dict(), path)
     recipe, checkpoint = make_recipe(MaskConfig(points_per_side=4), path)
     assert (recipe.source, recipe.sam_type, checkpoint) == ("sam", "small", path)
     assert recipe.sam_sha256 == file_sha256(path)
     assert recipe.knobs["points_per_side"] == 4
-    assert "points_per_batch" not in recipe.knobs  # costs memory, changes no mask
+    assert "points_per_batch" not in recipe.knobs  # it changes no mask
     with pytest.raises(CheckpointError, match="vit_b"):
         make_recipe(MaskConfig(), path, "vit_b")
 
 
-def test_the_small_sam_brings_its_own_cuts_where_none_were_given():
+def test_the_small_sam_has_its_own_default_thresholds():
     measured = json.loads(shipped_small_sam().with_suffix(".json").read_text())["generator"]
     knobs = make_recipe(MaskConfig(regions="small_sam", box_nms_thresh=0.65), None)[0].knobs
     assert knobs["box_nms_thresh"] == 0.65
     assert knobs["points_per_side"] == MaskConfig().points_per_side
     for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset"):
-        assert knobs[name] == measured[name] != SAM_CUTS[name]
-    asked = make_recipe(MaskConfig(regions="small_sam", **SAM_CUTS), None)[0].knobs
-    assert {name: asked[name] for name in SAM_CUTS} == SAM_CUTS
+        assert knobs[name] == measured[name] != SAM_THRESHOLDS[name]
+    explicit = make_recipe(MaskConfig(regions="small_sam", **SAM_THRESHOLDS), None)[0].knobs
+    assert {name: explicit[name] for name in SAM_THRESHOLDS} == SAM_THRESHOLDS
 
 
-def test_thresholds_that_were_not_given_are_sams_own(tmp_path: Path):
+def test_default_thresholds_are_those_of_sam(tmp_path: Path):
     path = tmp_path / "sam.pt"
     torch.save(build_small_sam().state_dict(), path)
     knobs = make_recipe(MaskConfig(box_nms_thresh=0.65), path)[0].knobs
@@ -172,11 +172,11 @@ def test_thresholds_that_were_not_given_are_sams_own(tmp_path: Path):
     stock = inspect.signature(SamAutomaticMaskGenerator).parameters
     for name in ("pred_iou_thresh", "stability_score_thresh", "stability_score_offset"):
         assert knobs[name] == stock[name].default
-    assert SAM_CUTS["box_nms_thresh"] == stock["box_nms_thresh"].default
+    assert SAM_THRESHOLDS["box_nms_thresh"] == stock["box_nms_thresh"].default
 
 
-def test_knobs_of_crops_are_named_where_they_decide_and_differ_from_sams_own():
-    """Masks of a release that had no choice are gone on with."""
+def test_the_recipe_contains_crop_settings_only_if_they_differ_from_sams():
+    """Runs of earlier releases without these settings can be resumed."""
     names = ("crop_n_points_downscale_factor", "crop_overlap_ratio", "crop_nms_thresh")
     stock = inspect.signature(SamAutomaticMaskGenerator).parameters
     assert all(getattr(MaskConfig(), name) == stock[name].default for name in names)
@@ -189,7 +189,7 @@ def test_knobs_of_crops_are_named_where_they_decide_and_differ_from_sams_own():
     assert not set(names) & set(without.knobs)
 
 
-def test_crops_have_as_many_points_as_asked_for():
+def test_crops_have_the_configured_number_of_points():
     image = render_scene("camera", 5, 0).image
     knobs = {
         "regions": "small_sam",
@@ -197,15 +197,15 @@ def test_crops_have_as_many_points_as_asked_for():
         "crop_n_layers": 1,
         "pred_iou_thresh": 0.0,
     }
-    seen = []
+    points_in_crops = []
     for factor in (1, 4):
         config = MaskConfig(**knobs, crop_n_points_downscale_factor=factor)
         recipe, checkpoint = make_recipe(config, None)
         records = build_region_source(recipe, checkpoint, 64, "cpu")(image)
         in_crops = [r for r in records if r["crop_box"][2:] != [image.shape[1], image.shape[0]]]
-        seen.append(len({(tuple(r["crop_box"]), tuple(r["point"])) for r in in_crops}))
-    assert seen[0] > seen[1]
-    assert seen[1] <= 4, "one point in each of four crops"
+        points_in_crops.append(len({(tuple(r["crop_box"]), tuple(r["point"])) for r in in_crops}))
+    assert points_in_crops[0] > points_in_crops[1]
+    assert points_in_crops[1] <= 4, "one point in each of four crops"
 
 
 def test_crops_without_a_point_are_refused():
@@ -215,7 +215,7 @@ def test_crops_without_a_point_are_refused():
     assert make_recipe(MaskConfig(regions="felzenszwalb", **knobs), None)
 
 
-def test_sam_records_have_what_the_store_keeps(tmp_path: Path):
+def test_sam_records_have_the_fields_of_the_store(tmp_path: Path):
     path = tmp_path / "sam.pt"
     torch.manual_seed(0)
     torch.save(build_small_sam().state_dict(), path)
@@ -231,16 +231,16 @@ def test_sam_records_have_what_the_store_keeps(tmp_path: Path):
         assert record["area"] == mask.sum()
 
 
-def test_bf16_is_of_the_recipe_and_fp32_goes_without_saying(tmp_path):
+def test_the_recipe_contains_bf16_and_omits_fp32(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    found, recipes = {}, {}
+    masks, recipes = {}, {}
     for precision in ("fp32", "bf16"):
-        cuts = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 4}
-        config = MaskConfig(regions="small_sam", precision=precision, **cuts)
+        thresholds = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "points_per_side": 4}
+        config = MaskConfig(regions="small_sam", precision=precision, **thresholds)
         recipe, checkpoint = make_recipe(config, None)
         recipes[precision] = recipe.as_dict()
         assert RegionRecipe(**recipes[precision]) == recipe
-        found[precision] = build_region_source(recipe, checkpoint, 64, "cpu")(image)
+        masks[precision] = build_region_source(recipe, checkpoint, 64, "cpu")(image)
     assert recipes["bf16"] == recipes["fp32"] | {"precision": "bf16"}
     assert "precision" not in recipes["fp32"]
-    assert found["fp32"] != found["bf16"]
+    assert masks["fp32"] != masks["bf16"]

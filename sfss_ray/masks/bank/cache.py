@@ -1,4 +1,4 @@
-"""A cache that is bounded by what it holds in bytes, not by how many things that is."""
+"""A cache of painted images that is bounded by bytes, not by the number of images."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from threading import Lock
 
-from sfss_ray.masks.bank.painting import PaintedRuns
+from sfss_ray.masks.bank.painted_runs import PaintedRuns
 
-_ONE_TAKEN_IN_OF = 8  # new images that there is no room for
+_ADMIT_ONE_OF = 8  # new images, once the cache is full
 
 
 class PaintedCache:
-    """Painted images, those used last; safe to use from several threads.
+    """The painted images that were used last; safe to use from several threads.
 
     Args:
-        most_bytes: upper bound of the sum of the images' arrays. An image that alone is larger is
-            painted anew each time.
+        max_bytes: upper bound of the sum of the images' arrays. A single larger image is painted
+            again each time.
     """
 
-    def __init__(self, most_bytes: int):
-        self.most_bytes = most_bytes
-        self.held_bytes = 0
-        self._turned_away = 0
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._num_rejected = 0
         self._images: OrderedDict[Hashable, PaintedRuns] = OrderedDict()
         self._lock = Lock()
 
@@ -35,49 +35,49 @@ class PaintedCache:
         make: Callable[[], PaintedRuns],
         make_part: Callable[[], PaintedRuns] | None = None,
     ) -> PaintedRuns:
-        """The image of a key, made where it is not held.
+        """Return the image of a key, painted if it is not in the cache.
 
-        Threads that ask for the same new image at once may each make it: none waits for another.
+        Threads that request the same new image at once may each paint it: none waits for another.
 
         Args:
             key: of the image.
-            make: the image.
-            make_part: what is wanted of it, in less time. Where no room is left, this is made instead
-                and not held, but one time in so many: a folder that does not fit is read in turn, and
-                would drop each image before it is wanted again.
+            make: paints the image.
+            make_part: paints the required part of it in less time. If the cache is full, the part is
+                painted and not stored, except for one in 8 images. A folder that does not fit is read
+                in turn and would otherwise evict each image before its next use.
         """
         with self._lock:
-            held = self._images.get(key)
-            if held is not None:
+            cached = self._images.get(key)
+            if cached is not None:
                 self._images.move_to_end(key)
-                return held
-            in_part = make_part is not None and not self._takes_in()
-        if in_part and make_part is not None:
+                return cached
+            only_part = make_part is not None and not self._admits()
+        if only_part and make_part is not None:
             return make_part()
-        made = make()
+        image = make()
         with self._lock:
-            self._put(key, made)
-        return made
+            self._put(key, image)
+        return image
 
-    def _takes_in(self) -> bool:
-        """Whether a new image is to be held: those of images no longer in use must go in the end."""
-        mean = self.held_bytes / max(1, len(self._images))
-        if self.held_bytes + mean <= self.most_bytes:
+    def _admits(self) -> bool:
+        """Return whether to store a new image; some are stored so that unused ones are evicted."""
+        mean_bytes = self.nbytes / max(1, len(self._images))
+        if self.nbytes + mean_bytes <= self.max_bytes:
             return True
-        self._turned_away = (self._turned_away + 1) % _ONE_TAKEN_IN_OF
-        return self._turned_away == 0
+        self._num_rejected = (self._num_rejected + 1) % _ADMIT_ONE_OF
+        return self._num_rejected == 0
 
     def _put(self, key: Hashable, image: PaintedRuns) -> None:
-        if key in self._images or image.nbytes > self.most_bytes:
+        if key in self._images or image.nbytes > self.max_bytes:
             return
         self._images[key] = image
-        self.held_bytes += image.nbytes
-        while self.held_bytes > self.most_bytes:
+        self.nbytes += image.nbytes
+        while self.nbytes > self.max_bytes:
             _, oldest = self._images.popitem(last=False)
-            self.held_bytes -= oldest.nbytes
+            self.nbytes -= oldest.nbytes
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Remove all images."""
         with self._lock:
             self._images.clear()
-            self.held_bytes = 0
+            self.nbytes = 0

@@ -1,4 +1,4 @@
-"""One writer per folder of masks."""
+"""A lock that allows one run at a time to write masks to a folder."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ LOCK_FILE = ".masks.lock"
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[str]:
-    """Make the folder where it is missing; no other run writes masks there inside the block.
+def claim_folder(folder: Path) -> Iterator[str]:
+    """Create the folder if needed and lock it: no other run writes masks to it inside the block.
 
-    The kernel gives the lock back with the process, however that ends. Where a file system has no
-    locks, or the folder may only be read, there is none. Yields the claim's name, by which processes
-    of the run tell that the folder is theirs still (`is_claimed_by`); empty where there is no lock.
+    The kernel releases the lock when the process ends for any reason. A file system without locks and a
+    read-only folder cannot be locked. Yields the name of the claim, by which other processes of the
+    run can tell that the folder is still theirs (`is_claimed_by`). It is empty without a lock.
 
     Raises:
-        DataError: the folder cannot be made.
-        ResumeError: another run is at work there.
+        DataError: the folder cannot be created.
+        ResumeError: another run is making masks in it.
     """
-    _make(folder)
+    _create(folder)
     try:
         handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # a folder that may only be read is complete, or refuses the first shard
+    except OSError:  # a read-only folder is complete, or writing the first shard fails
         yield ""
         return
     try:
@@ -38,51 +38,51 @@ def claimed(folder: Path) -> Iterator[str]:
                 f"another run is making masks in {str(folder)!r}: wait for its end, or give another"
                 " folder"
             )
-        yield _name_claim(handle)
+        yield _write_claim(handle)
     finally:
         os.close(handle)
 
 
-def _name_claim(handle: int) -> str:
-    """Put a new name in place of the last claim's; empty where it cannot be written."""
+def _write_claim(handle: int) -> str:
+    """Replace the last claim by a new name; return "" if it cannot be written."""
     claim = uuid.uuid4().hex
     try:
         os.ftruncate(handle, 0)
         os.write(handle, claim.encode())
-    except OSError:  # a full disk is told of by the first shard
+    except OSError:  # writing the first shard reports a full disk
         return ""
     return claim
 
 
 def is_claimed_by(folder: Path, claim: str) -> bool:
-    """Whether no later run has claimed the folder; also where that cannot be told."""
+    """Return whether no later run has claimed the folder, or whether this is unknown."""
     try:
         return (folder / LOCK_FILE).read_text() in ("", claim) or not claim
     except OSError:
         return True
 
 
-def refuse_former(folder: Path, claim: str) -> None:
-    """ResumeError where a later run has claimed the folder: shards of the former are not written."""
+def require_claim(folder: Path, claim: str) -> None:
+    """Raise ResumeError if a later run has claimed the folder; this run must not write there."""
     if not is_claimed_by(folder, claim):
         raise ResumeError(
             f"another run has begun to make masks in {str(folder)!r}, whose disk has no locks to keep it"
-            " out: this one stops; wait for the end of that one and run again"
+            " out: this run stops; wait for the end of the other run and run again"
         )
 
 
-def _make(folder: Path) -> None:
+def _create(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        what = "is a file" if folder.is_file() else f"cannot be made ({error.strerror or error})"
+        reason = "is a file" if folder.is_file() else f"cannot be made ({error.strerror or error})"
         raise DataError(
-            f"output folder {str(folder)!r} {what}: give a folder that you may write"
+            f"output folder {str(folder)!r} {reason}: give a folder that you may write"
         ) from error
 
 
 def _lock(handle: int) -> bool:
-    """Whether nobody else has the lock."""
+    """Return False if another process has the lock, else True."""
     if sys.platform == "win32":
         return True
     import fcntl

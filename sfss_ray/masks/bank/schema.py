@@ -1,7 +1,7 @@
-"""The Parquet schema of masks, and shards of it: written whole, read with what made them.
+"""The Parquet schema of masks, and reading and writing of shards with the recipe that made them.
 
-A row per image, also for an image without masks or one that could not be read (`error` says why).
-Masks keep their overlaps and scores. Which one is on top is decided when an id map is painted.
+An image has one row, even without masks or if it could not be read (`error` says why). Masks keep their
+overlaps and scores. The mask on top is chosen later, when an id map is painted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sfss_ray.version import __version__
 
 METADATA_KEY = b"sfss_ray.masks"
 CODE_VERSION = "code_version"
-"""Key of the metadata that says which release wrote a shard; it does not decide what masks are like."""
+"""Metadata key of the release that wrote a shard. It does not influence the masks."""
 SHARD_PREFIX = "masks-"
 _SHARD_NAME = re.compile(rf"{SHARD_PREFIX}[0-9a-f]{{16}}\.parquet")
 _ROWS_PER_GROUP = 2  # a random row is read with its group: small groups suit training
@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("masks", pa.list_(MASK_TYPE)),
         ("error", pa.string()),
-        # Of the image's file when its masks were made; null in shards of former releases.
+        # Of the image file at the time its masks were made; null in shards of earlier releases.
         ("image_bytes", pa.int64()),
         ("image_mtime_ns", pa.int64()),
         ("image_sha256", pa.string()),
@@ -58,8 +58,8 @@ SCHEMA = pa.schema(
 )
 
 
-# The columns that a resumed run reads are short. To start a decompressor for each of their pieces takes
-# most of the time: with zstd 100,000 rows take three times as long.
+# The columns that a resumed run reads are short, so that starting a decompressor for each of their
+# pieces would dominate: with zstd, reading 100,000 rows takes three times as long.
 _COMPRESSION = {name: "none" for name in SCHEMA.names if name != "masks"}
 _COMPRESSION |= {f"masks.list.element.{name}": "zstd" for name in MASK_TYPE.names}
 _COMPRESSION |= {
@@ -68,13 +68,13 @@ _COMPRESSION |= {
 
 
 def shard_name(image_ids: Iterable[str]) -> str:
-    """File name of the shard with these images: the same images make the same file again."""
+    """Return the file name of the shard with these images: the same images give the same name."""
     digest = hashlib.sha256("\n".join(image_ids).encode()).hexdigest()[:16]
     return f"{SHARD_PREFIX}{digest}.parquet"
 
 
 def has_shard_name(path: Path) -> bool:
-    """Whether a file is called as `shard_name` calls shards; files of other makers are not."""
+    """Return whether a file has a name as `shard_name` returns it; files from elsewhere do not."""
     return _SHARD_NAME.fullmatch(path.name) is not None
 
 
@@ -82,18 +82,25 @@ def write_shard(
     path: Path,
     rows: list[dict[str, Any]],
     recipe: Mapping[str, Any],
-    is_wanted: Callable[[], bool] = lambda: True,
+    may_commit: Callable[[], bool] = lambda: True,
 ) -> None:
     """Write rows of SCHEMA as one shard, whole or not at all (temporary name, then rename).
 
-    `is_wanted` is asked last: where it is not, nothing is left.
+    Args:
+        path: of the shard.
+        rows: a dict for each image; missing columns become null.
+        recipe: of the masks, stored in the metadata.
+        may_commit: called before the rename. If it returns False, nothing is written.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
     """
-    made_by = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: made_by}))
-    # Its name has the node's: processes of several nodes may make the same shard.
+    metadata = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: metadata}))
+    # The name contains the node: processes of several nodes may write the same shard.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
-    # No string comes twice: without dictionaries the file is smaller and faster to read.
-    # The least and greatest value of a column help to find an image, and nothing else.
+    # No string occurs twice, so the file is smaller and faster to read without dictionaries.
+    # Statistics are only useful for finding an image.
     options = {
         "compression": _COMPRESSION,
         "use_dictionary": False,
@@ -103,19 +110,19 @@ def write_shard(
     with writing(path):
         try:
             pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
-            if is_wanted():
+            if may_commit():
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def as_stored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as a shard gives them back: every column is present, and scores are float32."""
+    """Return rows as a shard returns them: every column is present, and scores are float32."""
     return pa.Table.from_pylist(rows, schema=SCHEMA).to_pylist()
 
 
 def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> None:
-    """Write a shard again without some of its rows; a shard without rows is removed."""
+    """Rewrite a shard without the rows of some images; remove a shard without rows."""
     with pq.ParquetFile(path) as parquet:
         rows = [row for row in parquet.read().to_pylist() if row["image_id"] not in image_ids]
     if rows:
@@ -125,72 +132,68 @@ def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> Non
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:
-    """How a shard was made; None for a file that is no whole shard of masks.
+    """Return the recipe of a shard, or None if the file is not a whole shard of masks.
 
-    DataError when it cannot be read, which says nothing of what it is.
+    Raises:
+        DataError: the file cannot be read, so that nothing is known about it.
     """
-    return recipe_of(Shard.at(path)) if path.is_file() else None
-
-
-def recipe_of(shard: Shard) -> dict[str, Any] | None:
-    """As `read_recipe`, of a shard on any file system."""
-    return read_shard(shard, ())[0]
+    return read_shard(Shard.from_path(path), ())[0] if path.is_file() else None
 
 
 def read_shard(
     shard: Shard, columns: Iterable[str]
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """(how a shard was made, its rows), opened once; None for a file that is no whole shard of masks.
+    """Return a shard's recipe and rows; (None, []) if the file is not a whole shard of masks.
 
-    Columns that a former release did not write are left out of the rows.
+    Columns that an earlier release did not write are missing in the rows.
 
     Raises:
-        DataError: it cannot be read, or its rows are damaged.
+        DataError: the file cannot be read, or its rows are damaged.
     """
-    made_by = None
+    recipe = None
     try:
-        with shard.opened() as parquet:
+        with shard.open() as parquet:
             schema = parquet.schema_arrow
-            made_by = _recipe_in(schema.metadata or {})
-            known = [name for name in columns if name.partition(".")[0] in schema.names]
-            if made_by is None or not known:
-                return made_by, []
-            return made_by, parquet.read(columns=known).to_pylist()
+            recipe = _recipe_from_metadata(schema.metadata or {})
+            present = [name for name in columns if name.partition(".")[0] in schema.names]
+            if recipe is None or not present:
+                return recipe, []
+            return recipe, parquet.read(columns=present).to_pylist()
     except DamagedShardError:
-        if made_by is not None:  # the file is one of masks, and its rows are damaged
+        if recipe is not None:  # the file contains masks, and its rows are damaged
             raise
         return None, []
 
 
-def _recipe_in(metadata: Mapping[bytes, bytes]) -> dict[str, Any] | None:
+def _recipe_from_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, Any] | None:
     try:
-        made_by = json.loads(metadata.get(METADATA_KEY, b""))
+        recipe = json.loads(metadata.get(METADATA_KEY, b""))
     except ValueError:
         return None
-    return made_by if isinstance(made_by, dict) else None
+    return recipe if isinstance(recipe, dict) else None
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a file that can be read is no whole Parquet file."""
+    """Return whether a readable file is not a whole Parquet file."""
     try:
-        with Shard.at(path).opened():
+        with Shard.from_path(path).open():
             return False
     except DamagedShardError:
         return True
 
 
 def parquet_files(folder: Path | str) -> list[Path]:
-    """Parquet files of a folder, whoever made them; hidden (half-written) ones do not count."""
+    """Return the Parquet files of a folder, from any source, without hidden (half-written) ones."""
     return sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
 
 
 def shard_paths(folder: Path | str) -> list[Path]:
-    """Finished shards of masks of a folder: files of others that lie there are left out."""
+    """Return the finished shards of masks in a folder, without other Parquet files."""
     return [path for path in parquet_files(folder) if read_recipe(path) is not None]
 
 
 def content_columns(content: Content | None) -> dict[str, Any]:
-    """The columns that say which image a row was made from."""
+    """Return the columns that identify the content of a row's image."""
     if content is None:
         return {}
     return {
@@ -200,8 +203,8 @@ def content_columns(content: Content | None) -> dict[str, Any]:
     }
 
 
-def content_of(row: Mapping[str, Any]) -> Content | None:
-    """The image that a row was made from; None in shards of former releases."""
+def content_from_row(row: Mapping[str, Any]) -> Content | None:
+    """Return the content of a row's image, or None in shards of earlier releases."""
     if row.get("image_sha256") is None:
         return None
     return Content(row["image_bytes"], row["image_mtime_ns"], row["image_sha256"])

@@ -1,1 +1,1 @@
-"""Masks that other tools made, imported as shards."""
+"""Import of masks that other tools made."""

@@ -1,1 +1,1 @@
-"""SAM's automatic mask generation: a network and an image in, masks out. No Ray and no storage."""
+"""SAM's automatic mask generation: an image and a network in, masks out. No Ray and no files."""

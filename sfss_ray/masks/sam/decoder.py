@@ -1,13 +1,13 @@
 """SAM's mask decoder for many point prompts of one image: the same numbers with less work.
 
-Notation: B points, T tokens each (quality, masks, point, padding), N image positions ("keys") of C
-channels. The stock decoder copies the image for every point; image_attention.py says how its layers
-are rearranged so that only tokens look at it.
+Notation: B points, T tokens each (IoU, masks, point, padding), N image positions ("keys") of C
+channels. The stock decoder copies the image for every point. image_attention.py explains how its
+layers are rearranged so that only the tokens attend to the image.
 
-Pixels last. A 2x2 transposed convolution with stride 2 is a matrix product per position; positions
-stay in rows until the masks are there, and only masks that pass the quality threshold are made.
-Positions of the padding, half of them for an image twice as wide as high, are looked at by the tokens
-but make no pixels.
+Pixels last. A 2x2 transposed convolution with stride 2 is one matrix product per position. Positions
+stay in rows until the end, and only masks that pass the IoU threshold are made. Tokens also attend to
+the positions of the padding, half of all positions for an image twice as wide as high, but no pixels
+are made from them.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from sfss_ray.masks.sam.image_attention import (
     ImageUpdate,
     Layer,
     SharedImageAttention,
-    normalise,
+    layer_norm,
 )
-from sfss_ray.masks.sam.upsample import low_size_seen
+from sfss_ray.masks.sam.upsample import unpadded_low_size
 
 # Points whose masks are upscaled together: the 16 pixels of a position are the decoder's largest
-# arrays, and a CPU has them in its caches for one point.
+# arrays, and for a single point they fit a CPU's caches.
 _UPSCALED_AT_ONCE = {"cpu": 1, "cuda": 64}
 
 
@@ -37,29 +37,29 @@ class DecodedPoints:
     """Masks of a batch of points, on the model's device.
 
     Attributes:
-        quality: float32 (B, M), the predicted IoU of each point's M masks.
-        kept: int64 (K,), indices into quality.flatten() of the masks that passed the threshold.
-        logits: float32 (K, h, w), low-resolution logits of those masks; rows at the bottom and columns
-            at the right that no pixel of the image touches may be left out.
-        low_size: (h, w) with nothing left out.
+        predicted_iou: float32 (B, M), for each of a point's M masks.
+        passed: int64 (K,), indices into predicted_iou.flatten() of the masks above the threshold.
+        logits: float32 (K, h, w), low-resolution logits of those masks. Rows at the bottom and columns
+            at the right that no pixel of the image touches may be missing.
+        low_size: (h, w) with no row or column missing.
     """
 
-    quality: Tensor
-    kept: Tensor
+    predicted_iou: Tensor
+    passed: Tensor
     logits: Tensor
     low_size: tuple[int, int]
 
 
 class SharedImageDecoder:
-    """The stock decoder rearranged as the module's text says.
+    """The stock mask decoder, rearranged as the module's docstring explains.
 
-    Tokens stay in float32 for every dtype, they cost little; `dtype` is that of the image side.
+    Tokens stay in float32 for every dtype because they cost little.
 
     Args:
         sam: a model for which stock_modules.is_stock() is true.
         embedding: float32 (1, C, h, w), the image encoder's output.
-        dtype: torch.float32 or torch.bfloat16.
-        input_size: (h, w) of the image as the model sees it, without padding; None for no padding.
+        dtype: of the image side, torch.float32 or torch.bfloat16.
+        input_size: (h, w) of the image at the network's size, without padding; None for no padding.
     """
 
     def __init__(
@@ -74,13 +74,14 @@ class SharedImageDecoder:
         height, width = embedding.shape[-2:]
         self._grid = height, width
         self._low_size = 4 * height, 4 * width
-        seen = low_size_seen(self._low_size, sam.image_encoder.img_size, input_size)
-        self._seen_grid = -(-seen[0] // 4), -(-seen[1] // 4)
+        unpadded = unpadded_low_size(self._low_size, sam.image_encoder.img_size, input_size)
+        self._unpadded_grid = -(-unpadded[0] // 4), -(-unpadded[1] // 4)
         keys = embedding + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
         keys = keys[0].flatten(1).T.contiguous()
         pe = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
         self._keys = keys.to(dtype)[None]
-        first, *others = self._decoder.transformer.layers
+        # All points share the keys of the first layer; later layers have keys of their own.
+        first, *later = self._decoder.transformer.layers
         self._layers = [
             Layer(
                 first,
@@ -88,7 +89,7 @@ class SharedImageDecoder:
                 ImageUpdate(first, keys + pe, same_keys=True, dtype=dtype),
             )
         ]
-        for layer in others:
+        for layer in later:
             attention = ImageAttention(layer.cross_attn_token_to_image, pe, dtype)
             self._layers.append(
                 Layer(layer, attention, ImageUpdate(layer, pe, same_keys=False, dtype=dtype))
@@ -97,55 +98,58 @@ class SharedImageDecoder:
             self._decoder.transformer.final_attn_token_to_image, pe, dtype
         )
 
-    def decode(self, points: Tensor, min_quality: float | None) -> DecodedPoints:
-        """Masks of foreground points (B, 2), (x, y) in pixels of the model input.
+    def decode(self, points: Tensor, pred_iou_thresh: float | None) -> DecodedPoints:
+        """Return the masks of foreground points (B, 2), (x, y) in pixels of the model input.
 
-        With `min_quality` only masks of a greater predicted IoU are made, else all.
+        Only masks with a predicted IoU above `pred_iou_thresh` are made, or all if it is None.
         """
-        quality_token, mask_tokens, keys = self._attend(points)
-        quality = self._decoder.iou_prediction_head(quality_token)[:, 1:].float()
-        kept = _passing(quality, min_quality)
-        if not len(kept):
-            h, w = self._seen_grid
-            none = quality.new_zeros((0, 4 * h, 4 * w))
-            return DecodedPoints(quality, kept, none, self._low_size)
-        point, mask = kept // quality.shape[1], kept % quality.shape[1]
+        iou_token, mask_tokens, keys = self._attend(points)
+        predicted_iou = self._decoder.iou_prediction_head(iou_token)[:, 1:].float()
+        passed = _passing(predicted_iou, pred_iou_thresh)
+        if not len(passed):
+            h, w = self._unpadded_grid
+            no_logits = predicted_iou.new_zeros((0, 4 * h, 4 * w))
+            return DecodedPoints(predicted_iou, passed, no_logits, self._low_size)
+        # Masks of one point share its upscaled image.
+        point, mask = passed // predicted_iou.shape[1], passed % predicted_iou.shape[1]
         rows, row_of_mask = torch.unique(point, return_inverse=True)
-        parts = rows.split(_UPSCALED_AT_ONCE.get(points.device.type, 1))
-        keys = self._seen_positions(keys)
-        rasters = torch.cat([self._mask_rasters(mask_tokens[part], keys[part]) for part in parts])
+        batches = rows.split(_UPSCALED_AT_ONCE.get(points.device.type, 1))
+        keys = self._without_padding(keys)
+        rasters = torch.cat([self._mask_rasters(mask_tokens[b], keys[b]) for b in batches])
         logits = self._shuffle_pixels(rasters[row_of_mask, mask])
-        return DecodedPoints(quality, kept, logits, self._low_size)
+        return DecodedPoints(predicted_iou, passed, logits, self._low_size)
 
-    def _seen_positions(self, keys: Tensor) -> Tensor:
-        """Those of keys (B, N, C) that make pixels of the image."""
-        h, w = self._seen_grid
+    def _without_padding(self, keys: Tensor) -> Tensor:
+        """Select the positions of keys (B, N, C) from which pixels of the image are made."""
+        h, w = self._unpadded_grid
         return keys.unflatten(1, self._grid)[:, :h, :w].flatten(1, 2)
 
     def _attend(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The token of quality (B, C), those of M masks (B, M, C), and keys (B, N, C), at the end."""
+        """Return the final IoU token (B, C), the tokens of M masks (B, M, C) and keys (B, N, C)."""
         sparse = embed_points(self._sam.prompt_encoder, points)
-        output = torch.cat([self._decoder.iou_token.weight, self._decoder.mask_tokens.weight])
-        tokens = torch.cat([output.expand(len(sparse), -1, -1), sparse], dim=1)
+        output_tokens = torch.cat(
+            [self._decoder.iou_token.weight, self._decoder.mask_tokens.weight]
+        )
+        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
         queries, keys = tokens, self._keys.expand(len(sparse), -1, -1)
         for layer in self._layers:
             queries, keys = layer.run(queries, tokens, keys)
-        # Of the others, the point's and that of a single mask, nothing is read any more.
-        queries, tokens = (self._read(x) for x in (queries, tokens))
+        # The remaining tokens, the point's and that of the single mask, have no further use.
+        queries, tokens = (self._used_tokens(x) for x in (queries, tokens))
         queries = queries + self._last_attention(queries + tokens, keys)
         queries = self._decoder.transformer.norm_final_attn(queries)
         return queries[:, 0], queries[:, 1:], keys
 
-    def _read(self, tokens: Tensor) -> Tensor:
-        """The tokens of quality and of the multimask outputs."""
-        of_masks = slice(2, 1 + self._decoder.num_mask_tokens)
-        return torch.cat([tokens[:, :1], tokens[:, of_masks]], dim=1)
+    def _used_tokens(self, tokens: Tensor) -> Tensor:
+        """Select the tokens of the IoU and of the multimask outputs."""
+        multimask = slice(2, 1 + self._decoder.num_mask_tokens)
+        return torch.cat([tokens[:, :1], tokens[:, multimask]], dim=1)
 
     def _mask_rasters(self, mask_tokens: Tensor, keys: Tensor) -> Tensor:
-        """Logits (b, M, n * 16) of the multimask outputs of b points, 4 x 4 pixels a position."""
+        """Return logits (b, M, n * 16) of the multimask outputs of b points, 16 per position."""
         conv1, norm, act1, conv2, act2 = self._decoder.output_upscaling
         x = _conv_as_product(conv1, keys)
-        x = act1(normalise(x, norm.weight, norm.bias, norm.eps))
+        x = act1(layer_norm(x, norm.weight, norm.bias, norm.eps))
         x = act2(_conv_as_product(conv2, x))
         networks = self._decoder.output_hypernetworks_mlps[1:]
         pairs = zip(networks, mask_tokens.unbind(1), strict=True)
@@ -153,21 +157,21 @@ class SharedImageDecoder:
         return torch.bmm(filters.to(self._dtype), x.mT)
 
     def _shuffle_pixels(self, rasters: Tensor) -> Tensor:
-        """(K, n * 16) of the n = h * w positions that are seen, to float32 (K, 4 h, 4 w).
+        """Reorder (K, n * 16) of the n = h * w positions without padding to float32 (K, 4 h, 4 w).
 
-        A position holds the 2x2 pixels of the first convolution and each of those the 2x2 of the
-        second, so that the order is (y, x, dy1, dx1, dy2, dx2).
+        A position holds the 2x2 pixels of the first convolution, and each of these holds the 2x2
+        pixels of the second. The order is therefore (y, x, dy1, dx1, dy2, dx2).
         """
-        h, w = self._seen_grid
+        h, w = self._unpadded_grid
         pixels = rasters.float().view(len(rasters), h, w, 2, 2, 2, 2)
         return pixels.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(rasters), 4 * h, 4 * w)
 
 
 def embed_points(encoder: PromptEncoder, points: Tensor) -> Tensor:
-    """The stock encoder's sparse embedding (B, 2, C) of foreground points (B, 2), one a prompt.
+    """Return the stock encoder's sparse embedding (B, 2, C) of foreground points (B, 2).
 
-    The second token says that there is no box. The encoder looks for it among the labels, for which
-    a GPU is waited for.
+    Each point is one prompt. The second token says that there is no box. The stock encoder finds it by
+    comparing labels, which makes the CPU wait for a GPU; here it is known in advance.
     """
     pair = torch.stack([points + 0.5, torch.zeros_like(points)], dim=1)  # the middle of a pixel
     code = encoder.pe_layer.forward_with_coords(pair, encoder.input_image_size)[:, 0]
@@ -175,15 +179,18 @@ def embed_points(encoder: PromptEncoder, points: Tensor) -> Tensor:
     return torch.stack([code, encoder.not_a_point_embed.weight.expand_as(code)], dim=1)
 
 
-def _passing(quality: Tensor, min_quality: float | None) -> Tensor:
-    flat = quality.flatten()
-    if min_quality is None:
+def _passing(predicted_iou: Tensor, pred_iou_thresh: float | None) -> Tensor:
+    flat = predicted_iou.flatten()
+    if pred_iou_thresh is None:
         return torch.arange(len(flat), device=flat.device)
-    return torch.nonzero(flat > min_quality)[:, 0]
+    return torch.nonzero(flat > pred_iou_thresh)[:, 0]
 
 
 def _conv_as_product(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """A 2x2 transposed convolution with stride 2: (b, n, C) to (b, 4 n, C'), (dy, dx) innermost."""
+    """Apply a 2x2 transposed convolution with stride 2 as one matrix product.
+
+    Maps (b, n, C) to (b, 4 n, C'), with the pixel offsets (dy, dx) innermost.
+    """
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C', C)
     channels = conv.out_channels
     bias = None if conv.bias is None else conv.bias.repeat(4).to(x.dtype)

@@ -1,24 +1,25 @@
 """The layers of SAM's mask decoder for many points of one image: the same numbers with less work.
 
-Notation as in decoder.py, and H attention heads of d channels. The stock decoder projects all N
-positions of every point's copy of the image; but only T tokens look at them. Used here are:
+Notation as in decoder.py, with H attention heads of d channels. The stock decoder projects all N
+positions of every point's copy of the image, although only T tokens attend to them. Two
+rearrangements avoid this.
 
-Shared image. Before the first layer all points have the same keys: its projections of the image are
-made once for the image, and all points' tokens meet them in one product.
+Shared image. Before the first layer all points have the same keys. Their projections are computed
+once per image, and the tokens of all points meet them in one product.
 
 Absorbed projections. For a token's query q and the key projection W_k, b_k of one head
 
     q . (W_k (key + pe) + b_k) = (W_k^T q) . key + q . (W_k pe) + const over positions
 
-and the softmax over positions does not see the constant. W_k pe is made once for the image. For the
-values, as attention weights a_n sum to 1,
+and the softmax over positions is invariant to the constant. W_k pe is computed once per image. For the
+values, since attention weights a_n sum to 1,
 
     sum_n a_n (W_v key_n + b_v) = W_v (sum_n a_n key_n) + b_v.
 
-So the B * N positions are multiplied with H * T columns in place of the internal dimension, twice,
-and no projected image is written. From image to tokens the query projection is absorbed alike (its
-bias stays, as a part of W_q pe + b_q), and value and output projection of the few tokens are
-multiplied before the N positions use them.
+The B * N positions are therefore multiplied with H * T columns instead of the internal dimension,
+twice, and no projected image is written. From image to tokens the query projection is absorbed in the
+same way; its bias stays, as a part of W_q pe + b_q. The value and output projections of the few tokens
+are multiplied before the N positions use them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch.nn import functional as F
 
 
 class Layer:
-    """One TwoWayAttentionBlock with its two cross attentions rearranged."""
+    """One TwoWayAttentionBlock with rearranged cross attentions."""
 
     def __init__(
         self,
@@ -43,6 +44,13 @@ class Layer:
         self._block, self._attention, self._update = block, attention, update
 
     def run(self, queries: Tensor, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return new queries (B, T, C) and keys (B, N, C).
+
+        Args:
+            queries: (B, T, C), the state of the tokens.
+            tokens: (B, T, C), the tokens before the first layer, added as their positional encoding.
+            keys: (B, N, C), the image positions. Later layers overwrite them.
+        """
         block = self._block
         if block.skip_first_layer_pe:
             queries = block.self_attn(q=queries, k=queries, v=queries)
@@ -56,7 +64,7 @@ class Layer:
 
 
 class SharedImageAttention:
-    """Tokens look at keys (N, C) that are the same for all points: both projections made once."""
+    """Tokens attend to keys (N, C) shared by all points, whose projections are computed once."""
 
     def __init__(self, attention: Attention, keys: Tensor, pe: Tensor, dtype: torch.dtype) -> None:
         self._attention = attention
@@ -66,16 +74,16 @@ class SharedImageAttention:
     def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:
         q = _scaled(self._attention.q_proj(queries), self._attention).to(self._k.dtype)
         weights = torch.softmax(torch.bmm(q, self._k), dim=-1)
-        seen = torch.bmm(weights, self._v).float()
-        return self._attention.out_proj(_join_heads(seen, len(queries)))
+        values = torch.bmm(weights, self._v).float()
+        return self._attention.out_proj(_join_heads(values, len(queries)))
 
 
 class ImageAttention:
-    """Tokens look at keys (B, N, C) of their own point: key and value projection absorbed."""
+    """Tokens attend to keys (B, N, C) of their point, with absorbed key and value projections."""
 
     def __init__(self, attention: Attention, pe: Tensor, dtype: torch.dtype) -> None:
         self._attention = attention
-        # Without b_k: it adds the same to all positions, which the softmax does not see.
+        # Without b_k, which adds the same to all positions: the softmax is invariant to it.
         k_of_pe = F.linear(pe, attention.k_proj.weight)
         self._k_of_pe = _by_head(k_of_pe[None], attention).mT.contiguous().to(dtype)
         self._k_weight = _weight_by_head(attention.k_proj.weight, attention)
@@ -89,19 +97,21 @@ class ImageAttention:
         logits = torch.bmm(absorbed.to(keys.dtype), keys.mT).unflatten(1, (n_heads, -1))
         logits += _by_point(torch.bmm(q.to(keys.dtype), self._k_of_pe), n_points)
         weights = torch.softmax(logits, dim=-1).flatten(1, 2)
-        seen = torch.bmm(weights, keys).float().unflatten(1, (n_heads, -1))
-        seen = seen.transpose(0, 1).flatten(1, 2)
-        values = torch.baddbmm(self._v_bias, seen, self._v_weight.mT)
+        mean_keys = torch.bmm(weights, keys).float().unflatten(1, (n_heads, -1))
+        mean_keys = mean_keys.transpose(0, 1).flatten(1, 2)
+        values = torch.baddbmm(self._v_bias, mean_keys, self._v_weight.mT)
         return self._attention.out_proj(_join_heads(values, n_points))
 
 
 class ImageUpdate:
-    """Image positions look at the tokens; returns the new keys (B, N, C).
+    """Image positions attend to the tokens; a call returns the new keys (B, N, C).
 
     Args:
         block: the layer, for its image-to-token attention and its norm.
-        image: (N, C), what of "key + positional encoding" is the same for all points: all of it
+        image: (N, C), the part of "key + positional encoding" that all points share: the whole sum
             with `same_keys`, else the encoding alone.
+        same_keys: whether all points have the same keys, as in the first layer.
+        dtype: of the image side.
     """
 
     def __init__(
@@ -119,21 +129,21 @@ class ImageUpdate:
         logits = _by_point(torch.bmm(k.to(keys.dtype), self._q), n_points)
         if not self._same_keys:
             absorbed = _by_point(torch.bmm(k, self._q_weight), n_points).flatten(1, 2)
-            own = torch.bmm(absorbed.to(keys.dtype), keys.mT)
-            logits = own.unflatten(1, (n_heads, -1)).add_(logits)
+            key_logits = torch.bmm(absorbed.to(keys.dtype), keys.mT)
+            logits = key_logits.unflatten(1, (n_heads, -1)).add_(logits)
         weights = torch.softmax(logits, dim=2).flatten(1, 2)
         values = self._projected_values(token_values).to(keys.dtype)
-        # Keys of a point alone are overwritten: nothing else reads them, and a copy costs as much as
-        # a fifth of the product.
+        # Keys of a single point are overwritten: nothing else reads them, and a copy would take a
+        # fifth of the time of the product.
         add = torch.baddbmm if self._same_keys else Tensor.baddbmm_
         updated = add(keys, weights.mT, values)
-        return normalise(updated, self._norm.weight, self._norm.bias, self._norm.eps)
+        return layer_norm(updated, self._norm.weight, self._norm.bias, self._norm.eps)
 
     def _projected_values(self, token_values: Tensor) -> Tensor:
-        """W_out W_v token for each head, (B, H * T, C).
+        """Return W_out W_v token for each head, (B, H * T, C).
 
-        The output's bias goes to one head: its weights sum to 1 over the tokens, so it is added
-        to each position exactly once.
+        The output's bias is added to one head. The weights of a head sum to 1 over the tokens, so
+        each position gets the bias exactly once.
         """
         v = _by_head(self._attention.v_proj(token_values), self._attention)
         values = torch.bmm(v, self._out_weight)
@@ -141,31 +151,32 @@ class ImageUpdate:
         return _by_point(values, len(token_values)).flatten(1, 2)
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Normalise the last dimension, with weight and bias in the dtype of x."""
     return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 def _by_head(x: Tensor, attention: Attention) -> Tensor:
-    """(B, T, H * d) to (H, B * T, d)."""
+    """Reshape (B, T, H * d) to (H, B * T, d)."""
     return x.unflatten(2, (attention.num_heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _scaled(x: Tensor, attention: Attention) -> Tensor:
-    """By head, divided by sqrt(d): dividing 7 tokens is cheaper than dividing their logits."""
+    """Split by head and divide by sqrt(d): dividing 7 tokens is cheaper than dividing their logits."""
     heads = _by_head(x, attention)
     return heads / math.sqrt(heads.shape[-1])
 
 
 def _by_point(x: Tensor, n_points: int) -> Tensor:
-    """(H, B * T, X) to (B, H, T, X)."""
+    """Reshape (H, B * T, X) to (B, H, T, X)."""
     return x.unflatten(1, (n_points, -1)).transpose(0, 1)
 
 
 def _join_heads(x: Tensor, n_points: int) -> Tensor:
-    """(H, B * T, d) to (B, T, H * d)."""
+    """Reshape (H, B * T, d) to (B, T, H * d)."""
     return x.unflatten(1, (n_points, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
 def _weight_by_head(weight: Tensor, attention: Attention) -> Tensor:
-    """(H * d, C) to (H, d, C)."""
+    """Reshape (H * d, C) to (H, d, C)."""
     return weight.unflatten(0, (attention.num_heads, -1))

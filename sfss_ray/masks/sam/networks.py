@@ -1,6 +1,6 @@
-"""Segment Anything networks: the three published sizes, and a small one that a laptop can run.
+"""Segment Anything networks: the three published sizes, and a small one that runs on a laptop.
 
-All of them are `segment_anything.modeling.Sam`, so every tool made for SAM works on the small one.
+All of them are `segment_anything.modeling.Sam`, so tools written for SAM also work on the small one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SMALL_PATCH_SIZE = 8
 SMALL_EMBED_DIM = 64
 
 _PATCH_KEY = "image_encoder.patch_embed.proj.weight"
-_KEYS_OF_A_SAM = (
+_SAM_KEYS = (
     _PATCH_KEY,
     "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
     "mask_decoder.iou_token.weight",
 )
-_TYPE_OF_ENCODER_SHAPE: dict[tuple[int, int, int], SamType] = {
+_TYPE_BY_ENCODER_SHAPE: dict[tuple[int, int, int], SamType] = {
     (768, 16, 12): "vit_b",
     (1024, 16, 24): "vit_l",
     (1280, 16, 32): "vit_h",
@@ -44,12 +44,12 @@ _TYPE_OF_ENCODER_SHAPE: dict[tuple[int, int, int], SamType] = {
 }
 _HOW_TO_GET_WEIGHTS = (
     "give a SAM checkpoint (sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth) "
-    "or the small one this package ships"
+    "or the small one shipped with this package"
 )
 
 
 def build_small_sam() -> Sam:
-    """A SAM of 2.0 million parameters with random weights, in training mode.
+    """Build a SAM of 2.0 million parameters with random weights, in training mode.
 
     Images: longest side 256 px. Image embedding: (64, 32, 32). Low-resolution masks: 128 x 128.
     """
@@ -95,25 +95,25 @@ _BUILDERS: dict[SamType, Callable[[], Sam]] = {
 
 
 def recognise_sam_type(state_dict: Mapping[str, torch.Tensor]) -> SamType:
-    """Which SAM these weights belong to, told from the names and shapes of its tensors.
+    """Return the SAM type of these weights, recognised by tensor names and shapes.
 
     Raises:
-        CheckpointError: the weights are of another network, or of a SAM of unknown size.
+        CheckpointError: the weights belong to another network, or to a SAM of unknown size.
     """
-    missing = [key for key in _KEYS_OF_A_SAM if key not in state_dict]
+    missing = [key for key in _SAM_KEYS if key not in state_dict]
     if missing:
         raise CheckpointError(
-            f"these weights are not of a SAM: expected the keys {', '.join(_KEYS_OF_A_SAM)}, "
-            f"found {_some_names(state_dict)}; {_HOW_TO_GET_WEIGHTS}"
+            f"these are not the weights of a SAM: expected the keys {', '.join(_SAM_KEYS)}, "
+            f"found {_first_names(state_dict)}; {_HOW_TO_GET_WEIGHTS}"
         )
     patch_shape = tuple(state_dict[_PATCH_KEY].shape)
     blocks = _count_encoder_blocks(state_dict)
-    for (width, patch, depth), sam_type in _TYPE_OF_ENCODER_SHAPE.items():
+    for (width, patch, depth), sam_type in _TYPE_BY_ENCODER_SHAPE.items():
         if patch_shape == (width, 3, patch, patch) and blocks == depth:
             return sam_type
     raise CheckpointError(
         f"a SAM of unknown size ({_PATCH_KEY} is {patch_shape}, {blocks} blocks): "
-        f"known are {', '.join(get_args(SamType))}; {_HOW_TO_GET_WEIGHTS}"
+        f"the known types are {', '.join(get_args(SamType))}; {_HOW_TO_GET_WEIGHTS}"
     )
 
 
@@ -122,16 +122,16 @@ def load_sam(
     sam_type: Literal["auto", "vit_b", "vit_l", "vit_h", "small"] = "auto",
     device: torch.device | str = "cpu",
 ) -> Sam:
-    """A SAM with the weights of a file: float32, evaluation mode, no gradients.
+    """Load a SAM from a file: float32, evaluation mode, no gradients.
 
     Args:
-        checkpoint: a plain state dict saved by torch.save, any floating type.
-        sam_type: the size the file must hold; "auto" takes whichever it holds.
-        device: where the network goes.
+        checkpoint: a plain state dict saved by torch.save, of any floating type.
+        sam_type: the type that the file must contain; "auto" accepts every type.
+        device: of the network.
 
     Raises:
-        CheckpointError: no such file, not a file of weights, weights of another network, or of
-            another size than `sam_type`.
+        CheckpointError: the file does not exist, is not a file of weights, or contains the weights of
+            another network or of another type than `sam_type`.
     """
     allowed = ("auto", *get_args(SamType))
     if sam_type not in allowed:
@@ -139,21 +139,21 @@ def load_sam(
     path = Path(checkpoint)
     state_dict = _read_state_dict(path)
     try:
-        found = recognise_sam_type(state_dict)
+        actual_type = recognise_sam_type(state_dict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if sam_type not in ("auto", found):
+    if sam_type not in ("auto", actual_type):
         raise CheckpointError(
-            f"{path} holds a SAM of type {found}, asked was {sam_type}; "
-            f"set sam_type to {found} or auto, or give the file of a {sam_type}"
+            f"{path} contains a SAM of type {actual_type}, but sam_type is {sam_type}; "
+            f"set sam_type to {actual_type} or auto, or give the file of a {sam_type}"
         )
-    sam = _BUILDERS[found]()
-    _fill_weights(sam, state_dict, path, found)
+    sam = _BUILDERS[actual_type]()
+    _load_weights(sam, state_dict, path, actual_type)
     return sam.float().eval().requires_grad_(False).to(device)
 
 
 def shipped_small_sam() -> Path:
-    """The weights of the small SAM that come with this package (float16, 4 MB)."""
+    """Return the path of the small SAM's weights in this package (float16, 4 MB)."""
     return Path(__file__).resolve().parents[2] / "streets" / "weights" / "small_sam.pt"
 
 
@@ -164,17 +164,17 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is not a file of weights alone: "
+            f"{path} contains more than weights: "
             f"save it again as torch.save(model.state_dict(), path), or {_HOW_TO_GET_WEIGHTS}"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); the file may "
-            f"be cut short: fetch it again, or {_HOW_TO_GET_WEIGHTS}"
+            f"be truncated: download it again, or {_HOW_TO_GET_WEIGHTS}"
         ) from None
     if not _is_state_dict(content):
         raise CheckpointError(
-            f"{path} holds a {type(content).__name__}, not a state dict (names to tensors) of a "
+            f"{path} contains a {type(content).__name__}, not a state dict (names to tensors) of a "
             f"SAM; {_HOW_TO_GET_WEIGHTS}"
         )
     return content
@@ -182,11 +182,12 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 def _is_state_dict(content: Any) -> bool:
     return isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in content.items()
     )
 
 
-def _fill_weights(
+def _load_weights(
     sam: Sam, state_dict: Mapping[str, torch.Tensor], path: Path, sam_type: SamType
 ) -> None:
     try:
@@ -203,10 +204,10 @@ def _count_encoder_blocks(state_dict: Mapping[str, torch.Tensor]) -> int:
     return len({name.split(".")[2] for name in state_dict if name.startswith(prefix)})
 
 
-def _some_names(state_dict: Mapping[str, torch.Tensor], limit: int = 3) -> str:
+def _first_names(state_dict: Mapping[str, torch.Tensor], limit: int = 3) -> str:
     names = list(state_dict)
-    shown = ", ".join(names[:limit]) or "no keys"
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+    listing = ", ".join(names[:limit]) or "no keys"
+    return f"{listing} and {len(names) - limit} more" if len(names) > limit else listing
 
 
 def _first_line(error: Exception, limit: int = 120) -> str:

@@ -1,10 +1,10 @@
-"""Mask logits with the last bits that the stock generator's batches of points have.
+"""A mask decoder whose logits equal those of the stock generator to the last bit.
 
-Floating-point sums depend on their order, and so on how many rows a matrix product has: a library
-takes other kernels for very few. Two points are enough for all products over the image, four rows
-for the small networks that make a mask's filter (as measured with MKL and oneDNN, whose results
-from there on do not change with the batch). Where a library does it otherwise the logits are as near
-as any float32 ones.
+Floating-point sums depend on their order, and the order depends on the number of rows in a matrix
+product: a library uses other kernels for very few rows. Two points suffice for the products over the
+image, and four rows for the small networks that make a mask's filter. This was measured with MKL and
+oneDNN, whose results do not change with larger batches. With a library that behaves differently the
+logits are as close as any other float32 logits.
 """
 
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor
 from sfss_ray.masks.sam.decoder import embed_points
 
 _POINTS_AT_ONCE = 2
-_ROWS_OF_SMALL_NETWORKS = 4
+_MIN_ROWS_OF_SMALL_NETWORKS = 4
 
 
-class StockOrderDecoder:
-    """Runs the modules of a stock mask decoder in the order that it runs them itself.
+class ReferenceDecoder:
+    """Runs the modules of a stock mask decoder in the order in which it runs them itself.
 
     Args:
         sam: a model for which stock_modules.is_stock() is true.
@@ -34,27 +34,28 @@ class StockOrderDecoder:
         self._image = embedding + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
     def logits(self, points: Tensor, outputs: Tensor) -> Tensor:
-        """One mask of each point, float32 (n, 4 h, 4 w).
+        """Return low-resolution logits of one mask per point, float32 (n, 4 h, 4 w).
 
         Args:
             points: (n, 2), foreground, (x, y) in pixels of the model input; n at least 1.
-            outputs: int64 (n,), which of the point's multimask outputs, counted from 0.
+            outputs: int64 (n,), index among the point's multimask outputs, from 0.
         """
         prompts, prompt_of_mask = torch.unique(points, dim=0, return_inverse=True)
         n = len(prompts)
-        filled = torch.arange(-(-n // _POINTS_AT_ONCE) * _POINTS_AT_ONCE) % n
-        parts = filled.split(_POINTS_AT_ONCE)
-        every = torch.cat([self._of_few(prompts[part]) for part in parts])
-        # The first output is the one for several prompts.
-        return every[prompt_of_mask, 1 + outputs]
+        # The last batch is filled up with the first points: it must not be smaller than the others.
+        padded_indices = torch.arange(-(-n // _POINTS_AT_ONCE) * _POINTS_AT_ONCE) % n
+        batches = padded_indices.split(_POINTS_AT_ONCE)
+        logits = torch.cat([self._decode_batch(prompts[batch]) for batch in batches])
+        # Output 0 is the single mask, which stock uses for several prompts.
+        return logits[prompt_of_mask, 1 + outputs]
 
-    def _of_few(self, points: Tensor) -> Tensor:
-        """All outputs of points (n, 2), float32 (n, M, 4 h, 4 w)."""
+    def _decode_batch(self, points: Tensor) -> Tensor:
+        """Return all outputs of points (n, 2), float32 (n, M, 4 h, 4 w)."""
         n, decoder = len(points), self._decoder
         _, channels, height, width = self._image.shape
-        output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         sparse = embed_points(self._sam.prompt_encoder, points)
-        tokens = torch.cat([output.expand(n, -1, -1), sparse], dim=1)
+        tokens = torch.cat([output_tokens.expand(n, -1, -1), sparse], dim=1)
         image, pe = (x.repeat_interleave(n, dim=0) for x in (self._image, self._pe))
         tokens, keys = decoder.transformer(image, pe, tokens)
         del image, pe  # they are large
@@ -63,8 +64,8 @@ class StockOrderDecoder:
         return masks.unflatten(2, upscaled.shape[2:])
 
     def _filters(self, mask_tokens: Tensor) -> Tensor:
-        """(n, M, C) to (n, M, channels of the upscaled image)."""
+        """Map mask tokens (n, M, C) to (n, M, channels of the upscaled image)."""
         n = len(mask_tokens)
-        rows = mask_tokens.repeat(-(-_ROWS_OF_SMALL_NETWORKS // n), 1, 1)
+        rows = mask_tokens.repeat(-(-_MIN_ROWS_OF_SMALL_NETWORKS // n), 1, 1)
         networks = zip(self._decoder.output_hypernetworks_mlps, rows.unbind(1), strict=True)
         return torch.stack([network(token)[:n] for network, token in networks], dim=1)

@@ -1,11 +1,11 @@
-"""What of a generator is not segment_anything's own, so that the fast path would not run it.
+"""Detects code that a caller put in place of segment_anything's, which the fast path would skip.
 
-The fast path computes what segment_anything's functions and modules compute without calling them in
-their order. So all of them are compared: the methods of generator, predictor, transform and model,
-the functions that they use, and the modules of the two decoders. What counts is the code that a call
-would run, found where stock looks it up and told by the module it was written in. It does not matter
-whether an instance, a class or a module was changed, or whether that was before this package was
-imported. The image encoder is missing here because the fast path calls it where it was changed.
+The fast path computes the results of segment_anything's functions and modules without calling them.
+All of them are therefore checked: the methods of generator, predictor, transform and model, the
+functions that these use, and the modules of mask decoder and prompt encoder. The check follows the
+lookups of the stock code to the function that would run, and compares the module in which it was
+written. Changes of an instance, a class or a module all count, even if they precede the import of this
+package. The image encoder is not checked here because the fast path calls a changed one.
 """
 
 import inspect
@@ -22,7 +22,14 @@ from sfss_ray.masks.sam.stock_modules import changes, is_method_of, origin
 
 _GENERATOR_METHODS = ("_generate_masks", "_process_crop", "_process_batch")
 _PREDICTOR_METHODS = ("set_image", "set_torch_image", "predict_torch", "reset_image")
-_PREDICTOR_DATA = ("model", "transform", "features", "is_image_set", "original_size", "input_size")
+_PREDICTOR_ATTRIBUTES = (
+    "model",
+    "transform",
+    "features",
+    "is_image_set",
+    "original_size",
+    "input_size",
+)
 _TRANSFORM_METHODS = ("apply_image", "apply_coords", "get_preprocess_shape")
 _FUNCTIONS = {
     (automatic_mask_generator, "segment_anything.utils.amg"): (
@@ -34,33 +41,33 @@ _FUNCTIONS = {
     (automatic_mask_generator, "torchvision.ops.boxes"): ("batched_nms", "box_area"),
     (transforms, "torchvision.transforms.functional"): ("resize", "to_pil_image"),
 }  # fmt: skip
-"""By (module that uses them, module they are written in)."""
+"""Keys: the module that uses the functions, and the module in which they are written."""
 _DECODER_INPUTS = (
     "image_embeddings", "image_pe", "sparse_prompt_embeddings", "dense_prompt_embeddings",
     "multimask_output",
 )  # fmt: skip
-_OWN_PREDICTOR = "set generator.predictor to the predictor that comes with this model"
+_ADVICE = "set generator.predictor to the predictor that comes with this model"
 
 
 def replaced_part(generator: SamAutomaticMaskGenerator) -> str | None:
-    """The first part found that the fast path would skip, as a clause, or None."""
+    """Return a clause about the first replaced part that the fast path would skip, or None."""
     return next(_replaced_parts(generator), None)
 
 
 def _replaced_parts(generator: SamAutomaticMaskGenerator) -> Iterator[str]:
-    """Each step relies on what the steps before it have found to be stock."""
-    yield from _of_generator(generator)
+    """Yield the replaced parts. Each step relies on the parts that earlier steps found to be stock."""
+    yield from _replaced_in_generator(generator)
     predictor = generator.predictor
-    yield from _of_predictor(predictor)
+    yield from _replaced_in_predictor(predictor)
     if not _runs_stock(predictor.model, "postprocess_masks", Sam):
         yield "generator.predictor.model.postprocess_masks is not segment_anything's"
-    yield from _of_transform(predictor.transform, predictor.model)
+    yield from _replaced_in_transform(predictor.transform, predictor.model)
     yield from changes(predictor.model, "generator.predictor.model")
-    yield from _of_functions()
+    yield from _replaced_functions()
 
 
 def _runs_stock(holder: object, name: str, owner: type) -> bool:
-    """Whether a call of holder.name runs the method that `owner` was written with."""
+    """Return whether a call of holder.name runs the method in the source code of `owner`."""
     method = getattr(holder, name, None)
     return getattr(method, "__self__", holder) is holder and is_method_of(owner, method, name)
 
@@ -71,16 +78,16 @@ def _replaced_methods(
     return (f"{path}.{name} was replaced" for name in names if not _runs_stock(holder, name, owner))
 
 
-def _of_generator(generator: SamAutomaticMaskGenerator) -> Iterator[str]:
-    also = ("postprocess_small_regions",) if generator.min_mask_region_area > 0 else ()
-    names = (*_GENERATOR_METHODS, *also)
+def _replaced_in_generator(generator: SamAutomaticMaskGenerator) -> Iterator[str]:
+    removal = ("postprocess_small_regions",) if generator.min_mask_region_area > 0 else ()
+    names = (*_GENERATOR_METHODS, *removal)
     yield from _replaced_methods(generator, names, SamAutomaticMaskGenerator, "generator")
     generate = vars(SamAutomaticMaskGenerator).get("generate")
     if not is_method_of(SamAutomaticMaskGenerator, generate, "generate"):
         yield "SamAutomaticMaskGenerator.generate was replaced"
 
 
-def _of_predictor(predictor: object) -> Iterator[str]:
+def _replaced_in_predictor(predictor: object) -> Iterator[str]:
     path = "generator.predictor"
     if type(predictor) is not SamPredictor:
         yield f"{path} is a {type(predictor).__name__}, not segment_anything's SamPredictor"
@@ -88,10 +95,13 @@ def _of_predictor(predictor: object) -> Iterator[str]:
     device = vars(SamPredictor).get("device")
     if not is_method_of(SamPredictor, getattr(device, "fget", None), "device"):
         yield f"{path}.device was replaced"
-    yield from (f"{path}.{n} was replaced" for n in _PREDICTOR_DATA if hasattr(SamPredictor, n))
+    # A property of the class would run code where the fast path uses no attribute.
+    yield from (
+        f"{path}.{n} was replaced" for n in _PREDICTOR_ATTRIBUTES if hasattr(SamPredictor, n)
+    )
 
 
-def _of_transform(transform: Any, model: Any) -> Iterator[str]:
+def _replaced_in_transform(transform: Any, model: Any) -> Iterator[str]:
     path = "generator.predictor.transform"
     if type(transform) is not ResizeLongestSide:
         yield f"{path} is a {type(transform).__name__}, not segment_anything's ResizeLongestSide"
@@ -103,7 +113,7 @@ def _of_transform(transform: Any, model: Any) -> Iterator[str]:
         )
 
 
-def _of_functions() -> Iterator[str]:
+def _replaced_functions() -> Iterator[str]:
     for (user, source), names in _FUNCTIONS.items():
         for name in names:
             if origin(getattr(user, name, None)) != (source, name):
@@ -113,10 +123,10 @@ def _of_functions() -> Iterator[str]:
 
 
 def mismatch(predictor: Any) -> ConfigError | None:
-    """Why segment_anything's SamPredictor cannot run the model whose image it holds, if it is told.
+    """Return an error if segment_anything's SamPredictor cannot run its model, else None.
 
-    Some variants of SAM, such as SAM-HQ, have an image encoder that returns several things, and a
-    mask decoder that takes them. They bring a predictor of their own.
+    Some variants of SAM, such as SAM-HQ, have an image encoder that returns several outputs and a mask
+    decoder that takes them. They come with their own predictor, which the generator must use.
     """
     if type(predictor) is not SamPredictor:
         return None
@@ -128,14 +138,14 @@ def mismatch(predictor: Any) -> ConfigError | None:
     except TypeError as error:
         return ConfigError(
             f"the mask decoder ({type(decoder).__name__}) cannot be called by segment_anything's"
-            f" SamPredictor, which gives it {', '.join(_DECODER_INPUTS)} ({error}): {_OWN_PREDICTOR}"
+            f" SamPredictor, which gives it {', '.join(_DECODER_INPUTS)} ({error}): {_ADVICE}"
         )
     return None
 
 
 def not_one_tensor(encoder: object, features: object) -> ConfigError:
-    """The error for an image encoder whose output stock's SamPredictor cannot use."""
+    """Return the error for an image encoder whose output the stock SamPredictor cannot use."""
     return ConfigError(
         f"the image encoder ({type(encoder).__name__}) returns a {type(features).__name__}, but"
-        f" segment_anything's SamPredictor needs one tensor: {_OWN_PREDICTOR}"
+        f" segment_anything's SamPredictor needs one tensor: {_ADVICE}"
     )

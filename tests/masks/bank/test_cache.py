@@ -1,4 +1,4 @@
-"""The cache of painted images: what it holds, in bytes, and who is dropped first."""
+"""The cache of painted images: its bound in bytes, and the order of eviction."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,77 +7,77 @@ import pytest
 
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.cache import PaintedCache
-from sfss_ray.masks.bank.painting import PaintedRuns
+from sfss_ray.masks.bank.painted_runs import PaintedRuns
 
 
 def image(kilobytes: int) -> PaintedRuns:
-    """Arrays of exactly so many kB; no picture."""
+    """Return an image whose arrays have exactly so many kB."""
     rows = np.zeros(kilobytes * 1000 - 4, np.uint8)
     return PaintedRuns((1, 0), range(0), np.zeros(1, np.int32), rows, rows[:0])
 
 
 class Maker:
-    """Makes images and counts how often."""
+    """Paints images and counts how often."""
 
     def __init__(self, kilobytes: int):
-        self.kilobytes, self.made = kilobytes, 0
+        self.kilobytes, self.calls = kilobytes, 0
 
     def __call__(self) -> PaintedRuns:
-        self.made += 1
+        self.calls += 1
         return image(self.kilobytes)
 
 
-def test_an_image_is_made_once():
+def test_an_image_is_painted_once():
     cache, make = PaintedCache(5000), Maker(2)
     assert cache.get("a", make) is cache.get("a", make)
-    assert make.made == 1
-    assert (len(cache), cache.held_bytes) == (1, 2000)
+    assert make.calls == 1
+    assert (len(cache), cache.nbytes) == (1, 2000)
 
 
-def test_the_image_used_longest_ago_is_dropped():
+def test_the_least_recently_used_image_is_evicted():
     cache, makers = PaintedCache(5000), {key: Maker(2) for key in "abc"}
-    for key in "abaca":  # c drops b, for a was used after it
+    for key in "abaca":  # c evicts b, because a was used after it
         cache.get(key, makers[key])
-    assert (len(cache), cache.held_bytes) == (2, 4000)
+    assert (len(cache), cache.nbytes) == (2, 4000)
     for key in "acb":
         cache.get(key, makers[key])
-    assert [makers[key].made for key in "abc"] == [1, 2, 1]
+    assert [makers[key].calls for key in "abc"] == [1, 2, 1]
 
 
-def test_the_bound_is_kept_with_images_of_all_sizes():
+def test_the_bound_holds_for_images_of_all_sizes():
     cache, rng = PaintedCache(50_000), np.random.default_rng(0)
     for key in range(300):
         kilobytes = int(rng.integers(1, 30))
         assert cache.get(key, Maker(kilobytes)).nbytes == 1000 * kilobytes
-        assert cache.held_bytes <= 50_000
-        assert cache.held_bytes == sum(one.nbytes for one in cache._images.values())
+        assert cache.nbytes <= 50_000
+        assert cache.nbytes == sum(image.nbytes for image in cache._images.values())
         assert len(cache) >= 1
 
 
-def test_an_image_larger_than_the_bound_is_not_held_and_drops_none():
+def test_an_image_larger_than_the_bound_is_not_stored_and_evicts_none():
     cache, small, large = PaintedCache(5000), Maker(5), Maker(6)
     for _ in range(2):
         cache.get("small", small)
         cache.get("large", large)
-    assert (small.made, large.made) == (1, 2)
-    assert cache.held_bytes == 5000
+    assert (small.calls, large.calls) == (1, 2)
+    assert cache.nbytes == 5000
 
 
-def test_parts_are_made_where_there_is_no_room_but_not_always():
-    """Images read in turn do not drop each other, and those no longer in use go in the end."""
+def test_a_full_cache_paints_parts_but_not_always():
+    """Images read in turn do not evict each other, and unused images are evicted in the end."""
     cache, old, new, part = PaintedCache(10_000), Maker(2), Maker(2), Maker(1)
     for key in range(5):
         assert cache.get(("old", key), old, part).nbytes == 2000
-    assert (len(cache), part.made) == (5, 0)
+    assert (len(cache), part.calls) == (5, 0)
     for _ in range(3):
         for key in range(20):
             cache.get(("new", key), new, part)
-    assert part.made > 2 * new.made >= 10
+    assert part.calls > 2 * new.calls >= 10
     assert all(key[0] == "new" for key in cache._images)
-    assert cache.held_bytes <= 10_000
+    assert cache.nbytes <= 10_000
 
 
-def test_what_fails_is_tried_again():
+def test_a_failed_image_is_painted_again():
     def fail() -> PaintedRuns:
         raise DataError("no RLE")
 
@@ -87,16 +87,16 @@ def test_what_fails_is_tried_again():
     assert cache.get("a", Maker(1)).nbytes == 1000
 
 
-def test_cleared_it_holds_nothing():
+def test_a_cleared_cache_is_empty():
     cache, make = PaintedCache(5000), Maker(2)
     cache.get("a", make)
     cache.clear()
-    assert (len(cache), cache.held_bytes) == (0, 0)
+    assert (len(cache), cache.nbytes) == (0, 0)
     cache.get("a", make)
-    assert make.made == 2
+    assert make.calls == 2
 
 
-def test_threads_share_it():
+def test_threads_share_the_cache():
     cache = PaintedCache(10_000)
 
     def work(seed: int) -> bool:
@@ -105,4 +105,4 @@ def test_threads_share_it():
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8)))
-    assert cache.held_bytes == sum(one.nbytes for one in cache._images.values()) <= 10_000
+    assert cache.nbytes == sum(image.nbytes for image in cache._images.values()) <= 10_000

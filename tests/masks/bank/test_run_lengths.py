@@ -1,4 +1,4 @@
-"""The RLE functions against pycocotools."""
+"""Run lengths and COCO strings against pycocotools."""
 
 import numpy as np
 import pytest
@@ -41,8 +41,8 @@ def test_a_region_is_encoded_as_the_whole_mask(region, margins):
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=30))
 def test_strings_of_any_counts_equal_pycocotools(counts):
     total = sum(counts)
-    # pycocotools keeps counts in 32 bits and has room for six characters a count: longer
-    # differences end outside its buffer.
+    # pycocotools stores counts in 32 bits and reserves six characters for each: longer differences
+    # would end outside its buffer.
     if total < 2**32 and max(counts) < 2**29:
         expected = coco.frPyObjects({"size": [total, 1], "counts": counts}, total, 1)
         assert run_lengths.to_coco_string(counts).encode() == expected["counts"]
@@ -63,17 +63,17 @@ def test_simple_masks(pixels, expected):
     assert run_lengths.to_coco_string(counts).encode() == coco_rle(mask)["counts"]
 
 
-def test_no_masks():
+def test_no_masks_give_empty_results():
     assert run_lengths.encode_masks([]) == []
     assert run_lengths.to_coco_strings([]) == []
     assert [array.tolist() for array in run_lengths.from_coco_strings([])] == [[], [0]]
 
 
-def test_strings_of_many_masks_are_read_in_one_pass():
+def test_strings_of_many_masks_are_read_together():
     counts = [[12], [0, 12], [5, 1, 6], [0, 1, 1, 1, 900, 40, 2, 70000]]
     flat, starts = run_lengths.from_coco_strings(run_lengths.to_coco_strings(counts))
     assert starts.tolist() == [0, 1, 3, 6, 14]
-    assert flat.tolist() == [n for one in counts for n in one]
+    assert flat.tolist() == [n for mask_counts in counts for n in mask_counts]
 
 
 def test_errors_name_the_value():
@@ -84,7 +84,7 @@ def test_errors_name_the_value():
 
 
 @pytest.mark.parametrize("text", ["1P", "5/", "5p", "5é", " "], ids=repr)
-def test_what_is_no_rle_is_refused(text):
+def test_other_strings_are_refused(text):
     with pytest.raises(ValueError, match="not a COCO RLE string"):
         run_lengths.from_coco_string(text)
     with pytest.raises(ValueError, match="not a COCO RLE string"):

@@ -1,4 +1,4 @@
-"""Masks that lie elsewhere: on servers of S3 and Google Cloud Storage, and read without this package."""
+"""Masks on servers of S3 and Google Cloud Storage, and masks read without this package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs" / "masks.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two shards of three images with four regions each, one of them unreadable."""
+    """Two shards of three images with four regions each; one image is unreadable."""
     folder = tmp_path_factory.mktemp("masks")
     for part in ("day", "dusk"):
         rows = [_row(f"{part}/{k}", seed=k) for k in range(3)]
@@ -51,12 +51,12 @@ def _row(image_id: str, seed: int) -> dict:
 
 @pytest.fixture(scope="module")
 def s3_address(folder):
-    """Address of a copy of the folder on an S3 server of this machine."""
+    """Address of a copy of the folder on a local S3 server."""
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
-    where = f"endpoint_override={host}:{port}&scheme=http"
-    address = f"s3://user:secret@bank/city one/masks?{where}&allow_bucket_creation=true"
+    options = f"endpoint_override={host}:{port}&scheme=http"
+    address = f"s3://user:secret@bank/city one/masks?{options}&allow_bucket_creation=true"
     filesystem, root = pyarrow.fs.FileSystem.from_uri(address.replace(" ", "%20"))
     filesystem.create_dir("bank", recursive=True)
     pyarrow.fs.copy_files(str(folder), root, destination_filesystem=filesystem)
@@ -66,12 +66,12 @@ def s3_address(folder):
 
 @pytest.fixture(scope="module")
 def google_address(folder):
-    """Address of the folder as a bucket of Google Cloud Storage on this machine."""
-    words = [sys.executable, str(GOOGLE_STORAGE), str(folder.parent), "bank"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+    """Address of the folder as a bucket on a local server of Google Cloud Storage."""
+    command = [sys.executable, str(GOOGLE_STORAGE), str(folder.parent), "bank"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        where = f"endpoint_override=127.0.0.1:{int(server.stdout.readline())}&scheme=http"
-        yield f"gs://anonymous@bank/{folder.name}?{where}"
+        options = f"endpoint_override=127.0.0.1:{int(server.stdout.readline())}&scheme=http"
+        yield f"gs://anonymous@bank/{folder.name}?{options}"
         server.terminate()
 
 
@@ -81,7 +81,7 @@ def bucket(request) -> str:
     return request.getfixturevalue(f"{request.param}_address")
 
 
-def _same(store: MaskStore, local: MaskStore) -> bool:
+def _have_same_masks(store: MaskStore, local: MaskStore) -> bool:
     assert store.ids() == local.ids()
     assert store.errors == local.errors
     assert store.recipe == local.recipe
@@ -96,11 +96,11 @@ def _same(store: MaskStore, local: MaskStore) -> bool:
     )
 
 
-def test_a_bucket_holds_what_the_folder_holds(folder, bucket):
-    assert _same(MaskStore(bucket), MaskStore(folder))
+def test_a_bucket_has_the_masks_of_the_folder(folder, bucket):
+    assert _have_same_masks(MaskStore(bucket), MaskStore(folder))
 
 
-def test_shards_of_a_bucket_are_known_by_name_and_size(folder, bucket):
+def test_shards_of_a_bucket_are_listed_by_name_and_size(folder, bucket):
     assert MaskStore(bucket).remote_listing() == sorted(
         f"{path.name} {path.stat().st_size}" for path in folder.glob("*.parquet")
     )
@@ -121,18 +121,18 @@ def test_training_reads_a_bucket(folder, bucket, tmp_path):
         pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{image_id}.png")
     images, augment = list_images(tmp_path), AugmentConfig(crop_size=(32, 48))
-    far, near = (TargetSamples(images, place, augment, 0) for place in (bucket, folder))
-    for number in range(4):
-        assert (far[number]["mask_ids"] == near[number]["mask_ids"]).all()
-        assert far[number]["mask_ids"].unique().numel() > 1
+    remote, local = (TargetSamples(images, masks, augment, 0) for masks in (bucket, folder))
+    for k in range(4):
+        assert (remote[k]["mask_ids"] == local[k]["mask_ids"]).all()
+        assert remote[k]["mask_ids"].unique().numel() > 1
 
 
-def test_an_address_of_this_machine(folder):
-    assert _same(MaskStore(f"file://{folder}"), MaskStore(folder))
+def test_a_file_address_is_the_local_folder(folder):
+    assert _have_same_masks(MaskStore(f"file://{folder}"), MaskStore(folder))
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("argument", "address"),
     [
         (Path("s3://bank/masks"), "s3://bank/masks"),
         ("gs://bank/masks", "gs://bank/masks"),
@@ -140,26 +140,26 @@ def test_an_address_of_this_machine(folder):
         ("/data/masks", "/data/masks"),
     ],
 )
-def test_an_address_survives_being_made_a_path(given, meant):
-    assert folder_address(given) == meant
+def test_an_address_made_a_path_is_restored(argument, address):
+    assert folder_address(argument) == address
 
 
 @pytest.mark.parametrize("address", ["s3x://bank/masks", "http://127.0.0.1/masks"])
-def test_an_unknown_kind_of_place_is_refused(address):
+def test_an_unknown_kind_of_address_is_refused(address):
     with pytest.raises(DataError, match="s3://, gs:// or file://"):
         MaskStore(address)
 
 
-def test_a_bucket_that_is_not_there(bucket):
-    with pytest.raises(DataError, match=r"masks.*//nobucket/") as refused:
+def test_a_missing_bucket_is_refused_without_its_password(bucket):
+    with pytest.raises(DataError, match=r"masks.*//nobucket/") as error:
         MaskStore(bucket.replace("bank/", "nobucket/"))
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_server_that_does_not_answer(scheme, monkeypatch):
-    """Google's client would try for a quarter of an hour."""
-    monkeypatch.setattr(shards, "_GOOGLE_PATIENCE_S", 1)
+def test_a_server_that_does_not_answer_is_reported(scheme, monkeypatch):
+    """Google's client would retry for 15 minutes."""
+    monkeypatch.setattr(shards, "_GOOGLE_RETRY_SECONDS", 1)
     with pytest.raises(DataError, match=r"cannot be reached.*credentials"):
         MaskStore(f"{scheme}://bank/masks?scheme=http&endpoint_override=127.0.0.1:9")
 
@@ -173,8 +173,8 @@ def _snippets(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(), re.DOTALL)
 
 
-def test_the_documented_ways_to_read_masks_without_us(folder, monkeypatch, capsys):
-    """The snippets of docs/masks.md, run on a folder called masks."""
+def test_the_documented_snippets_read_masks(folder, monkeypatch, capsys):
+    """The snippets of docs/masks.md run in the parent of a folder called masks."""
     monkeypatch.chdir(folder.parent)
     folder.rename(folder.parent / "masks")
     try:
@@ -183,15 +183,15 @@ def test_the_documented_ways_to_read_masks_without_us(folder, monkeypatch, capsy
         for snippet in snippets:
             exec(compile(snippet, str(DOCS), "exec"), {})
         printed = capsys.readouterr().out
-        assert "dusk/2" in printed, "the image with an error is shown"
+        assert "dusk/2" in printed, "the image with an error is printed"
     finally:
         (folder.parent / "masks").rename(folder)
 
 
-def test_duckdb_and_pandas_count_alike(folder):
-    counted = duckdb.sql(
+def test_duckdb_and_pandas_count_the_same_masks(folder):
+    counts = duckdb.sql(
         f"select image_id, len(masks) as masks from '{folder}/*.parquet' order by image_id"
     ).fetchall()
     frame = pandas.read_parquet(folder).sort_values("image_id")
-    assert counted == list(zip(frame["image_id"], frame["masks"].map(len), strict=True))
-    assert sum(masks for _, masks in counted) == MaskStore(folder).num_masks
+    assert counts == list(zip(frame["image_id"], frame["masks"].map(len), strict=True))
+    assert sum(masks for _, masks in counts) == MaskStore(folder).num_masks

@@ -1,4 +1,4 @@
-"""What public callers do with segment_anything's generator, done with ours."""
+"""Uses of segment_anything's generator in public code, with our generator."""
 
 import copy
 import pickle
@@ -29,11 +29,6 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
 from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
 from sfss_ray.masks.sam.stock_modules import is_stock
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def shifted_points(base):
@@ -85,11 +80,11 @@ def test_an_overridden_generate_gets_the_fast_masks():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = build(Generator).generate(image())
-    assert_same_masks(sorted(unchanged(), key=lambda record: -record["area"]), found)
+        ours = build(Generator).generate(image())
+    assert_same_masks(sorted(unchanged(), key=lambda record: -record["area"]), ours)
 
 
-def test_a_step_called_directly_is_stocks():
+def test_a_step_called_directly_is_the_stock_step():
     stock, ours = (build(c) for c in (SamAutomaticMaskGenerator, AutomaticMaskGenerator))
     assert isinstance(ours, SamAutomaticMaskGenerator)
     height, width = image().shape[:2]
@@ -106,16 +101,16 @@ def test_a_step_called_directly_is_stocks():
     assert_same_data(*(g._generate_masks(image()) for g in (stock, ours)))
 
 
-def assert_same_data(expected, found):
-    assert isinstance(found, MaskData)
+def assert_same_data(expected, ours):
+    assert isinstance(ours, MaskData)
     assert len(expected["rles"]) > 0
-    assert dict(expected.items()).keys() == dict(found.items()).keys()
+    assert dict(expected.items()).keys() == dict(ours.items()).keys()
     for name, value in expected.items():
-        assert np.array_equal(value, found[name]), name
+        assert np.array_equal(value, ours[name]), name
 
 
 @pytest.mark.parametrize("holder", [AutomaticMaskGenerator, build], ids=["class", "instance"])
-def test_small_regions_are_removed_by_stocks_static_method(holder):
+def test_small_regions_are_removed_by_the_stock_static_method(holder):
     """A ring of 64 pixels with a hole of 4 and an island of 1, and a copy without them."""
     ring = np.zeros((12, 12), bool)
     ring[2:10, 2:10] = True
@@ -132,19 +127,19 @@ def test_small_regions_are_removed_by_stocks_static_method(holder):
     boxes = torch.tensor([[2, 0, 11, 9], [2, 2, 9, 9]])
     data = MaskData(rles=list(rles), boxes=boxes, iou_preds=torch.tensor([0.5, 0.9]))
     generator = holder if isinstance(holder, type) else build(AutomaticMaskGenerator)
-    found = generator.postprocess_small_regions(data, 5, 0.7)
-    assert found["rles"] == [rles[1]]
-    assert found["iou_preds"].tolist() == pytest.approx([0.9])
+    cleaned = generator.postprocess_small_regions(data, 5, 0.7)
+    assert cleaned["rles"] == [rles[1]]
+    assert cleaned["iou_preds"].tolist() == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize("area", [0, 30])
-def test_an_overridden_removal_of_small_regions_runs_where_there_is_one(area):
+def test_an_overridden_removal_of_small_regions_runs_if_it_is_used(area):
     def change(generator):
         generator.postprocess_small_regions = lambda data, min_area, nms_thresh: data
 
-    expected, found, texts = results(change, min_mask_region_area=area)
-    assert_same_masks(expected, found)
-    assert len(texts) == (area > 0)
+    expected, ours, warning_texts = results(change, min_mask_region_area=area)
+    assert_same_masks(expected, ours)
+    assert len(warning_texts) == (area > 0)
 
 
 ATTRIBUTES = {
@@ -155,7 +150,7 @@ ATTRIBUTES = {
 }  # fmt: skip
 
 
-def by_hand(cls):
+def without_constructor(cls):
     generator = object.__new__(cls)
     for name, value in ATTRIBUTES.items():
         setattr(generator, name, value)
@@ -180,14 +175,14 @@ def changed_later(cls):
     return generator
 
 
-@pytest.mark.parametrize("make", [by_hand, with_another_constructor, changed_later])
-def test_stocks_attributes_alone_are_enough(make):
+@pytest.mark.parametrize("make", [without_constructor, with_another_constructor, changed_later])
+def test_the_stock_attributes_suffice(make):
     expected = run_quietly(make(SamAutomaticMaskGenerator), image())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = make(AutomaticMaskGenerator).generate(image())
+        ours = make(AutomaticMaskGenerator).generate(image())
     assert len(expected) >= 3
-    assert_same_masks(expected, found)
+    assert_same_masks(expected, ours)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +194,7 @@ def test_stocks_attributes_alone_are_enough(make):
         np.array([[0.3, 0.6], [0.8, 0.8]], np.float16),
         np.linspace(0.1, 0.9, 12).reshape(2, 6).T[::2],
     ],
-    ids=["whole numbers", "tuples", "float32", "float16", "view"],
+    ids=["integers", "tuples", "float32", "float16", "view"],
 )
 @pytest.mark.parametrize("later", [False, True])
 def test_point_grids_are_those_of_the_caller(grid, later):
@@ -211,9 +206,9 @@ def test_point_grids_are_those_of_the_caller(grid, later):
             lambda _: None,
             {**settings, "points_per_side": None, "point_grids": [grid]},
         )
-    expected, found, _ = results(change, **settings)
+    expected, ours, _ = results(change, **settings)
     assert len(expected) >= 2
-    assert_same_masks(expected, found)
+    assert_same_masks(expected, ours)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +219,7 @@ def test_point_grids_are_those_of_the_caller(grid, later):
         ("point_grids", [[]], "point_grids have shapes"),
     ],
 )
-def test_attributes_that_cannot_work_get_one_line(name, value, message):
+def test_attributes_out_of_range_are_refused_in_one_line(name, value, message):
     generator = build(AutomaticMaskGenerator)
     setattr(generator, name, value)
     with pytest.raises(ConfigError, match=message):
@@ -242,7 +237,7 @@ def test_copies_make_the_same_masks(copied, used):
     assert_same_masks(unchanged(), copied(generator).generate(image()))
 
 
-def test_a_deep_copy_keeps_what_was_replaced():
+def test_a_deep_copy_keeps_replaced_parts():
     generator = build(AutomaticMaskGenerator)
     generator.predictor = KeepsLowQuality(generator.predictor.model)
     expected = results(set_subclass)[0]
@@ -250,7 +245,7 @@ def test_a_deep_copy_keeps_what_was_replaced():
     assert run_quietly(pickle.loads(pickle.dumps(generator)), image()) == expected
 
 
-def test_each_generator_warns_once_and_names_the_caller():
+def test_each_generator_warns_once_at_the_callers_line():
     generator = build(AutomaticMaskGenerator)
     patch_predict_torch(generator)
     with pytest.warns(UserWarning, match=STOCK_CALLS) as caught:
@@ -265,15 +260,15 @@ def test_each_generator_warns_once_and_names_the_caller():
         other.generate(image())
 
 
-def test_stocks_calls_are_made_in_float32_and_the_warning_tells():
+def test_stock_calls_run_in_float32_and_the_warning_says_so():
     generator = build(AutomaticMaskGenerator, dtype=torch.bfloat16)
     patch_predict_torch(generator)
     with pytest.warns(UserWarning, match=r"in float32 although dtype is torch\.bfloat16"):
-        found = generator.generate(image())
-    assert found == results(patch_predict_torch)[0]
+        ours = generator.generate(image())
+    assert ours == results(patch_predict_torch)[0]
 
 
-def test_a_part_that_is_put_back_is_not_replaced():
+def test_a_restored_part_is_not_replaced():
     generator = build(AutomaticMaskGenerator)
     decoder = generator.predictor.model.mask_decoder
     hook = decoder.register_forward_hook(lambda module, inputs, out: None)
@@ -287,22 +282,22 @@ def test_features_as_a_property_of_the_predictors_class(monkeypatch):
     unchanged()
 
     def keep_half(self, value):
-        vars(self)["kept"] = None if value is None else 0.5 * value
+        vars(self)["halved"] = None if value is None else 0.5 * value
 
-    features = property(lambda self: vars(self)["kept"], keep_half)
+    features = property(lambda self: vars(self)["halved"], keep_half)
     monkeypatch.setattr(SamPredictor, "features", features, raising=False)
-    expected, found, texts = results()
-    assert expected == found != unchanged()
-    assert "generator.predictor.features was replaced" in texts[0]
+    expected, ours, warning_texts = results()
+    assert expected == ours != unchanged()
+    assert "generator.predictor.features was replaced" in warning_texts[0]
 
 
 def test_a_mock_that_wraps_a_method_is_called():
     generator = build(AutomaticMaskGenerator)
     predictor = generator.predictor
     with patch.object(predictor, "set_image", wraps=predictor.set_image) as set_image:
-        found = run_quietly(generator, image())
+        ours = run_quietly(generator, image())
     set_image.assert_called_once()
-    assert found == unchanged()
+    assert ours == unchanged()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same_masks(unchanged(), generator.generate(image()))
@@ -317,7 +312,7 @@ def test_a_transform_of_another_size_fails_as_in_stock():
 
 
 @pytest.mark.parametrize("kind", [TypeError, AttributeError, KeyError])
-def test_errors_of_replaced_parts_are_the_callers(kind):
+def test_errors_of_replaced_parts_reach_the_caller(kind):
     def fail(*args, **kwargs):
         raise kind("of the caller")
 
@@ -327,7 +322,7 @@ def test_errors_of_replaced_parts_are_the_callers(kind):
         run_quietly(generator, image())
 
 
-def test_without_pycocotools_stocks_calls_name_it(monkeypatch):
+def test_stock_calls_without_pycocotools_name_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     generator = build(AutomaticMaskGenerator)
     assert_same_masks(unchanged(), generator.generate(image()))

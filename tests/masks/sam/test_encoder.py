@@ -1,4 +1,4 @@
-"""The encoder in small parts against segment_anything's own."""
+"""The image encoder by blocks of rows against segment_anything's own."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
-from sfss_ray.masks.sam import encoder as ours
+from sfss_ray.masks.sam import encoder as encoder_module
 from sfss_ray.masks.sam.encoder import encode_image
 
 
@@ -25,12 +25,7 @@ def vit(**changes):
     return network
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.mark.parametrize("at_once", [1, 144 * 12 * 5, 1 << 21])
+@pytest.mark.parametrize("logits_at_once", [1, 144 * 12 * 5, 1 << 21])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -43,14 +38,14 @@ def _one_thread():
     ],
     ids=str,
 )
-def test_embeddings_are_those_of_the_model(changes, at_once, monkeypatch):
-    """To the last bit or nearly so: the order of a product's sums is the library's."""
-    monkeypatch.setattr(ours, "_LOGITS_AT_ONCE", at_once)
+def test_embeddings_are_those_of_the_model(changes, logits_at_once, monkeypatch):
+    """Equal to the last bit or nearly so: the library chooses the order of a product's sums."""
+    monkeypatch.setattr(encoder_module, "_LOGITS_AT_ONCE", logits_at_once)
     network, image = vit(**changes), torch.randn(1, 3, 96, 96)
     torch.testing.assert_close(encode_image(network, image), network(image), rtol=1e-5, atol=1e-5)
 
 
-def test_in_bfloat16_as_under_autocast():
+def test_bfloat16_is_as_accurate_as_autocast():
     network, image = vit(), torch.randn(1, 3, 96, 96)
     exact = network(image)
     with torch.autocast("cpu", torch.bfloat16):
@@ -60,44 +55,44 @@ def test_in_bfloat16_as_under_autocast():
     assert 0 < errors[0] < 1.2 * errors[1]
 
 
-def test_no_map_of_all_positions_is_made():
-    """Arrays stay below a map of one head; the model makes one of all heads, several times."""
-    network, largest = vit(img_size=512, num_heads=4, depth=1), []
+def test_no_attention_map_of_all_positions_is_made():
+    """Arrays stay smaller than the map of one head; the stock model makes maps of all heads."""
+    network, sizes = vit(img_size=512, num_heads=4, depth=1), []
 
-    class Watch(torch.overrides.TorchFunctionMode):
+    class SizeRecorder(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, arguments=(), named=None):
-            made = function(*arguments, **(named or {}))
-            if isinstance(made, torch.Tensor):
-                largest.append(made.untyped_storage().nbytes())
-            return made
+            result = function(*arguments, **(named or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.untyped_storage().nbytes())
+            return result
 
-    image, of_one_head = torch.randn(1, 3, 512, 512), 4 * 4096**2
-    with Watch():
+    image, bytes_of_one_head = torch.randn(1, 3, 512, 512), 4 * 4096**2
+    with SizeRecorder():
         encode_image(network, image)
-    assert max(largest) < of_one_head / 2
-    largest.clear()
-    with Watch():
+    assert max(sizes) < bytes_of_one_head / 2
+    sizes.clear()
+    with SizeRecorder():
         network(image)
-    assert max(largest) >= 4 * of_one_head
+    assert max(sizes) >= 4 * bytes_of_one_head
 
 
-@pytest.mark.parametrize("how", ["subclass", "hook", "method"])
-def test_a_changed_encoder_runs_itself(how):
-    network, image, called = vit(), torch.randn(1, 3, 96, 96), []
+@pytest.mark.parametrize("change", ["subclass", "hook", "method"])
+def test_a_changed_encoder_runs_itself(change):
+    network, image, calls = vit(), torch.randn(1, 3, 96, 96), []
     attention = network.blocks[0].attn
-    if how == "hook":
-        attention.register_forward_hook(lambda *_: called.append(1))
-    elif how == "method":
+    if change == "hook":
+        attention.register_forward_hook(lambda *_: calls.append(1))
+    elif change == "method":
         forward = attention.forward
-        attention.forward = lambda x: called.append(1) or forward(x)
+        attention.forward = lambda x: calls.append(1) or forward(x)
     else:
 
         class Attention(type(attention)):
             def forward(self, x):
-                called.append(1)
+                calls.append(1)
                 return super().forward(x)
 
         attention.__class__ = Attention
     embedding = encode_image(network, image)
-    assert called == [1]
+    assert calls == [1]
     assert torch.equal(embedding, vit()(image))

@@ -33,7 +33,7 @@ def small_file(small_state: dict[str, torch.Tensor], tmp_path: Path) -> Path:
 
 
 def encoder_of(width: int, patch: int, blocks: int) -> dict[str, torch.Tensor]:
-    """The few tensors by which a type is recognised, without the memory of a real SAM."""
+    """Return the tensors by which a type is recognised, without the memory of a real SAM."""
     state = {f"image_encoder.blocks.{i}.norm1.weight": torch.empty(1) for i in range(blocks)}
     state["image_encoder.patch_embed.proj.weight"] = torch.empty(width, 3, patch, patch)
     state["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = torch.empty(2, 128)
@@ -60,7 +60,7 @@ def test_the_small_sam_has_2_million_parameters():
     assert count == 2_000_328
 
 
-def test_the_small_sam_predicts_three_masks_of_the_image_s_size():
+def test_the_small_sam_predicts_three_masks_of_the_image_size():
     image = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
     masks, scores, low = predict(build_small_sam().eval(), image)
     assert masks.shape == (3, 90, 160)
@@ -96,11 +96,11 @@ def test_half_precision_round_trip(small_file: Path, small_state: dict[str, torc
         torch.testing.assert_close(value, small_state[name].half().float(), rtol=0, atol=0)
 
 
-def test_the_asked_type_is_accepted_when_it_is_the_found_one(small_file: Path):
+def test_the_requested_type_is_accepted_if_the_file_contains_it(small_file: Path):
     assert load_sam(str(small_file), "small").image_encoder.img_size == 256
 
 
-def test_another_type_than_asked_is_refused(small_file: Path):
+def test_another_type_than_requested_is_refused(small_file: Path):
     with pytest.raises(CheckpointError) as error:
         load_sam(small_file, "vit_b")
     assert_one_line(error, str(small_file), "small", "vit_b")
@@ -112,14 +112,14 @@ def test_an_unknown_type_is_refused(small_file: Path):
     assert_one_line(error, "vit_x", "vit_b", "auto")
 
 
-def test_an_absent_file_is_named(tmp_path: Path):
+def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError) as error:
         load_sam(tmp_path / "none.pth")
     assert_one_line(error, "none.pth", "sam_vit_b_01ec64.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02garbage", b"PK\x03\x04 cut short"])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes):
     path = tmp_path / "broken.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as error:
@@ -127,29 +127,29 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes)
     assert_one_line(error, str(path))
 
 
-def test_a_checkpoint_cut_short_is_refused(small_file: Path):
+def test_a_truncated_checkpoint_is_refused(small_file: Path):
     small_file.write_bytes(small_file.read_bytes()[:100_000])
     with pytest.raises(CheckpointError) as error:
         load_sam(small_file)
-    assert_one_line(error, str(small_file), "fetch it again")
+    assert_one_line(error, str(small_file), "download it again")
 
 
-def test_a_pickle_with_more_than_weights_is_refused_without_running_it(tmp_path: Path):
-    touched = tmp_path / "touched"
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path):
+    executed = tmp_path / "executed"
 
     class Evil:
         def __reduce__(self):
-            return Path.touch, (touched,)
+            return Path.touch, (executed,)
 
     path = tmp_path / "evil.pth"
     torch.save({"model": Evil()}, path)
     with pytest.raises(CheckpointError) as error:
         load_sam(path)
-    assert_one_line(error, str(path), "weights alone")
+    assert_one_line(error, str(path), "more than weights")
     path.write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(CheckpointError):
         load_sam(path)
-    assert not touched.exists()
+    assert not executed.exists()
 
 
 def test_weights_of_another_network_are_refused_with_the_expected_keys(tmp_path: Path):
@@ -161,7 +161,7 @@ def test_weights_of_another_network_are_refused_with_the_expected_keys(tmp_path:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": {"a": torch.zeros(1)}}, torch.zeros(2)])
-def test_something_else_than_a_state_dict_is_refused(tmp_path: Path, content: object):
+def test_an_object_other_than_a_state_dict_is_refused(tmp_path: Path, content: object):
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(CheckpointError) as error:
@@ -169,7 +169,7 @@ def test_something_else_than_a_state_dict_is_refused(tmp_path: Path, content: ob
     assert_one_line(error, str(path), "state dict")
 
 
-def test_a_small_sam_with_a_tensor_missing_is_refused(
+def test_a_small_sam_with_a_missing_tensor_is_refused(
     tmp_path: Path, small_state: dict[str, torch.Tensor]
 ):
     path = tmp_path / "partial.pt"
@@ -182,7 +182,7 @@ def test_a_small_sam_with_a_tensor_missing_is_refused(
 def test_the_shipped_weights_load_and_are_small():
     path = shipped_small_sam()
     if not path.is_file():
-        pytest.skip(f"{path} is not there: experiments/small_sam/train_small_sam.py makes it")
+        pytest.skip(f"{path} is missing: experiments/small_sam/train_small_sam.py trains it")
     assert path.stat().st_size < 5_000_000
     sam = load_sam(path, "small")
     image = np.full((128, 256, 3), 120, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Resizing on the device against Pillow's."""
+"""Resizing on the device against Pillow."""
 
 from __future__ import annotations
 
@@ -25,31 +25,33 @@ from sfss_ray.masks.sam.resize import COLUMNS_FIRST, ROWS_FIRST, PillowResize, r
         ((3000, 7), (1024, 2)),
     ],
 )
-def test_every_pixel_is_pillows(old, new):
+def test_every_pixel_equals_pillows(old, new):
     image = noise(old)
     expected = np.asarray(Image.fromarray(image).resize(new[::-1], Image.Resampling.BILINEAR))
-    found = [
+    resized = [
         resize_bilinear(torch.from_numpy(image), new, axes) for axes in (ROWS_FIRST, COLUMNS_FIRST)
     ]
-    assert all(each.dtype == torch.uint8 for each in found)
-    assert any(np.array_equal(each.numpy(), expected) for each in found)
+    assert all(pixels.dtype == torch.uint8 for pixels in resized)
+    assert any(np.array_equal(pixels.numpy(), expected) for pixels in resized)
 
 
 @pytest.mark.parametrize(("old", "new"), [((300, 20), (102, 7)), ((60, 90), (171, 256))])
-def test_the_order_of_the_axes_is_found_with_the_first_image(old, new, monkeypatch):
+def test_the_order_of_the_axes_is_learned_from_the_first_image_that_shows_it(old, new, monkeypatch):
     resizer, device = PillowResize(), torch.device("cpu")
     flat = np.full((*old, 3), 9, np.uint8)
     images = [flat, noise(old), 255 - noise(old)]
     expected = [
         np.asarray(Image.fromarray(i).resize(new[::-1], Image.Resampling.BILINEAR)) for i in images
     ]
-    for image, wanted in zip(images[:2], expected, strict=False):
-        assert np.array_equal(resizer(image, new, device).numpy(), wanted)
-    monkeypatch.setattr(resize, "Image", None)  # the flat image told nothing, the second enough
+    for image, pixels in zip(images[:2], expected, strict=False):
+        assert np.array_equal(resizer(image, new, device).numpy(), pixels)
+    monkeypatch.setattr(
+        resize, "Image", None
+    )  # the flat image cannot show the order, the second can
     assert np.array_equal(resizer(images[2], new, device).numpy(), expected[2])
 
 
-def test_a_pillow_that_rounds_otherwise_is_used_itself(monkeypatch):
+def test_pillow_is_used_if_its_rounding_differs(monkeypatch):
     resizer, device, image = PillowResize(), torch.device("cpu"), noise((40, 30))
     monkeypatch.setattr(resize, "resize_bilinear", lambda image, size, axes: torch.zeros(8, 6, 3))
     expected = np.asarray(Image.fromarray(image).resize((6, 8), Image.Resampling.BILINEAR))

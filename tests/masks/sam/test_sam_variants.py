@@ -1,4 +1,4 @@
-"""Variants of SAM, such as SAM-HQ, whose encoder returns more and whose decoder takes more."""
+"""Variants of SAM, such as SAM-HQ, whose encoder returns more outputs for the decoder."""
 
 import pytest
 import torch
@@ -16,13 +16,8 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 class ManyFeatures(ImageEncoderViT):
-    """As of SAM-HQ: an embedding, and what the blocks made on the way."""
+    """Returns an embedding and intermediate features, like the encoder of SAM-HQ."""
 
     def forward(self, x):
         embedding = super().forward(x)
@@ -37,7 +32,7 @@ class FeatureDecoder(MaskDecoder):
 
 
 class FeaturePredictor(SamPredictor):
-    """A predictor that hands the features of ManyFeatures to a FeatureDecoder."""
+    """A predictor that passes the features of ManyFeatures to a FeatureDecoder."""
 
     def set_torch_image(self, transformed_image, original_image_size):
         super().set_torch_image(transformed_image, original_image_size)
@@ -59,29 +54,29 @@ class FeaturePredictor(SamPredictor):
         return masks, quality, low
 
 
-def many_features(generator, decoder=True):
+def set_variant(generator, decoder=True):
     model = generator.predictor.model
     model.image_encoder.__class__ = ManyFeatures
     if decoder:
         model.mask_decoder.__class__ = FeatureDecoder
 
 
-def with_its_predictor(generator):
-    many_features(generator)
+def set_variant_and_predictor(generator):
+    set_variant(generator)
     generator.predictor = FeaturePredictor(generator.predictor.model)
 
 
 def test_a_variant_with_more_features_works_with_its_own_predictor():
-    expected, found, texts = results(with_its_predictor)
-    assert expected == found
+    expected, ours, warning_texts = results(set_variant_and_predictor)
+    assert expected == ours
     assert expected not in ([], unchanged())
-    assert len(texts) == 1
+    assert len(warning_texts) == 1
 
 
 @pytest.mark.parametrize("decoder", [True, False], ids=["its decoder", "stock decoder"])
-def test_an_encoder_of_several_features_needs_another_predictor(decoder):
+def test_an_encoder_of_several_outputs_needs_another_predictor(decoder):
     generator = build(AutomaticMaskGenerator)
-    many_features(generator, decoder)
+    set_variant(generator, decoder)
     with pytest.raises(
         ConfigError, match=r"\(ManyFeatures\) returns a tuple.* set generator\.predic"
     ):

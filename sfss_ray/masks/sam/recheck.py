@@ -1,0 +1,48 @@
+"""A second decoding of masks in which rounding decides a pixel, in the stock order of sums."""
+
+from dataclasses import replace
+
+import torch
+
+from sfss_ray.masks.sam.candidates import CropMasks
+from sfss_ray.masks.sam.crop import EncodedCrop
+from sfss_ray.masks.sam.measure_cpu import PackedMasks, measure_mask
+from sfss_ray.masks.sam.reference_decoder import ReferenceDecoder
+from sfss_ray.masks.sam.upsample import RegionUpsampler
+
+_MASKS_AT_ONCE = 16  # bounds the low-resolution logits in memory
+
+
+def recompute_ambiguous(
+    crop: EncodedCrop, candidates: CropMasks, stability_score_offset: float
+) -> CropMasks:
+    """Return the masks with the pixels that the stock generator computes where rounding decides.
+
+    SharedImageDecoder sums the same terms in another order, so the last bits of a logit differ. They
+    matter only if the logit is that close to the mask threshold. Such masks are decoded again. On a
+    GPU and in bfloat16 nothing is done.
+
+    Args:
+        crop: the encoded crop.
+        candidates: the masks that survived all filters.
+        stability_score_offset: in logits.
+    """
+    packed = candidates.masks
+    if not isinstance(packed, PackedMasks) or not crop.can_match_stock:
+        return candidates
+    ambiguous = [k for k, mask in enumerate(packed.masks) if mask.ambiguous]
+    if not ambiguous:
+        return candidates
+    # Masks of one point come next to each other, so that they are decoded together.
+    ambiguous.sort(key=lambda k: candidates.points[k].tolist())
+    decoder, mask_threshold = ReferenceDecoder(crop.sam, crop.embedding), crop.sam.mask_threshold
+    masks, boxes = list(packed.masks), candidates.boxes.clone()
+    for start in range(0, len(ambiguous), _MASKS_AT_ONCE):
+        indices = ambiguous[start : start + _MASKS_AT_ONCE]
+        points = crop.to_model_input(candidates.points[indices].numpy())
+        logits = decoder.logits(points, candidates.outputs[indices])
+        upsampler = RegionUpsampler((logits.shape[1], logits.shape[2]), *crop.upsampling_sizes)
+        for k, low_res in zip(indices, logits.numpy(), strict=True):
+            measured = measure_mask(low_res, upsampler, mask_threshold, stability_score_offset)
+            masks[k], boxes[k] = measured.mask, torch.tensor(measured.box)
+    return replace(candidates, boxes=boxes, masks=PackedMasks(masks))
