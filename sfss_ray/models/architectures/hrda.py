@@ -4,7 +4,7 @@ Source: Hoyer et al., ECCV 2022, and its public code. Detail comes from 512 x 51
 half, and their logits are averaged where they overlap. The classifier is affine, so averaging features
 gives the same logits with a single pass of the classifier. An image of at most 512 x 512 is one crop.
 
-Differences to its code: images whose height or width is no multiple of 8 are resized to the finer grid
+Differences from its code: images whose height or width is no multiple of 8 are resized to the finer grid
 before the fusion, and in training the whole image is processed in detail instead of one random crop.
 
 Its authors fed Cityscapes images of 2048 x 1024 pixels. At 1024 x 512, half of the detail is lost.
