@@ -55,7 +55,8 @@ def commands() -> list[Command]:
             )
         for line in text.splitlines():
             words = tuple(shlex.split(line, comments=True))
-            recipe = words[:1] == ("python",) and words[1].startswith("experiments/")
+            # A recipe lies at the top of experiments/. The studies below it run for hours.
+            recipe = words[:1] == ("python",) and Path(words[1]).parent == Path("experiments")
             if words and (words[0] == "sfss-ray" or (recipe and words[2:])):
                 collected.append(Command(page.name, words))
     return list(dict.fromkeys(collected))

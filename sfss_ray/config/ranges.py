@@ -47,8 +47,14 @@ class Range:
 
     def describe(self, number: type) -> str:
         kind = "a whole number in " if number is int else ""
-        limit = "inf)" if math.isinf(self.high) else f"{self.high:g}]"
-        return f"{kind}{'(' if self.above else '['}{self.low:g}, {limit}; choose a value there"
+        limit = "inf)" if math.isinf(self.high) else f"{_exact(self.high)}]"
+        bracket = "(" if self.above else "["
+        return f"{kind}{bracket}{_exact(self.low)}, {limit}; choose a value there"
+
+
+def _exact(bound: float) -> str:
+    """Return a bound with every digit of a whole number."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True)

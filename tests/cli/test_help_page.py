@@ -11,7 +11,7 @@ from sfss_ray.cli.help_page import verb_page
 from sfss_ray.cli.options import all_options, option_name
 from sfss_ray.config.knobs import list_knobs
 
-_LONGEST = 48
+_LONGEST = 50
 
 
 @pytest.fixture(autouse=True)

@@ -124,6 +124,7 @@ def test_without_arguments_the_embedded_default_runs_as_it_is(monkeypatch, tmp_p
             "sam_checkpoint": None,
             "sam_type": "auto",
             "masks": None,
+            "trackers": (),
         }
         assert len(list(arguments["target_images"].iterdir())) == 96
     assert len(calls) == 2

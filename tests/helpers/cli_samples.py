@@ -23,7 +23,10 @@ SHARED_CASES = {
     "empty folder": ({"target-images": "@empty"}, r"no image in '.*empty'; (looked for|expected)"),
     "a file, no folder": ({"target-images": "@letter.txt"}, r"letter\.txt' is a file; give"),
     "missing model": ({"source-model": "@nowhere.pt"}, r"nowhere\.pt' does not exist; give"),
-    "no checkpoint": ({"source-model": "@letter.txt"}, r"letter\.txt' .*(no checkpoint|be read)"),
+    "no checkpoint": (
+        {"source-model": "@letter.txt"},
+        r"letter\.txt' .*(no checkpoint|not a checkpoint|be read)",
+    ),
     "images without labels": ({"val-images": "@images"}, "without val_labels: give both"),
     "labels without images": ({"val-labels": "@labels"}, "without val_images: give both"),
     "strange labels": (VAL | {"val-labels": "@strange_labels"}, "id 40, .*19 classes"),
