@@ -34,13 +34,11 @@ def plan(
 ) -> Plan:
     """Describe what `adapt` (with `search`: `tune_hyperparameters`) would do with these arguments.
 
-    All inputs are checked, and every problem is listed, not the first alone. The cost of stages is
+    All inputs are checked, and every problem is listed, not only the first. The cost of stages is
     measured in this process, without a cluster: the masks of one image, up to three training steps at
     the real crop and batch, and the evaluation of one image. Nothing is written below `output_dir`.
 
-    Args:
-        search: Plan `tune_hyperparameters`.
-        The other arguments are those of `adapt`.
+    `search` plans `tune_hyperparameters`. The other arguments are those of `adapt`.
 
     Returns:
         The plan. Estimates are for this machine and its device; ASHA makes a search shorter.

@@ -121,7 +121,7 @@ def test_a_pretraining_is_not_resumed_with_replaced_labels(streets, tmp_path: Pa
     shutil.copytree(streets / "val", tmp_path / "day")
     images, labels = tmp_path / "day" / "images", tmp_path / "day" / "labels"
 
-    def stop(*_) -> None:
+    def stop(*_, **__) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sfss_ray.train.launch.fit", stop)

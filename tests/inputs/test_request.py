@@ -19,7 +19,8 @@ from sfss_ray.inputs.request import Request, split_target_images
 
 def test_a_request_names_every_argument_of_adapt():
     fields = {field.name for field in dataclasses.fields(Request)}
-    assert set(inspect.signature(sfss_ray.adapt).parameters) - {"progress"} == fields - {"kind"}
+    arguments = set(inspect.signature(sfss_ray.adapt).parameters)
+    assert arguments - {"progress", "trackers"} == fields - {"kind"}
 
 
 def test_the_classes_are_those_of_the_source_model(streets, tmp_path: Path):
