@@ -1,8 +1,8 @@
 r"""Train the small SAM this package ships, on rendered street scenes.
 
-    python experiments/small_sam/train_small_sam.py --minutes 65 --output runs/small_sam [--resume]
-    python experiments/small_sam/train_small_sam.py --minutes 90 --output runs/small_sam --start FILE
-    python experiments/small_sam/train_small_sam.py --minutes 10 --output runs/small_sam --device cuda \
+    python experiments/small_sam/train_small_sam.py --minutes 65 --output-dir runs/small_sam [--resume]
+    python experiments/small_sam/train_small_sam.py --minutes 90 --output-dir runs/small_sam --start FILE
+    python experiments/small_sam/train_small_sam.py --minutes 10 --output-dir runs/small_sam --device cuda \
         --workers 14 --images-times 3 --points-times 4
     python experiments/small_sam/measure_small_sam.py --run runs/small_sam
 
@@ -104,7 +104,7 @@ NUMBERS = ("step", "seconds", "cpu_seconds", "rendered")
 
 def save(run: Run, arguments: argparse.Namespace) -> None:
     """Save the state for resuming, the averaged weights as float16, and the facts of the training."""
-    folder = arguments.output
+    folder = arguments.output_dir
     state = {name: getattr(run, name).state_dict() for name in MODULES}
     save_atomically(state | {name: getattr(run, name) for name in NUMBERS}, folder / "state.pt")
     half = {name: value.half().cpu() for name, value in run.average.state_dict().items()}
@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=65.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/small_sam"))
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/small_sam"))
     parser.add_argument("--start", type=Path, help="weights to begin from (small_sam.pt)")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
@@ -249,10 +249,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(1)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     run = start_run(arguments)
     if arguments.resume:
-        load_state(run, arguments.output / "state.pt")
+        load_state(run, arguments.output_dir / "state.pt")
     train(run, arguments)
     save(run, arguments)
 

@@ -13,7 +13,7 @@ Folders = tuple[Path, Path]
 
 
 @dataclass(frozen=True)
-class Layout:
+class DatasetLayout:
     """The layout of one data set."""
 
     name: str
@@ -37,20 +37,22 @@ _SPLITS = ("train", "val", "test")
 _FOGGY = ("leftImg8bit_foggy", "leftImg8bit_foggyDBF", "leftImg8bit_rain")
 _EXTRA = "train_extra"
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         "cityscapes",
         (("leftImg8bit", "gtFine"),),
         (*((foggy, "gtFine") for foggy in _FOGGY), (f"leftImg8bit/{_EXTRA}", f"gtCoarse/{_EXTRA}")),
     ),
-    Layout("foggy cityscapes", tuple((foggy, "gtFine") for foggy in _FOGGY)),
-    Layout("cityscapes gtCoarse", (("leftImg8bit", "gtCoarse"),)),
-    Layout("acdc or dark zurich", (("rgb_anon", "gt"),)),
-    Layout("synthia", (("RGB", "GT/LABELS"),)),
-    Layout("bdd100k", (("images/10k", "labels/sem_seg/masks"), ("seg/images", "seg/labels"))),
-    Layout("camvid (SegNet)", tuple((split, f"{split}annot") for split in _SPLITS)),
-    Layout("camvid", (("701_StillsRaw_full", "LabeledApproved_full"),)),
-    Layout("camvid", tuple((split, f"{split}_labels") for split in _SPLITS)),
-    Layout("images and labels", (("images", "labels"),)),
+    DatasetLayout("foggy cityscapes", tuple((foggy, "gtFine") for foggy in _FOGGY)),
+    DatasetLayout("cityscapes gtCoarse", (("leftImg8bit", "gtCoarse"),)),
+    DatasetLayout("acdc or dark zurich", (("rgb_anon", "gt"),)),
+    DatasetLayout("synthia", (("RGB", "GT/LABELS"),)),
+    DatasetLayout(
+        "bdd100k", (("images/10k", "labels/sem_seg/masks"), ("seg/images", "seg/labels"))
+    ),
+    DatasetLayout("camvid (SegNet)", tuple((split, f"{split}annot") for split in _SPLITS)),
+    DatasetLayout("camvid", (("701_StillsRaw_full", "LabeledApproved_full"),)),
+    DatasetLayout("camvid", tuple((split, f"{split}_labels") for split in _SPLITS)),
+    DatasetLayout("images and labels", (("images", "labels"),)),
 )
 """Known layouts, tried in this order.
 

@@ -25,7 +25,7 @@ _STEPS = 3
 _FEW_POINTS_PER_SIDE = 4
 
 
-def measure_masks(
+def measure_mask_generation(
     recipe: RegionRecipe, checkpoint: Path | None, image: np.ndarray, config: Config, device: str
 ) -> tuple[Cost, list[dict[str, Any]]]:
     """Make the masks of one image and measure that; returns the cost per image, and the masks.

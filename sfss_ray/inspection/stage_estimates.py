@@ -95,7 +95,7 @@ class StageEstimates:
 
     def _measure_masks(self) -> list[Stage]:
         """Measure the masks of one image; existing masks cost nothing."""
-        from sfss_ray.inspection.measurements import measure_masks
+        from sfss_ray.inspection.measurements import measure_mask_generation
 
         survey, config = self.survey, self.config
         if survey.masks is not None:
@@ -107,7 +107,9 @@ class StageEstimates:
         pool_size = _local_pool_size(device, config.compute.mask_actors)
         image = survey.images[0].read()
         with limited_threads((os.cpu_count() or 1) // pool_size):
-            cost, masks = measure_masks(survey.recipe, survey.region_weights, image, config, device)
+            cost, masks = measure_mask_generation(
+                survey.recipe, survey.region_weights, image, config, device
+            )
         self._masks += masks
         count = self.counts.masks
         return [

@@ -85,7 +85,7 @@ class ChangeCell:
 
 
 @dataclass(frozen=True)
-class Card:
+class ScoreCard:
     """One score at the top of the page, before and after."""
 
     metric: Metric
@@ -124,14 +124,14 @@ def measured_metrics(record: RunRecord) -> list[Metric]:
     return [m for m in METRICS if any(is_number(m.of(row)) for row in record.rows)]
 
 
-def score_cards(record: RunRecord) -> list[Card]:
+def score_cards(record: RunRecord) -> list[ScoreCard]:
     """Return a card per metric that compares source-only and the answer."""
     return [_card(metric, record) for metric in measured_metrics(record)]
 
 
-def _card(metric: Metric, record: RunRecord) -> Card:
+def _card(metric: Metric, record: RunRecord) -> ScoreCard:
     before, after = metric.of(record.baseline), metric.of(record.answer)
-    return Card(
+    return ScoreCard(
         metric,
         format_number(before, metric.digits),
         format_number(after, metric.digits),

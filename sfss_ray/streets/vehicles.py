@@ -14,7 +14,7 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Body:
+class VehicleBody:
     """The shape of a vehicle from the side: (along, up) in metres, nose at the largest `along`."""
 
     label: str
@@ -29,7 +29,7 @@ class Body:
     box_edge: float | None = None  # front end of a cargo box, which has its own colour
 
 
-def _car(length: float, height: float, boot: float, bonnet: float) -> Body:
+def _car(length: float, height: float, boot: float, bonnet: float) -> VehicleBody:
     half, belt = length / 2, 0.58 * height
     rear, front = -half + boot, half - bonnet
     profile = [
@@ -43,10 +43,10 @@ def _car(length: float, height: float, boot: float, bonnet: float) -> Body:
         [(middle + 0.05, low), (middle + 0.05, top), (front - 0.8, top), (front - 0.2, low)],
     ]
     axles = (-half + 0.19 * length, half - 0.2 * length)
-    return Body("car", profile, windows, (2, 4), 0, 6, 1.78, 0.32, axles)
+    return VehicleBody("car", profile, windows, (2, 4), 0, 6, 1.78, 0.32, axles)
 
 
-def _bus(length: float, height: float) -> Body:
+def _bus(length: float, height: float) -> VehicleBody:
     half = length / 2
     profile = [(-half, 0.35), (-half, height), (half - 0.15, height), (half, 1.1), (half, 0.35)]
     edges = np.linspace(-half + 0.3, half - 0.4, 7)
@@ -56,10 +56,10 @@ def _bus(length: float, height: float) -> Body:
         for a, b in pairwise(edges)
     ]
     axles = (-0.28 * length, 0.3 * length)
-    return Body("bus", profile, windows, (2,), 0, 3, 2.5, 0.48, axles)
+    return VehicleBody("bus", profile, windows, (2,), 0, 3, 2.5, 0.48, axles)
 
 
-def _truck(length: float, height: float) -> Body:
+def _truck(length: float, height: float) -> VehicleBody:
     half = length / 2
     cab = half - 1.9
     profile = [
@@ -68,10 +68,10 @@ def _truck(length: float, height: float) -> Body:
     ]  # fmt: skip
     windows = [[(cab + 0.5, 1.6), (cab + 0.5, 2.4), (half - 0.45, 2.4), (half - 0.2, 1.6)]]
     axles = (-0.32 * length, -0.18 * length, half - 0.9)
-    return Body("truck", profile, windows, (4,), 0, 5, 2.45, 0.5, axles, cab)
+    return VehicleBody("truck", profile, windows, (4,), 0, 5, 2.45, 0.5, axles, cab)
 
 
-def sample_body(rng: np.random.Generator, label: str) -> Body:
+def sample_body(rng: np.random.Generator, label: str) -> VehicleBody:
     """Draw the dimensions of a "car", "truck" or "bus"."""
     if label == "bus":
         return _bus(rng.uniform(9, 12), rng.uniform(2.9, 3.3))
@@ -103,7 +103,7 @@ def _faces(point: np.ndarray, normal: np.ndarray, eye: np.ndarray) -> bool:
 
 
 @dataclass(frozen=True)
-class _Strip:
+class _SideStrip:
     """A face across the whole width of a body."""
 
     edge: int  # index of the profile edge
@@ -116,7 +116,7 @@ class _VehiclePainter:
     """Paints the faces of one vehicle."""
 
     brush: Brush
-    body: Body
+    body: VehicleBody
     frame: _Frame
     instance: int
     depth: float  # of the centre
@@ -138,7 +138,7 @@ class _VehiclePainter:
         self.brush.canvas.cast_shadow(corners, max(p[1] for p in profile))
         self.brush.canvas.touch_ground(corners)
 
-    def visible_strips(self, eye: np.ndarray) -> list[_Strip]:
+    def visible_strips(self, eye: np.ndarray) -> list[_SideStrip]:
         """Return the faces across the body that the camera sees, far ones first."""
         body, frame, strips = self.body, self.frame, []
         half = body.width / 2
@@ -150,7 +150,7 @@ class _VehiclePainter:
             run, rise = b[0] - a[0], b[1] - a[1]
             normal = (-rise * frame.along + run * np.array([0, 1.0, 0])) / np.hypot(run, rise)
             if _faces(corners.mean(0), normal, eye):
-                strips.append(_Strip(edge, corners, normal))
+                strips.append(_SideStrip(edge, corners, normal))
         return sorted(strips, key=lambda strip: -strip.corners[:, 2].mean())
 
     def paint_underside(self) -> None:
@@ -194,7 +194,7 @@ class _VehiclePainter:
             canvas.fill(tyre, self.frame.to_world(centre + circle, half * 1.01))
             canvas.fill(rim, self.frame.to_world(centre + 0.55 * circle, half * 1.02))
 
-    def paint_end(self, strip: _Strip) -> None:
+    def paint_end(self, strip: _SideStrip) -> None:
         """Paint lights, number plate, bumper and, on the tail of a bus, a rear window."""
         canvas, brush, normal = self.brush.canvas, self.brush, strip.normal
         is_tail = strip.edge == self.body.tail_strip
@@ -224,7 +224,7 @@ class _VehiclePainter:
             canvas.fill(self.part(brush.material("glass"), normal), box(0.08, 0.92, 0.55, 0.9))
 
 
-def paint_vehicle(brush: Brush, body: Body, x: float, z: float, heading: float) -> None:
+def paint_vehicle(brush: Brush, body: VehicleBody, x: float, z: float, heading: float) -> None:
     """Paint a vehicle centred at (x, z); heading 0 drives away from the camera, pi towards it."""
     camera, frame = brush.canvas.camera, _Frame(x, z, heading)
     eye = np.array([camera.offset, camera.height, 0.0])

@@ -17,7 +17,7 @@ from sfss_ray.inspection import cost_meter, measurements
 from sfss_ray.inspection.measurements import (
     _scale_to_all_points,
     measure_evaluation,
-    measure_masks,
+    measure_mask_generation,
     measure_training,
 )
 from sfss_ray.masks.bank.schema import write_shard
@@ -32,7 +32,9 @@ def test_the_size_of_a_checkpoint_is_that_of_a_real_one(streets, tmp_path: Path)
     file = list_images(streets / "target" / "images")[0]
     source = open_source(SOURCE_MODEL)
     recipe, weights = make_recipe(PLAN_CONFIG.masks, None)
-    cost, masks = measure_masks(recipe, weights, read_image(file.path), PLAN_CONFIG, "cpu")
+    cost, masks = measure_mask_generation(
+        recipe, weights, read_image(file.path), PLAN_CONFIG, "cpu"
+    )
     assert cost.note == f"{len(masks)} masks on this image"
     assert len(masks) > 1
     cost = measure_training(source, file, masks, PLAN_CONFIG, "cpu")
@@ -81,7 +83,9 @@ def test_a_large_sam_is_measured_with_few_points_and_one_pass_of_its_encoder(mon
     for module in (measurements, cost_meter):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     recipe = RegionRecipe("sam", "vit_h", "", {"points_per_side": 32, "crop_n_layers": 1})
-    cost, _ = measure_masks(recipe, None, np.zeros((8, 8, 3), np.uint8), PLAN_CONFIG, "cpu")
+    cost, _ = measure_mask_generation(
+        recipe, None, np.zeros((8, 8, 3), np.uint8), PLAN_CONFIG, "cpu"
+    )
     assert cost.seconds == pytest.approx(5 * (2.0 + 1024 * 0.1))
     assert cost.note == "from 16 points; disk at most"
     assert not torch.nn.modules.module._global_forward_hooks

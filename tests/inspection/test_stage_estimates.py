@@ -21,7 +21,9 @@ from sfss_ray.streets.default import SOURCE_MODEL
 def costs(monkeypatch) -> None:
     """Measurements of known cost: 2 s for masks, 3 s for a step, .5 s for an evaluation."""
     monkeypatch.setattr(
-        measurements, "measure_masks", lambda *_: (Cost(2.0, 100.0, 0.25, "12 masks"), [{}])
+        measurements,
+        "measure_mask_generation",
+        lambda *_: (Cost(2.0, 100.0, 0.25, "12 masks"), [{}]),
     )
     monkeypatch.setattr(
         measurements, "measure_training", lambda *_: Cost(3.0, 900.0, 10.0, "crops")

@@ -7,10 +7,10 @@ import pytest
 from street_brushes import make_brush, painted_labels, painted_names
 
 from sfss_ray.streets.brush import LABEL
-from sfss_ray.streets.vehicles import Body, paint_vehicle, sample_body
+from sfss_ray.streets.vehicles import VehicleBody, paint_vehicle, sample_body
 
 
-def body_of(label: str, seed: int = 0) -> Body:
+def body_of(label: str, seed: int = 0) -> VehicleBody:
     """Return a random vehicle of a class."""
     return sample_body(np.random.default_rng(seed), label)
 
