@@ -1,10 +1,10 @@
-"""What a training step gains by keeping freed memory (sfss_ray/runtime/threads.py), on a CPU.
+"""Measure the gain of a training step from keeping freed memory (sfss_ray/runtime/threads.py).
 
     python experiments/bench/allocator.py [--rounds 3] [--steps 4]
 
-Steps of plain self-training with the compact network, batch 4, one thread, with the C library as it is
-and with freed memory kept: processes of their own, in turns. Wall time, and the most memory a process
-had. Writes results/allocator_cpu.md and .json.
+The script times steps of plain self-training with the compact network, batch 4, on one CPU thread. The C
+library either keeps its defaults or keeps freed memory. Both modes alternate in processes of their own.
+It measures wall time and peak memory, and writes results/allocator_cpu.md and .json.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from sfss_ray.runtime.threads import keep_freed_memory
 from sfss_ray.streets.default import embedded_config
 
 CROPS = {"128x256": embedded_config, "512x512": Config}
-WAYS = ("as it is", "kept")
-TITLE = "# A training step with the C library as it is, and with freed memory kept"
+MODES = ("default", "kept")
+TITLE = "# A training step with the default C library, and with freed memory kept"
 
 
-def steps_here(crop: str, way: str, number: int) -> dict[str, float]:
-    """Median seconds of a step in this process, after one that is not counted, and its memory."""
+def steps_here(crop: str, mode: str, number: int) -> dict[str, float]:
+    """Return the median seconds of a step in this process, after one warm-up step, and peak memory."""
     torch.set_num_threads(1)
-    if way == "kept":
+    if mode == "kept":
         keep_freed_memory()
     config, seconds = CROPS[crop](), []
     trainer = Trainer("compact", config, 0.0, "cpu")
@@ -43,31 +43,33 @@ def steps_here(crop: str, way: str, number: int) -> dict[str, float]:
         start = time.perf_counter()
         trainer.step(batch)
         seconds.append(time.perf_counter() - start)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": median(seconds[1:]), "mb": most}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": median(seconds[1:]), "mb": peak}
 
 
-def in_a_process(crop: str, way: str, number: int) -> dict[str, float]:
-    words = [sys.executable, __file__, "--steps", str(number), "--here", crop, way]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+def run_in_process(crop: str, mode: str, number: int) -> dict[str, float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--steps", str(number), "--here", crop, mode]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(crop: str, rounds: int, number: int) -> dict[str, Any]:
-    """A row: medians over rounds, both ways in each."""
-    seen = [{way: in_a_process(crop, way, number) for way in WAYS} for _ in range(rounds)]
+    """Return a row: medians over rounds with both modes in each."""
+    measured = [{mode: run_in_process(crop, mode, number) for mode in MODES} for _ in range(rounds)]
     row: dict[str, Any] = {"rounds": rounds, "steps": number}
-    for way in WAYS:
-        for what in ("seconds", "mb"):
-            row[f"{way} {what}"] = median(each[way][what] for each in seen)
-    row["times_faster"] = median(r[WAYS[0]]["seconds"] / r[WAYS[1]]["seconds"] for r in seen)
+    for mode in MODES:
+        for unit in ("seconds", "mb"):
+            row[f"{mode} {unit}"] = median(each[mode][unit] for each in measured)
+    row["times_faster"] = median(r[MODES[0]]["seconds"] / r[MODES[1]]["seconds"] for r in measured)
     return row | machine() | {"threads": 1, "command": "python experiments/bench/allocator.py"}
 
 
 def text_of(rows: dict[str, dict[str, Any]]) -> str:
-    columns = ["crop", "as it is, s", "kept, s", "times faster", "as it is, MB", "kept, MB"]
+    """Return the table as Markdown."""
+    columns = ["crop", "default, s", "kept, s", "times faster", "default, MB", "kept, MB"]
     cells = [
-        [crop, *(f"{row[f'{way} seconds']:.2f}" for way in WAYS), f"{row['times_faster']:.2f}"]
-        + [f"{row[f'{way} mb']:.0f}" for way in WAYS]
+        [crop, *(f"{row[f'{mode} seconds']:.2f}" for mode in MODES), f"{row['times_faster']:.2f}"]
+        + [f"{row[f'{mode} mb']:.0f}" for mode in MODES]
         for crop, row in rows.items()
     ]
     row = next(iter(rows.values()))
@@ -76,14 +78,15 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--here", nargs=2, metavar=("CROP", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--here", nargs=2, metavar=("CROP", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.here:
-        crop, way = arguments.here
-        print(json.dumps(steps_here(crop, way, arguments.steps)))
+        crop, mode = arguments.here
+        print(json.dumps(steps_here(crop, mode, arguments.steps)))
         return
     for crop in CROPS:
         row = measure(crop, arguments.rounds, arguments.steps)

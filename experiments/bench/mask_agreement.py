@@ -1,4 +1,4 @@
-"""Whether masks are the same: ours beside stock's in float32, and ours in bfloat16 beside float32."""
+"""Compare masks: sfss_ray with segment_anything in float32, and bfloat16 with float32."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ SAME_CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "random ViT-B, CamVid, crops and small regions": (
         "vit_b",
         "camvid",
-        # Masks of borders have nearly the same boxes: at the default .7 two of fifty are left.
+        # Masks of borders have nearly the same boxes. At the default .7, two of fifty would remain.
         _CROPS | {"min_mask_region_area": 100, "crop_nms_thresh": 1.0},
     ),
 }
-# Random weights predict no meaningful IoU, draw soft borders, and show nearly the same under all points:
-# thresholds at which many masks come out, alike or not. Few points, as the encoder is what takes time.
+# Random weights predict no meaningful IoU, have soft borders, and give similar masks for all points.
+# With these thresholds many masks pass. Few points suffice, because the encoder takes most of the time.
 RANDOM_SETTINGS = {
     "points_per_side": 4,
     "pred_iou_thresh": 0.88,
@@ -60,7 +60,7 @@ RANDOM_SETTINGS = {
 
 
 def same_masks(options: Options, case: str) -> dict[str, Any]:
-    """Both generators in float32 over the images of a case; images compared before are not again."""
+    """Compare both generators in float32 over the images of a case, with cached results."""
     kind, source, changes = SAME_CASES[case]
     if kind == "small":
         sam, settings = load_sam(shipped_small_sam(), device=options.device), SMALL_SETTINGS
@@ -68,37 +68,37 @@ def same_masks(options: Options, case: str) -> dict[str, Any]:
         sam, settings = calibrated_sam(kind, options.device), RANDOM_SETTINGS
     settings = {**settings, **changes, "output_mode": "coco_rle"}
     images = camvid(options, options.images) if source == "camvid" else cityscapes(options)
-    done = Compared(options.compared / case, {**settings, **machine(options.device)})
+    cache = ComparisonCache(options.compared / case, {**settings, **machine(options.device)})
     with _convolutions_in_float32():
-        seen = [
-            done.get(image, lambda image=image: _compare(sam, image, settings)) for image in images
+        results = [
+            cache.get(image, lambda image=image: _compare(sam, image, settings)) for image in images
         ]
-    row = _summed(seen)
+    row = _summed(results)
     return {"images": len(images), **row, "settings": settings, **machine(options.device)}
 
 
-class Compared:
-    """What is known of images under the same settings, code and machine, a file each.
+class ComparisonCache:
+    """Results of compared images, one file for each image, settings, code and machine.
 
-    A case of a large network takes an hour or two.
+    A case of a large network takes one to two hours.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]):
         self.folder, self.facts = folder, {k: v for k, v in facts.items() if k != "load"}
 
     def get(self, image: np.ndarray, compare: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is known of this image, or what `compare` finds."""
+        """Return the stored result of this image, or compare it."""
         parts = [json.dumps(self.facts, sort_keys=True).encode(), *_sources(), image.tobytes()]
         path = self.folder / f"{hashlib.sha256(b''.join(parts)).hexdigest()}.json"
         if not path.exists():
             write_json(path, compare())
-            print(f"{self.folder.name}: one more image compared", flush=True)
+            print(f"{self.folder.name}: compared one more image", flush=True)
         return json.loads(path.read_text())
 
 
 @cache
 def _sources() -> list[bytes]:
-    """The code that is compared, and that compares."""
+    """Return the source code of the generator and of the comparison."""
     files = [
         *Path(generator.__file__).parent.glob("*.py"),
         Path(__file__),
@@ -109,9 +109,7 @@ def _sources() -> list[bytes]:
 
 @contextmanager
 def _convolutions_in_float32() -> Iterator[None]:
-    """cuDNN rounds float32 convolutions to TF32 by default: stock's upscaling, which ours has as
-    matrix products, would be compared at 10 bits.
-    """
+    """Disable TF32 in cuDNN, which would round the convolutions of the stock generator to 10 bits."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -125,9 +123,9 @@ def _compare(sam: Sam, image: np.ndarray, settings: dict[str, Any]) -> dict[str,
         with quiet():
             stock = SamAutomaticMaskGenerator(sam, **settings).generate(image)
     except (RuntimeError, IndexError, KeyError):
-        return {"stock_failed": 1}  # it stops where a crop has no mask
+        return {"stock_failed": 1}  # the stock generator fails where a crop has no mask
     ours = AutomaticMaskGenerator(sam, **settings).generate(image)
-    named = [[(r["point_coords"], r["crop_box"]) for r in records] for records in (stock, ours)]
+    order = [[(r["point_coords"], r["crop_box"]) for r in records] for records in (stock, ours)]
     overlaps = [
         1.0 if a["segmentation"] == b["segmentation"] else _iou(a, b)
         for a, b in zip(stock, ours, strict=False)
@@ -137,7 +135,7 @@ def _compare(sam: Sam, image: np.ndarray, settings: dict[str, Any]) -> dict[str,
         "stock_masks": len(stock),
         "our_masks": len(ours),
         "same_count": int(len(stock) == len(ours)),
-        "same_order": int(named[0] == named[1]),
+        "same_order": int(order[0] == order[1]),
         "identical": sum(identical),
         "worst_iou": min(overlaps, default=1.0),
         "iou_below_999": sum(value < 0.999 for value in overlaps),
@@ -149,23 +147,23 @@ def _iou(a: dict[str, Any], b: dict[str, Any]) -> float:
     return float(overlaps[0, 0])
 
 
-def _summed(seen: list[dict[str, Any]]) -> dict[str, Any]:
-    compared = [one for one in seen if "stock_failed" not in one]
-    row: dict[str, Any] = {"stock_failed": len(seen) - len(compared)}
+def _summed(results: list[dict[str, Any]]) -> dict[str, Any]:
+    compared = [one for one in results if "stock_failed" not in one]
+    row: dict[str, Any] = {"stock_failed": len(results) - len(compared)}
     for name in compared[0] if compared else ():
         values = [one[name] for one in compared]
         row[name] = min(values) if name == "worst_iou" else sum(values)
     if compared:
         row["identical_percent"] = round(100 * row["identical"] / max(1, row["stock_masks"]), 2)
-        # A difference in count or order is looked at one image at a time.
+        # Images with another count or order can then be inspected one by one.
         row["images_that_differ"] = [
-            k for k, one in enumerate(seen) if not one.get("same_order", 1)
+            k for k, one in enumerate(results) if not one.get("same_order", 1)
         ]
     return row
 
 
 def agreement(options: Options) -> dict[str, Any]:
-    """Our bf16 against our fp32 with the trained small SAM: counts, and each mask's best IoU."""
+    """Compare bf16 with fp32 for the trained small SAM: counts, and the best IoU of each mask."""
     sam = load_sam(shipped_small_sam(), device=options.device)
     generators = [generator_of(sam, who, 64, **SMALL_SETTINGS) for who in ("fp32", "bf16")]
     counts, best = np.zeros(2, dtype=int), []

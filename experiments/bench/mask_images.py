@@ -1,4 +1,4 @@
-"""What the mask benches look at, and the settings of the shipped small SAM."""
+"""Images for the mask benchmarks, and the settings of the shipped small SAM."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SMALL_SETTINGS = json.loads(shipped_small_sam().with_suffix(".json").read_text()
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """Options of the command line.
 
     Attributes:
         data: folder with camvid/ and cityscapes_sample/.
         device: cpu or cuda.
         images: CamVid images of the comparison.
-        repeats: calls of a median; `stock_repeats` for the slow stock generator.
-        compared: folder for what is known of the images of the comparison.
+        repeats: calls per median. `stock_repeats` is for the slow stock generator.
+        compared: folder for the results of compared images.
     """
 
     data: Path
@@ -40,12 +40,12 @@ class Options:
 
 
 def camvid(options: Options, count: int) -> list[np.ndarray]:
-    """The first `count` images of val, RGB."""
+    """Return the first `count` images of val, RGB."""
     return _read(sorted((options.data / "camvid" / "images" / "val").glob("*.jpg"))[:count])
 
 
 def cityscapes(options: Options) -> list[np.ndarray]:
-    """All four, RGB."""
+    """Return all four images, RGB."""
     folder = options.data / "cityscapes_sample" / "leftImg8bit"
     return _read(sorted(folder.rglob("*_leftImg8bit.png")))
 
@@ -59,13 +59,13 @@ def _read(files: list[Path]) -> list[np.ndarray]:
 def _pixels(file: Path) -> np.ndarray:
     pixels = cv2.imread(str(file))
     if pixels is None:
-        raise SystemExit(f"{file} is no image")
+        raise SystemExit(f"{file} is not an image")
     return pixels
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without torch's warnings about how the stock generator uses it."""
+    """Silence torch's warnings about the stock generator."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

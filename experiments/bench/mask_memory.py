@@ -1,4 +1,4 @@
-"""Memory of the encoder and of a batch of points on a CPU, for the mask bench; see masks.py."""
+"""Measure the memory of the encoder and of a batch of points on a CPU. See masks.py."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ ENCODERS = ("encoder, stock", "encoder, fp32")
 
 
 def memory_of(who: str) -> dict[str, Any]:
-    """Extra peak memory with ViT-B, in a process of its own.
+    """Measure the extra peak memory with ViT-B in a process of its own.
 
-    Of an image's encoder where `who` is one of ENCODERS; of one batch of 64 points at 2048x1024 where
-    it is one of BATCHES.
+    `who` is one of ENCODERS (the encoder of one image) or of BATCHES (64 points at 2048x1024).
     """
     command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
     done = subprocess.run(
@@ -40,14 +39,14 @@ def memory_of(who: str) -> dict[str, Any]:
 
 
 def memory_here(who: str) -> dict[str, Any]:
-    """The row of memory_of, in this process: above what is held before."""
+    """Measure the row of memory_of in this process, above the memory before the call."""
     extra, facts = _encoder(who) if who in ENCODERS else _batch(who)
     return {"extra_gb": round(extra * 1024 / 1e9, 3), **facts, **machine()}
 
 
 @torch.no_grad()
 def _encoder(who: str) -> tuple[int, dict[str, Any]]:
-    """KiB of an image, after a first one."""
+    """Return the KiB of an image after a warm-up image."""
     sam = calibrated_sam("vit_b", "cpu")
     encoder, image = sam.image_encoder, torch.rand(1, 3, 1024, 1024)
     encode = encoder if who == "encoder, stock" else partial(encode_image, encoder)
@@ -58,10 +57,10 @@ def _encoder(who: str) -> tuple[int, dict[str, Any]]:
 
 
 def _batch(who: str) -> tuple[int, dict[str, Any]]:
-    """KiB of a batch, and its masks.
+    """Return the KiB of a batch, and its number of masks.
 
-    The encoder is left out, as its own peak would hide the batch's; a first call with one point
-    brings in what is loaded once.
+    The encoder is left out, because its peak would hide that of the batch. A first call with one point
+    loads everything that is loaded once.
     """
     sam = calibrated_sam("vit_b", "cpu")
     sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
@@ -77,7 +76,7 @@ def _batch(who: str) -> tuple[int, dict[str, Any]]:
 
 
 def _peak_kib(forget: bool = False) -> int:
-    """Highest resident memory of this process in KiB (Linux); `forget` starts it anew."""
+    """Return the peak resident memory of this process in KiB (Linux). `forget` resets it."""
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""How long masks take, ours beside stock's, one function a part; see masks.py."""
+"""Time mask generation beside the stock generator, one function for each part. See masks.py."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from sfss_ray.masks.sam.resize import PillowResize
 
 
 def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
-    """Everything but encoder and decoder, from drawn low-resolution logits to records.
+    """Time everything except encoder and decoder, from drawn low-resolution logits to records.
 
     Time inside encoder and decoder (stock: set_image and mask_decoder; ours: encode_crop and
-    decode) is taken off; it is that of stand-ins. Ours decodes no doubtful mask again.
+    decode) is subtracted, because both are stand-ins. Ours decodes no doubtful mask again.
     """
     sam = random_sam("vit_b", options.device)
     sam.image_encoder = NoEncoder(sam)  # pyright: ignore[reportAttributeAccessIssue]
     drawn = draw_masks(low_size(size), 32, device=options.device)
     sam.to(options.device)
     image = smooth_image(size)
-    row, found = {}, {}
+    row, masks = {}, {}
     for name, build, repeats in (
         ("stock", SamAutomaticMaskGenerator, options.stock_repeats),
         ("ours", AutomaticMaskGenerator, options.repeats),
@@ -55,17 +55,17 @@ def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
         times = []
         for _ in range(repeats):
             with quiet(), _clock_of_others(name, sam, drawn, options.device) as others:
-                seconds, found[name] = seconds_of(
+                seconds, masks[name] = seconds_of(
                     lambda g=generator: g.generate(image), options.device
                 )
             times.append(seconds - sum(others))
         row[f"{name}_seconds"] = float(np.median(times))
-    same = [a["segmentation"] == b["segmentation"] for a, b in zip(*found.values(), strict=False)]
+    same = [a["segmentation"] == b["segmentation"] for a, b in zip(*masks.values(), strict=False)]
     return {
         **row,
         "times_faster": round(row["stock_seconds"] / row["ours_seconds"], 1),
-        "stock_masks": len(found["stock"]),
-        "our_masks": len(found["ours"]),
+        "stock_masks": len(masks["stock"]),
+        "our_masks": len(masks["ours"]),
         "identical": sum(same),
         **machine(options.device),
     }
@@ -73,9 +73,10 @@ def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
 
 @contextmanager
 def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Iterator[list[float]]:
-    """Seconds spent in encoder and decoder of "stock" or "ours"; decoders hand out drawn masks.
+    """Collect the seconds in encoder and decoder of "stock" or "ours". Decoders return drawn masks.
 
-    Each has only its own parts replaced, as ours runs stock's calls where those are replaced.
+    Only the parts of that generator are replaced, because ours calls the stock code where its parts are
+    replaced.
     """
     spent: list[float] = []
 
@@ -90,7 +91,7 @@ def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Ite
     class Decoder(DrawnPoints):
         decode = timed(DrawnPoints.decode)
 
-    places = {
+    replacements = {
         "ours": (
             (generator_module, "encode_crop", timed(generator_module.encode_crop)),
             (generator_module, "recompute_ambiguous", lambda crop, candidates, offset: candidates),
@@ -103,7 +104,7 @@ def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Ite
         ),
     }
     with ExitStack() as stack:
-        for owner, attribute, value in places[name]:
+        for owner, attribute, value in replacements[name]:
             stack.enter_context(patch.object(owner, attribute, value))
         yield spent
 
@@ -111,7 +112,7 @@ def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Ite
 def whole_image(
     options: Options, kind: str, who: str, points_per_batch: int = 64
 ) -> dict[str, Any]:
-    """generate() at 2048x1024 with 1024 points: real encoder and decoder, drawn logits.
+    """Time generate() at 2048x1024 with 1024 points: real encoder and decoder, drawn logits.
 
     `who` is stock, fp32 or bf16 (both ours).
     """
@@ -125,8 +126,8 @@ def whole_image(
         if gpu:
             generator.generate(image)
             torch.cuda.reset_peak_memory_stats()
-        seconds, found = median_seconds(lambda: generator.generate(image), repeats, options.device)
-    row = {"seconds": seconds, "repeats": repeats, "masks": len(found)}
+        seconds, masks = median_seconds(lambda: generator.generate(image), repeats, options.device)
+    row = {"seconds": seconds, "repeats": repeats, "masks": len(masks)}
     if gpu:
         row["images_per_second"] = 1 / seconds
         row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -136,7 +137,7 @@ def whole_image(
 
 @torch.no_grad()
 def _encoder_seconds(predictor: SamPredictor, image: np.ndarray, who: str, repeats: int) -> float:
-    """Of them, those of the image encoder with its preparation of the image, on a GPU."""
+    """Return the seconds of the image encoder with its preprocessing, on a GPU."""
     dtype = torch.bfloat16 if who == "bf16" else torch.float32
     resize = PillowResize()
     work = lambda: generator_module.encode_crop(predictor, image, dtype, resize)  # noqa: E731
@@ -144,6 +145,7 @@ def _encoder_seconds(predictor: SamPredictor, image: np.ndarray, who: str, repea
 
 
 def generator_of(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> Any:
+    """Return the generator that `who` names: stock, fp32 or bf16."""
     settings = {"points_per_batch": points_per_batch, "output_mode": "coco_rle", **settings}
     if who == "stock":
         return SamAutomaticMaskGenerator(sam, **settings)
@@ -153,7 +155,7 @@ def generator_of(sam: Sam, who: str, points_per_batch: int, **settings: Any) -> 
 
 @contextmanager
 def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
-    """Inside, decoders do their work and hand out drawn logits."""
+    """Let decoders do their work inside the block and return drawn logits."""
     if who == "stock":
         with patch.object(sam, "mask_decoder", DrawnDecoder(drawn, sam.mask_decoder)):
             yield
@@ -169,7 +171,7 @@ def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
 
 
 def small_image(options: Options) -> dict[str, Any]:
-    """The shipped small SAM with its trained weights on CamVid images, nothing replaced."""
+    """Time the shipped small SAM with its trained weights on CamVid images, nothing replaced."""
     sam = load_sam(shipped_small_sam(), device=options.device)
     images = camvid(options, 3)
     row = {}

@@ -1,9 +1,9 @@
-"""Our automatic mask generator beside segment_anything's own: the same masks, time, memory.
+"""Compare the automatic mask generator with that of segment_anything: masks, time, memory.
 
     OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR [--parts ...] [--device cuda]
 
-One compute thread. Writes results/masks_DEVICE.md and .json; parts that are not asked for keep the
-rows of earlier runs. See the text in the table for what is simulated.
+The benchmark uses one compute thread. It writes results/masks_DEVICE.md and .json. Parts that are not
+selected keep the rows of earlier runs. The text above the table states the simulated parts.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ SIMULATED = (
 def measurements(
     options: Options, parts: list[str], only: str
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name and work of each row in the order of `parts`.
+    """Yield the name and the work of each row in the order of `parts`.
 
-    `only` is a row's name, or a part of the names wanted.
+    `only` is the name of a row, or a part of several names.
     """
     every: list[tuple[str, str, Callable[[], Any]]] = [
         ("same", case, lambda case=case: same_masks(options, case)) for case in SAME_CASES
@@ -60,14 +60,14 @@ def measurements(
         every += [("memory", who, lambda who=who: memory_of(who)) for who in (*BATCHES, *ENCODERS)]
     every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
     whole_name = any(name == only for _, name, _ in every)
-    for wanted in parts:
+    for selected in parts:
         for part, name, work in every:
-            if part == wanted and (name == only if whole_name else only in name):
+            if part == selected and (name == only if whole_name else only in name):
                 yield f"{part}: {name}", work
 
 
 def _whole_images(device: str) -> Iterator[tuple[str, str, int]]:
-    """Network, generator, points per batch. A CPU takes small batches whatever is asked for."""
+    """Yield network, generator and points per batch. A CPU always uses small batches."""
     for kind in ("vit_b",) if device == "cpu" else ("vit_b", "vit_h"):
         yield kind, "stock", 64
         for batch in (64,) if device == "cpu" else GPU_BATCHES:
@@ -76,7 +76,7 @@ def _whole_images(device: str) -> Iterator[tuple[str, str, int]]:
 
 
 def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
-    """Markdown of all rows known."""
+    """Return the tables of all rows as Markdown."""
     parts = {part: _rows_of(rows, part) for part in PARTS}
     lines = ["# Masks: ours beside segment_anything's generator", ""]
     if device == "cpu":
@@ -127,7 +127,7 @@ def _table(title: str, rows: dict[str, dict[str, Any]], columns: tuple[str, ...]
 
 
 def _same_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """`same count` and `same order` are numbers of images."""
+    """Return the table of agreement. `same count` and `same order` are numbers of images."""
     lines = _table("Same masks, fp32 (same count, same order: images)", rows, _SAME)
     for name, row in rows.items():
         lines.append(f"- {name}: `{json.dumps(row['settings'])}`")
@@ -135,14 +135,16 @@ def _same_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _image_lines(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Beside the stock generator on the same machine."""
-    shown = {}
+    """Return the table of whole images, with ratios to the stock generator on the same machine."""
+    table_rows = {}
     for name, row in rows.items():
         stock = rows.get(f"{name.split()[0]} stock 64, {row['device']}", {}).get("seconds")
         times = round(stock / row["seconds"], 1) if stock else ""
-        shown[name] = {**row, "times_faster": times}
+        table_rows[name] = {**row, "times_faster": times}
     return _table(
-        "Whole image, 2048x1024, 1024 points (network, generator, batch, machine)", shown, _IMAGE
+        "Whole image, 2048x1024, 1024 points (network, generator, batch, machine)",
+        table_rows,
+        _IMAGE,
     )
 
 
@@ -160,19 +162,27 @@ def _facts(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("SFSS_TEST_DATA", "data"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--only", default="", help="a row's name, or a part of several")
+    parser.add_argument("--only", default="", help="name of a row, or a part of several names")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--images", type=int, default=40, help="CamVid images to compare on")
+    parser.add_argument("--images", type=int, default=40, help="number of CamVid images to compare")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--stock-repeats", type=int, default=1, help="stock takes minutes")
+    parser.add_argument(
+        "--stock-repeats",
+        type=int,
+        default=1,
+        help="calls of the slow stock generator",
+    )
     parser.add_argument(
         "--compared", type=Path, default=Path("runs/bench_masks"),
-        help="folder of comparisons of images: those done are not done again",
+        help="folder for the results of compared images, which are reused",
     )  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=math.inf, help="starts no row after these")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="start no row after this time"
+    )
     parser.add_argument("--memory-of", choices=(*BATCHES, *ENCODERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -190,7 +200,10 @@ def main() -> None:
     deadline, failed = time.monotonic() + arguments.seconds, 0
     for row_name, work in measurements(options, arguments.parts, arguments.only):
         if time.monotonic() > deadline:
-            print(f"{row_name}: not measured, {arguments.seconds:g} s are over", flush=True)
+            print(
+                f"{row_name}: not measured, the time limit of {arguments.seconds:g} s has passed",
+                flush=True,
+            )
             continue
         row = _row(work)
         if row is None:
@@ -198,7 +211,7 @@ def main() -> None:
             failed += 1
             continue
         row |= {"command": command}
-        if row_name.startswith("image: "):  # machines differ: a row of each
+        if row_name.startswith("image: "):  # one row per machine
             row_name += f", {row['device']}"
         print(row_name, json.dumps(row), flush=True)
         rows = keep(name, {row_name: row})
@@ -208,7 +221,7 @@ def main() -> None:
 
 
 def _row(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-    """None when the work fails, of which the reason is printed: other rows may still be measured."""
+    """Return a row, or print the reason and return None, so that other rows can still be measured."""
     try:
         return work()
     except SystemExit as no_data:

@@ -1,11 +1,11 @@
-"""A real adaptation step of the field's networks: seconds and peak memory.
+"""Measure time and peak memory of a real adaptation step for each network.
 
     python experiments/bench/networks.py [--device cuda] [--networks deeplabv2_resnet101 ...] [--batch 1]
 
-Two views, student and teacher, the contrast over Felzenszwalb regions of a drawn scene, backward and
-optimiser step, random weights. On a CPU each row is a process of its own, so that one peak does not
-hide in another, and a step reads its crops; on a GPU, whose peak is counted anew, a step is the median
-of ten on a batch that is there. Writes results/networks_DEVICE.md and .json beside this file.
+A step has two views, student and teacher, the contrast over Felzenszwalb regions of a drawn scene, the
+backward pass and the optimiser step. Weights are random. On a CPU each row runs in a process of its
+own, so that peaks stay apart, and a step includes reading its crops. On a GPU a step is the median of
+ten on a batch in memory. The script writes results/networks_DEVICE.md and .json beside this file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def measure(network: str, precision: str, device: str, batch: int, threads: int) -> dict[str, Any]:
-    """One row, in this process."""
+    """Measure one row in this process."""
     import torch
     from PIL import Image
 
@@ -72,22 +72,22 @@ def measure(network: str, precision: str, device: str, batch: int, threads: int)
         masks = build_region_source(recipe, checkpoint, 64, device)(image)
         file = ImageFile("scene", path)
         with _steps_on_one_batch(device) as seconds:
-            seen = measure_training(open_source(model), file, masks, config, device)
+            cost = measure_training(open_source(model), file, masks, config, device)
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     return {
         "network": network,
         "precision": precision,
         "parameters_millions": round(parameters, 1),
-        "seconds_per_step": round(median(seconds), 4) if seconds else round(seen.seconds, 2),
-        "peak_gb": round(seen.memory_mb / 1000, 1),
+        "seconds_per_step": round(median(seconds), 4) if seconds else round(cost.seconds, 2),
+        "peak_gb": round(cost.memory_mb / 1000, 1),
     }
 
 
 @contextmanager
 def _steps_on_one_batch(device: str) -> Iterator[list[float]]:
-    """On a GPU the seconds of steps, once they were taken inside; empty on a CPU.
+    """Collect the seconds of steps on one batch on a GPU. The list stays empty on a CPU.
 
-    A loader in the same process takes as long for its crops as the GPU for its step.
+    A loader in the same process would take as long for its crops as the GPU for its step.
     """
     import torch
 
@@ -114,7 +114,7 @@ def _steps_on_one_batch(device: str) -> Iterator[list[float]]:
 
 
 def in_this_process(words: list[str]) -> dict[str, Any]:
-    """A row, or why there is none; what it held on the GPU is given back."""
+    """Measure a row, or return its error. Frees the GPU memory afterwards."""
     import torch
 
     network, precision, device, batch, threads = words
@@ -129,7 +129,7 @@ def in_this_process(words: list[str]) -> dict[str, Any]:
 
 
 def in_own_process(words: list[str]) -> dict[str, Any]:
-    """A row, or why there is none."""
+    """Measure a row in a process of its own, or return its error."""
     done = subprocess.run(
         [sys.executable, __file__, "--row", *words], capture_output=True, text=True
     )
@@ -141,7 +141,7 @@ def in_own_process(words: list[str]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     lines = [
         f"`{facts['command']}`: {facts['device']}, {facts['threads']} threads, torch {facts['torch']},"
         f" batch {facts['batch']}, crop {CROP[0]}x{CROP[1]}, load before {facts['load']}",
@@ -161,6 +161,7 @@ def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))

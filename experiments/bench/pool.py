@@ -1,15 +1,15 @@
-"""What the pool of actors on Ray Data costs, and what a second actor gains.
+"""Measure the overhead of the pool of Ray Data actors, and the gain from a second actor.
 
     python experiments/bench/pool.py [--images 300] [--runs 2] [--slice 5]
 
-Drawn street scenes, the shipped small SAM, one compute thread for each actor. Four sides: a plain loop
-(read, generate, keep), two such loops at once, which is what the machine's cores give, a pool of one
-actor and one of two, each on a Ray cluster of its own. A machine's speed changes by a third within
-minutes, so the sides take turns of some seconds: all processes of a side, Ray's own too, are stopped
-(SIGSTOP) while another runs. What is compared are turns of the same stretch: from when every actor has
-finished a shard until the first may find no more. Shards are of four images, an eighth of the default:
-images are counted by them, and each costs a file and a turn of Ray Data. Linux alone.
-Writes results/pool_cpu.md and .json.
+The images are drawn street scenes, the network is the shipped small SAM, and each actor has one thread.
+Four sides are compared: a plain loop, two plain loops at once (the limit of the machine), a pool of one
+actor, and a pool of two. Each pool has a Ray cluster of its own. The speed of a machine can change by a
+third within minutes, so the sides take turns of a few seconds. While one side runs, all processes of
+the others, Ray included, are stopped (SIGSTOP). Only turns in the steady state are compared: after
+every actor has finished a shard, and before the first may run out of work. Shards hold four images, an
+eighth of the default, because images are counted by shards. The script needs Linux and writes
+results/pool_cpu.md and .json.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ LOOP, LOOPS, ONE, TWO = "plain loop", "2 plain loops", "1 actor", "2 actors"
 
 
 def render_images(folder: Path, count: int) -> None:
-    """Scenes as PNG files."""
+    """Write scenes as PNG files."""
     folder.mkdir()
     for k in range(count):
         Image.fromarray(render_scene("camera", 7, k).image).save(folder / f"{k:05}.png")
 
 
 def plain_loop(images: Path, counted: Path) -> None:
-    """The generator set up as in an actor, round and round; a byte more in `counted` for each image."""
+    """Run the generator as an actor does, without end. Append a byte to `counted` for each image."""
     config = override(Config(), SETTINGS)
     use_threads(1)
     recipe, checkpoint = make_recipe(config.masks, None)
@@ -75,34 +75,34 @@ def plain_loop(images: Path, counted: Path) -> None:
 
 
 def through_pool(images: Path, out: Path, actors: int) -> None:
-    """generate_masks with so many actors of one thread each."""
+    """Run generate_masks with `actors` actors of one thread each."""
     config = override(Config(), SETTINGS | {"compute.mask_actors": actors})
-    # The door gives an actor its share of the cluster's CPUs as threads: here that is one.
+    # By default an actor uses its share of the CPUs of the cluster as threads.
     with patch.object(ray_pool, "threads_of_actor", lambda resources, size: 1):
         generate.generate_masks(images, out, config=config, progress=lambda _: None)
 
 
 def processes_below(roots: list[int]) -> dict[int, float]:
-    """Processor seconds of these processes and of all that they started, directly or not (/proc)."""
+    """Return the processor seconds of these processes and of all their descendants (/proc)."""
     parent, seconds = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             words = stat.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process has ended
         child = int(stat.parent.name)
         parent[child] = int(words[1])
         seconds[child] = (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-    found, new = set(), set(roots) & set(parent)
-    while new:
-        found |= new
-        new = {child for child, above in parent.items() if above in new} - found
-    return {child: seconds[child] for child in found}
+    family, generation = set(), set(roots) & set(parent)
+    while generation:
+        family |= generation
+        generation = {pid for pid, above in parent.items() if above in generation} - family
+    return {pid: seconds[pid] for pid in family}
 
 
 @dataclass
 class Turn:
-    """What a side did while it ran: seconds, processor seconds, images."""
+    """Wall seconds, processor seconds and images of one turn."""
 
     wall: float
     cpu: float
@@ -112,43 +112,43 @@ class Turn:
 
 @dataclass
 class Side:
-    """One of what is compared: processes that are stopped and go on together."""
+    """One of the compared sides: processes that are stopped and continued together."""
 
     name: str
     processes: list[subprocess.Popen]
-    places: list[Path]
+    outputs: list[Path]
     actors: int
     images: int
     turns: list[Turn] = field(default_factory=list)
     start_up_seconds: float | None = None
 
-    def done(self) -> int:
-        """Images so far."""
+    def count_images(self) -> int:
+        """Return the number of finished images."""
         if not self.actors:
-            return sum(p.stat().st_size for p in self.places if p.exists())
-        return SHARD * sum(1 for _ in self.places[0].glob("masks-*.parquet"))
+            return sum(p.stat().st_size for p in self.outputs if p.exists())
+        return SHARD * sum(1 for _ in self.outputs[0].glob("masks-*.parquet"))
 
     def is_over(self) -> bool:
-        """A pool ends; a loop does not."""
+        """Return whether all processes have ended. Only a pool ends by itself."""
         return all(process.poll() is not None for process in self.processes)
 
     def is_steady(self) -> bool:
-        """Whether every actor has a shard to make after the one it is at."""
-        return not self.actors or self.done() <= self.images - 2 * self.actors * SHARD
+        """Return whether every actor has another shard to make after its current one."""
+        return not self.actors or self.count_images() <= self.images - 2 * self.actors * SHARD
 
     def start(self) -> None:
-        """Wait until every actor, or loop, has made something, then stop."""
-        begun = time.perf_counter()
-        while self.done() < max(SHARD * self.actors, 2 * len(self.processes)):
+        """Wait until every actor or loop has finished an image, then stop the processes."""
+        started = time.perf_counter()
+        while self.count_images() < max(SHARD * self.actors, 2 * len(self.processes)):
             if self.is_over():
                 raise SystemExit(f"{self.name} ended before it made anything")
             time.sleep(0.05)
-            if self.start_up_seconds is None and self.done():
-                self.start_up_seconds = time.perf_counter() - begun
+            if self.start_up_seconds is None and self.count_images():
+                self.start_up_seconds = time.perf_counter() - started
         self.send(signal.SIGSTOP)
 
     def send(self, number: signal.Signals) -> dict[int, float]:
-        """Signal all processes of the side; returns their processor seconds."""
+        """Signal all processes of the side. Return their processor seconds."""
         seconds = processes_below([process.pid for process in self.processes])
         for pid in seconds:
             with contextlib.suppress(ProcessLookupError):
@@ -156,18 +156,18 @@ class Side:
         return seconds
 
     def run(self, seconds: float) -> None:
-        """Go on for so long."""
-        before, made = self.send(signal.SIGCONT), self.done()
-        begun = time.perf_counter()
+        """Continue for some seconds."""
+        before, images = self.send(signal.SIGCONT), self.count_images()
+        started = time.perf_counter()
         time.sleep(seconds)
         steady = self.is_steady()
         after = self.send(signal.SIGSTOP)
-        wall = time.perf_counter() - begun
+        wall = time.perf_counter() - started
         cpu = sum(after.values()) - sum(before.get(pid, 0.0) for pid in after)
-        self.turns.append(Turn(wall, cpu, self.done() - made, steady))
+        self.turns.append(Turn(wall, cpu, self.count_images() - images, steady))
 
     def finish(self) -> None:
-        """Let a pool come to its end; end a loop."""
+        """Wait for the end of a pool, or terminate a loop."""
         self.send(signal.SIGCONT)
         for process in self.processes:
             if not self.actors:
@@ -177,12 +177,12 @@ class Side:
 
 @contextlib.contextmanager
 def sides(images: Path, scratch: Path, count: int) -> Iterator[dict[str, Side]]:
-    """All four, started one after the other and stopped."""
-    made: dict[str, Side] = {}
+    """Start the four sides one after the other, each stopped after its start."""
+    by_name: dict[str, Side] = {}
     try:
         for name, actors, processes in ((LOOP, 0, 1), (LOOPS, 0, 2), (ONE, 1, 1), (TWO, 2, 1)):
-            places = [scratch / f"{name} {k}" for k in range(processes)]
-            words = [
+            outputs = [scratch / f"{name} {k}" for k in range(processes)]
+            command = [
                 sys.executable,
                 __file__,
                 "--actors",
@@ -191,17 +191,17 @@ def sides(images: Path, scratch: Path, count: int) -> Iterator[dict[str, Side]]:
                 str(images),
             ]
             quiet = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stderr": subprocess.DEVNULL}
-            started = [subprocess.Popen([*words, "--into", str(p)], **quiet) for p in places]
-            made[name] = Side(name, started, places, actors, count)
-            made[name].start()
-        yield made
+            started = [subprocess.Popen([*command, "--into", str(p)], **quiet) for p in outputs]
+            by_name[name] = Side(name, started, outputs, actors, count)
+            by_name[name].start()
+        yield by_name
     finally:
-        for side in made.values():
+        for side in by_name.values():
             side.finish()
 
 
 def one_run(images: Path, scratch: Path, count: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Turns until both pools are done; what they come to."""
+    """Run turns until both pools have finished. Return the summary."""
     with sides(images, scratch, count) as four:
         pools = [four[ONE], four[TWO]]
         while any(pool.is_steady() for pool in pools):
@@ -212,7 +212,7 @@ def one_run(images: Path, scratch: Path, count: int, seconds: float) -> dict[str
 
 
 def summary(four: dict[str, Side]) -> dict[str, dict[str, float]]:
-    """Milliseconds an image; comparisons over the turns in which both were steady."""
+    """Return milliseconds per image. Comparisons use the turns in which both sides were steady."""
     rows: dict[str, dict[str, float]] = {}
     for name, side in four.items():
         wall, cpu = _ms(side, len(side.turns))
@@ -235,10 +235,10 @@ def _together(a: Side, b: Side) -> tuple[tuple[float, float], tuple[float, float
 
 
 def _ms(side: Side, turns: int) -> tuple[float, float]:
-    """Wall and processor milliseconds an image over the first turns."""
-    some = side.turns[:turns]
-    images = sum(turn.images for turn in some)
-    wall, cpu = sum(turn.wall for turn in some), sum(turn.cpu for turn in some)
+    """Return wall and processor milliseconds per image over the first turns."""
+    first_turns = side.turns[:turns]
+    images = sum(turn.images for turn in first_turns)
+    wall, cpu = sum(turn.wall for turn in first_turns), sum(turn.cpu for turn in first_turns)
     return 1000 * wall / images, 1000 * cpu / images
 
 
@@ -249,7 +249,7 @@ COLUMNS = (
 
 
 def medians(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Of each side and column; the runs' own values beside them."""
+    """Return the median of each side and column, with the values of each run beside it."""
     rows: dict[str, dict[str, Any]] = {}
     for name, first in runs[0].items():
         each = {key: [round(run[name][key], 3) for run in runs] for key in first}
@@ -258,7 +258,7 @@ def medians(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]
 
 
 def text_of(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     facts = next(iter(rows.values()))
     body = [
         [name, *(f"{row[c]:.3g}" if c in row else "" for c in COLUMNS)]
@@ -274,10 +274,10 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
         [
             f"# The pool: {facts['images']} images of 256x128, small SAM, 64 points",
             "",
-            f"`{facts['command']}`; {facts['device']}, {facts['cores']} cores, one thread an actor,"
+            f"`{facts['command']}`; {facts['device']}, {facts['cores']} cores, one thread per actor,"
             f" torch {facts['torch']}. Medians of {facts['runs']} runs, in each of which the four sides"
-            f" take turns of {facts['slice']:g} s. ms: of an image; cpu: of all processes, Ray's own"
-            " included. Overhead: against as many plain loops. Times of one: of one actor or loop.",
+            f" take turns of {facts['slice']:g} s. ms: per image. cpu: of all processes, Ray included."
+            " Overhead: against as many plain loops. Times of one: against one actor or loop.",
             "",
             *markdown(["", *(c.replace("_", " ") for c in COLUMNS)], body),
             "",
@@ -290,6 +290,7 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--runs", type=int, default=2)
@@ -297,22 +298,29 @@ def main() -> None:
     parser.add_argument("--actors", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--from-folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.from_folder and given.actors:
-        return through_pool(given.from_folder, given.into, given.actors)
-    if given.from_folder:
-        return plain_loop(given.from_folder, given.into)
+    arguments = parser.parse_args()
+    if arguments.from_folder and arguments.actors:
+        return through_pool(arguments.from_folder, arguments.into, arguments.actors)
+    if arguments.from_folder:
+        return plain_loop(arguments.from_folder, arguments.into)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
-        render_images(images, given.images)
-        for run in range(given.runs):
+        render_images(images, arguments.images)
+        for run in range(arguments.runs):
             scratch = Path(folder) / f"run {run}"
             scratch.mkdir()
-            runs.append(one_run(images, scratch, given.images, given.slice))
+            runs.append(one_run(images, scratch, arguments.images, arguments.slice))
             print(runs[-1], flush=True)
-    command = f"python experiments/bench/pool.py --images {given.images} --runs {given.runs}"
-    facts = {"command": command, "images": given.images, "runs": given.runs, "slice": given.slice}
+    command = (
+        f"python experiments/bench/pool.py --images {arguments.images} --runs {arguments.runs}"
+    )
+    facts = {
+        "command": command,
+        "images": arguments.images,
+        "runs": arguments.runs,
+        "slice": arguments.slice,
+    }
     rows = {name: row | facts | machine() for name, row in medians(runs).items()}
     (RESULTS / "pool_cpu.md").write_text(text_of(keep("pool_cpu", rows)))
 

@@ -1,12 +1,12 @@
-"""Reading masks back: the id map of a training crop, and the size of the files.
+"""Measure the reading of masks: the id map of a training crop, and the size of the files.
 
     OMP_NUM_THREADS=1 python experiments/bench/reading.py [--data DIR]
 
-2048x1024 images with 120 masks; a crop is 640x640 after a random zoom and mirror, as training draws
-it. From RLE strings in memory, from the file where nothing of the image is held, and where its
-painted runs are. Beside pycocotools' decode and the JSON that segment_anything's amg.py writes.
-Masks are drawn objects; with --data also Felzenszwalb's regions of Cityscapes images, whose borders
-are more ragged than SAM's. Writes results/reading_cpu.md and .json.
+Images have 2048x1024 pixels and 120 masks. A crop has 640x640 pixels after a random zoom and flip, as in
+training. It is read from RLE strings in memory, from a file that is not cached, and from cached runs,
+beside the decoder of pycocotools and the JSON of segment_anything's amg.py. The masks are drawn objects,
+and with --data also Felzenszwalb regions of Cityscapes images, whose borders are more ragged than those
+of SAM. The script writes results/reading_cpu.md and .json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CROP = AugmentConfig(crop_size=(640, 640))
 
 
 def drawn_records(seed: int) -> list[dict[str, Any]]:
-    """Records of one image: objects of mask_models in image size, ids in random order."""
+    """Return the records of one image: drawn objects in image size, in random order."""
     low = low_size(SIZE)
     objects = draw_masks(low, 4, seed=seed).objects[:, None, : low[0], : low[1]]
     pixels = [F.interpolate(one[None], SIZE, mode="bilinear")[0, 0] > 0 for one in objects]
@@ -167,7 +167,7 @@ class CocoMasks:
 
 
 def coco_crop(records: list[dict[str, Any]], geometry: Geometry) -> np.ndarray:
-    """Each mask decoded by pycocotools, and only the window of it painted."""
+    """Decode each mask with pycocotools and paint its window."""
     y, x, h, w = geometry.window(SIZE)
     ids = np.zeros((h, w), np.int32)
     for k in paint_order([record["area"] for record in records], "fine"):
@@ -177,23 +177,23 @@ def coco_crop(records: list[dict[str, Any]], geometry: Geometry) -> np.ndarray:
 
 
 def measure(images: list[list[dict[str, Any]]], crops: int, coco_crops: int) -> dict[str, Any]:
-    """Times on all images, of pycocotools on the first; file size on all."""
+    """Return times on all images (pycocotools: on the first) and the file size."""
     rng = np.random.default_rng(1)
     shapes = [draw_geometry(CROP, SIZE, rng) for _ in range(crops)]
     canonical = [CocoMasks.of(records) for records in images]
     with tempfile.TemporaryDirectory() as folder:
         bank = write_bank(Path(folder), images)
         store = MaskStore(folder)
-        # Maps are not kept while the clock runs: training, too, writes each where the last one was.
+        # Maps are dropped while the clock runs, as in training, where each overwrites the last.
         warm = [seconds_of(lambda s=s: our_crop(store, s))[0] for s in shapes]
         maps = [our_crop(store, s) for s in shapes[:coco_crops]]
         in_part, whole = (crops_from_file(folder, shapes, full) for full in (True, False))
     turns = zip(itertools.cycle(canonical), shapes, strict=False)
     from_rle = [seconds_of(lambda m=m, s=s: m.crop(s))[0] for m, s in turns]
     from_strings = [canonical[0].crop(s) for s in shapes[:coco_crops]]
-    theirs = [seconds_of(lambda s=s: coco_crop(images[0], s)) for s in shapes[:coco_crops]]
-    true_maps = [one for _, one in theirs]
-    coco_time = median(seconds for seconds, _ in theirs)
+    reference = [seconds_of(lambda s=s: coco_crop(images[0], s)) for s in shapes[:coco_crops]]
+    true_maps = [one for _, one in reference]
+    coco_time = median(seconds for seconds, _ in reference)
     row: dict[str, Any] = {"images": len(images), "masks": len(images[0]), "crops": crops}
     times = {"from_rle": from_rle, "from_file": in_part, "from_file_to_hold": whole, "held": warm}
     for name, seconds in times.items():
@@ -221,17 +221,17 @@ COLUMNS = (
 
 
 def text_of(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     lines = [
         "# Reading masks: id map of a random zoomed, mirrored 640x640 crop, 2048x1024 image",
         "",
-        "Processor time of one thread, medians. pycocotools: each mask decoded whole, the window of",
-        "it painted. From RLE: COCO strings, boxes and areas in memory, nothing else known. From file:",
-        "read from Parquet besides (the file is in the system's cache), as of an image that a process",
-        "has no room to hold. From file to hold: the whole image is painted, as the first crop of an",
-        "image does. Held: any later crop of it; a process holds up to"
+        "Processor time of one thread, medians. pycocotools: each mask is decoded whole and its window",
+        "painted. From RLE: COCO strings, boxes and areas in memory. From file: also read from Parquet",
+        "(the file is in the cache of the system), as for an image that does not fit into the process.",
+        "From file to hold: the whole image is painted, as for the first crop of an image. Held: any",
+        "later crop of the image. A process holds up to"
         f" {PAINTED.max_bytes // 2**20} MB. JSON: as amg.py",
-        "writes it. Load: processes that wanted the cores meanwhile.",
+        "writes it. Load: load average of the machine.",
         "",
     ]
     body = [[name, *(_short(row[c]) for c in COLUMNS)] for name, row in rows.items()]
@@ -248,6 +248,7 @@ def _short(value: Any) -> str:
 
 
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("SFSS_TEST_DATA"))
     parser.add_argument("--crops", type=int, default=200)

@@ -1,4 +1,4 @@
-"""What the benches share: clocks, facts of the machine, and results that grow row by row."""
+"""Clocks, facts about the machine, and result files, shared by the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
-    """Seconds of a call, and its result.
+    """Return the seconds of a call, and its result.
 
-    On a CPU seconds of processor time, which other programs on the machine disturb little; they are
-    wall seconds of an idle machine only with one compute thread. On CUDA wall seconds.
+    On a CPU these are seconds of processor time, which other programs hardly disturb. They equal the
+    wall time of an idle machine only with one compute thread. On CUDA they are wall seconds.
     """
     if device == "cpu":
         start = time.process_time()
@@ -34,13 +34,13 @@ def seconds_of(work: Callable[[], Any], device: str = "cpu") -> tuple[float, Any
 
 
 def median_seconds(work: Callable[[], Any], repeats: int, device: str = "cpu") -> tuple[float, Any]:
-    """The median of a few calls, and the last result."""
+    """Return the median seconds of several calls, and the last result."""
     runs = [seconds_of(work, device) for _ in range(repeats)]
     return median(seconds for seconds, _ in runs), runs[-1][1]
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Where a row was measured, in words."""
+    """Describe the machine of a measurement."""
     import torch
 
     return {
@@ -53,7 +53,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name and the instructions that matter for bfloat16, where the system tells them."""
+    """Return the name of the processor with its instructions for bfloat16."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""
     names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
@@ -62,21 +62,21 @@ def _processor() -> str:
 
 
 def keep(name: str, rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Put rows into results/NAME.json beside those of other runs; returns all of them.
+    """Add rows to results/NAME.json and return all its rows.
 
-    A row has its own facts: parts of a bench may be measured one at a time.
+    Each row describes its own machine, because parts of a benchmark may be measured one at a time.
     """
     path = RESULTS / f"{name}.json"
     RESULTS.mkdir(exist_ok=True)
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    known.update(rows)
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    stored.update(rows)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(known, indent=1) + "\n")
+    temporary.write_text(json.dumps(stored, indent=1) + "\n")
     temporary.replace(path)
-    return known
+    return stored
 
 
 def markdown(columns: list[str], rows: list[list[Any]]) -> list[str]:
-    """Lines of a table."""
+    """Return the lines of a table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows] + [""]

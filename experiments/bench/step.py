@@ -1,15 +1,15 @@
-"""What the contrast costs beside plain self-training: time of a step and memory.
+"""Measure the cost of the contrast beside plain self-training: time of a step and memory.
 
     python experiments/bench/step.py [--device cuda] [--settings embedded default deeplab deeplab4]
 
-Settings: `embedded` and `default` are whole steps of the compact network (two views, student and
-teacher, backward, optimiser, moving average) with and without the contrast, one after the other in
-turns; crops of 128x256 and 512x512 with the knobs of the embedded default and of the package.
-`deeplab` has DeepLabV2-ResNet101's features, 2048 channels on the 64x128 grid of a 512x1024 crop: on a
-GPU whole steps too, on a CPU the contrast with its normalisation and backward apart from the network's
-own step, which takes a minute. `deeplab4`, on a GPU alone, has four such crops a step.
-On the CPU times are process CPU time, one thread. Writes results/step_DEVICE.md and .json beside this
-file.
+The settings `embedded` and `default` are whole steps of the compact network (two views, student and
+teacher, backward pass, optimiser, moving average) with and without the contrast, in turns. They use
+crops of 128x256 and 512x512 with the knobs of the embedded default and of the package.
+`deeplab` uses the features of DeepLabV2-ResNet101: 2048 channels on the 64x128 grid of a 512x1024
+crop. On a GPU these are whole steps. On a CPU, where a step takes a minute, the contrast with its
+normalisation and backward pass is timed apart from the step of the network. `deeplab4` has four such
+crops per step and needs a GPU. CPU times are process CPU time of one thread. The script writes
+results/step_DEVICE.md and .json beside this file.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ DEEPLAB_CROP = (512, 1024)
 DEEPLAB = {
     "train.batch_size": 1,
     "train.augment.crop_size": list(DEEPLAB_CROP),
-    "train.loss.projection": "none",  # the classifier's 2048 channels: the dearest case
+    "train.loss.projection": "none",  # 2048 channels: the most expensive case
 }
 RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 3
 
 
 class Clock:
-    """CPU time of this process, or wall time until the GPU is done."""
+    """Measures CPU time of this process, or wall time until the GPU has finished."""
 
     def __init__(self, device: str):
         self.device = device
 
     def __call__(self, work: Callable[[], Any]) -> float:
-        """Seconds that the work takes."""
+        """Return the seconds of the work."""
         if self.device == "cpu":
             before = time.process_time()
             work()
@@ -72,22 +72,22 @@ class Clock:
 
 
 def scenes(number: int, crop: tuple[int, int], device: str) -> dict[str, Tensor]:
-    """A batch of drawn scenes with their Felzenszwalb regions."""
+    """Return a batch of drawn scenes with their Felzenszwalb regions."""
     from skimage.segmentation import felzenszwalb
 
     images, ids = [], []
     for index in range(number):
         image = render_scene("camera", 7, index, crop).image
-        found = felzenszwalb(image, scale=100.0, sigma=0.8, min_size=crop[0] * crop[1] // 650)
+        regions = felzenszwalb(image, scale=100.0, sigma=0.8, min_size=crop[0] * crop[1] // 650)
         images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
-        ids.append(torch.from_numpy(found).long() + 1)
+        ids.append(torch.from_numpy(regions).long() + 1)
     views, numbers = torch.stack(images).to(device), torch.arange(number)
     batch = {"weak": views, "strong": views, "mask_ids": torch.stack(ids).to(device)}
     return batch | {"image": numbers, "number": numbers}
 
 
 class Trainer:
-    """Student, teacher and memory that take whole steps on one batch."""
+    """Student, teacher and memory for whole steps on one batch."""
 
     def __init__(self, name: str, config: Config, weight: float, device: str):
         train = override(config, {"train.loss.contrast_weight": weight}).train
@@ -102,7 +102,7 @@ class Trainer:
         self.memory = full_memory(train, self.student.embedding_dim, device)
 
     def step(self, batch: dict[str, Tensor]) -> None:
-        """One step past the ramp, as in a training."""
+        """Take one training step after the ramp of the loss."""
         networks = TeacherStudent(self.student, self.teacher, self.memory)
         info = StepInfo(self.config.num_steps, seed=0)
 
@@ -114,7 +114,7 @@ class Trainer:
 
 
 def full_memory(config: TrainConfig, dim: int, device: str) -> Memory:
-    """A bank that is full, as it is from some hundred steps on: the dearest case."""
+    """Return a memory with a full bank, as after some hundred steps: the most expensive case."""
     memory = Memory.empty(CLASSES, dim, config.pairs, device)
     bank = memory.bank
     bank.vectors.copy_(torch.nn.functional.normalize(torch.randn(bank.vectors.shape), dim=2))
@@ -124,7 +124,7 @@ def full_memory(config: TrainConfig, dim: int, device: str) -> Memory:
 
 
 def whole_steps(name: str, config: Config, device: str, repeats: int) -> dict[str, Any]:
-    """Whole steps of a network, plain and with contrast, in turns."""
+    """Time whole steps of a network with and without the contrast, in turns."""
     train, clock = config.train, Clock(device)
     batch = scenes(train.batch_size, train.augment.crop_size, device)
     plain, full = (Trainer(name, config, weight, device) for weight in (0.0, 0.1))
@@ -148,11 +148,13 @@ def whole_steps(name: str, config: Config, device: str, repeats: int) -> dict[st
     } | memory(full.memory, train, full.student.embedding_dim)
 
 
-def memory(held: Memory, config: TrainConfig, dim: int) -> dict[str, float]:
-    """Megabytes (10^6 bytes) that the contrast adds: kept in the bank, and per image while a loss of
-    that image is in the graph (the largest tensors, float32, by their shapes).
+def memory(full_bank: Memory, config: TrainConfig, dim: int) -> dict[str, float]:
+    """Return the megabytes (10^6 bytes) that the contrast adds.
+
+    `bank_mb` is the bank. `graph_mb_per_image` is the largest float32 tensors of an image while its
+    loss is in the graph, computed from their shapes.
     """
-    bank, pairs = held.bank, config.pairs
+    bank, pairs = full_bank.bank, config.pairs
     kept = bank.vectors.numel() * 4 + bank.images.numel() * 8
     pool = CLASSES * bank.size
     anchors = pairs.anchors_per_image
@@ -163,9 +165,9 @@ def memory(held: Memory, config: TrainConfig, dim: int) -> dict[str, float]:
 
 
 def deeplab(device: str, repeats: int, network_repeats: int, crops: int = 1) -> dict[str, Any]:
-    """The contrast on features of DeepLabV2-ResNet101's size, and that network's step.
+    """Time the contrast on features of the size of DeepLabV2-ResNet101, and a step of that network.
 
-    On a CPU a step has one crop whatever is asked for.
+    On a CPU a step always has one crop.
     """
     clock, config = Clock(device), override(Config(), DEEPLAB)
     if device == "cuda":
@@ -173,9 +175,9 @@ def deeplab(device: str, repeats: int, network_repeats: int, crops: int = 1) -> 
         return whole_steps("deeplabv2_resnet101", config, device, repeats)
     train = config.train
     batch, grid = scenes(1, DEEPLAB_CROP, device), (DEEPLAB_CROP[0] // 8, DEEPLAB_CROP[1] // 8)
-    held = full_memory(train, 2048, device)
+    full_bank = full_memory(train, 2048, device)
     seconds = [
-        clock(lambda: contrast_alone(train, held, batch, grid, device))
+        clock(lambda: contrast_alone(train, full_bank, batch, grid, device))
         for _ in range(WARM_UP + repeats)
     ]
     contrast = statistics.median(seconds[WARM_UP:])
@@ -190,17 +192,17 @@ def deeplab(device: str, repeats: int, network_repeats: int, crops: int = 1) -> 
         "share_percent": 100 * contrast / network,
         "repeats": repeats,
         "times_ms": {"contrast": [round(1000 * t, 1) for t in seconds[WARM_UP:]]},
-    } | memory(held, train, 2048)
+    } | memory(full_bank, train, 2048)
 
 
 def contrast_alone(
     config: TrainConfig,
-    held: Memory,
+    full_bank: Memory,
     batch: dict[str, Tensor],
     grid: tuple[int, int],
     device: str,
 ) -> None:
-    """Normalise features of both networks, draw pairs, take the losses, go back to the features."""
+    """Normalise features of both networks, sample pairs, and run losses and backward pass."""
     generator = torch.Generator(device).manual_seed(0)
     features = torch.randn(1, 2048, *grid, device=device, generator=generator, requires_grad=True)
     logits = torch.randn(1, CLASSES, *grid, device=device, generator=generator)
@@ -212,18 +214,18 @@ def contrast_alone(
         view = TeacherView(q, teacher, labels, q.max(1).values)
     thresholds = torch.full((CLASSES,), 0.5, device=device)
     inputs = fetch_pair_inputs(view, thresholds, batch, config)
-    parts = contrast_losses(StudentOutput(logits, z), inputs, held.bank, config, seed=0)
+    parts = contrast_losses(StudentOutput(logits, z), inputs, full_bank.bank, config, seed=0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
 
 
 def probabilities_by_region(mask_ids: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1, C, h, w): a teacher that is sure of one class in each region, so that all of them count."""
+    """Return teacher probabilities (1, C, h, w) that are confident in every region."""
     ids = mask_ids[:, :: mask_ids.shape[1] // grid[0], :: mask_ids.shape[2] // grid[1]]
     return torch.nn.functional.one_hot(ids % CLASSES, CLASSES).permute(0, 3, 1, 2) * 0.9 + 0.1 / 19
 
 
 def network_steps(device: str, clock: Clock, batch: dict[str, Tensor], repeats: int) -> list[float]:
-    """Seconds of plain steps: teacher forward, student forward and backward, optimiser, average."""
+    """Return the seconds of plain steps: both networks, backward pass, optimiser and average."""
     student = build_network("deeplabv2_resnet101", CLASSES).to(device).train()
     teacher = make_teacher(student)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
@@ -243,7 +245,7 @@ def network_steps(device: str, clock: Clock, batch: dict[str, Tensor], repeats: 
 
 
 def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the table as Markdown."""
     lines = [
         f"`{facts['command']}`: {facts['device']}, one thread, torch {facts['torch']},"
         f" load before {facts['load']}; {facts['clock']}, medians",
@@ -262,9 +264,12 @@ def table(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    known = ("embedded", "default", "deeplab", "deeplab4")
-    parser.add_argument("--settings", nargs="+", choices=known, help="default: all of the device")
+    settings = ("embedded", "default", "deeplab", "deeplab4")
+    parser.add_argument(
+        "--settings", nargs="+", choices=settings, help="default: all of the device"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--network-repeats", type=int, default=1, help="steps of DeepLabV2")
@@ -278,34 +283,34 @@ def main() -> None:
         "deeplab4": lambda: deeplab(device, arguments.repeats, arguments.network_repeats, 4),
     }
     if device == "cpu" and "deeplab4" in (arguments.settings or ()):
-        parser.error("deeplab4 is for --device cuda: a CPU takes minutes for each of its steps")
-    there = known if device == "cuda" else known[:-1]
+        parser.error("deeplab4 needs --device cuda, because a CPU takes minutes per step")
+    device_settings = settings if device == "cuda" else settings[:-1]
     RESULTS.mkdir(exist_ok=True)
     stem = RESULTS / f"step_{device}"
-    kept = (
+    stored = (
         json.loads(stem.with_suffix(".json").read_text())
         if stem.with_suffix(".json").exists()
         else {}
     )
-    rows = {row["setting"]: row for row in kept.get("rows", [])}  # settings not asked for stay
-    for name in arguments.settings or there:
+    rows = {row["setting"]: row for row in stored.get("rows", [])}  # keep the other settings
+    for name in arguments.settings or device_settings:
         rows[name] = {"setting": name, "load": load} | measures[name]()
         print(table([rows[name]], facts(device, load)), flush=True)
-        ordered = [rows[each] for each in known if each in rows]
+        ordered = [rows[each] for each in settings if each in rows]
         content = {"facts": facts(device, load), "rows": ordered}
         stem.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
         stem.with_suffix(".md").write_text(table(ordered, content["facts"]))
 
 
 def facts(device: str, load: float) -> dict[str, Any]:
-    """Where it was measured."""
+    """Return the command and the machine of a measurement."""
     gpu = device == "cuda"
     return {
         "command": f"python experiments/bench/step.py --device {device}",
         "device": torch.cuda.get_device_name() if gpu else f"CPU ({platform.machine()})",
         "torch": torch.__version__,
         "load": load,
-        "clock": "wall time until the GPU is done" if gpu else "CPU time of the process",
+        "clock": "wall time until the GPU has finished" if gpu else "CPU time of the process",
     }
 
 

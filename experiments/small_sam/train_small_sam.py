@@ -2,8 +2,8 @@ r"""Train the small SAM this package ships, on rendered street scenes.
 
     python experiments/small_sam/train_small_sam.py --minutes 65 --output-dir runs/small_sam [--resume]
     python experiments/small_sam/train_small_sam.py --minutes 90 --output-dir runs/small_sam --start FILE
-    python experiments/small_sam/train_small_sam.py --minutes 10 --output-dir runs/small_sam --device cuda \
-        --workers 14 --images-times 3 --points-times 4
+    python experiments/small_sam/train_small_sam.py --minutes 10 --output-dir runs/small_sam \
+        --device cuda --workers 14 --images-times 3 --points-times 4
     python experiments/small_sam/measure_small_sam.py --run runs/small_sam
 
 Scenes are rendered during training, and nothing is downloaded. The run saves its state every two minutes
