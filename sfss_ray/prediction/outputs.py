@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
-from sfss_ray.data.content import Content, changed_files, read_with_content
+from sfss_ray.data.content import UNREADABLE, Content, changed_files, read_with_content
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.storage.files import whole_file
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
 
 _KEYWORD = "sfss_ray.image"  # of the PNG text that identifies the predicted image
-_NOTE = re.compile(_KEYWORD.encode() + rb"\0(-?\d+) (-?\d+) ([0-9a-z]+)")
+# The hash has a fixed length: the checksum that follows the text may begin with letters or digits.
+_NOTE = re.compile(
+    _KEYWORD.encode() + rb"\0(-?\d+) (-?\d+) ([0-9a-f]{64}|" + UNREADABLE.encode() + rb")"
+)
 _HEADER_BYTES = 512  # start of a PNG, with its header and the text
 TRAIN_IDS, LABEL_IDS, COLOUR, OVERLAY = "train_ids", "label_ids", "colour", "overlay"
 
