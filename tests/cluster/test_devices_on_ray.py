@@ -48,9 +48,9 @@ except ClusterError as error:
 folder = Path(sys.argv[1])
 
 class Actor(MaskActor):
-    """Notes which GPU Ray gave it, and finds regions without one."""
+    """Records which GPU Ray assigned, and finds regions without one."""
 
-    def _source(self):
+    def _load_source(self):
         import ray
 
         (folder / f"gpu-{os.getpid()}").write_text(json.dumps(

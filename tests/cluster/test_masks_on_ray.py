@@ -202,7 +202,7 @@ def test_a_network_that_kills_its_process_stops_the_pool(
     """Ray would start it again without end."""
 
     class TooLarge(MaskActor):
-        def _source(self):
+        def _load_source(self):
             os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(generate, "MaskActor", TooLarge)
