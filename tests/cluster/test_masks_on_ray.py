@@ -181,10 +181,10 @@ def test_an_image_that_kills_its_process_costs_that_image(
     """As the kernel does when memory runs out: no error is raised anywhere."""
 
     class Deadly(MaskActor):
-        def _row(self, image_id: str, path: str):
+        def _make_row(self, image_id: str, path: str):
             if image_id == "deadly":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super()._row(image_id, path)
+            return super()._make_row(image_id, path)
 
     folder = tmp_path / "images"
     shutil.copytree(streets / "target" / "images", folder)
