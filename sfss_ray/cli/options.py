@@ -142,7 +142,7 @@ def all_options(verb: Verb) -> list[Option]:
 
 
 def _metavar(annotation: Any) -> str:
-    """Return the placeholder of a type: INT, FLOAT FLOAT, PATH; empty for a flag."""
+    """Return the words for a type on a help page: INT, FLOAT FLOAT, PATH. A flag has none."""
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if get_origin(annotation) is tuple:

@@ -86,7 +86,7 @@ def inline_svg(figure: Figure, label: str) -> str:
     head, body = svg.split(">", 1)
     view_box = re.search(r'viewBox="[^"]*"', head)
     assert view_box, "matplotlib writes a viewBox"
-    for placeholder, colour in _PAGE_COLOURS.items():
-        body = body.replace(placeholder, colour)
+    for drawn_colour, page_colour in _PAGE_COLOURS.items():
+        body = body.replace(drawn_colour, page_colour)
     body = re.sub(r"font-family: [^;\"]*sans-serif", "font-family: inherit", body)
     return f'<svg role="img" aria-label="{html.escape(label)}" {view_box.group()}>{body}'
