@@ -1,8 +1,8 @@
 """Stage 1: images -> Parquet shards of masks, over a pool of actors on Ray Data.
 
 One item of the Ray data set is one shard. An actor makes all masks of a shard and writes it under its
-final name in one rename. The name is a hash of the image ids of the shard. A shard therefore exists whole
-or not at all, and never twice, even after a crash or a retry. Ray Data restarts lost work without
+final name in one rename. The name is a hash of the image ids of the shard. Even after a crash or a
+retry, a shard therefore exists whole or not at all, and never twice. Ray Data restarts lost work without
 limit. runtime/crash_guard.py gives up an image, or a network, that kills its process repeatedly.
 """
 

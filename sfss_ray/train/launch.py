@@ -21,6 +21,7 @@ from sfss_ray.storage.files import require_lasting
 from sfss_ray.tracking.run_tracking import track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.progress_tail import RecordSink
+from sfss_ray.train.student_watch import StudentWatch
 from sfss_ray.train.trainer import TrainingJob, fit
 from sfss_ray.train.training_inputs import Prepared, prepare_training
 
@@ -116,7 +117,8 @@ def run_training(
     student = folder / STUDENT_FILE
     prepared = prepared.placed(folder)
     if not student.exists():
-        job = TrainingJob(adapt_student, prepared.task(config), prepared.examination(config))
+        watch = StudentWatch(prepared.examination(config), prepared.source, folder / "train")
+        job = TrainingJob(adapt_student, prepared.task(config), watch)
         state = fit(job, folder, config, progress, on_record=on_record)
         save_student(state, prepared, config, student)
     return TrainResult(student, read_progress(folder / "train"), time.monotonic() - started)

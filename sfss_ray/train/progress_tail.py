@@ -98,7 +98,7 @@ class _ProgressTail:
 def _note(record: dict[str, Any], score: str) -> str:
     """Return the values of a record to show: ', loss 0.512, balanced_mask_information 0.634'."""
     chosen_by_labels = score in (AUTO_SCORE, LABELLED_SCORE) and LABELLED_SCORE in record
-    # A training by itself has no scores of the source model, which the balanced score needs.
+    # The balanced score needs masks of the held-out images. Where it is absent, the next best is shown.
     candidates = (LABELLED_SCORE,) if chosen_by_labels else (score, *_LABEL_FREE_SCORES)
     score_name = next((name for name in candidates if name in record), score)
     notes = [f"{name} {record[name]:.3f}" for name in ("loss", score_name) if name in record]
