@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, TESTS = ROOT / "sfss_ray", ROOT / "tests"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((ROOT / "experiments").rglob("*.py"))
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 400, 60, 6
 VAGUE_NAMES = {
     *(
@@ -126,7 +127,7 @@ def test_functions_have_few_parameters(path: Path):
         assert len(parameters_of(function)) <= MOST_PARAMETERS, function.name
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
 def test_local_names_say_what_they_hold(path: Path):
     for function in functions_of(path):
         vague = {name for name in local_names_of(function) if name.strip("_") in VAGUE_NAMES}

@@ -28,14 +28,14 @@ def memory_of(who: str) -> dict[str, Any]:
     `who` is one of ENCODERS (the encoder of one image) or of BATCHES (64 points at 2048x1024).
     """
     command = [sys.executable, str(Path(__file__).with_name("masks.py")), "--memory-of", who]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "MALLOC_ARENA_MAX": "1"},
     )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 def memory_here(who: str) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _batch(who: str) -> tuple[int, dict[str, Any]]:
     image = smooth_image(CITYSCAPES)
     with quiet(), drawn_logits(sam, drawn, who):
         generator_of(sam, who, 1, points_per_side=1).generate(image)
-        drawn.given = 0
+        drawn.returned = 0
         generator = generator_of(sam, who, 64, points_per_side=8)
         before = _peak_kib(forget=True)
         masks = generator.generate(image)

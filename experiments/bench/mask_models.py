@@ -1,9 +1,8 @@
-"""Networks and decoder outputs for the mask bench, where no trained large SAM is at hand.
+"""Networks and decoder outputs for the mask benchmarks, which need no trained large SAM.
 
-Random weights of a large SAM run the whole code at its real cost, but their masks are noise. So for
-figures of time and memory the low-resolution logits are replaced by those of drawn objects, at the
-place where the decoder hands them over: the decoder still does all of its work, and both generators
-get the same masks.
+A large SAM with random weights runs the whole code at its real cost, but its masks are noise. Benchmarks
+of time and memory therefore replace the low-resolution logits by those of drawn objects, right after the
+decoder. The decoder still does all of its work, and both generators get the same masks.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ BUILDERS = {"vit_b": build_sam_vit_b, "vit_h": build_sam_vit_h}
 OBJECTS = 120
 PASSING = 0.4  # share of the candidates whose predicted IoU is above the default threshold
 _SLOPE = 10.0  # logits per low-resolution pixel at a border
-_WITH_SPECK = 0.2  # share of the objects that have a small island elsewhere, as real masks have
+_WITH_SPECK = 0.2  # share of the objects with a small island elsewhere, as in real masks
 
 
 def random_sam(kind: str, device: str = "cpu", seed: int = 5, gain: float = 1.6) -> Sam:
-    """A SAM of a published size with random weights whose masks have parts and borders.
+    """Return a SAM of a published size with random weights whose masks have parts and borders.
 
-    torch's default weights give nearly the same mask for every point, made of single pixels. Here
-    decoder weights keep the variance (times gain), and the four pixels that an upscaling
-    convolution makes of one are nearly alike.
+    With the default weights of torch, all points give nearly the same mask of single pixels. Here the
+    decoder weights keep the variance (times gain), and the four pixels that an upscaling convolution
+    makes of one are nearly equal.
     """
     torch.manual_seed(seed)
-    with torch.device(device):  # a CPU draws the weights of a ViT-H in many seconds
+    with torch.device(device):  # drawing the weights of a ViT-H on a CPU takes many seconds
         sam = BUILDERS[kind]()
     decoder: Any = sam.mask_decoder
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +55,7 @@ def random_sam(kind: str, device: str = "cpu", seed: int = 5, gain: float = 1.6)
 
 @lru_cache(maxsize=1)
 def calibrated_sam(kind: str, device: str) -> Sam:
-    """A random_sam of which PASSING of the candidates pass; the last one asked for is kept."""
+    """Return a random_sam of which a share of PASSING candidates pass. The last one is cached."""
     sam = random_sam(kind, device)
     calibrate_quality(sam)
     return sam
@@ -85,45 +84,45 @@ def calibrate_quality(sam: Sam, passing: float = PASSING, threshold: float = 0.8
 
 @dataclass
 class DrawnMasks:
-    """Low-resolution logits for the points of an image, handed out in the order of the points.
+    """Low-resolution logits for the points of an image, returned in the order of the points.
 
     Attributes:
         objects: float32 (n, side, side) logits.
-        of_point: int64 (points, 3), the objects that a point's three masks show.
+        of_point: int64 (points, 3), the objects of the three masks of a point.
         quality: float32 (points, 3), a predicted IoU for each.
-        given: points handed out so far of the present image.
+        returned: number of points of the current image that were returned.
     """
 
     objects: Tensor
     of_point: Tensor
     quality: Tensor
-    given: int = 0
+    returned: int = 0
 
     def next(self, n_points: int) -> tuple[Tensor, Tensor]:
-        """Objects (n, 3) and qualities (n, 3) of the next points."""
-        part = slice(self.given, self.given + n_points)
-        self.given = part.stop % len(self.of_point)
+        """Return objects (n, 3) and qualities (n, 3) of the next points."""
+        part = slice(self.returned, self.returned + n_points)
+        self.returned = part.stop % len(self.of_point)
         return self.of_point[part], self.quality[part]
 
 
 def draw_masks(
-    seen: tuple[int, int],
+    unpadded_size: tuple[int, int],
     points_per_side: int,
     side: int = 256,
     device: str = "cpu",
     seed: int = 0,
 ) -> DrawnMasks:
-    """Objects in the part `seen` (h, w, in low-resolution pixels) that is not padding.
+    """Draw objects in the unpadded part of the input, `unpadded_size` (h, w) low-resolution pixels.
 
-    Centres are uniform, radii log-uniform from 3 pixels to half of the short side, outlines are
-    ellipses with waves. A point shows the smallest, middle and largest object under it, or the
-    nearest one. Qualities: PASSING of them, at random, are above .88.
+    Centres are uniform, radii log-uniform from 3 pixels to half of the short side, and outlines are
+    ellipses with waves. A point has the smallest, middle and largest object under it, or the nearest
+    one. A random share of PASSING qualities is above .88.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side].astype(np.float32)
-    objects = np.stack([_draw_object(rng, y, x, seen) for _ in range(OBJECTS)])
+    objects = np.stack([_draw_object(rng, y, x, unpadded_size) for _ in range(OBJECTS)])
     grid = (np.arange(points_per_side) + 0.5) / points_per_side
-    rows, columns = np.meshgrid(grid * seen[0], grid * seen[1], indexing="ij")
+    rows, columns = np.meshgrid(grid * unpadded_size[0], grid * unpadded_size[1], indexing="ij")
     at = objects[:, rows.ravel().astype(int), columns.ravel().astype(int)].T
     areas = (objects > 0).sum(axis=(1, 2))
     quality = 0.88 + 0.1 * (PASSING - rng.random((len(at), 3)))
@@ -135,16 +134,16 @@ def draw_masks(
 
 
 def _draw_object(
-    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, seen: tuple[int, int]
+    rng: np.random.Generator, y: np.ndarray, x: np.ndarray, unpadded_size: tuple[int, int]
 ) -> np.ndarray:
-    centre = rng.uniform(0, seen[0]), rng.uniform(0, seen[1])
-    radius = np.exp(rng.uniform(np.log(3), np.log(min(seen) / 2)))
+    centre = rng.uniform(0, unpadded_size[0]), rng.uniform(0, unpadded_size[1])
+    radius = np.exp(rng.uniform(np.log(3), np.log(min(unpadded_size) / 2)))
     flat, phase = rng.uniform(0.4, 1), rng.uniform(0, 6.3)
     dy, dx = (y - centre[0]) / flat, x - centre[1]
     outline = radius * (1 + 0.15 * np.sin(5 * np.arctan2(dy, dx) + phase))
     logits = _SLOPE * (outline - np.hypot(dy, dx))
     if rng.random() < _WITH_SPECK:
-        speck = np.hypot(y - rng.uniform(0, seen[0]), x - rng.uniform(0, seen[1]))
+        speck = np.hypot(y - rng.uniform(0, unpadded_size[0]), x - rng.uniform(0, unpadded_size[1]))
         logits = np.maximum(logits, _SLOPE * (1.5 - speck))
     return np.clip(logits, -15, 10).astype(np.float32)
 
@@ -158,11 +157,11 @@ def _shown(logits_at_point: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 
 class DrawnDecoder(nn.Module):
-    """Takes the place of a mask_decoder for the stock generator: logits are the drawn ones.
+    """Replaces the mask_decoder of the stock generator and returns drawn logits.
 
     Args:
         drawn: the masks.
-        real: does its work first, and its qualities are returned; None costs nothing and returns
+        real: a decoder that runs first and supplies the qualities. None costs nothing and returns
             the drawn qualities.
     """
 
@@ -171,33 +170,33 @@ class DrawnDecoder(nn.Module):
         self.drawn, self.real = drawn, real
 
     def forward(self, sparse_prompt_embeddings: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        shown, quality = self.drawn.next(len(sparse_prompt_embeddings))
+        object_ids, quality = self.drawn.next(len(sparse_prompt_embeddings))
         if self.real is not None:
             _, quality = self.real(sparse_prompt_embeddings=sparse_prompt_embeddings, **inputs)
-        return self.drawn.objects[shown], quality
+        return self.drawn.objects[object_ids], quality
 
 
 def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
-    """Our decoder at its full work, with the drawn logits for the masks that pass."""
+    """Return a SharedImageDecoder that does its full work and returns drawn logits."""
 
     class Decoder(SharedImageDecoder):
         def decode(self, points: Tensor, pred_iou_thresh: float | None) -> DecodedPoints:
             decoded = super().decode(points, pred_iou_thresh)
-            shown, _ = drawn.next(len(points))
+            object_ids, _ = drawn.next(len(points))
             height, width = decoded.logits.shape[1:]
-            logits = drawn.objects[shown.flatten()[decoded.passed], :height, :width]
+            logits = drawn.objects[object_ids.flatten()[decoded.passed], :height, :width]
             return replace(decoded, logits=logits)
 
     return Decoder
 
 
-def drawn_stock_order(drawn: DrawnMasks, seen: tuple[int, int]) -> type[ReferenceDecoder]:
-    """Our second look at doubtful masks at its full work, with their drawn logits again.
+def drawn_stock_order(drawn: DrawnMasks, unpadded_size: tuple[int, int]) -> type[ReferenceDecoder]:
+    """Return a ReferenceDecoder that does its full work and returns drawn logits.
 
-    `seen` is the part of the model input that is not padding, (h, w) in its pixels.
+    `unpadded_size` is the unpadded part (h, w) of the model input in pixels.
     """
     side = math.isqrt(len(drawn.of_point))
-    scale = torch.tensor([side / seen[1], side / seen[0]])
+    scale = torch.tensor([side / unpadded_size[1], side / unpadded_size[0]])
 
     class Decoder(ReferenceDecoder):
         def logits(self, points: Tensor, outputs: Tensor) -> Tensor:
@@ -209,20 +208,20 @@ def drawn_stock_order(drawn: DrawnMasks, seen: tuple[int, int]) -> type[Referenc
 
 
 class DrawnPoints:
-    """Takes the place of our decoders at no cost: drawn logits and drawn qualities."""
+    """Replaces the decoders at no cost: drawn logits and drawn qualities."""
 
     def __init__(self, drawn: DrawnMasks) -> None:
         self.drawn = drawn
 
     def decode(self, points: Tensor, pred_iou_thresh: float | None) -> DecodedPoints:
-        shown, quality = self.drawn.next(len(points))
-        kept = torch.nonzero(quality.flatten() > (pred_iou_thresh or 0))[:, 0]
-        logits = self.drawn.objects[shown.flatten()[kept]]
-        return DecodedPoints(quality, kept, logits, (logits.shape[1], logits.shape[2]))
+        object_ids, quality = self.drawn.next(len(points))
+        passed = torch.nonzero(quality.flatten() > (pred_iou_thresh or 0))[:, 0]
+        logits = self.drawn.objects[object_ids.flatten()[passed]]
+        return DecodedPoints(quality, passed, logits, (logits.shape[1], logits.shape[2]))
 
 
 class NoEncoder(nn.Module):
-    """An image encoder that costs nothing: a constant embedding."""
+    """An image encoder without cost: it returns a constant embedding."""
 
     def __init__(self, sam: Sam, seed: int = 0) -> None:
         super().__init__()
@@ -237,13 +236,13 @@ class NoEncoder(nn.Module):
 
 
 def low_size(size: tuple[int, int], side: int = 256) -> tuple[int, int]:
-    """(h, w) of an image in low-resolution pixels: its longest side is `side`."""
+    """Return (h, w) of an image in low-resolution pixels, with `side` as the longest side."""
     scale = side / max(size)
     return round(size[0] * scale), round(size[1] * scale)
 
 
 def smooth_image(size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """uint8 (H, W, 3) of smooth noise."""
+    """Return smooth noise as uint8 (H, W, 3)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand((1, 3, max(2, size[0] // 64), max(2, size[1] // 64)), generator=generator)
     fine = F.interpolate(coarse, size, mode="bilinear")

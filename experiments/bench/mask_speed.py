@@ -54,11 +54,11 @@ def post_processing(options: Options, size: tuple[int, int]) -> dict[str, Any]:
         generator = build(sam, output_mode="coco_rle")
         times = []
         for _ in range(repeats):
-            with quiet(), _clock_of_others(name, sam, drawn, options.device) as others:
+            with quiet(), _clock_of_others(name, sam, drawn, options.device) as other_seconds:
                 seconds, masks[name] = seconds_of(
                     lambda g=generator: g.generate(image), options.device
                 )
-            times.append(seconds - sum(others))
+            times.append(seconds - sum(other_seconds))
         row[f"{name}_seconds"] = float(np.median(times))
     same = [a["segmentation"] == b["segmentation"] for a, b in zip(*masks.values(), strict=False)]
     return {

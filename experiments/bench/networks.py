@@ -130,13 +130,13 @@ def in_this_process(words: list[str]) -> dict[str, Any]:
 
 def in_own_process(words: list[str]) -> dict[str, Any]:
     """Measure a row in a process of its own, or return its error."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, "--row", *words], capture_output=True, text=True
     )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
+    lines = process.stdout.strip().splitlines()
+    if process.returncode == 0 and lines:
         return json.loads(lines[-1])
-    reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+    reason = (process.stderr.strip().splitlines() or [f"ended with {process.returncode}"])[-1]
     return {"network": words[0], "precision": words[1], "error": reason}
 
 

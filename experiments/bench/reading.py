@@ -84,8 +84,8 @@ def felzenszwalb_records(data: Path) -> list[list[dict[str, Any]]]:
         raise SystemExit(f"no Cityscapes image below {data}")
     recipe, checkpoint = make_recipe(MaskConfig(regions="felzenszwalb"), None)
     source = build_region_source(recipe, checkpoint, 64, "cpu")
-    found = [source(np.ascontiguousarray(read_image(file))) for file in files[:IMAGES]]
-    return [sorted(one, key=lambda record: -record["area"])[:MASKS] for one in found]
+    regions = [source(np.ascontiguousarray(read_image(file))) for file in files[:IMAGES]]
+    return [sorted(one, key=lambda record: -record["area"])[:MASKS] for one in regions]
 
 
 def amg_json(records: list[dict[str, Any]]) -> int:

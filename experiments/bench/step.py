@@ -155,13 +155,13 @@ def memory(full_bank: Memory, config: TrainConfig, dim: int) -> dict[str, float]
     loss is in the graph, computed from their shapes.
     """
     bank, pairs = full_bank.bank, config.pairs
-    kept = bank.vectors.numel() * 4 + bank.images.numel() * 8
+    bank_bytes = bank.vectors.numel() * 4 + bank.images.numel() * 8
     pool = CLASSES * bank.size
     anchors = pairs.anchors_per_image
     drawn = anchors * (pairs.negatives + pairs.positives * (dim + 1) + 3 * dim + pool)
     draws = anchors * (pairs.negatives // 2 * 5) * 4
     graph = (drawn + draws + pool * dim) * 4
-    return {"bank_mb": kept / 1e6, "graph_mb_per_image": graph / 1e6}
+    return {"bank_mb": bank_bytes / 1e6, "graph_mb_per_image": graph / 1e6}
 
 
 def deeplab(device: str, repeats: int, network_repeats: int, crops: int = 1) -> dict[str, Any]:

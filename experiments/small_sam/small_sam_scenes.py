@@ -83,8 +83,8 @@ class ScenePool:
     def sample(self, count: int, rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
         """Return the newest scene and random others."""
         self._render_next()
-        others = rng.integers(0, len(self.scenes), count - 1)
-        return [self.scenes[-1], *(self.scenes[i] for i in others)]
+        indices = rng.integers(0, len(self.scenes), count - 1)
+        return [self.scenes[-1], *(self.scenes[i] for i in indices)]
 
 
 def cut_window(
@@ -95,9 +95,9 @@ def cut_window(
     widest = min(width, height * size[1] / size[0])
     cut_width = widest * (1.0 if rng.random() < 0.5 else rng.uniform(0.55, 1.0))
     cut_height = cut_width * size[0] / size[1]
-    left = rng.uniform(0, width - cut_width)
-    top = rng.uniform(0, height - cut_height)
-    y0, x0 = int(top), int(left)
+    x_start = rng.uniform(0, width - cut_width)
+    y_start = rng.uniform(0, height - cut_height)
+    y0, x0 = int(y_start), int(x_start)
     y1, x1 = y0 + max(8, round(cut_height)), x0 + max(8, round(cut_width))
     step = -1 if rng.random() < 0.5 else 1
     target = (size[1], size[0])

@@ -118,14 +118,14 @@ class Judge:
         return {name: scores[name] for name in (*MEASURES, "class_share")}
 
 
-def spearman(ones: list[float], others: list[float]) -> float:
+def spearman(xs: list[float], ys: list[float]) -> float:
     """Return the rank correlation, or NaN where one of the lists is constant."""
     import numpy as np
     from scipy.stats import rankdata
 
-    if len(set(ones)) < 2 or len(set(others)) < 2:
+    if len(set(xs)) < 2 or len(set(ys)) < 2:
         return float("nan")
-    return float(np.corrcoef(rankdata(ones), rankdata(others))[0, 1])
+    return float(np.corrcoef(rankdata(xs), rankdata(ys))[0, 1])
 
 
 def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
