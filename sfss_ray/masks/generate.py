@@ -135,10 +135,11 @@ def _run_pool(
     shards = list(_shard_items(images, _images_per_shard(len(images), size, config)))
     pool = Pool("masks", Path(spec["folder"]), MaskActor, size, on_gpu, resources)
     bar, num_errors = Progress("masks", len(images), progress), 0
-    for counts in pool.results(shards, spec):
-        require_claim(pool.folder, spec["claim"])
-        num_errors += int(counts["errors"])
-        bar.advance(int(counts["images"]), f", {num_errors} unreadable" if num_errors else "")
+    with pool.results(shards, spec) as results:
+        for counts in results:
+            require_claim(pool.folder, spec["claim"])
+            num_errors += int(counts["errors"])
+            bar.advance(int(counts["images"]), f", {num_errors} unreadable" if num_errors else "")
 
 
 def _images_per_shard(num_images: int, pool: int, config: Config) -> int:

@@ -66,8 +66,12 @@ def predict_on_ray(job: PredictionJob, progress: ProgressSink) -> dict[str, str]
     errors: dict[str, str] = {}
     with cluster.connected(job.config.compute) as resources:
         spec["device"] = cluster.resolve_device(job.config.compute)
-        with Progress("predicted", len(job.files), progress) as bar:
-            for result in _pool_results(job, spec, resources):
+        pool, items = _make_pool(job, spec["device"] == "cuda", resources)
+        with (
+            Progress("predicted", len(job.files), progress) as bar,
+            pool.results(items, spec) as results,
+        ):
+            for result in results:
                 errors |= json.loads(str(result["errors"]))
                 bar.advance(int(result["images"]), _unreadable_note(errors))
     return errors
@@ -77,16 +81,16 @@ def _unreadable_note(errors: dict[str, str]) -> str:
     return f", {len(errors)} unreadable" if errors else ""
 
 
-def _pool_results(
-    job: PredictionJob, spec: dict[str, Any], resources: Resources
-) -> Iterator[dict[str, Any]]:
-    on_gpu = spec["device"] == "cuda"
+def _make_pool(
+    job: PredictionJob, on_gpu: bool, resources: Resources
+) -> tuple[Pool, list[dict[str, str]]]:
+    """Return the pool for a job, and the items of work for it."""
     size = pool_size(job.config.compute.predict_actors, resources, on_gpu)
     # Short items for few images: every actor gets work, and progress advances.
     images_per_item = max(1, min(MAX_IMAGES_PER_ITEM, len(job.files) // (4 * size)))
     items = list(_items(job.files, images_per_item))
     pool = Pool("predictions", job.folder.root, PredictionActor, size, on_gpu, resources)
-    yield from pool.results(items, spec)
+    return pool, items
 
 
 def _items(files: Sequence[ImageFile], images_per_item: int) -> Iterator[dict[str, str]]:

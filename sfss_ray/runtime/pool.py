@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -42,12 +43,13 @@ class Pool:
     resources: Resources
     """Resources of the cluster."""
 
+    @contextlib.contextmanager
     def results(
         self, items: Sequence[dict[str, str]], spec: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the actors' results, in the order in which items are finished.
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """Run the pool for a `with` block, which gets the actors' results as they are finished.
 
-        Ray Data repeats lost work without end.
+        However the block ends, the pool has ended with it. Ray Data repeats lost work without end.
 
         Args:
             items: Rows of text, each the work of one call of an actor.
@@ -76,11 +78,23 @@ class Pool:
         forget_crashes(self.folder)
         _hand_over_by_value()
         try:
-            yield from dataset.iter_rows()
+            yield iter(dataset.iter_rows())
         except ray.exceptions.RayError as error:
             raise ClusterError(_explain(self.name, str(error) or type(error).__name__)) from error
         finally:
+            _end_execution(dataset)
             forget_crashes(self.folder)
+
+
+def _end_execution(dataset: Any) -> None:
+    """End the tasks of a data set that was not read to its end, as after Ctrl-C.
+
+    Ray Data would do so when the garbage collector finds the data set. By then the connection to the
+    cluster is closed, and its calls fail with tracebacks. Ray has no public method for this.
+    """
+    executor = getattr(dataset, "_current_executor", None)
+    if executor is not None:
+        executor.shutdown(force=True)
 
 
 def _hand_over_by_value() -> None:

@@ -116,9 +116,9 @@ def test_masks_go_on_where_they_were(streets, tmp_path):
     process = start(*words)
     wait_for(lambda: len(shard_paths(out)) >= 2, "two shards", process)
     output = stop(process, signal.SIGINT)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert "run the same command again" in output
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
     done = {f.name: f.stat().st_mtime_ns for f in shard_paths(out)}
     assert 2 <= len(done) < 12
     again = start(*words)

@@ -50,13 +50,14 @@ def calls(monkeypatch) -> list[dict]:
     def from_items(items, override_num_blocks):
         def map_batches(actor, fn_constructor_args, **options):
             calls.append(options | {"blocks": override_num_blocks})
+            executor = SimpleNamespace(shutdown=lambda force: calls.append({"shutdown": force}))
 
             def iter_rows():
                 worker = actor(*fn_constructor_args)
                 for item in items:
                     yield worker(item)
 
-            return SimpleNamespace(iter_rows=iter_rows)
+            return SimpleNamespace(iter_rows=iter_rows, _current_executor=executor)
 
         return SimpleNamespace(map_batches=map_batches)
 
@@ -68,21 +69,42 @@ def pool(folder: Path, actor: type = Doubler, size: int = 4, on_gpu: bool = Fals
     return Pool("masks", folder, actor, size, on_gpu, Resources(6.0, 2))
 
 
+def all_results(pool: Pool, items: list[dict]) -> list[dict]:
+    with pool.results(items, {}) as results:
+        return list(results)
+
+
 def test_each_item_has_a_result(calls, tmp_path: Path):
     items = [{"item": str(number)} for number in range(3)]
-    results = list(pool(tmp_path).results(items, {}))
+    results = all_results(pool(tmp_path), items)
     assert results == [{"doubled": 2 * number, "threads": 2} for number in range(3)]
-    (call,) = calls
+    call, end = calls
+    assert end == {"shutdown": True}
     assert call["compute"].min_size == call["compute"].max_size == 3, "no more actors than items"
     assert (call["batch_size"], call["blocks"], call["num_gpus"]) == (1, 3, 0)
 
 
 def test_ray_data_keeps_a_share_of_the_cpus(calls, tmp_path: Path):
     items = [{"item": str(number)} for number in range(12)]
-    list(pool(tmp_path, size=6).results(items, {}))
-    list(pool(tmp_path, size=2, on_gpu=True).results(items, {}))
-    assert 6 * calls[0]["num_cpus"] == pytest.approx(0.9 * 6.0)
-    assert (calls[1]["num_cpus"], calls[1]["num_gpus"]) == (1.0, 1)
+    all_results(pool(tmp_path, size=6), items)
+    all_results(pool(tmp_path, size=2, on_gpu=True), items)
+    on_cpus, on_gpus = (call for call in calls if "num_cpus" in call)
+    assert 6 * on_cpus["num_cpus"] == pytest.approx(0.9 * 6.0)
+    assert (on_gpus["num_cpus"], on_gpus["num_gpus"]) == (1.0, 1)
+
+
+def test_a_pool_that_is_interrupted_ends_before_its_cluster(calls, tmp_path: Path):
+    """Its tasks would call a cluster whose connection is closed."""
+    items = [{"item": str(number)} for number in range(3)]
+
+    def work() -> None:
+        with pool(tmp_path).results(items, {}) as results:
+            assert next(results)["doubled"] == 0
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert calls[-1] == {"shutdown": True}
 
 
 RAY_TEXT = """\x1b[36mray::MapWorker() (pid=1)\x1b[0m
@@ -124,6 +146,6 @@ def test_an_error_of_ray_is_one_line_with_its_first_cause(text, line, calls, tmp
             raise ray.exceptions.RayError(text)
 
     with pytest.raises(ClusterError) as refused:
-        list(pool(tmp_path, Failing).results([{"item": "1"}], {}))
+        all_results(pool(tmp_path, Failing), [{"item": "1"}])
     assert str(refused.value) == line
     assert list(tmp_path.iterdir()) == [], "crashes do not count in the next run"
