@@ -28,20 +28,32 @@ def run_guarded(work: Callable[[], int | None]) -> int:
     keep_freed_memory()
     try:
         return work() or 0
-    except SfssError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        exit_code = _report(error)
+        if exit_code is None:
+            raise
+        return exit_code
+
+
+def _report(error: BaseException) -> int | None:
+    """Tell the user about an expected error and return the exit code; None for any other error."""
+    if _is_interruption(error):
         print("interrupted: run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        print(
-            f"error: the disk is full ({error}): free some space and run again. Finished work is kept",
-            file=sys.stderr,
-        )
-        return 2
+    line = str(error) if isinstance(error, SfssError) else None
+    if isinstance(error, OSError) and is_disk_full(error):
+        line = f"the disk is full ({error}): free some space and run again. Finished work is kept"
+    if line is None:
+        return None
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or was raised while a library cleaned up after it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

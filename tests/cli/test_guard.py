@@ -39,6 +39,19 @@ def test_an_interrupt_prints_how_to_resume(capsys):
     assert cli.run_guarded(lambda: signal.raise_signal(signal.SIGTERM)) == 130
 
 
+def test_an_error_while_cleaning_up_after_an_interrupt_is_an_interrupt(capsys):
+    """Libraries whose threads still work may raise errors of their own when they are stopped."""
+
+    def work() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("generator already executing")
+
+    assert cli.run_guarded(work) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to resume\n"
+
+
 def test_a_full_disk_below_any_work_is_one_line(capsys):
     """Libraries write files too: Ray's own files, for instance."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/ray/x")
