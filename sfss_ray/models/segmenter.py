@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class SegmenterOutput(NamedTuple):
-    """Features (B, F, h, w) and logits (B, C, h, w), both on the grid of the classifier."""
+    """Features (B, F, h, w) and logits (B, C, h', w').
+
+    Features are those that the last layer of the classifier reads. The grids differ where this layer
+    scales its output up.
+    """
 
     features: Tensor
     logits: Tensor
@@ -46,6 +50,7 @@ class Segmenter(nn.Module):
         facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
         options: The options it was built with, see `build_network`.
+        size_multiple: Sides of its input images must be multiples of this number of pixels.
     """
 
     mean: Tensor
@@ -58,6 +63,7 @@ class Segmenter(nn.Module):
         self.facts: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
         self.options: dict[str, Any] = {}
+        self.size_multiple = 1
         self.body = body
         self.classifier = classifier
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
@@ -82,7 +88,8 @@ class Segmenter(nn.Module):
     @property
     def feature_width(self) -> int:
         """F, the number of channels that the classifier reads."""
-        convolutions = (m for m in self.classifier.modules() if isinstance(m, nn.Conv2d))
+        kinds = (nn.Conv2d, nn.ConvTranspose2d)
+        convolutions = (m for m in self.classifier.modules() if isinstance(m, kinds))
         return next(convolutions).in_channels
 
     @property
@@ -107,7 +114,7 @@ class Segmenter(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Return features and logits on the network's own grid for images (B, 3, H, W) in [0, 1]."""
+        """Return features and logits on the network's own grids for images (B, 3, H, W) in [0, 1]."""
         features = self.body(self.prepare(images))
         return SegmenterOutput(features, self.classifier(features))
 
