@@ -60,6 +60,16 @@ def estimate_statistics(
     average_buffers(network)
 
 
+def read_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy on the CPU of all BatchNorm statistics, by their names in the state dict."""
+    return {
+        f"{layer_name}.{name}": tensor.detach().cpu().clone()
+        for layer_name, layer in network.named_modules()
+        if isinstance(layer, BatchNorm)
+        for name, tensor in layer.named_buffers(recurse=False)
+    }
+
+
 def _statistics(layer: BatchNorm) -> list[Tensor]:
     return [s for s in (layer.running_mean, layer.running_var) if s is not None]
 
