@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sfss_ray.evaluation.examination import Score
 from sfss_ray.evaluation.label_free import lost_variety
 from sfss_ray.report.report_record import IMPROVED, NO_EVIDENCE, WORSE, ClassLoss, Verdict
+
+if TYPE_CHECKING:
+    from sfss_ray.evaluation.examination import Score
 
 LABEL_FREE_SCORE = "balanced_mask_information"
 """The attribute of `Score` that decides without labels."""
@@ -53,7 +56,9 @@ def judge(source: Score, student: Score, classes: Sequence[str]) -> Verdict:
     else:
         word, reason = comparison.word(), comparison.describe()
     score_name = comparison.name if comparison else ""
-    return Verdict(word, f"{reason}{_name_losses(losses, word, uses_labels)}.", losses, score_name, uses_labels)
+    return Verdict(
+        word, f"{reason}{_name_losses(losses, word, uses_labels)}.", losses, score_name, uses_labels
+    )
 
 
 def class_losses(
@@ -207,7 +212,9 @@ def _name_losses(losses: Sequence[ClassLoss], word: str, uses_labels: bool) -> s
     subject = "a class loses" if len(losses) == 1 else f"{len(losses)} classes lose"
     quantity, digits = ("IoU", 1) if uses_labels else ("predicted pixels", 2)
     owner = "its" if len(losses) == 1 else "their"
-    names = [f"{loss.name} ({loss.before:.{digits}f} to {loss.after:.{digits}f} %)" for loss in losses]
+    names = [
+        f"{loss.name} ({loss.before:.{digits}f} to {loss.after:.{digits}f} %)" for loss in losses
+    ]
     return f", {conjunction} {subject} more than half of {owner} {quantity}: {', '.join(names)}"
 
 

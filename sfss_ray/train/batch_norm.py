@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,22 @@ def read_statistics(network: nn.Module) -> dict[str, Tensor]:
         if isinstance(layer, BatchNorm)
         for name, tensor in layer.named_buffers(recurse=False)
     }
+
+
+def with_statistics(network: Segmenter, path: Path) -> Segmenter:
+    """Return a copy of a network with stored statistics, or the network itself if it has them already.
+
+    Args:
+        network: A network of the layers that the statistics were read from.
+        path: File of `read_statistics`.
+    """
+    statistics = torch.load(path, map_location="cpu", weights_only=True)
+    present = read_statistics(network)
+    if all(torch.equal(present[name], tensor) for name, tensor in statistics.items()):
+        return network
+    changed = copy.deepcopy(network)
+    changed.load_state_dict(statistics, strict=False)
+    return changed
 
 
 def _statistics(layer: BatchNorm) -> list[Tensor]:

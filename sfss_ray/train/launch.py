@@ -42,6 +42,10 @@ class TrainResult:
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Metrics by step: losses, and the scores of evaluations."""
     seconds: float = 0.0
+    step: int | None = None
+    """Step that the model was taken from."""
+    kept: str = "last"
+    """Which step that is: last or best, see `train.keep`."""
     teacher: Path | None = None
     """Model file of the student's teacher at the same step."""
     statistics: Path | None = None
@@ -119,6 +123,7 @@ def run_training(
 
     The teacher of the same step is written to train/teacher.pt, for the report.
     """
+    from sfss_ray.models.model_mark import read_facts
     from sfss_ray.train.adaptation import adapt_student
     from sfss_ray.train.run_state import STATISTICS_FILE, read_progress
 
@@ -131,10 +136,13 @@ def run_training(
         state = fit(job, folder, config, progress, on_record=on_record)
         save_network(state, "teacher", prepared, config, train / TEACHER_FILE)
         save_network(state, "student", prepared, config, student)  # last: the run is complete
+    facts = read_facts(student)
     return TrainResult(
         student,
         read_progress(train),
         time.monotonic() - started,
+        step=facts["steps"],
+        kept="best" if "best" in facts["network_kept"] else "last",
         teacher=train / TEACHER_FILE,
         statistics=train / STATISTICS_FILE,
     )
