@@ -129,8 +129,7 @@ def adapt(
         progress: Called with a line of text as the work proceeds.
 
     Returns:
-        The student, the scores before and after, the verdict on the student, and the paths of the
-        files written. The file of a student that is worse than its source model is marked.
+        The student, the scores before and after, the verdict, and the paths of the files written.
 
     Raises:
         SfssError: an input is bad; raised before a cluster starts, see `sfss_ray.errors`.

@@ -44,6 +44,7 @@ _CURVE_TITLES = {
     "loss_cls": "intra-class contrast",
     "val_miou": "mIoU during training, %",
     "mask_information": "mask_information during training",
+    "label_free_score": "label-free score that decides without labels",
     "learning_rate": "learning rate",
 }
 MAX_POINTS = 150

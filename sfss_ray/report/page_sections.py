@@ -249,3 +249,8 @@ def show_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def breakable(name: str) -> str:
+    """Return a name that a narrow column may break after its underscores."""
+    return name.replace("_", "_\u200b")

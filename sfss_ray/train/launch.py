@@ -167,16 +167,16 @@ def save_network(
     from sfss_ray.models.model_file import save_model
     from sfss_ray.train.best_student import kept_state
 
-    kept, which = kept_state(state)
+    networks, which = kept_state(state)
     model = prepared.source.load()
     prefix = "segmenter."
-    weights = {k.removeprefix(prefix): v for k, v in kept[name].items() if k.startswith(prefix)}
+    weights = {k.removeprefix(prefix): v for k, v in networks[name].items() if k.startswith(prefix)}
     model.network.load_state_dict(weights)
     white = next((image.white for image in prepared.training if image.white), None)
     model.facts = {
         "made_by": "sfss_ray.train_student",
         "network_kept": f"{name}, {which} step",
-        "steps": kept["step"],
+        "steps": networks["step"],
         "seed": config.seed,
         "source": Path(prepared.source.origin).name,
         "source_sha256": prepared.source.sha256,

@@ -66,6 +66,6 @@ def _keep_scores(score: Score, source_scores: dict[str, Any]) -> dict[str, float
     if not source_scores:
         return {}
     source = Variety(source_scores["predicted_classes"], source_scores["class_entropy"])
-    known = {IS_COLLAPSED: float(lost_variety(score.variety, source))}
+    scores = {IS_COLLAPSED: float(lost_variety(score.variety, source))}
     value = label_free_score(score)
-    return known | ({KEEP_SCORE: value} if math.isfinite(value) else {})
+    return scores | ({KEEP_SCORE: value} if math.isfinite(value) else {})

@@ -10,6 +10,7 @@ from sfss_ray.report.page_sections import (
     Badge,
     VerdictBanner,
     badges,
+    breakable,
     class_lines,
     class_summary,
     measured_metrics,
@@ -112,3 +113,8 @@ def test_the_banner_states_the_verdict(word, title, kind):
 def test_every_score_has_a_direction():
     """Of the scores only entropy falls when a model becomes better."""
     assert [metric.name for metric in METRICS if metric.better == "lower"] == ["entropy"]
+
+
+def test_long_names_may_break_after_underscores():
+    assert breakable("mask_information") == "mask_\u200binformation"
+    assert breakable("mIoU") == "mIoU"
