@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from sfss_ray.masks.existing import has_masks_of
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import (
+    IMPROVED,
     ClassSetFacts,
     Curve,
     ImageError,
@@ -28,10 +30,12 @@ from sfss_ray.report.report_record import (
     ScoreRow,
     SourceModelFacts,
     TargetFacts,
+    Verdict,
 )
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.train.launch import TrainResult
+from sfss_ray.train.student_watch import KEEP_SCORE
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.search import SearchResult
 from sfss_ray.tune.search_record import trial_rows
@@ -174,7 +178,7 @@ def describe_run(
     seconds["evaluation"] = evaluation_seconds
     curves = {ADAPTED: trained} | dict(finished.baselines)
     return RunRecord(
-        verdict=judge(scores[SOURCE_ONLY], scores[ADAPTED], prepared.classes.classes),
+        verdict=_judge_student(scores, trained, prepared.classes.classes),
         title=f"{Path(prepared.source.origin).stem} adapted to {run.masks.images} images",
         kind=run.request.kind,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -215,6 +219,18 @@ def _label_facts(run: MaskedRun, oracle: bool) -> LabelFacts:
     num_labelled = len(run.prepared.labelled)
     used_for = "choosing (oracle)" if oracle else "reporting only"
     return LabelFacts(bool(num_labelled), num_labelled, used_for)
+
+
+def _judge_student(
+    scores: dict[str, Score], trained: TrainResult, classes: Sequence[str]
+) -> Verdict:
+    """Judge the student. If it is the best of several and still no better, the reason says so."""
+    verdict = judge(scores[SOURCE_ONLY], scores[ADAPTED], classes)
+    if trained.kept != "best" or verdict.word == IMPROVED:
+        return verdict
+    count = sum(KEEP_SCORE in point for point in trained.curve)
+    note = f"although step {trained.step} is the best of {count} evaluations"
+    return dataclasses.replace(verdict, reason=f"{verdict.reason.removesuffix('.')}, {note}.")
 
 
 def _describe_step(trained: TrainResult, config: Config) -> str:

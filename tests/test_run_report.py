@@ -140,6 +140,24 @@ def test_the_verdict_compares_the_student_with_source_only(tmp_path):
     assert record.rows[2].collapsed is False
 
 
+@pytest.mark.parametrize(("miou", "says_so"), [(40.0, True), (30.0, True), (50.0, False)])
+def test_the_verdict_says_when_not_even_the_best_student_is_better(miou, says_so, tmp_path):
+    source, student = (
+        Score(miou=value, labelled_images=3, leave_one_out={"miou": (value,) * 3})
+        for value in (40.0, miou)
+    )
+    curve = [
+        {"step": 1, "label_free_score": 0.5},
+        {"step": 2},
+        {"step": 3, "label_free_score": 0.4},
+    ]
+    run = finished(masked_run(tmp_path), curve=curve, step=1, kept="best")
+    verdict = describe_run(run, {SOURCE_ONLY: source, ADAPTED: student}, 0).verdict
+    assert verdict is not None
+    ending = ", although step 1 is the best of 2 evaluations."
+    assert verdict.reason.endswith(ending) == says_so
+
+
 def test_baselines_have_their_curve_and_seconds(tmp_path):
     baseline = TrainResult(Path("b.pt"), [{"step": 1, "loss": 0.5}], 4.0)
     run = replace(finished(masked_run(tmp_path)), baselines={"self-training": baseline})
