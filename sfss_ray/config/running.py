@@ -57,9 +57,9 @@ class EvaluationConfig:
 class ReportConfig:
     """What the report of a run compares the student with, beside its source model."""
 
-    baselines: bool = False
-    """Also train plain self-training, without masks and without the contrast, with the same seed and
-    steps, and report its scores. It costs a second training."""
+    baselines: Annotated[bool, Common] = False
+    """Also score plain self-training. It is trained after the student, without masks and contrast,
+    with the same seed and steps, so it costs a second training."""
 
     def __post_init__(self):
         check_knobs(self)
