@@ -143,6 +143,8 @@ def evaluate_model(
     """
     config = config or Config()
     source = open_source(model, card, config.source_weights)
+    if source.mark:
+        progress(f"WARNING: {source.mark}")
     folder = load_labelled(
         images,
         labels,

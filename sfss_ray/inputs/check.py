@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from sfss_ray.config.consistency import check_stage, require_held_out, score_name
+from sfss_ray.config.consistency import check_keep, check_stage, require_held_out, score_name
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.image_folder import open_images
@@ -105,7 +105,7 @@ def check_inputs(request: Request) -> Inputs:
 def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     """Do every check of a run; without `stop_at_first` no problem hides another."""
     survey = Survey(stop_at_first)
-    survey.source = survey.check("source model", lambda: _check_source(request), None)
+    survey.source = survey.check("source model", lambda: _check_source(request, survey), None)
     survey.images = survey.check("target images", lambda: _check_images(request, survey), ())
     if (request.val_images, request.val_labels) != (None, None):
         survey.labelled = survey.check("val labels", lambda: _check_labels(request, survey), ())
@@ -121,11 +121,13 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     return survey
 
 
-def _check_source(request: Request) -> tuple[Source, str]:
+def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     if request.source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
     source = open_source(request.source_model, request.card, request.config.source_weights)
     check_travels(source)
+    if source.mark:
+        survey.notes.append(f"WARNING: {source.mark}")
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
 
 
@@ -180,6 +182,8 @@ def _check_settings(request: Request, survey: Survey) -> str:
         raise DataError(
             f"no readable image in {str(request.target_images)!r}: give images to adapt to"
         )
+    if survey.images:
+        check_keep(config.train, len(held_out))
     if request.kind != "tune":
         return f"{config.train.num_steps} steps"
     score = score_name(config.tune, request.val_images is not None)

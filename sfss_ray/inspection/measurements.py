@@ -164,6 +164,9 @@ class _TimedRun:
     def log(self, record: dict[str, Any]) -> None:
         """Drop the record."""
 
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Drop the file."""
+
 
 def _tensor_mb(state: Any) -> float:
     import torch

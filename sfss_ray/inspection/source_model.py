@@ -133,7 +133,7 @@ def verify_source(
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
-        warnings=_warnings(predictions, source.classes),
+        warnings=(*_warnings(predictions, source.classes), *([source.mark] if source.mark else [])),
     )
 
 

@@ -53,6 +53,8 @@ class Source:
     """The model itself, as long as no model file holds it."""
     white_level: float | None = None
     """White level of the high bit depth images that the model was adapted to, if any."""
+    mark: str = ""
+    """A line about a student that its run judged worse than its own source model; empty for others."""
 
     @property
     def architecture(self) -> nn.Module | None:
@@ -132,6 +134,7 @@ def _deep_copy(model: SourceModel) -> SourceModel:
 
 
 def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> Source:
+    from sfss_ray.models.model_mark import describe_mark
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
     architecture = model.architecture
@@ -145,6 +148,7 @@ def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> So
         carried=None if architecture is None else CarriedModule(architecture),
         unsaved=model,
         white_level=model.facts.get("white_level"),
+        mark=describe_mark(model.facts),
     )
 
 

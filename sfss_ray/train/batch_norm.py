@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,32 @@ def estimate_statistics(
             for tensor, old in zip(_statistics(layer), old_tensors, strict=True):
                 tensor.lerp_(old, 1 - target_share)
     average_buffers(network)
+
+
+def read_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy on the CPU of all BatchNorm statistics, by their names in the state dict."""
+    return {
+        f"{layer_name}.{name}": tensor.detach().cpu().clone()
+        for layer_name, layer in network.named_modules()
+        if isinstance(layer, BatchNorm)
+        for name, tensor in layer.named_buffers(recurse=False)
+    }
+
+
+def with_statistics(network: Segmenter, path: Path) -> Segmenter:
+    """Return a copy of a network with stored statistics, or the network itself if it has them already.
+
+    Args:
+        network: A network of the layers that the statistics were read from.
+        path: File of `read_statistics`.
+    """
+    statistics = torch.load(path, map_location="cpu", weights_only=True)
+    present = read_statistics(network)
+    if all(torch.equal(present[name], tensor) for name, tensor in statistics.items()):
+        return network
+    changed = copy.deepcopy(network)
+    changed.load_state_dict(statistics, strict=False)
+    return changed
 
 
 def _statistics(layer: BatchNorm) -> list[Tensor]:

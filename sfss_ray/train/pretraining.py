@@ -106,7 +106,7 @@ class Pretraining:
         average_buffers(self.network)
         return metrics
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, step: int) -> dict[str, float]:
         """Return the watch's scores of the network."""
         return self.watch(self.network.eval()) if self.watch else {}
 
