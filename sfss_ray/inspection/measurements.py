@@ -204,7 +204,7 @@ def measure_training(
         {
             "train.num_steps": _STEPS,
             "train.evaluate_every": 1,
-            "train.statistics_steps": 0,
+            "train.statistics_images": 0,
             "train.batch_size": batch_size,
             "train.loss.ramp": [0.0, 0.0],
             "compute.loader_processes": 0,
