@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config, override
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.record import claim_inputs
 from sfss_ray.inputs.request import Inputs, Request
@@ -92,6 +93,7 @@ def adapt(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     masks: Path | str | None = None,
@@ -110,6 +112,10 @@ def adapt(
         output_dir: The run's folder. Run again with the same arguments to resume it.
         card: Entries that replace the preprocessing known for the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
+        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
+            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
+            shipped grouping, such as camvid-11. Training and all
+            scores then know the groups only.
         sam_checkpoint: SAM weights; without them `config.masks.regions` selects the region source.
         sam_type: Architecture of the SAM checkpoint; auto recognises it by its weights.
         masks: Folder of existing masks of the target images (`generate_masks`, `import_masks`).
@@ -134,6 +140,7 @@ def adapt(
         output_dir,
         config or Config(),
         card=card,
+        class_groups=class_groups,
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         masks=masks,
@@ -154,6 +161,7 @@ def tune_hyperparameters(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     masks: Path | str | None = None,
@@ -179,6 +187,7 @@ def tune_hyperparameters(
         output_dir,
         config or Config(),
         card=card,
+        class_groups=class_groups,
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         masks=masks,

@@ -48,6 +48,8 @@ class Score:
     """Entropy of the histogram of predicted classes, in nats; low after a collapse."""
     class_share: tuple[float, ...] = ()
     """Share of the held-out pixels that each class is predicted for."""
+    labelled_share: tuple[float, ...] = ()
+    """Share of the labelled pixels that each class is predicted for."""
     labelled_images: int = 0
     held_out_images: int = 0
 
@@ -102,19 +104,17 @@ class Examination:
 
     def score(self, network: Segmenter, teacher: Segmenter | None = None) -> Score:
         """Score a network in eval mode; with its teacher, the agreement is scored too."""
-        miou, accuracy, per_class = self._labelled_scores(network)
+        labelled = self._labelled_scores(network)
         label_free = self._label_free_scores(network, teacher)
         values: dict[str, Any] = label_free.values()
         values["predicted_classes"] = int(values.get("predicted_classes", 0))
         num_pixels = label_free.histogram.sum()
         share = tuple(map(float, label_free.histogram / num_pixels)) if num_pixels else ()
         return Score(
-            miou=miou,
-            pixel_accuracy=accuracy,
-            per_class=per_class,
             labelled_images=len(self.labelled),
             held_out_images=len(self.held_out),
             class_share=share,
+            **labelled,
             **values,
         )
 
@@ -149,11 +149,16 @@ class Examination:
                 bar.advance(1)
         return matrix
 
-    def _labelled_scores(self, network: Segmenter) -> tuple[float, float, tuple[float, ...]]:
+    def _labelled_scores(self, network: Segmenter) -> dict[str, Any]:
         if not self.labelled:
-            return float("nan"), float("nan"), ()
+            return {}
         matrix = self.matrix(network)
-        return matrix.miou(), matrix.pixel_accuracy(), tuple(map(float, matrix.iou()))
+        return {
+            "miou": matrix.miou(),
+            "pixel_accuracy": matrix.pixel_accuracy(),
+            "per_class": tuple(map(float, matrix.iou())),
+            "labelled_share": tuple(map(float, matrix.predicted_share() / 100)),
+        }
 
     def _label_free_scores(self, network: Segmenter, teacher: Segmenter | None) -> LabelFreeScores:
         share = np.array(self.source_share) if self.source_share else None

@@ -105,7 +105,7 @@ def check_inputs(request: Request) -> Inputs:
 def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     """Do every check of a run; without `stop_at_first` no problem hides another."""
     survey = Survey(stop_at_first)
-    survey.source = survey.check("source model", lambda: _check_source(request), None)
+    survey.source = survey.check("source model", lambda: _check_source(request, survey), None)
     survey.images = survey.check("target images", lambda: _check_images(request, survey), ())
     if (request.val_images, request.val_labels) != (None, None):
         survey.labelled = survey.check("val labels", lambda: _check_labels(request, survey), ())
@@ -121,11 +121,14 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     return survey
 
 
-def _check_source(request: Request) -> tuple[Source, str]:
+def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     if request.source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
-    source = open_source(request.source_model, request.card, request.config.source_weights)
+    weights = request.config.source_weights
+    source = open_source(request.source_model, request.card, weights, request.class_groups)
     check_travels(source)
+    if source.class_groups is not None:
+        survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
 
 

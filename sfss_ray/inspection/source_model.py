@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.config import Config
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
+from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
@@ -55,14 +58,19 @@ class VerifyResult:
     per_class: dict[str, float] | None = None
     """Class -> IoU in percent; None without labels."""
     warnings: tuple[str, ...] = ()
-    """Signs that the model or its card is wrong."""
+    """Signs that the model or its card is wrong, or that scores compare other class sets."""
+    class_groups: ClassGroups | None = None
+    """The groups of outputs that the classes are, if any."""
 
     def lines(self) -> list[str]:
         """Return the result for people."""
         lines = [f"family: {self.family}", f"network: {self.network}"]
         lines.append(f"classes: {self.class_set} ({len(self.classes)}: {', '.join(self.classes)})")
+        if self.class_groups is not None:
+            lines[-1] += f", groups of the {len(self.card.classes)} outputs"
+            lines += [f"  {line}" for line in self.class_groups.lines()]
         if self.load_report is not None:
-            lines[-1] += f", from {self.load_report.classes_from}"
+            lines[2] += f", from {self.load_report.classes_from}"
             lines.append(f"weights: {self.load_report.summary()}")
             lines += [f"note: {note}" for note in self.load_report.notes]
         card = {k: v for k, v in self.card.to_dict().items() if k != "classes"}
@@ -83,6 +91,7 @@ def verify_source(
     labels: Path | str | None = None,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> VerifyResult:
@@ -95,6 +104,9 @@ def verify_source(
         labels: Their label maps of train ids; without them the score is the entropy alone.
         card: Entries that replace what the checkpoint's family says of its images (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
+        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
+            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
+            shipped grouping, such as camvid-11.
         config: `evaluation` and `compute.device` are used.
         progress: Called with a line of text as work goes on.
 
@@ -108,7 +120,7 @@ def verify_source(
             are not classes of the model.
     """
     config = config or Config()
-    source = open_source(source_model, card, config.source_weights)
+    source = open_source(source_model, card, config.source_weights, class_groups)
     if labels is None:
         pairs = ()
         files, notes = open_images(images, config, source.white_level, "images")
@@ -133,7 +145,9 @@ def verify_source(
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
-        warnings=_warnings(predictions, source.classes),
+        warnings=_warnings(predictions, source.classes)
+        + _unmatched(predictions, source.classes, pairs),
+        class_groups=source.class_groups,
     )
 
 
@@ -215,3 +229,14 @@ def _warnings(predictions: _Predictions, classes: ClassSet) -> tuple[str, ...]:
         " trained with, or the weights are not those of a trained network; adapting this model would"
         " fail",
     )
+
+
+def _unmatched(
+    predictions: _Predictions, classes: ClassSet, pairs: Sequence[LabelledImage]
+) -> tuple[str, ...]:
+    """Warn of predicted classes that the labels cannot show."""
+    decoding = pairs[0].decoding if pairs else None
+    if decoding is None or not np.isfinite(predictions.entropy):
+        return ()
+    note = unmatched_note(classes, decoding.label_classes, predictions.shares.tolist())
+    return (note,) if note else ()
