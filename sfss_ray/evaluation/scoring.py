@@ -154,9 +154,7 @@ def evaluate_model(
             are scored as the group.
         card: Entries that replace the preprocessing known for the checkpoint's family: JSON file,
             mapping or Card.
-        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
-            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
-            shipped grouping, such as camvid-11.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         output_dir: Folder for evaluation.json, per_class.csv and confusion.png.
         config: `evaluation`, `labels_format`, `labels_classes` and `compute.device` are used.
         progress: Called with a line of text as the work proceeds.

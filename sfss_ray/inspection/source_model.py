@@ -98,15 +98,12 @@ def verify_source(
     """Report what a source checkpoint is and what it predicts, before anything is trained.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file; in Python also a source model
-            in memory.
+        source_model: A checkpoint of any known family, or a model file; in Python also a model.
         images: Folder of images of the source or of the target domain.
         labels: Their label maps of train ids; without them the score is the entropy alone.
         card: Entries that replace what the checkpoint's family says of its images (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
-        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
-            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
-            shipped grouping, such as camvid-11.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `evaluation` and `compute.device` are used.
         progress: Called with a line of text as work goes on.
 
@@ -145,8 +142,7 @@ def verify_source(
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
-        warnings=_warnings(predictions, source.classes)
-        + _unmatched(predictions, source.classes, pairs),
+        warnings=_warnings(predictions, source.classes, pairs),
         class_groups=source.class_groups,
     )
 
@@ -216,27 +212,23 @@ def _labels_of_size(file: LabelledImage, size: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def _warnings(predictions: _Predictions, classes: ClassSet) -> tuple[str, ...]:
-    """Warn of a network that predicts one class nearly everywhere, or returns NaN."""
-    if not np.isfinite(predictions.entropy):
-        return ("the network returns NaN or Inf: its weights are damaged",)
-    top = int(predictions.shares.argmax())
-    if predictions.shares[top] <= 100 * ONE_CLASS:
-        return ()
-    return (
-        f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}: the"
-        " card (channel_order, value_range, mean, std) is probably not the one these weights were"
-        " trained with, or the weights are not those of a trained network; adapting this model would"
-        " fail",
-    )
-
-
-def _unmatched(
+def _warnings(
     predictions: _Predictions, classes: ClassSet, pairs: Sequence[LabelledImage]
 ) -> tuple[str, ...]:
-    """Warn of predicted classes that the labels cannot show."""
+    """Warn of NaN, of one class nearly everywhere, and of predicted classes that labels cannot show."""
+    if not np.isfinite(predictions.entropy):
+        return ("the network returns NaN or Inf: its weights are damaged",)
+    warnings = []
+    top = int(predictions.shares.argmax())
+    if predictions.shares[top] > 100 * ONE_CLASS:
+        warnings.append(
+            f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}:"
+            " the card (channel_order, value_range, mean, std) is probably not the one these weights"
+            " were trained with, or the weights are not those of a trained network; adapting this model"
+            " would fail"
+        )
     decoding = pairs[0].decoding if pairs else None
-    if decoding is None or not np.isfinite(predictions.entropy):
-        return ()
-    note = unmatched_note(classes, decoding.label_classes, predictions.shares.tolist())
-    return (note,) if note else ()
+    if decoding is not None:
+        percents = predictions.shares.tolist()
+        warnings.append(unmatched_note(classes, decoding.label_classes, percents))
+    return tuple(warning for warning in warnings if warning)

@@ -58,9 +58,7 @@ def predict(
         output_dir: Folder of the predictions: a new one, or one with predictions of the same model.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
-        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
-            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
-            shipped grouping, such as camvid-11.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `evaluation` and `compute` are used.
         progress: Called with a line of text as work goes on.
 

@@ -88,9 +88,7 @@ def export_onnx(
             any length, the size that is checked first.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
-        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
-            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
-            shipped grouping, such as camvid-11.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `seed` decides the streets that are drawn for the check.
         progress: Called with a line of text as work goes on.
 

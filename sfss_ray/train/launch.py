@@ -68,9 +68,7 @@ def train_student(
         output_dir: The run's folder. Call again with the same arguments to resume.
         card: Entries that override the preprocessing of the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
-        class_groups: Groups of the model's outputs that become its classes: a mapping, a JSON or YAML
-            file {"building": ["building", "wall"], "dropped": ["background"]}, or the name of a
-            shipped grouping, such as camvid-11.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         val_images: Labelled images to report mIoU on, never used for training or model selection.
         val_labels: Their label maps of train ids.
         config: The whole config, of which `train`, `evaluation` and `compute` are used.
