@@ -140,7 +140,11 @@ def contrast_losses(
     """
     embeddings = student.embeddings
     # max, because argmax is four times slower on a CPU. Both return the first of equals.
-    student_labels = Fetched(student.logits.max(1).indices.flatten(1))
+    logits = student.logits
+    if logits.shape[-2:] != embeddings.shape[-2:]:
+        size = (embeddings.shape[-2], embeddings.shape[-1])
+        logits = F.interpolate(logits.detach(), size=size, mode="bilinear", align_corners=False)
+    student_labels = Fetched(logits.max(1).indices.flatten(1))
     masks = inputs.describe(config)
     fresh = gather_prototypes(masks.tables, masks.origins)
     sums = embeddings.new_zeros(4)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfss_ray.config import TrainConfig
+from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.models.segmenter import Segmenter
+
+MIN_STRIDE = 4
+"""Pixels per cell of the contrast, at least. Halving the stride makes it four times as expensive."""
 
 
 class ContrastNet(nn.Module):
@@ -33,7 +39,7 @@ class ContrastNet(nn.Module):
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, C, h, w) and embeddings (B, D, h, w) of length 1, both float32.
+        """Return logits (B, C, h, w) and embeddings (B, D, h', w') of length 1, both float32.
 
         Args:
             images: (B, 3, H, W) float in [0, 1].
@@ -41,5 +47,12 @@ class ContrastNet(nn.Module):
         # Autocast covers the networks alone: losses and similarities stay in float32.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast_to_bf16):
             features, logits = self.segmenter(images)
-            embeddings = self.projection(features)
+            embeddings = self.projection(self._on_contrast_grid(features, images))
         return logits.float(), F.normalize(embeddings.float(), dim=1)
+
+    def _on_contrast_grid(self, features: Tensor, images: Tensor) -> Tensor:
+        """Average features that are finer than stride MIN_STRIDE, whose contrast would cost too much."""
+        grid = [math.ceil(side / MIN_STRIDE) for side in images.shape[-2:]]
+        if features.shape[-2] <= grid[0] or features.shape[-1] <= grid[1]:
+            return features
+        return cell_means(features, (grid[0], grid[1]), self.segmenter.align_corners)

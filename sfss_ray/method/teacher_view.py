@@ -21,7 +21,7 @@ class TeacherView:
     """What the teacher predicts for the weak views of a batch."""
 
     probabilities: Tensor
-    """(B, C, h, w) on the grid of the classifier."""
+    """(B, C, h, w) on the grid of the embeddings."""
     embeddings: Tensor
     """(B, D, h, w) of length 1."""
     labels: Tensor
@@ -50,11 +50,14 @@ def predict_teacher(
     weak, segmenter = batch["weak"], teacher.segmenter
     logits, embeddings = teacher(weak)
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
-    grid = logits.float().softmax(1)
-    if config.teacher_scales != (1.0,) or config.teacher_flip:
+    height, width = embeddings.shape[-2:]
+    several_views = config.teacher_scales != (1.0,) or config.teacher_flip
+    if several_views:
         full = average_views(teacher, weak, full, config)
-        height, width = grid.shape[-2:]
+    if several_views or logits.shape[-2:] != embeddings.shape[-2:]:
         grid = cell_means(full, (height, width), segmenter.align_corners)
+    else:
+        grid = logits.float().softmax(1)
 
     if config.prior_power > 0:
         prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), first_part)

@@ -240,10 +240,14 @@ def keep_outputs(model: SourceModel, classes: tuple[str, ...]) -> SourceModel:
     rows = torch.tensor([model.classes.classes.index(name) for name in classes])
     card = model.card
     state = dict(model.network.state_dict())
+    # Only the layers that produce the outputs have one row for each of them. A transposed convolution
+    # has its outputs along the second axis.
+    axis = 1 if isinstance(model.network.classifier, nn.ConvTranspose2d) else 0
     for name, tensor in state.items():
-        # Only the layers that produce the outputs have one row for each of them.
-        if name.startswith("classifier.") and tensor.ndim and tensor.shape[0] == len(model.classes):
-            state[name] = tensor[rows.to(tensor.device)]
+        if not name.startswith("classifier.") or tensor.ndim <= axis:
+            continue
+        if tensor.shape[axis] == len(model.classes):
+            state[name] = tensor.index_select(axis, rows.to(tensor.device))
     network = build_network(model.name, len(classes), model.network.options)
     network.load_state_dict(state)
     network.use_card(card)

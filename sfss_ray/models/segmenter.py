@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class SegmenterOutput(NamedTuple):
-    """Features (B, F, h, w) and logits (B, C, h, w), both on the grid of the classifier.
+    """Features (B, F, h, w) and logits (B, C, h', w').
 
-    C is the number of groups for a network with class groups, else the number of its outputs.
+    Features are those that the last layer of the classifier reads. The grids differ where this layer
+    scales its output up. C is the number of groups for a network with class groups, else the number of
+    its outputs.
     """
 
     features: Tensor
@@ -54,6 +56,7 @@ class Segmenter(nn.Module):
         options: The options it was built with, see `build_network`.
         class_groups: The groups that its logits are of; None where each output has its own logit.
         output_classes: The classes of its outputs, where it has class groups.
+        size_multiple: Sides of its input images must be multiples of this number of pixels.
     """
 
     mean: Tensor
@@ -70,6 +73,7 @@ class Segmenter(nn.Module):
         self.output_classes: ClassSet | None = None
         self._members: tuple[tuple[int, ...], ...] = ()
         """Indices of the outputs in each group."""
+        self.size_multiple = 1
         self.body = body
         self.classifier = classifier
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
@@ -113,7 +117,8 @@ class Segmenter(nn.Module):
     @property
     def feature_width(self) -> int:
         """F, the number of channels that the classifier reads."""
-        convolutions = (m for m in self.classifier.modules() if isinstance(m, nn.Conv2d))
+        kinds = (nn.Conv2d, nn.ConvTranspose2d)
+        convolutions = (m for m in self.classifier.modules() if isinstance(m, kinds))
         return next(convolutions).in_channels
 
     @property
@@ -138,7 +143,7 @@ class Segmenter(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Return features and logits on the network's own grid for images (B, 3, H, W) in [0, 1]."""
+        """Return features and logits on the network's own grids for images (B, 3, H, W) in [0, 1]."""
         output = self.output_grid(images)
         return output._replace(logits=self.group(output.logits))
 
@@ -151,7 +156,7 @@ class Segmenter(nn.Module):
         return self.group(self.output_logits(images, size))
 
     def output_grid(self, images: Tensor) -> SegmenterOutput:
-        """Return features and the logits of all outputs on the network's own grid."""
+        """Return features and the logits of all outputs on the network's own grids."""
         features = self.body(self.prepare(images))
         return SegmenterOutput(features, self.classifier(features))
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from step_networks import StepNetworks
+from torch.nn import functional as F
 from train_samples import CLASSES, colour_segmenter, drawn_batch, small_config
 
 from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.models.architectures.catalogue import build_network
 
 
 def test_embeddings_have_length_one():
@@ -40,3 +42,15 @@ def test_bf16_networks_return_float32():
     logits, embeddings = net(images)
     assert logits.dtype == embeddings.dtype == torch.float32
     assert not torch.equal(logits, plain(images)[0])
+
+
+def test_features_finer_than_stride_four_are_averaged():
+    """The contrast of a grid of stride 2 would cost four times as much."""
+    fine = build_network("espnet", len(CLASSES), {"p": 1, "q": 1}).eval()
+    net = ContrastNet(fine, small_config(loss__projection="none").train)
+    images = torch.rand(1, 3, 64, 96)
+    logits, embeddings = net(images)
+    assert logits.shape[-2:] == (64, 96), "the loss of the labels sees the network's own logits"
+    features = fine(images).features
+    blocks = features.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))
+    torch.testing.assert_close(embeddings, F.normalize(blocks, dim=1))

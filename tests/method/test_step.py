@@ -5,10 +5,14 @@ import pytest
 import torch
 from step_networks import StepNetworks, quadrants
 from torch.nn import functional as F
-from train_samples import drawn_batch
+from train_samples import CLASSES, drawn_batch
 
 from sfss_ray.config import LossConfig
+from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import label_space_loss, ramp
+from sfss_ray.method.teacher import make_teacher
+from sfss_ray.models.architectures.catalogue import build_network
 
 
 def close(first, second) -> bool:
@@ -216,3 +220,17 @@ def test_without_a_kept_pixel_the_segmentation_loss_is_zero():
     logits = torch.randn(1, 4, 3, 5)
     loss = label_space_loss(logits, torch.zeros(1, 3, 5).long(), torch.zeros(1, 3, 5), LossConfig())
     assert loss == 0
+
+
+def test_logits_finer_than_features_give_every_weight_a_gradient():
+    """ESPNet's last layer doubles the grid: labels are learnt at its resolution, pairs at stride 4."""
+    networks = StepNetworks()
+    segmenter = build_network("espnet", len(CLASSES), {"p": 1, "q": 1})
+    networks.student = ContrastNet(segmenter, networks.config)
+    networks.teacher = make_teacher(networks.student)
+    networks.memory = Memory.empty(
+        len(CLASSES), networks.student.embedding_dim, networks.config.pairs
+    )
+    _, metrics = networks.step(quadrants())
+    assert metrics["anchors"] > 0
+    assert all(gradient.abs().sum() > 0 for gradient in networks.gradients(quadrants()))

@@ -5,7 +5,9 @@ from step_networks import StepNetworks, quadrants
 from torch.nn import functional as F
 from train_samples import drawn_batch
 
+from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.teacher_view import predict_teacher
+from sfss_ray.models.architectures.catalogue import build_network
 
 PLAIN: dict = {"loss__mask_vote": "none", "loss__prior_power": 0.0}
 
@@ -69,3 +71,17 @@ def test_older_class_shares_fade_once_per_step():
     torch.testing.assert_close(prior.total, 2 * first, rtol=1e-4, atol=1e-3)
     predict_teacher(networks.teacher, batch, prior, config)
     torch.testing.assert_close(prior.total, 2.96 * first, rtol=1e-4, atol=1e-3)
+
+
+def test_probabilities_of_finer_logits_are_means_over_the_cells_of_the_embeddings():
+    segmenter = build_network("espnet", 5, {"p": 1, "q": 1}).eval()
+    networks = StepNetworks(**PLAIN)
+    teacher = ContrastNet(segmenter, networks.config)
+    weak = torch.rand(2, 3, 32, 64)
+    batch = {"weak": weak, "mask_ids": torch.zeros(2, 32, 64, dtype=torch.long)}
+    view = predict_teacher(teacher, batch, networks.memory.prior, networks.config.loss)
+    full = segmenter.logits(weak).softmax(1)
+    assert view.probabilities.shape == (2, 5, 8, 16)
+    cells = full.unfold(2, 4, 4).unfold(3, 4, 4).mean((-2, -1))
+    torch.testing.assert_close(view.probabilities, cells)
+    assert torch.equal(view.labels, full.argmax(1))

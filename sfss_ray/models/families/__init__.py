@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sfss_ray.models.families.deeplab_v2_keys import caffe_deeplab_v2, torchvision_deeplab_v2
+from sfss_ray.models.families.espnet_keys import espnet_checkpoint, espnet_v2_checkpoint
 from sfss_ray.models.families.huggingface import huggingface_segformer
 from sfss_ray.models.families.mix_transformers import mmseg_mit
 from sfss_ray.models.families.mmseg_resnet import mmseg_resnet_deeplab
@@ -15,6 +16,8 @@ FAMILIES: tuple[tuple[str, Recogniser], ...] = (
     ("SegFormer of Hugging Face", huggingface_segformer),
     ("DeepLab of mmseg and DAFormer on ResNets", mmseg_resnet_deeplab),
     ("SegFormer of mmseg and NVlabs, DAFormer, HRDA, MIC, SePiCo", mmseg_mit),
+    ("ESPNet", espnet_checkpoint),
+    ("ESPNetv2 for segmentation, of EdgeNets", espnet_v2_checkpoint),
     ("torchvision DeepLabV3, FCN, LR-ASPP", torchvision_model),
 )
 
