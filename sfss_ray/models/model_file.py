@@ -230,7 +230,7 @@ def model_from_content(
     card = Card.from_dict(content.get("card", {}))
     has_groups = "class_groups" in content
     outputs = card.classes if has_groups else tuple(content["classes"])
-    classes = class_set_of(outputs, content["class_set"])
+    classes = class_set_of(outputs, "custom" if has_groups else content["class_set"])
     if content["network"] == CUSTOM:
         network = _custom_network(content, path, card, module)
     else:
