@@ -57,11 +57,13 @@ def parameters(verb: Verb) -> list[inspect.Parameter]:
 
 
 def _as_path(annotation: Any) -> Any:
-    """Return Path for models, cards and text paths: on a command line they are all paths."""
+    """Return Path for models, cards, groups and text paths: on a command line they are all paths."""
+    from sfss_ray.data.group_files import ClassGroupsLike
     from sfss_ray.models.card import CardLike
     from sfss_ray.models.source import SourceLike
 
-    path_types: dict[Any, Any] = {Path | str: Path, SourceLike: Path, CardLike: Path}
+    kinds: tuple[Any, ...] = (Path | str, SourceLike, CardLike, ClassGroupsLike)
+    path_types: dict[Any, Any] = dict.fromkeys(kinds, Path)
     optional_types = {kind | None: Path | None for kind in path_types}
     return (path_types | optional_types).get(annotation, _as_names(annotation))
 

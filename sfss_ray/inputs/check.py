@@ -124,10 +124,13 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
 def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     if request.source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
-    source = open_source(request.source_model, request.card, request.config.source_weights)
+    weights = request.config.source_weights
+    source = open_source(request.source_model, request.card, weights, request.class_groups)
     check_travels(source)
     if source.mark:
         survey.notes.append(f"WARNING: {source.mark}")
+    if source.class_groups is not None:
+        survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
 
 

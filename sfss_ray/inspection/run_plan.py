@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from sfss_ray.config import Config
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import survey_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.inspection.plan_result import Plan
@@ -23,6 +24,7 @@ def plan(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     masks: Path | str | None = None,
@@ -51,6 +53,7 @@ def plan(
         output_dir,
         config or Config(),
         card=card,
+        class_groups=class_groups,
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         masks=masks,

@@ -30,9 +30,9 @@ CUSTOM = "custom"
 class WrappedSegmenter(Segmenter):
     """A user's module as a segmenter, with the output of a named layer as features.
 
-    Training compares logits and features cell by cell. If their grids differ, `forward` resizes the
+    Training compares logits and features cell by cell. If their grids differ, `output_grid` resizes the
     logits to the grid of the features, by averaging if they are finer and bilinearly if they are
-    coarser. Evaluation and prediction call `logits`, which upsamples the module's own logits.
+    coarser. Evaluation and prediction use `output_logits`, which upsamples the module's own logits.
 
     Args:
         module: Maps prepared images (B, 3, H, W) to logits (B, C, h, w), see `wrap_model`.
@@ -57,13 +57,13 @@ class WrappedSegmenter(Segmenter):
         """F, the number of channels of the named layer."""
         return self._feature_width
 
-    def forward(self, images: Tensor) -> SegmenterOutput:
+    def output_grid(self, images: Tensor) -> SegmenterOutput:
         """Return features and logits on the features' grid for images (B, 3, H, W) in [0, 1]."""
         features, logits = self._run_body(images)
         logits = _resize_to_grid(logits, features.shape[-2:], self.align_corners)
         return SegmenterOutput(features, logits)
 
-    def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def output_logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Return the module's own logits at `size`, by default at the size of the images."""
         return self.upsample(self._run_body(images)[1], size or images.shape[-2:])
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from sfss_ray.data.class_sets import ClassSet, class_set_of
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values, class_names
+from sfss_ray.models.checkpoints import with_card
 from sfss_ray.models.model_file import SourceModel
 from sfss_ray.models.user_code.custom import CUSTOM, WrappedSegmenter
 
@@ -17,6 +19,7 @@ def wrap_model(
     classes: ClassSet | str | tuple[str, ...] | list[str] | None = None,
     feature_layer: str,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     example_size: tuple[int, int] = (128, 128),
 ) -> SourceModel:
     """Make a source model of a module of your own; every stage accepts it in place of a path.
@@ -40,11 +43,13 @@ def wrap_model(
             w) once per forward pass.
         card: The preprocessing that the module expects: a Card, a mapping of entries, or a JSON file.
             The default is RGB with ImageNet's normalisation.
+        class_groups: Groups of the outputs that become the model's classes, see `load_source_model`.
         example_size: (height, width) of an image that is passed through once to learn the shapes.
 
     Raises:
         ConfigError: the layer does not exist (the message lists similar names), a layer or an output has
             another shape than described above, or the number of classes is not that of the outputs.
+        DataError: the class groups do not fit the classes.
     """
     entries = card_values(card)
     if classes is not None:
@@ -57,4 +62,5 @@ def wrap_model(
             " given: give classes, a class set's name or the names of all outputs in order"
         )
     facts = {"made_by": f"{type(module).__module__}.{type(module).__qualname__}"}
-    return SourceModel(network, CUSTOM, class_set_of(full_card.classes), facts)
+    model = SourceModel(network, CUSTOM, class_set_of(full_card.classes), facts)
+    return with_card(model, {}, CUSTOM, class_groups)
