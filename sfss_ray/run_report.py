@@ -139,7 +139,7 @@ def describe_run(
     seconds = {"masks": run.masks.seconds, "train": finished.trained.seconds}
     seconds["evaluation"] = evaluation_seconds
     return RunRecord(
-        title=f"{Path(prepared.source.origin).stem} adapted to {run.masks.images} images",
+        title=f"{prepared.source.label} adapted to {run.masks.images} images",
         kind=run.request.kind,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,

@@ -46,6 +46,7 @@ class Segmenter(nn.Module):
         facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
         options: The options it was built with, see `build_network`.
+        size_multiple: Sides of its input images must be multiples of this number of pixels.
     """
 
     mean: Tensor
@@ -58,6 +59,7 @@ class Segmenter(nn.Module):
         self.facts: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
         self.options: dict[str, Any] = {}
+        self.size_multiple = 1
         self.body = body
         self.classifier = classifier
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1), persistent=False)
@@ -112,8 +114,33 @@ class Segmenter(nn.Module):
         return SegmenterOutput(features, self.classifier(features))
 
     def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Return logits (B, C, *size), by default at the size of the images."""
-        return self.upsample(self(images).logits, size or images.shape[-2:])
+        """Return logits (B, C, *size), by default at the size of the images, which may be any size."""
+        height, width = images.shape[-2:]
+        if self.size_multiple == 1:
+            return self.upsample(self.grid_logits(images), size or (height, width))
+        padded = self.pad(images)
+        logits = self.upsample(self.grid_logits(padded), padded.shape[-2:])[..., :height, :width]
+        return logits if size is None or size == (height, width) else self.upsample(logits, size)
+
+    def grid_logits(self, images: Tensor) -> Tensor:
+        """Return logits on the network's own grid, for images whose sides are multiples.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], sides multiples of `size_multiple`.
+        """
+        return self(images).logits
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) with sides that are multiples of `size_multiple`.
+
+        Their last column and row are repeated at the right and at the bottom. So the padding has no
+        edge that a network could mistake for an object, and cells keep their positions.
+        """
+        if self.size_multiple == 1:
+            return images
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
+        return F.pad(images, padding, mode="replicate")
 
     def upsample(self, logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         """Resize logits to `size` in float32, with the corner rule of the card."""
