@@ -270,7 +270,8 @@ def _custom_network(
     if module is None:
         raise CheckpointError(
             f"source model {str(path)!r} holds the weights of a module of your own: give the module"
-            " too, sfss_ray.load_model(path, module=...), and the result in place of the path"
+            " too, in Python sfss_ray.load_model(path, module=...) in place of the path, on the command"
+            " line --architecture FILE.py:FUNCTION"
         )
     body = with_empty_weights(in_full_precision(module))
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
