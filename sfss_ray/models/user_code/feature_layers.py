@@ -89,12 +89,14 @@ class _Call:
 def find_feature_layer(
     module: nn.Module, images: Tensor, logits_of: Callable[[Any], Tensor]
 ) -> str:
-    """Return the feature layer of a module, as a name that ends in `:input`.
+    """Return the feature layer of a module.
 
     It is what the last convolution that makes class scores reads: the last one whose outputs are as many
     as the classes and reach the logits. If a cell there is more than FINE_STRIDE pixels wide, and class
-    scores of finer stages are added to it, the finest of these stages is taken instead. In a module
-    without such a convolution, as with PixelShuffle, the last convolution before the logits counts.
+    scores of finer stages are added to it, the finest of these stages is taken instead.
+
+    In a module without such a convolution the last one before the logits counts: what it reads if its
+    outputs are a multiple of the classes, as with PixelShuffle, and else what it returns.
 
     Convolutions that run more than once in a pass, and those that only enlarge class scores, are left
     out.
@@ -120,13 +122,15 @@ def find_feature_layer(
         for call in reaching
         if call.layer.out_channels == num_outputs and not _only_enlarges(call.layer)
     ]
-    candidates = scores or reaching
-    if not candidates:
+    if not reaching:
         raise ConfigError(
             "no convolution that runs once leads to the logits of the module: give feature_layer, the"
             " name of a layer that returns features (B, F, h, w)"
         )
-    last = candidates[-1]
+    if not scores:
+        last = reaching[-1]
+        return last.name + (INPUT if last.layer.out_channels % num_outputs == 0 else "")
+    last = scores[-1]
     if images.shape[-2] > FINE_STRIDE * last.height:
         finer = [call for call in scores if call.height > last.height and _is_added(call, logits)]
         last = max([*reversed(finer), last], key=lambda call: call.height)

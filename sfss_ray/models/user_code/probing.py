@@ -64,9 +64,8 @@ class Probe:
     def find_sizes(self, example_size: Size) -> tuple[int, Size]:
         """Return the multiple that image sides need, and a size near `example_size` that works.
 
-        A multiple is tried by an image whose sides are odd numbers of it, so that no larger power of two
-        divides them. Only failing passes count: a module may return logits of any size. If the example
-        alone works, the multiple is 1.
+        A multiple is tried on images whose sides are odd and even numbers of it. Only failing passes
+        count: a module may return logits of any size. If the example alone works, the multiple is 1.
 
         Raises:
             ConfigError: no size works.
@@ -74,8 +73,9 @@ class Probe:
         failure = self._failure(example_size)
         for multiple in SIZE_MULTIPLES:
             height, width = (_odd_multiple(side, multiple) for side in example_size)
-            if self._failure((height, width)) is None:
-                return multiple, (height, width) if failure else example_size
+            sizes = [(height, width + multiple), (height + 2 * multiple, width)]
+            if all(self._failure(size) is None for size in sizes):
+                return multiple, sizes[0] if failure else example_size
         if failure is None:
             return 1, example_size
         height, width = example_size
