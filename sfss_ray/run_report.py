@@ -181,7 +181,7 @@ def describe_run(
     curves = {ADAPTED: trained} | dict(finished.baselines)
     return RunRecord(
         verdict=_judge_student(scores, trained, prepared.classes.classes),
-        title=f"{Path(prepared.source.origin).stem} adapted to {run.masks.images} images",
+        title=f"{prepared.source.label} adapted to {run.masks.images} images",
         kind=run.request.kind,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import Config, override
+from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.inspection.cost_meter import MB, Cost, PeakMemory, timed
 from sfss_ray.masks.bank.schema import write_shard
@@ -222,7 +223,7 @@ def measure_training(
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
         adapt_student(task, run)
-    height, width = config.train.augment.crop_size
+    height, width = fit_crop(config.train.augment, source.size_multiple).crop_size
     note = f"{batch_size} crops of {height}x{width}"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
 

@@ -118,6 +118,8 @@ def verify_source(
     """
     config = config or Config()
     source = open_source(source_model, card, config.source_weights, class_groups)
+    for note in source.notes:
+        progress(note)
     if labels is None:
         pairs = ()
         files, notes = open_images(images, config, source.white_level, "images")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfss_ray.config import Config
+from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.method.collective import average_buffers
 from sfss_ray.method.contrast_net import ContrastNet
@@ -83,7 +84,8 @@ class Adaptation:
         self.learner = Learner(self.student, self.optimizer, config.optim.max_grad_norm)
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(source.classes), embedding_dim, config.pairs, run.device)
-        self.samples = TargetSamples(task.images, task.masks, config.augment, task.config.seed)
+        augment = fit_crop(config.augment, source.network.size_multiple)
+        self.samples = TargetSamples(task.images, task.masks, augment, task.config.seed)
         self.best = BestStudent()
 
     def initialize(self) -> None:
