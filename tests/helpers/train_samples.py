@@ -134,7 +134,7 @@ SMALL = {
     "train.num_steps": 6,
     "train.batch_size": 2,
     "train.evaluate_every": 3,
-    "train.statistics_steps": 3,
+    "train.statistics_images": 12,
     "train.batch_norm": "adapt",
     "train.augment.crop_size": [48, 48],
     "train.augment.scale_range": [1.0, 1.2],
