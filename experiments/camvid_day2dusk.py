@@ -21,17 +21,13 @@ import numpy as np
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
+from sfss_ray.train.baseline import SELF_TRAINING
 
 if TYPE_CHECKING:
     from sfss_ray.report.report_record import Curve, RunRecord, ScoreRow
 
 DAY, DUSK = ("0006R0", "0016E5"), ("0001TP",)
 VOID = 11
-SELF_TRAINING = {
-    "train.loss.contrast_weight": 0.0,
-    "train.loss.mask_vote": "none",
-    "train.loss.prior_power": 0.0,
-}
 
 
 def make_config(arguments: argparse.Namespace) -> Config:

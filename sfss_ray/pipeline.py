@@ -22,12 +22,13 @@ from sfss_ray.masks.regions import SamType
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
-from sfss_ray.report.report_record import RunRecord
+from sfss_ray.report.report_record import RunRecord, Verdict
 from sfss_ray.run_report import FinishedRun, MaskedRun, write_run_report
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
+from sfss_ray.train.baseline import BASELINE_NAME, train_baseline
 from sfss_ray.train.launch import TrainResult, run_training
 from sfss_ray.train.training_inputs import prepare_training
 from sfss_ray.tune.search import SearchResult, run_search
@@ -45,7 +46,7 @@ class AdaptResult:
 
     output_dir: Path
     student_path: Path
-    """Model file of the student at its last step; `torch.load(..., weights_only=True)` reads it."""
+    """Model file of the student; `torch.load(..., weights_only=True)` reads it."""
     report: RunRecord
     """The content of report.json; `report.to_json()` gives plain values."""
     architecture: nn.Module | None = field(default=None, repr=False, kw_only=True)
@@ -59,8 +60,14 @@ class AdaptResult:
         return load_model(self.student_path, module=self.architecture).network
 
     @property
+    def verdict(self) -> Verdict | None:
+        """Whether the student is better than the source model; None only for records of old runs."""
+        return self.report.verdict
+
+    @property
     def metrics(self) -> dict[str, dict[str, Any]]:
-        """Scores by row name (source-only, adapted); mIoU in percent, None without labels."""
+        """Scores by row name (source-only, BatchNorm-only, adapted, teacher, and self-training where
+        the config asks for baselines); mIoU in percent, None without labels."""
         return {row["name"]: row for row in self.report.to_json()["rows"]}
 
     @property
@@ -122,7 +129,7 @@ def adapt(
         progress: Called with a line of text as the work proceeds.
 
     Returns:
-        The student, the scores before and after, and the paths of the files written.
+        The student, the scores before and after, the verdict, and the paths of the files written.
 
     Raises:
         SfssError: an input is bad; raised before a cluster starts, see `sfss_ray.errors`.
@@ -144,7 +151,7 @@ def adapt(
     with _start_run(request, trackers, progress) as run:
         on_record = run.tracking.log_record
         trained = run_training(run.prepared, run.folder, request.config, progress, on_record)
-        record = _write_report(run, trained, None, request.config, progress)
+        record = _finish(run, trained, None, request.config, progress)
     architecture = run.inputs.source.architecture
     return AdaptResult(run.folder, trained.model, record, architecture=architecture)
 
@@ -196,7 +203,7 @@ def tune_hyperparameters(
         config = override(request.config, best.values)
         progress(f"training with the best values: {best.name}")
         trained = run_training(run.prepared, run.folder, config, progress, on_record)
-        record = _write_report(run, trained, search, config, progress)
+        record = _finish(run, trained, search, config, progress)
     architecture = run.inputs.source.architecture
     return TuneResult(run.folder, trained.model, record, search, architecture=architecture)
 
@@ -247,14 +254,20 @@ def _provide_masks(
     return store, summarise(store, images, inputs.recipe.source, num_masked, seconds)
 
 
-def _write_report(
+def _finish(
     run: _TrackedRun,
     trained: TrainResult,
     search: SearchResult | None,
     config: Config,
     progress: ProgressSink,
 ) -> RunRecord:
-    """Write report.json and report.html, and send them to the trackers."""
-    record = write_run_report(FinishedRun(run, trained, search, config), progress)
+    """Train the baselines that the config asks for, write the report and send it to the trackers."""
+    baselines = {}
+    if config.report.baselines:
+        trained_baseline = train_baseline(
+            run.prepared, run.folder, config, progress, run.tracking.log_record
+        )
+        baselines[BASELINE_NAME] = trained_baseline
+    record = write_run_report(FinishedRun(run, trained, search, config, baselines), progress)
     run.tracking.log_report(record, run.folder)
     return record

@@ -1,11 +1,12 @@
-"""The report of a finished run: its record, and pictures of what both networks predict."""
+"""The report of a finished run: scores of its networks, the verdict, the record, and pictures."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ from sfss_ray.config import Config, flatten
 from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.evaluation.label_free import lost_variety
 from sfss_ray.evaluation.unmatched import unmatched_note
+from sfss_ray.evaluation.verdict import judge
 from sfss_ray.inputs.check import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.existing import has_masks_of
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import (
+    IMPROVED,
     ClassSetFacts,
     Curve,
     GroupFacts,
@@ -29,10 +32,12 @@ from sfss_ray.report.report_record import (
     ScoreRow,
     SourceModelFacts,
     TargetFacts,
+    Verdict,
 )
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.train.launch import TrainResult
+from sfss_ray.train.student_watch import KEEP_SCORE
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.search import SearchResult
 from sfss_ray.tune.search_record import trial_rows
@@ -45,7 +50,9 @@ if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
     from sfss_ray.report.pictures import Strip
 
-SOURCE_ONLY, ADAPTED = "source-only", "adapted"
+SOURCE_ONLY, BATCH_NORM_ONLY = "source-only", "BatchNorm-only"
+ADAPTED, TEACHER = "adapted", "teacher"
+"""Rows of the report, in this order; baselines follow. The adapted network is the student."""
 
 
 @dataclass(frozen=True)
@@ -69,41 +76,71 @@ class FinishedRun:
     search: SearchResult | None
     config: Config
     """Of the training, with the best values of a search."""
+    baselines: Mapping[str, TrainResult] = field(default_factory=dict)
+    """Trainings of other methods by row name."""
 
 
 def write_run_report(finished: FinishedRun, progress: ProgressSink) -> RunRecord:
-    """Score source-only and adapted, draw pictures, write report.json and report.html."""
-    from sfss_ray.models.model_file import load_model
+    """Score all networks of a run, judge its student, draw pictures, write report.json and report.html.
+
+    A student that is worse than its source model is marked in its file.
+    """
+    from sfss_ray.models.model_mark import mark_model
     from sfss_ray.report.page import write_report
 
     started, config, run = time.monotonic(), finished.config, finished.run
-    device, source = cluster.local_device(config.compute), run.prepared.source
-    student = load_model(finished.trained.model, device, module=source.architecture)
-    networks = {SOURCE_ONLY: source.load(device).network, ADAPTED: student.network}
+    networks = _load_networks(finished, cluster.local_device(config.compute))
     scores = _score_networks(networks, run.prepared.examination(config), progress)
     files = images_to_draw(run.prepared, config)
     load_mask_ids = _mask_loader(run, files, config, progress)
-    strips = draw_strips(run.prepared, files, networks, load_mask_ids, config)
+    drawn = {name: networks[name] for name in (SOURCE_ONLY, ADAPTED)}
+    strips = draw_strips(run.prepared, files, drawn, load_mask_ids, config)
     record = describe_run(finished, scores, time.monotonic() - started)
+    if record.verdict is not None and record.verdict.is_worse:
+        mark_model(finished.trained.model, record.verdict.word, record.verdict.reason)
     write_report(run.folder, record, strips)
     return record
+
+
+def _load_networks(finished: FinishedRun, device: str) -> dict[str, Segmenter]:
+    """Load the networks of a run by row name, in the order of the rows."""
+    from sfss_ray.models.model_file import load_model
+    from sfss_ray.train.batch_norm import with_statistics
+
+    source, trained = finished.run.prepared.source, finished.trained
+
+    def load(path: Path) -> Segmenter:
+        return load_model(path, device, module=source.architecture).network
+
+    source_only = source.load(device).network
+    networks = {SOURCE_ONLY: source_only}
+    if trained.statistics is not None:
+        networks[BATCH_NORM_ONLY] = with_statistics(source_only, trained.statistics)
+    networks[ADAPTED] = load(trained.model)
+    if trained.teacher is not None:
+        networks[TEACHER] = load(trained.teacher)
+    return networks | {name: load(result.model) for name, result in finished.baselines.items()}
 
 
 def _score_networks(
     networks: dict[str, Segmenter], examination: Examination, progress: ProgressSink
 ) -> dict[str, Score]:
-    """Score source-only, then adapted.
+    """Score source-only, then the other networks.
 
     The balanced score needs the source model's class shares, so source-only is completed after its
     first scoring.
     """
-    scores = {}
+    source = networks[SOURCE_ONLY]
+    progress(f"evaluating {SOURCE_ONLY}")
+    first = examination.score(source)
+    examination = examination.with_source(first)
+    scores = {SOURCE_ONLY: examination.add_balanced_score(first, source)}
     for name, network in networks.items():
-        progress(f"evaluating {name}")
-        scores[name] = examination.score(network)
-        if name == SOURCE_ONLY:
-            examination = examination.with_source(scores[name])
-            scores[name] = examination.add_balanced_score(scores[name], network)
+        if network is source:  # with its own BatchNorm statistics
+            scores[name] = scores[SOURCE_ONLY]
+        else:
+            progress(f"evaluating {name}")
+            scores[name] = examination.score(network)
     return scores
 
 
@@ -133,21 +170,24 @@ def describe_run(
 
     Args:
         finished: The run.
-        scores: Scores of the source model and of the student, by row name.
+        scores: Scores of all networks by row name, source-only first.
         evaluation_seconds: Wall time of scoring and drawing.
     """
     run, config, search = finished.run, finished.config, finished.search
-    prepared, curve = run.prepared, finished.trained.curve
-    seconds = {"masks": run.masks.seconds, "train": finished.trained.seconds}
+    prepared, trained = run.prepared, finished.trained
+    seconds = {"masks": run.masks.seconds, "train": trained.seconds}
+    seconds |= {name: result.seconds for name, result in finished.baselines.items()}
     seconds["evaluation"] = evaluation_seconds
+    curves = {ADAPTED: trained} | dict(finished.baselines)
     return RunRecord(
-        title=f"{Path(prepared.source.origin).stem} adapted to {run.masks.images} images",
+        verdict=_judge_student(scores, trained, prepared.classes.classes),
+        title=f"{prepared.source.label} adapted to {run.masks.images} images",
         kind=run.request.kind,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         class_set=_class_facts(prepared),
         network_scored="student",
-        step_scored=f"last ({config.train.num_steps} of {config.train.num_steps})",
+        step_scored=_describe_step(trained, config),
         seed=config.seed,
         source_model=SourceModelFacts(
             path=str(prepared.source.origin),
@@ -158,12 +198,12 @@ def describe_run(
         regions=_mask_facts(run),
         target=TargetFacts(images=run.masks.images, held_out=len(prepared.held_out)),
         labels=_label_facts(run, scores, oracle=search is not None and search.oracle),
-        rows=_score_rows(scores, curve),
+        rows=_score_rows(scores, trained),
         trials=trial_rows(search) if search else (),
         best_trial=search.best if search else None,
         score_name=search.score_name if search else None,
         oracle=search.oracle if search else False,
-        curves=(Curve(ADAPTED, tuple(curve)),),
+        curves=tuple(Curve(name, tuple(result.curve)) for name, result in curves.items()),
         errors=tuple(ImageError(i, reason) for i, reason in sorted(run.masks.errors.items())),
         seconds={stage: round(duration, 1) for stage, duration in seconds.items()},
         config=flatten(config),
@@ -201,17 +241,36 @@ def _unmatched_line(prepared: Prepared, source_only: Score) -> str:
     return unmatched_note(prepared.classes, decoding.label_classes, percents)
 
 
-def _score_rows(scores: dict[str, Score], curve: list[dict[str, Any]]) -> tuple[ScoreRow, ...]:
-    """Return the rows of source-only and adapted.
+def _judge_student(
+    scores: dict[str, Score], trained: TrainResult, classes: Sequence[str]
+) -> Verdict:
+    """Judge the student. If it is the best of several and still no better, the reason says so."""
+    verdict = judge(scores[SOURCE_ONLY], scores[ADAPTED], classes)
+    if trained.kept != "best" or verdict.word == IMPROVED:
+        return verdict
+    count = sum(KEEP_SCORE in point for point in trained.curve)
+    note = f"although step {trained.step} is the best of {count} evaluations"
+    return dataclasses.replace(verdict, reason=f"{verdict.reason.removesuffix('.')}, {note}.")
 
-    The agreement with the teacher comes from the last evaluation of the training, because the
-    student's file has no teacher in it.
+
+def _describe_step(trained: TrainResult, config: Config) -> str:
+    """Return which step was scored, such as "best (80 of 160)"."""
+    num_steps = config.train.num_steps
+    return f"{trained.kept} ({trained.step or num_steps} of {num_steps})"
+
+
+def _score_rows(scores: dict[str, Score], trained: TrainResult) -> tuple[ScoreRow, ...]:
+    """Return the rows of all networks.
+
+    The agreement of student and teacher was measured when the training evaluated them.
     """
     measured: dict[str, dict[str, Any]] = {n: score.as_dict() for n, score in scores.items()}
-    measured[ADAPTED]["agreement"] = curve[-1].get("agreement") if curve else None
-    if scores[ADAPTED].held_out_images:
-        collapsed = lost_variety(scores[ADAPTED].variety, scores[SOURCE_ONLY].variety)
-        measured[ADAPTED]["collapsed"] = collapsed
+    points = [point for point in trained.curve if trained.step in (None, point["step"])]
+    measured[ADAPTED]["agreement"] = points[-1].get("agreement") if points else None
+    source = scores[SOURCE_ONLY]
+    for name, score in scores.items():
+        if name != SOURCE_ONLY and score.held_out_images:
+            measured[name]["collapsed"] = lost_variety(score.variety, source.variety)
     return tuple(ScoreRow(name=name, **values) for name, values in measured.items())
 
 

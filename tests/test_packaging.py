@@ -133,6 +133,6 @@ def test_the_wheel_runs_the_demo_from_an_empty_folder(wheel, tmp_path):
     (folder / "demo.py").write_text(DEMO)
     *_, module, rows = run([str(python), "demo.py"], folder).splitlines()
     assert Path(module).is_relative_to(tmp_path / "venv")
-    assert rows == "['adapted', 'source-only']"
+    assert rows == "['BatchNorm-only', 'adapted', 'source-only', 'teacher']"
     for name in ("student.pt", "report.html", "report.json"):
         assert (folder / "run" / name).is_file()

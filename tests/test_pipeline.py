@@ -18,7 +18,7 @@ from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.segmenter import SegmenterOutput
 from sfss_ray.models.source import open_source
 from sfss_ray.pipeline import AdaptResult
-from sfss_ray.report.report_record import RunRecord
+from sfss_ray.report.report_record import IMPROVED, RunRecord, Verdict
 from sfss_ray.streets.scenes import write_streets
 
 SIZE = (64, 96)
@@ -79,6 +79,13 @@ def test_a_student_is_a_network_that_knows_its_classes(result):
     assert student.classes == CITYSCAPES_19
     assert student.facts == {"seed": 7}
     assert not student.training
+
+
+def test_the_verdict_of_a_result_is_that_of_its_report(tmp_path):
+    verdict = Verdict(IMPROVED, "With labels, mIoU rises.")
+    paths = tmp_path, tmp_path / "student.pt"
+    assert AdaptResult(*paths, RunRecord(verdict=verdict)).verdict is verdict
+    assert AdaptResult(*paths, RunRecord()).verdict is None
 
 
 def test_a_student_is_predicted_with(result, streets, tmp_path):

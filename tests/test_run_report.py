@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,18 +19,22 @@ from sfss_ray.data.label_formats import make_decoding
 from sfss_ray.evaluation.examination import Examination, Score
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.models.architectures.catalogue import build_network
-from sfss_ray.models.model_file import SourceModel, save_model
+from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.models.source import open_source
-from sfss_ray.report.report_record import read_record
+from sfss_ray.report.report_record import IMPROVED, WORSE, Verdict, read_record
 from sfss_ray.run_report import (
     ADAPTED,
+    BATCH_NORM_ONLY,
     SOURCE_ONLY,
+    TEACHER,
     FinishedRun,
     MaskedRun,
     describe_run,
     images_to_draw,
     write_run_report,
 )
+from sfss_ray.storage.files import write_torch
+from sfss_ray.train.batch_norm import read_statistics
 from sfss_ray.train.launch import TrainResult
 from sfss_ray.tune.search import SearchResult, Trial
 
@@ -73,8 +77,11 @@ def masked_run(folder: Path, prepared: Prepared | None = None, user_masks=None) 
     return MaskedRun(request, inputs, prepared, MASKS, folder)  # pyright: ignore[reportArgumentType]
 
 
-def finished(run: MaskedRun, search: SearchResult | None = None, curve=()) -> FinishedRun:
-    return FinishedRun(run, TrainResult(Path("student.pt"), list(curve), 9.96), search, CONFIG)
+def finished(
+    run: MaskedRun, search: SearchResult | None = None, curve=(), **trained
+) -> FinishedRun:
+    result = TrainResult(Path("student.pt"), list(curve), 9.96, **trained)
+    return FinishedRun(run, result, search, CONFIG)
 
 
 def test_the_record_states_what_was_run(tmp_path):
@@ -110,6 +117,55 @@ def test_rows_hold_the_scores_and_the_agreement_of_the_training(tmp_path):
     assert (adapted.name, adapted.miou, adapted.agreement) == (ADAPTED, 50.0, 0.75)
     assert (source.collapsed, adapted.collapsed) == (None, False)
     assert adapted.pixel_accuracy is None  # NaN
+
+
+def test_the_step_that_was_kept_is_stated_with_its_agreement(tmp_path):
+    curve = [{"step": 1, "agreement": 0.5}, {"step": 2, "agreement": 0.75}]
+    run = finished(masked_run(tmp_path), curve=curve, step=1, kept="best")
+    record = describe_run(run, SCORES, 0)
+    assert record.step_scored == f"best (1 of {CONFIG.train.num_steps})"
+    assert record.rows[1].agreement == 0.5
+
+
+def test_the_verdict_compares_the_student_with_source_only(tmp_path):
+    without = {SOURCE_ONLY: (40.0, 40.0, 40.0), ADAPTED: (50.0, 50.0, 50.0)}
+    scores = {
+        name: replace(score, labelled_images=3, leave_one_out={"miou": without[name]})
+        for name, score in SCORES.items()
+    }
+    scores[TEACHER] = replace(SCORES[ADAPTED], miou=1.0)
+    record = describe_run(finished(masked_run(tmp_path)), scores, 0)
+    assert record.verdict is not None
+    assert (record.verdict.word, record.verdict.used_labels) == (IMPROVED, True)
+    assert [row.name for row in record.rows] == [SOURCE_ONLY, ADAPTED, TEACHER]
+    assert record.rows[2].collapsed is False
+
+
+@pytest.mark.parametrize(("miou", "says_so"), [(40.0, True), (30.0, True), (50.0, False)])
+def test_the_verdict_says_when_not_even_the_best_student_is_better(miou, says_so, tmp_path):
+    source, student = (
+        Score(miou=value, labelled_images=3, leave_one_out={"miou": (value,) * 3})
+        for value in (40.0, miou)
+    )
+    curve = [
+        {"step": 1, "label_free_score": 0.5},
+        {"step": 2},
+        {"step": 3, "label_free_score": 0.4},
+    ]
+    run = finished(masked_run(tmp_path), curve=curve, step=1, kept="best")
+    verdict = describe_run(run, {SOURCE_ONLY: source, ADAPTED: student}, 0).verdict
+    assert verdict is not None
+    ending = ", although step 1 is the best of 2 evaluations."
+    assert verdict.reason.endswith(ending) == says_so
+
+
+def test_baselines_have_their_curve_and_seconds(tmp_path):
+    baseline = TrainResult(Path("b.pt"), [{"step": 1, "loss": 0.5}], 4.0)
+    run = replace(finished(masked_run(tmp_path)), baselines={"self-training": baseline})
+    record = describe_run(run, SCORES | {"self-training": SCORES[ADAPTED]}, 0)
+    assert [curve.name for curve in record.curves] == [ADAPTED, "self-training"]
+    assert record.seconds["self-training"] == 4.0
+    assert record.answer is record.rows[1]
 
 
 @pytest.mark.parametrize(("held_out", "collapsed"), [(3, True), (0, None)])
@@ -192,6 +248,61 @@ def test_a_report_is_written_and_scores_both_networks(tmp_path):
     assert adapted.entropy == pytest.approx(expected.entropy)
     assert adapted.balanced_mask_information == pytest.approx(expected.balanced_mask_information)
     assert record.rows[0].balanced_mask_information is not None
+
+
+def test_every_network_of_a_run_is_scored_in_order(tmp_path):
+    held_out, lines = files(tmp_path, "a", "b", "c"), []
+    ids = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) // 100 + 1
+    source = network(0)
+    run = masked_run(
+        tmp_path,
+        Prepared(open_source(source), held_out, (), SimpleNamespace(id_map=lambda _: ids)),
+    )
+    shifted = {n: t + 1 for n, t in read_statistics(source.network).items() if "mean" in n}
+    statistics = write_torch(tmp_path / "statistics.pt", shifted)
+    student, teacher, baseline = (
+        save_model(tmp_path / f"{seed}.pt", network(seed)) for seed in (1, 2, 3)
+    )
+    trained = TrainResult(student, teacher=teacher, statistics=statistics)
+    baselines = {"self-training": TrainResult(baseline)}
+    record = write_run_report(FinishedRun(run, trained, None, CONFIG, baselines), lines.append)
+    names = [SOURCE_ONLY, BATCH_NORM_ONLY, ADAPTED, TEACHER, "self-training"]
+    assert [row.name for row in record.rows] == names
+    assert lines == [f"evaluating {name}" for name in names]
+    adapted_statistics = network(0).network.eval()
+    adapted_statistics.load_state_dict(shifted, strict=False)
+    examination = run.prepared.examination(CONFIG)
+    expected = [adapted_statistics, *(network(seed).network.eval() for seed in (1, 2, 3))]
+    for row, other in zip(record.rows[1:], expected, strict=True):
+        assert row.entropy == pytest.approx(examination.score(other).entropy), row.name
+    assert len({row.entropy for row in record.rows}) == 5
+
+
+def test_statistics_of_the_source_are_not_scored_twice(tmp_path):
+    held_out, lines = files(tmp_path, "a"), []
+    source = network(0)
+    run = masked_run(tmp_path, Prepared(open_source(source), held_out))
+    run.prepared.store = SimpleNamespace(id_map=lambda _: np.ones(SIZE, int))  # pyright: ignore
+    statistics = write_torch(tmp_path / "statistics.pt", read_statistics(source.network))
+    student = save_model(tmp_path / "student.pt", network(1))
+    trained = TrainResult(student, statistics=statistics)
+    record = write_run_report(FinishedRun(run, trained, None, CONFIG), lines.append)
+    assert lines == ["evaluating source-only", "evaluating adapted"]
+    assert replace(record.rows[1], name=SOURCE_ONLY, collapsed=None) == record.rows[0]
+
+
+@pytest.mark.parametrize("word", [WORSE, IMPROVED])
+def test_a_student_that_is_worse_is_marked_in_its_file(word, tmp_path, monkeypatch):
+    verdict = Verdict(word, "It is.")
+    monkeypatch.setattr(run_report, "judge", lambda *_: verdict)
+    store = SimpleNamespace(id_map=lambda _: np.ones(SIZE, int))
+    run = masked_run(tmp_path, Prepared(open_source(network(0)), store=store))
+    student = save_model(tmp_path / "student.pt", network(1))
+    trained = FinishedRun(run, TrainResult(student), None, CONFIG)
+    record = write_run_report(trained, str)
+    assert record.verdict == verdict
+    facts = load_model(student).facts
+    assert facts == ({"verdict": WORSE, "verdict_reason": "It is."} if word == WORSE else {})
 
 
 def read_record_of(record):

@@ -35,10 +35,11 @@ from sfss_ray.streets.default import (
     VAL_SEED,
     embedded_config,
 )
+from sfss_ray.train.baseline import SELF_TRAINING
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the recipes, one folder up
 
-from camvid_day2dusk import DUSK, SELF_TRAINING, arrange, make_config
+from camvid_day2dusk import DUSK, arrange, make_config
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
 BASE = SELF_TRAINING | {"train.batch_norm": "target"}

@@ -14,6 +14,7 @@ from sfss_ray.cli.verbs import Verb
 from sfss_ray.config.knobs import Knob
 from sfss_ray.config.presets import PRESETS
 
+ARCHITECTURE = "--architecture"
 REQUIRED = inspect.Parameter.empty
 _NOT_OPTIONS = ("config", "progress")
 """Arguments of functions that a command line fills in itself."""
@@ -54,6 +55,15 @@ def parameters(verb: Verb) -> list[inspect.Parameter]:
         for parameter in signature.parameters.values()
         if parameter.name not in _NOT_OPTIONS
     ]
+
+
+def model_argument(verb: Verb) -> str | None:
+    """Return the name of the function's argument that is a source model, or None."""
+    from sfss_ray.models.source import SourceLike
+
+    signature = inspect.signature(verb.function(), eval_str=True)
+    models = (SourceLike, SourceLike | None)
+    return next((p.name for p in signature.parameters.values() if p.annotation in models), None)
 
 
 def _as_path(annotation: Any) -> Any:
@@ -109,7 +119,14 @@ def general_options(verb: Verb) -> list[Option]:
         " measured for seconds. The exit code is 1 when something is missing."
     )
     print_config = "Print the effective config as YAML, and start nothing."
+    architecture = (
+        "Function that builds a network of your own, as in package.module:function or file.py:function."
+        " It takes no arguments and returns the torch module. The weights come from the model file, or"
+        " from a state dict given as the model; then the card must name the classes."
+    )
     options = [Option("--config", config, "FILE"), Option("--print-config", print_config)]
+    if model_argument(verb):
+        options.insert(0, Option(ARCHITECTURE, architecture, "FUNCTION"))
     if verb.uses_presets():
         options.insert(0, Option("--preset", preset, "NAME", choices=tuple(PRESETS)))
     if verb.can_dry_run:

@@ -16,11 +16,13 @@ def describe(result: Any) -> list[str]:
     if report is not None:
         from sfss_ray.report.tables import results_table
 
+        verdict = [report.verdict.line()] if report.verdict else []
         return [
             results_table(report),
             "",
             f"model: {result.student_path}",
             f"report: {result.report_html}",
+            *verdict,
         ]
     fields = {name: value for name, value in vars(result).items() if name != "curve"}
     lines = []

@@ -30,6 +30,7 @@ _ADAPTATION = (
     *_TRAINING,
     "masks",
     "evaluation.pictures",
+    "report",
     *_CLUSTER,
     *_WORKERS,
     "compute.mask_actors",

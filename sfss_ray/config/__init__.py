@@ -8,7 +8,7 @@ all use it.
 from sfss_ray.config.config_file import load_config, to_yaml
 from sfss_ray.config.masks import MaskConfig
 from sfss_ray.config.presets import NETWORK_PRESETS, PRESETS, find_preset
-from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
+from sfss_ray.config.running import ComputeConfig, EvaluationConfig, ReportConfig, TuneConfig
 from sfss_ray.config.train import (
     AugmentConfig,
     LossConfig,
@@ -31,6 +31,7 @@ __all__ = [
     "OptimConfig",
     "PairConfig",
     "PretrainConfig",
+    "ReportConfig",
     "SourceWeights",
     "TrainConfig",
     "TuneConfig",

@@ -80,3 +80,12 @@ def require_held_out(score: str, held_out: int) -> None:
             f"score is {score!r} but no target images are held out for it: raise"
             " evaluation.held_out_share above 0, or give more images"
         )
+
+
+def check_keep(train: TrainConfig, held_out: int) -> None:
+    """Raise ConfigError when the best student is to be kept but there are no images to find it on."""
+    if train.keep == "best" and not held_out:
+        raise ConfigError(
+            "train.keep is 'best' but no target images are held out to compare evaluations: raise"
+            " evaluation.held_out_share above 0, give more images, or set it to last"
+        )

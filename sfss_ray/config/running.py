@@ -1,4 +1,4 @@
-"""Knobs of evaluation, of the search (stage 3), and of the machines that run them."""
+"""Knobs of evaluation, of the report, of the search (stage 3), and of the machines that run them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,18 @@ class EvaluationConfig:
                 f"stride is {self.stride!r}: allowed is (down, right), each 1 to the window's"
                 f" {self.window!r}, so that every pixel is covered"
             )
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the report of a run compares the student with, beside its source model."""
+
+    baselines: Annotated[bool, Common] = False
+    """Also score plain self-training. It is trained after the student, without masks and contrast,
+    with the same seed and steps, so it costs a second training."""
+
+    def __post_init__(self):
+        check_knobs(self)
 
 
 @dataclass(frozen=True)

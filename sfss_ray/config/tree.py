@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from sfss_ray.config.masks import MaskConfig
 from sfss_ray.config.ranges import Common, Range, check_knobs, coerce, knob_types
-from sfss_ray.config.running import ComputeConfig, EvaluationConfig, TuneConfig
+from sfss_ray.config.running import ComputeConfig, EvaluationConfig, ReportConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.errors import ConfigError
 
@@ -51,6 +51,7 @@ class Config:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 

@@ -15,20 +15,20 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int):
         self.counts = np.zeros((num_classes, num_classes), np.int64)
+        self._images: list[np.ndarray] = []  # (3, C) of each image: correct, labelled, predicted
 
     def add(self, labels: np.ndarray, predictions: np.ndarray) -> None:
         """Count one image: both (H, W) train ids; pixels with label 255 are ignored."""
         classes = len(self.counts)
         valid = labels != IGNORE_INDEX
         pairs = labels[valid].astype(np.int64) * classes + predictions[valid]
-        self.counts += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        self.counts += counts
+        self._images.append(_class_pixels(counts))
 
     def iou(self) -> np.ndarray:
         """Return (C,) IoU in percent, tp / (tp + fp + fn); NaN for classes absent from the labels."""
-        correct = np.diag(self.counts).astype(np.float64)
-        labelled = self.counts.sum(1)
-        union = labelled + self.counts.sum(0) - correct
-        return np.where(labelled > 0, 100 * correct / np.maximum(union, 1), np.nan)
+        return _iou(_class_pixels(self.counts))
 
     def official_iou(self) -> np.ndarray:
         """Return (C,) IoU in percent as cityscapesScripts counts it.
@@ -69,7 +69,29 @@ class ConfusionMatrix:
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
+    def leave_one_out_miou(self) -> np.ndarray:
+        """Return (N,) mIoU of all images but one, in the order in which the images were added."""
+        if not self._images:
+            return np.zeros(0)
+        iou = _iou(_class_pixels(self.counts) - np.array(self._images))
+        present = np.isfinite(iou)
+        return np.where(
+            present.any(1), np.nansum(iou, 1) / np.maximum(present.sum(1), 1), float("nan")
+        )
+
     def pixel_accuracy(self) -> float:
         """Return the percentage of valid pixels that are correct; NaN without labels."""
         num_valid = self.counts.sum()
         return float(100 * np.diag(self.counts).sum() / num_valid) if num_valid else float("nan")
+
+
+def _class_pixels(counts: np.ndarray) -> np.ndarray:
+    """Return (3, C) pixels of each class that are correct, labelled, and predicted."""
+    return np.stack([np.diag(counts), counts.sum(1), counts.sum(0)])
+
+
+def _iou(pixels: np.ndarray) -> np.ndarray:
+    """Return (..., C) IoU in percent of `_class_pixels` (..., 3, C); NaN for classes without labels."""
+    correct, labelled, predicted = np.moveaxis(pixels, -2, 0)
+    union = labelled + predicted - correct
+    return np.where(labelled > 0, 100 * correct / np.maximum(union, 1), np.nan)

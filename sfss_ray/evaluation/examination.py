@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,6 +52,9 @@ class Score:
     """Share of the labelled pixels that each class is predicted for."""
     labelled_images: int = 0
     held_out_images: int = 0
+    leave_one_out: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """miou, mask_information and balanced_mask_information of all images but one, in the order of the
+    images. They say how much of a difference between two networks is chance."""
 
     @property
     def variety(self) -> Variety:
@@ -59,9 +62,18 @@ class Score:
         return Variety(self.predicted_classes, self.class_entropy)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values; NaN becomes None, because JSON has no NaN."""
+        """Return plain values without `leave_one_out`; NaN becomes None, because JSON has no NaN."""
         plain = {name: _without_nan(value) for name, value in vars(self).items()}
+        del plain["leave_one_out"]
         return plain | {"per_class": [_without_nan(iou) for iou in self.per_class] or None}
+
+    def logged(self) -> dict[str, float]:
+        """Return the scores that are logged during training, without those that are missing."""
+        scores = {name: getattr(self, name) for name in _LABEL_FREE_SCORES}
+        scores = {"val_miou": self.miou} | scores
+        if not self.held_out_images:
+            del scores["predicted_classes"]
+        return {name: float(number) for name, number in scores.items() if not np.isnan(number)}
 
 
 _LABEL_FREE_SCORES = (
@@ -95,22 +107,19 @@ class Examination:
     """`Score.class_share` of the source model, needed for balanced_mask_information."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
-        score = self.score(network, teacher)
-        scores = {name: getattr(score, name) for name in _LABEL_FREE_SCORES}
-        scores = {"val_miou": score.miou} | scores
-        if not self.held_out:
-            del scores["predicted_classes"]
-        return {name: float(number) for name, number in scores.items() if not np.isnan(number)}
+        return self.score(network, teacher).logged()
 
     def score(self, network: Segmenter, teacher: Segmenter | None = None) -> Score:
         """Score a network in eval mode; with its teacher, the agreement is scored too."""
         labelled = self._labelled_scores(network)
         label_free = self._label_free_scores(network, teacher)
-        values: dict[str, Any] = label_free.values()
+        leave_one_out = label_free.leave_one_out() | labelled.pop("leave_one_out", {})
+        values: dict[str, Any] = labelled | label_free.values()
         values["predicted_classes"] = int(values.get("predicted_classes", 0))
         num_pixels = label_free.histogram.sum()
         share = tuple(map(float, label_free.histogram / num_pixels)) if num_pixels else ()
         return Score(
+            leave_one_out=leave_one_out,
             labelled_images=len(self.labelled),
             held_out_images=len(self.held_out),
             class_share=share,
@@ -125,7 +134,11 @@ class Examination:
     def add_balanced_score(self, score: Score, network: Segmenter) -> Score:
         """Add balanced_mask_information to a score from before `source_share` was known."""
         label_free = replace(self, labelled=()).score(network)
-        return replace(score, balanced_mask_information=label_free.balanced_mask_information)
+        return replace(
+            score,
+            balanced_mask_information=label_free.balanced_mask_information,
+            leave_one_out={**label_free.leave_one_out, **score.leave_one_out},
+        )
 
     def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
         """Count one confusion matrix over all labelled images, at the labels' own size.
@@ -157,6 +170,7 @@ class Examination:
             "miou": matrix.miou(),
             "pixel_accuracy": matrix.pixel_accuracy(),
             "per_class": tuple(map(float, matrix.iou())),
+            "leave_one_out": {"miou": tuple(matrix.leave_one_out_miou().tolist())},
             "labelled_share": tuple(map(float, matrix.predicted_share() / 100)),
         }
 

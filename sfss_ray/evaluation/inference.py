@@ -36,10 +36,9 @@ def predict_probabilities(
         (C, H, W) float32.
     """
     height, width = image.shape[:2]
-    base_scale = min(1.0, config.max_size / max(height, width))
     total: Tensor | None = None
     for scale in config.scales:
-        pixels = _enlarge_small(_to_pixels(network, _rescale(image, base_scale * scale)))
+        pixels = image_pixels(network, image, config, scale)
         for flipped in (False, True)[: 1 + config.flip]:
             view = pixels.flip(3) if flipped else pixels
             # Outputs are grouped at the size of the image, so that their probabilities add up.
@@ -49,6 +48,21 @@ def predict_probabilities(
     assert total is not None, "the config has one scale or more"
     num_views = len(config.scales) * (1 + config.flip)
     return (total if num_views == 1 else total / num_views)[0].cpu().numpy()
+
+
+def image_pixels(
+    network: Segmenter, image: np.ndarray, config: EvaluationConfig, scale: float = 1.0
+) -> Tensor:
+    """Return an image as evaluation shows it to a network: (1, 3, h, w) in 0..1, on its device.
+
+    Args:
+        network: Only its device is used.
+        image: (H, W, 3) uint8 RGB.
+        config: Its `max_size` limits the longest side.
+        scale: Zoom of the view, on top of that limit.
+    """
+    base_scale = min(1.0, config.max_size / max(image.shape[:2]))
+    return _enlarge_small(_to_pixels(network, _rescale(image, base_scale * scale)))
 
 
 def describe_views(config: EvaluationConfig) -> str:

@@ -27,6 +27,7 @@ class MaskInformation:
         self.weights = np.ones(num_classes) if weights is None else weights
         self.total = np.zeros(num_classes)
         self.conditional = 0.0  # sum_k n_k H(class | mask k)
+        self._images: list[tuple[np.ndarray, float]] = []  # total and conditional of each image
 
     def add(self, predictions: np.ndarray, mask_ids: np.ndarray) -> None:
         """Count one image.
@@ -38,20 +39,35 @@ class MaskInformation:
         classes = len(self.total)
         inside = mask_ids > 0
         if not inside.any():
+            self._images.append((np.zeros(classes), 0.0))
             return
         _, indices = np.unique(mask_ids[inside], return_inverse=True)
         pairs = indices.astype(np.int64) * classes + predictions[inside]
         counts = np.bincount(pairs, minlength=(indices.max() + 1) * classes).reshape(-1, classes)
         histograms = counts * self.weights
-        self.total += histograms.sum(0)
-        self.conditional += float((histograms.sum(1) * entropy(histograms)).sum())
+        total = histograms.sum(0)
+        conditional = float((histograms.sum(1) * entropy(histograms)).sum())
+        self.total += total
+        self.conditional += conditional
+        self._images.append((total, conditional))
 
     def value(self) -> float:
         """Return the score, 0 to log(C); 0 when no pixel is inside a mask."""
-        num_pixels = self.total.sum()
-        if not num_pixels:
-            return 0.0
-        return max(0.0, float(entropy(self.total[None])[0] - self.conditional / num_pixels))
+        return float(_information(self.total[None], np.array([self.conditional]))[0])
+
+    def leave_one_out(self) -> np.ndarray:
+        """Return (N,) scores of all images but one, in the order in which the images were added."""
+        totals = np.array([total for total, _ in self._images]).reshape(-1, len(self.total))
+        conditionals = np.array([conditional for _, conditional in self._images])
+        return _information(self.total - totals, self.conditional - conditionals)
+
+
+def _information(totals: np.ndarray, conditionals: np.ndarray) -> np.ndarray:
+    """Return the score of each row of totals (K, C) with its conditional (K,); 0 without pixels."""
+    num_pixels = totals.sum(1)
+    has_pixels = num_pixels > 1e-6  # a difference of equal sums may leave a rounding error
+    values = entropy(totals) - conditionals / np.where(has_pixels, num_pixels, 1.0)
+    return np.where(has_pixels, np.maximum(values, 0.0), 0.0)
 
 
 def balancing_weights(class_share: np.ndarray, min_share: float = 0.002) -> np.ndarray:
@@ -228,6 +244,16 @@ class LabelFreeScores:
                 scores["balanced_mask_information"] = self._balanced.value()
         if self._has_teacher:
             scores["agreement"] = self._agreement.value()
+        return scores
+
+    def leave_one_out(self) -> dict[str, tuple[float, ...]]:
+        """Return the mask scores of all images but one, by name, in the order of the images."""
+        scores = {}
+        if self._has_masks:
+            scores["mask_information"] = tuple(self._information.leave_one_out().tolist())
+            if self._balanced:
+                balanced = self._balanced.leave_one_out()
+                scores["balanced_mask_information"] = tuple(balanced.tolist())
         return scores
 
 

@@ -166,6 +166,8 @@ def evaluate_model(
     """
     config = config or Config()
     source = open_source(model, card, config.source_weights, class_groups)
+    if source.mark:
+        progress(f"WARNING: {source.mark}")
     folder = load_labelled(
         images,
         labels,

@@ -118,6 +118,8 @@ def verify_source(
     """
     config = config or Config()
     source = open_source(source_model, card, config.source_weights, class_groups)
+    for note in source.notes:
+        progress(note)
     if labels is None:
         pairs = ()
         files, notes = open_images(images, config, source.white_level, "images")
@@ -142,7 +144,10 @@ def verify_source(
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
-        warnings=_warnings(predictions, source.classes, pairs),
+        warnings=(
+            *_warnings(predictions, source.classes, pairs),
+            *([source.mark] if source.mark else []),
+        ),
         class_groups=source.class_groups,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from sfss_ray.masks.resume import images_to_do
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
 
-_NETWORKS_SCORED = 2  # source-only and adapted
+_NETWORKS_SCORED = 4  # source-only, BatchNorm-only, student and teacher
 _CHECKPOINTS_KEPT = 2
 _CHECKPOINT_MARGIN = 1.25  # a checkpoint holds more than the tensors that are measured
+_BEST_MARGIN = 1.5  # with train.keep best it holds student and teacher twice
 _TRIAL_CHECKPOINTS = 1.5  # a state and a student each
 
 
@@ -79,8 +81,11 @@ class StageEstimates:
         regions = "masks" if "masks" in {*survey.found, *survey.missing} else "regions"
         measurements: dict[str, tuple[Callable[[], Sequence[Stage]], list[str]]] = {
             "masks": (self._measure_masks, ["target images", regions]),
-            "training": (self._measure_training, ["source model", "target images", regions]),
-            "evaluation": (self._measure_evaluation, ["source model", "target images"]),
+            "training": (
+                self._measure_training,
+                ["source model", "module", "target images", regions],
+            ),
+            "evaluation": (self._measure_evaluation, ["source model", "module", "target images"]),
         }
         for name, (measure, needed_inputs) in measurements.items():
             missing = [need for need in needed_inputs if need in survey.missing]
@@ -135,6 +140,7 @@ class StageEstimates:
             image = survey.images[0]
             cost = measure_training(survey.source, image, self._masks, config, self.device)
         steps = config.train.num_steps
+        margin = _CHECKPOINT_MARGIN * (_BEST_MARGIN if config.train.keep == "best" else 1)
         training = Stage(
             name="training",
             units=steps,
@@ -142,11 +148,15 @@ class StageEstimates:
             unit_seconds=cost.seconds,
             at_once=1,
             memory_mb=cost.memory_mb,
-            disk_mb=_CHECKPOINTS_KEPT * cost.disk_mb * _CHECKPOINT_MARGIN,
+            disk_mb=_CHECKPOINTS_KEPT * cost.disk_mb * margin,
             note=cost.note,
         )
+        trainings = [training]
+        if config.report.baselines:
+            baseline = f"at most, as it needs no masks; {cost.note}" if cost.note else "at most"
+            trainings.append(dataclasses.replace(training, name="baseline", note=baseline))
         if not counts.trials:
-            return [training]
+            return trainings
         at_once = max(1, min(counts.trials, self._trials_at_once()))
         rounds = math.ceil(counts.trials / at_once)
         search = Stage(
@@ -159,7 +169,7 @@ class StageEstimates:
             disk_mb=counts.trials * cost.disk_mb * _TRIAL_CHECKPOINTS,
             note=f"{counts.trials} trials, at most; {cost.note}",
         )
-        return [search, training]
+        return [search, *trainings]
 
     def _trials_at_once(self) -> int:
         compute = self.config.compute
@@ -180,12 +190,14 @@ class StageEstimates:
         with limited_threads(int(config.compute.cpus_per_worker)):
             cost = measure_evaluation(survey.source, file, config, self.device)
         images = counts.held_out + counts.labelled
-        evaluations = evaluations_per_trial(config) * (1 + counts.trials)
-        note = f"{evaluations} evaluations of {images} images, then of {_NETWORKS_SCORED} networks"
+        baselines = int(config.report.baselines)
+        evaluations = evaluations_per_trial(config) * (1 + counts.trials + baselines)
+        networks = _NETWORKS_SCORED + baselines
+        note = f"{evaluations} evaluations of {images} images, then of {networks} networks"
         return [
             Stage(
                 name="evaluation",
-                units=images * (evaluations + _NETWORKS_SCORED),
+                units=images * (evaluations + networks),
                 unit="images",
                 unit_seconds=cost.seconds,
                 at_once=1,

@@ -55,7 +55,9 @@ def load_source_model(
             mapping or a JSON or YAML file, or the name of a shipped grouping such as camvid-11. The
             order of the groups is that of their ids.
         device: The device of the network.
-        module: The user's own module, for a model file that was made with one.
+        module: The user's own module, for a model file that was made with one, or for a checkpoint of
+            its weights alone. It is copied. Without a model file, `classes` or the card must name the
+            outputs.
         weights: The weights to read from a checkpoint that holds a student and its EMA copy (DAFormer,
             HRDA, MIC, SePiCo, CROTS, torchvision's references): `student`, `ema`, or `auto`, which
             prefers the student.
@@ -78,6 +80,10 @@ def load_source_model(
         if weights == "ema":
             raise CheckpointError(no_ema_copy_message(path))
         model = model_from_content(content, path, module)
+    elif module is not None:
+        from sfss_ray.models.user_code.plain_weights import load_into_module
+
+        model = load_into_module(content, path, module, card_entries, weights)
     else:
         file = recognise(content, path, weights)
         model = _build_and_load(file, path, card_entries.get("classes"))
@@ -111,7 +117,7 @@ def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -
         f"source model {str(path)!r} is of no known family (found:"
         f" {_describe_content(copy.state, content)}): known are model files of this package,"
         f" {'; '.join(name for name, _ in FAMILIES)}; any other network can be given in Python with"
-        " sfss_ray.wrap_model"
+        " sfss_ray.wrap_model, and on the command line with --architecture FILE.py:FUNCTION"
     )
 
 

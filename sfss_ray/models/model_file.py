@@ -4,7 +4,7 @@ A model file is a plain dict that `torch.load(path, weights_only=True)` reads:
 
 - `format`, `network`, `classes`, `class_set`, `card` (the preprocessing), `state_dict`, and `facts` (who
   made it, and from what);
-- for a user's own module, `feature_layer` and `example_size`;
+- for a user's own module, `feature_layer`, `example_size`, `size_multiple` and `title`;
 - for a network built with options (strides, the type of a head), `options`;
 - for a network with class groups, `class_groups` and `options`. `classes` are the groups then, and
   `card` has the names of the outputs.
@@ -15,6 +15,7 @@ package would ignore these entries, so they must refuse the file.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,10 +33,12 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.custom import (
     CUSTOM,
     WrappedSegmenter,
+    Wrapping,
     with_empty_weights,
     without_weights,
 )
 from sfss_ray.models.user_code.layers import torch_methods
+from sfss_ray.models.user_code.probing import Probe, in_full_precision
 from sfss_ray.storage.files import write_torch
 
 FORMAT = "sfss_ray.model/2"
@@ -108,6 +111,12 @@ class SourceModel(nn.Module):
         return self.network.card(self.outputs.classes)
 
     @property
+    def title(self) -> str:
+        """The name of the network for people: its key, or the name of the user's own module."""
+        network = self.network
+        return network.wrapping.title if isinstance(network, WrappedSegmenter) else self.name
+
+    @property
     def architecture(self) -> nn.Module | None:
         """The user's own module without its weights, or None for a network of this package.
 
@@ -140,7 +149,7 @@ def as_source_model(model: Any) -> SourceModel:
         raise ConfigError(
             f"the model given is a torch module ({type_name}), which says neither what its outputs mean"
             " nor what images it takes: wrap it,"
-            " sfss_ray.wrap_model(module, classes=..., feature_layer=...)"
+            " sfss_ray.wrap_model(module, classes=...)"
         )
     raise ConfigError(
         f"the model given is of type {type_name}: allowed are the path of a checkpoint, a source model"
@@ -171,8 +180,8 @@ def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool =
         "facts": model.facts,
     }
     if isinstance(network, WrappedSegmenter):
-        content["feature_layer"] = network.feature_layer
-        content["example_size"] = list(network.example_size)
+        entries = dataclasses.asdict(network.wrapping)
+        content |= entries | {"example_size": list(network.example_size)}
     if network.options:
         content |= {"format": _FORMAT_WITH_OPTIONS, "options": network.options}
     if network.class_groups is not None:
@@ -298,16 +307,24 @@ def _custom_network(
     if module is None:
         raise CheckpointError(
             f"source model {str(path)!r} holds the weights of a module of your own: give the module"
-            " too, sfss_ray.load_model(path, module=...), and the result in place of the path"
+            " too, in Python sfss_ray.load_model(path, module=...) in place of the path, on the command"
+            " line --architecture FILE.py:FUNCTION"
         )
-    body = with_empty_weights(module)
+    body = with_empty_weights(in_full_precision(module))
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
     with torch_methods(body):
         report = compare(MODEL_FILE_FAMILY, CUSTOM, state, body.state_dict())
         require_fit(report, path, "give the module that the file was made with")
         body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
-    return WrappedSegmenter(body, content["feature_layer"], card, (height, width))
+    num_classes = len(content["classes"])
+    # Earlier versions of this package stored neither the multiple nor the name.
+    multiple = content.get("size_multiple")
+    if multiple is None:
+        multiple, _ = Probe(body, card, num_classes).find_sizes((height, width))
+    title = content.get("title", type(module).__name__)
+    wrapping = Wrapping(content["feature_layer"], (height, width), multiple, title)
+    return WrappedSegmenter(body, card, wrapping, num_classes)
 
 
 def full_precision(tensor: Tensor) -> Tensor:

@@ -161,8 +161,16 @@ class Segmenter(nn.Module):
         return SegmenterOutput(features, self.classifier(features))
 
     def output_logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the logits of all outputs at `size`, by default at the size of the images."""
-        return self.upsample(self.output_grid(images).logits, size or images.shape[-2:])
+        """Return the logits of all outputs at `size`, by default at the size of the images.
+
+        The images (B, 3, H, W) may be of any size: they are padded to sides that the network takes.
+        """
+        height, width = images.shape[-2:]
+        if self.size_multiple == 1:
+            return self.upsample(self.grid_logits(images), size or (height, width))
+        padded = self.pad(images)
+        logits = self.upsample(self.grid_logits(padded), padded.shape[-2:])[..., :height, :width]
+        return logits if size is None or size == (height, width) else self.upsample(logits, size)
 
     def group(self, logits: Tensor) -> Tensor:
         """Convert logits of the outputs (B, O, h, w) to logits of the groups (B, C, h, w).
@@ -183,6 +191,26 @@ class Segmenter(nn.Module):
         outputs = logits.float().unbind(1)  # the gradient of slices would fill a tensor for each
         members_of_groups = [[outputs[i] for i in members] for members in self._members]
         return torch.stack([torch.logsumexp(torch.stack(m), 0) for m in members_of_groups], 1)
+
+    def grid_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of all outputs on the network's own grid.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], sides multiples of `size_multiple`.
+        """
+        return self.output_grid(images).logits
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) with sides that are multiples of `size_multiple`.
+
+        Their last column and row are repeated at the right and at the bottom. So the padding has no
+        edge that a network could mistake for an object, and cells keep their positions.
+        """
+        if self.size_multiple == 1:
+            return images
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
+        return F.pad(images, padding, mode="replicate")
 
     def upsample(self, logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         """Resize logits to `size` in float32, with the corner rule of the card."""

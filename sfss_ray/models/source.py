@@ -47,16 +47,29 @@ class Source:
     sha256: str
     """Hash of the user's checkpoint, or of the weights of a model in memory."""
     network: str
+    """The network's name for people."""
     classes: ClassSet
     card: Card
     carried: CarriedModule | None = None
     """The user's own module without its weights, which are in the model file."""
     unsaved: SourceModel | None = None
     """The model itself, as long as no model file holds it."""
+    notes: tuple[str, ...] = ()
+    """Lines for people about the user's own module: its features, and the sizes that it takes."""
+    size_multiple: int = 1
+    """Sides of the network's input images must be multiples of this number of pixels."""
     white_level: float | None = None
     """White level of the high bit depth images that the model was adapted to, if any."""
+    mark: str = ""
+    """A line about a student that its run judged worse than its own source model; empty for others."""
     class_groups: ClassGroups | None = None
     """The groups of outputs that `classes` are, if any."""
+
+    @property
+    def label(self) -> str:
+        """The model's name in titles: that of its file without suffix, or of a model in memory."""
+        # Paths of users are absolute.
+        return Path(self.origin).stem if Path(self.origin).is_absolute() else self.network
 
     @property
     def architecture(self) -> nn.Module | None:
@@ -124,8 +137,8 @@ def open_source(
     # A model in memory is copied, because the caller may go on using it.
     copied = _deep_copy(as_source_model(source_model))
     model = with_card(copied, card_entries, copied.name, class_groups).cpu().eval()
-    name = type(model.network.body).__name__ if model.architecture is not None else model.name
-    return _make_source(model, Path(SOURCE_FILE), f"a {name} in memory", _weights_sha256(model))
+    origin = f"a {model.title} in memory"
+    return _make_source(model, Path(SOURCE_FILE), origin, _weights_sha256(model))
 
 
 def _deep_copy(model: SourceModel) -> SourceModel:
@@ -143,19 +156,24 @@ def _deep_copy(model: SourceModel) -> SourceModel:
 
 
 def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> Source:
+    from sfss_ray.models.model_mark import describe_mark
     from sfss_ray.models.user_code.carried_module import CarriedModule
+    from sfss_ray.models.user_code.custom import WrappedSegmenter
 
-    architecture = model.architecture
+    architecture, network = model.architecture, model.network
     return Source(
         path,
         origin,
         sha256,
-        model.name,
+        model.title,
         model.classes,
         model.card,
         carried=None if architecture is None else CarriedModule(architecture),
         unsaved=model,
+        notes=tuple(network.describe()) if isinstance(network, WrappedSegmenter) else (),
+        size_multiple=network.size_multiple,
         white_level=model.facts.get("white_level"),
+        mark=describe_mark(model.facts),
         class_groups=model.network.class_groups,
     )
 

@@ -75,6 +75,8 @@ def predict(
     config = config or Config()
     started = time.monotonic()
     source = open_source(model, card, config.source_weights, class_groups)
+    if source.mark:
+        progress(f"WARNING: {source.mark}")
     files, notes = open_images(images, config, source.white_level, "images")
     for note in notes:
         progress(note)

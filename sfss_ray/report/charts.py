@@ -28,8 +28,14 @@ from sfss_ray.report.svg import (
     new_figure,
 )
 
-_ROW_COLOURS = {"source-only": "#8c8c8c", "adapted": "#0a84c6", "self-training": "#e69f00"}
-_SPARE_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#a89b00", "#7b61c4", "#6b4f3a")
+_ROW_COLOURS = {
+    "source-only": "#8c8c8c",
+    "BatchNorm-only": "#56b4e9",
+    "adapted": "#0a84c6",
+    "teacher": "#7b61c4",
+    "self-training": "#e69f00",
+}
+_SPARE_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#a89b00", "#6b4f3a")
 _MARKERS = "osD^vP*X"
 _CURVE_TITLES = {
     "loss": "total loss",
@@ -38,6 +44,7 @@ _CURVE_TITLES = {
     "loss_cls": "intra-class contrast",
     "val_miou": "mIoU during training, %",
     "mask_information": "mask_information during training",
+    "label_free_score": "label-free score that decides without labels",
     "learning_rate": "learning rate",
 }
 MAX_POINTS = 150

@@ -104,7 +104,10 @@ def render_page(record: RunRecord, strips: Sequence[Strip] = (), files: Sequence
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        number=format_number, knob=format_knob, shown=page_sections.show_value
+        number=format_number,
+        knob=format_knob,
+        shown=page_sections.show_value,
+        breakable=page_sections.breakable,
     )
     present = classes_present(strips, class_set)
     score_name = label_free_name(record)

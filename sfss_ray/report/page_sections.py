@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sfss_ray.report.comparison import class_changes, class_scores
 from sfss_ray.report.formatting import difference, format_change, format_number, is_number
-from sfss_ray.report.report_record import RunRecord, ScoreRow
+from sfss_ray.report.report_record import IMPROVED, WORSE, RunRecord, ScoreRow
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Metric:
     unit: str
     needs_labels: bool
     meaning: str
+    better: Literal["higher", "lower"] = "higher"
+    """Which direction is better."""
 
     def of(self, row: ScoreRow | None) -> Any:
         """Return the score of a row, or None."""
@@ -72,7 +74,15 @@ METRICS = (
         False,
         "how dense the groups of similar predictions are; highest when one class is everywhere",
     ),
-    Metric("entropy", "entropy", 3, "", False, "uncertainty of the predictions; low = certain"),
+    Metric(
+        "entropy",
+        "entropy",
+        3,
+        "",
+        False,
+        "uncertainty of the predictions; also low when one class is predicted everywhere",
+        better="lower",
+    ),
 )
 
 
@@ -117,6 +127,25 @@ class Badge:
 
     text: str
     is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class VerdictBanner:
+    """The verdict as the first line of the page, and its CSS class: better, worse or neutral."""
+
+    title: str
+    reason: str
+    kind: str
+
+
+def verdict_banner(record: RunRecord) -> VerdictBanner | None:
+    """Return the verdict for the top of the page; None for a record without one."""
+    verdict = record.verdict
+    if verdict is None:
+        return None
+    kind = {IMPROVED: "better", WORSE: "worse"}.get(verdict.word, "neutral")
+    title = verdict.word[:1].upper() + verdict.word[1:]
+    return VerdictBanner(title, verdict.reason, kind)
 
 
 def measured_metrics(record: RunRecord) -> list[Metric]:
@@ -220,3 +249,8 @@ def show_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def breakable(name: str) -> str:
+    """Return a name that a narrow column may break after its underscores."""
+    return name.replace("_", "_\u200b")

@@ -16,8 +16,13 @@ from typing import Any, ClassVar
 from sfss_ray.errors import DataError
 from sfss_ray.report.json_records import decode, to_plain
 
-SCHEMA_VERSION = 1
-"""Version of the layout that this package writes. Files without a version are read as version 0."""
+SCHEMA_VERSION = 2
+"""Version of the layout that this package writes. Files without a version are read as version 0; up to
+version 1 there was no verdict."""
+
+IMPROVED = "improved"
+NO_EVIDENCE = "no evidence of improvement"
+WORSE = "worse: keep the source model"
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,41 @@ class ImageError:
 
 
 @dataclass(frozen=True)
+class ClassLoss:
+    """A class that lost more than half of its IoU, or without labels of its predicted pixels."""
+
+    name: str
+    before: float
+    """Of the source model, in percent."""
+    after: float
+    """Of the student, in percent."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the student is better than its source model, see `sfss_ray.evaluation.verdict`."""
+
+    word: str
+    """improved, no evidence of improvement, or worse: keep the source model."""
+    reason: str
+    """One sentence."""
+    losses: tuple[ClassLoss, ...] = ()
+    score_name: str = ""
+    """The score that decided; empty where there was none."""
+    used_labels: bool = False
+    """True when mIoU over target labels decided."""
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the source model should be kept."""
+        return self.word == WORSE
+
+    def line(self) -> str:
+        """Return the verdict as the line that a command prints last."""
+        return f"verdict: {self.word}. {self.reason}"
+
+
+@dataclass(frozen=True)
 class ScoreRow:
     """The scores of one network. Percent for mIoU, accuracy and IoU; see `Score` for the others."""
 
@@ -162,6 +202,8 @@ class RunRecord:
     """Everything that report.json states about a run. Every part may be missing."""
 
     schema_version: int = SCHEMA_VERSION
+    verdict: Verdict | None = None
+    """Of the student against its source model; None for a comparison of several runs."""
     title: str = "Report"
     kind: str = ""
     """adapt, tune or comparison."""

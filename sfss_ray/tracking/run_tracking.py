@@ -83,7 +83,7 @@ class RunTracking:
             self._call(lambda tracker, t=trial, s=text: tracker.log_text(t.name, s))
 
     def log_report(self, record: RunRecord, output_dir: Path) -> None:
-        """Send the scores, the results table, report.json, report.html and the pictures."""
+        """Send the scores, the results table, the verdict, report.json, report.html and the pictures."""
         steps = [point["step"] for curve in record.curves for point in curve.points]
         for row in record.rows:
             numbers = {f"{row.name}/{name}": getattr(row, name) for name in ROW_NUMBERS}
@@ -91,6 +91,9 @@ class RunTracking:
             numbers |= {f"{row.name}/iou/{name}": iou for name, iou in ious}
             self._log_numbers("report", numbers, int(max(steps, default=0)))
         self._call(lambda tracker: tracker.log_text("results", results_table(record)))
+        if record.verdict is not None:
+            verdict = record.verdict.line()
+            self._call(lambda tracker: tracker.log_text("verdict", verdict))
         pictures = sorted((output_dir / "pictures").glob("*.png"))
         for path in (output_dir / "report.json", output_dir / "report.html", *pictures):
             self._call(lambda tracker, path=path: tracker.log_artifact(path))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sfss_ray.config import Config
 from sfss_ray.data.group_files import ClassGroupsLike
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sfss_ray.train.pretraining_inputs import PretrainingInputs
 
 STUDENT_FILE = "student.pt"
+TEACHER_FILE = "teacher.pt"
 SOURCE_FILE = "source.pt"
 
 
@@ -42,6 +43,14 @@ class TrainResult:
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Metrics by step: losses, and the scores of evaluations."""
     seconds: float = 0.0
+    step: int | None = None
+    """Step that the model was taken from."""
+    kept: str = "last"
+    """Which step that is: last or best, see `train.keep`."""
+    teacher: Path | None = None
+    """Model file of the student's teacher at the same step."""
+    statistics: Path | None = None
+    """BatchNorm statistics of the student before step 1."""
 
 
 def train_student(
@@ -76,7 +85,8 @@ def train_student(
         progress: Called with each progress line.
 
     Returns:
-        The student of the last step as a model file, and the training curve.
+        The student as a model file (of the last step, or as `config.train.keep` says), and the
+        training curve.
 
     Raises:
         DataError, CheckpointError, ConfigError, ResumeError, ClusterError: before a cluster starts.
@@ -113,36 +123,64 @@ def run_training(
     progress: ProgressSink,
     on_record: RecordSink | None = None,
 ) -> TrainResult:
-    """Train on Ray in a claimed folder and write student.pt, unless it exists already."""
+    """Train on Ray in a claimed folder and write student.pt, unless it exists already.
+
+    The teacher of the same step is written to train/teacher.pt, for the report.
+    """
+    from sfss_ray.models.model_mark import read_facts
     from sfss_ray.train.adaptation import adapt_student
-    from sfss_ray.train.run_state import read_progress
+    from sfss_ray.train.run_state import STATISTICS_FILE, read_progress
 
     started = time.monotonic()
-    student = folder / STUDENT_FILE
+    train, student = folder / "train", folder / STUDENT_FILE
     prepared = prepared.placed(folder)
     if not student.exists():
-        watch = StudentWatch(prepared.examination(config), prepared.source, folder / "train")
+        watch = StudentWatch(prepared.examination(config), prepared.source, train)
         job = TrainingJob(adapt_student, prepared.task(config), watch)
         state = fit(job, folder, config, progress, on_record=on_record)
-        save_student(state, prepared, config, student)
-    return TrainResult(student, read_progress(folder / "train"), time.monotonic() - started)
+        save_network(state, "teacher", prepared, config, train / TEACHER_FILE)
+        save_network(state, "student", prepared, config, student)  # last: the run is complete
+    facts = read_facts(student)
+    return TrainResult(
+        student,
+        read_progress(train),
+        time.monotonic() - started,
+        step=facts["steps"],
+        kept="best" if "best" in facts["network_kept"] else "last",
+        teacher=train / TEACHER_FILE,
+        statistics=train / STATISTICS_FILE,
+    )
 
 
-def save_student(state: dict[str, Any], prepared: Prepared, config: Config, path: Path) -> None:
-    """Write the student of a checkpoint as a model file, with the facts of its training."""
+def save_network(
+    state: dict[str, Any],
+    name: Literal["student", "teacher"],
+    prepared: Prepared,
+    config: Config,
+    path: Path,
+) -> None:
+    """Write the student or teacher of a training as a model file, with the facts of the training.
+
+    Args:
+        state: The training's last checkpoint. With `train.keep best` it also holds the best networks.
+        name: The network to write.
+        prepared: The inputs of the training.
+        config: Of the training.
+        path: The file.
+    """
     from sfss_ray.models.model_file import save_model
+    from sfss_ray.train.best_student import kept_state
 
+    networks, which = kept_state(state)
     model = prepared.source.load()
     prefix = "segmenter."
-    weights = {
-        k.removeprefix(prefix): v for k, v in state["student"].items() if k.startswith(prefix)
-    }
+    weights = {k.removeprefix(prefix): v for k, v in networks[name].items() if k.startswith(prefix)}
     model.network.load_state_dict(weights)
     white = next((image.white for image in prepared.training if image.white), None)
     model.facts = {
         "made_by": "sfss_ray.train_student",
-        "network_kept": "student, last step",
-        "steps": state["step"],
+        "network_kept": f"{name}, {which} step",
+        "steps": networks["step"],
         "seed": config.seed,
         "source": Path(prepared.source.origin).name,
         "source_sha256": prepared.source.sha256,

@@ -41,8 +41,8 @@ class Trainable(Protocol):
         """Take one optimiser step and return scalars to log."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Return scores to report, which are never used for training."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Return scores to report after a step, which are never used for training."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def run_loop(trainable: Trainable, run: Run, schedule: Schedule) -> None:
         unlogged = []
         record: dict[str, Any] = {"step": step, "num_steps": schedule.num_steps, **metrics}
         if run.rank == 0:
-            record |= trainable.evaluate() if checkpoint_due else {}
+            record |= trainable.evaluate(step) if checkpoint_due else {}
             run.log(record)
         if checkpoint_due:
             run.report(record, partial(_checkpoint, trainable, step))

@@ -13,6 +13,8 @@ from sfss_ray.storage.files import write_torch, writing
 
 PROGRESS_FILE = "progress.jsonl"
 STATE_FILE = "state.pt"
+STATISTICS_FILE = "initial_statistics.pt"
+"""BatchNorm statistics of the student before step 1."""
 
 
 class Run(Protocol):
@@ -34,6 +36,10 @@ class Run(Protocol):
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the progress file. Only rank 0 calls it."""
+        ...
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file beside the progress file. Only rank 0 calls it."""
         ...
 
 
@@ -111,3 +117,7 @@ class LocalRun:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the folder's progress file."""
         append_progress(self.folder, record)
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file into the folder."""
+        write_torch(self.folder / name, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,22 @@ from sfss_ray.models.source import Source
 from sfss_ray.runtime.run_folder import write_json
 
 if TYPE_CHECKING:
-    from sfss_ray.evaluation.examination import Examination
+    from sfss_ray.evaluation.examination import Examination, Score
     from sfss_ray.models.segmenter import Segmenter
 
 SOURCE_SCORES_FILE = "source_scores.json"
+KEEP_SCORE = "label_free_score"
+"""Name of the score that `train.keep best` and the verdict without labels compare."""
+IS_COLLAPSED = "collapsed"
+"""Name of the flag (0 or 1) of a student that lost variety compared with its source model."""
 
 
 @dataclass(frozen=True)
 class StudentWatch:
     """Scores a student with the examination, balanced_mask_information included.
 
-    That score needs the class shares of the source model on the held-out images.
+    That score needs the class shares of the source model on the held-out images. With such images the
+    scores include KEEP_SCORE and IS_COLLAPSED.
     """
 
     examination: Examination
@@ -31,8 +37,11 @@ class StudentWatch:
     """Where the scores of the source model are written, once for all evaluations."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
-        share = tuple(self.source_scores(network).get("class_share", ()))
-        return dataclasses.replace(self.examination, source_share=share)(network, teacher)
+        source_scores = self.source_scores(network)
+        share = tuple(source_scores.get("class_share", ()))
+        examination = dataclasses.replace(self.examination, source_share=share)
+        score = examination.score(network, teacher)
+        return score.logged() | _keep_scores(score, source_scores)
 
     def source_scores(self, network: Segmenter) -> dict[str, Any]:
         """Return the source model's scores on the held-out images, {} without such images.
@@ -47,3 +56,16 @@ class StudentWatch:
             unlabelled = dataclasses.replace(self.examination, labelled=())
             write_json(path, unlabelled.score(self.source.load(str(device)).network).as_dict())
         return json.loads(path.read_text())
+
+
+def _keep_scores(score: Score, source_scores: dict[str, Any]) -> dict[str, float]:
+    """Return KEEP_SCORE and IS_COLLAPSED, as far as they are known."""
+    from sfss_ray.evaluation.label_free import Variety, lost_variety
+    from sfss_ray.evaluation.verdict import label_free_score
+
+    if not source_scores:
+        return {}
+    source = Variety(source_scores["predicted_classes"], source_scores["class_entropy"])
+    scores = {IS_COLLAPSED: float(lost_variety(score.variety, source))}
+    value = label_free_score(score)
+    return scores | ({KEEP_SCORE: value} if math.isfinite(value) else {})

@@ -12,6 +12,7 @@ import ray.train
 import ray.train.torch
 
 from sfss_ray.runtime.threads import use_threads
+from sfss_ray.storage.files import write_torch
 from sfss_ray.train.run_state import append_progress, load_state, save_state
 
 
@@ -48,6 +49,10 @@ class RayRun:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the run's progress file."""
         append_progress(self.folder, record)
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file into the run's folder."""
+        write_torch(self.folder / name, content)
 
 
 def train_on_worker(payload: dict[str, Any]) -> None:

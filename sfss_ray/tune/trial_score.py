@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sfss_ray.evaluation.label_free import Variety, lost_variety, worth
+from sfss_ray.evaluation.label_free import worth
 from sfss_ray.models.source import Source
-from sfss_ray.train.student_watch import StudentWatch
+from sfss_ray.train.student_watch import IS_COLLAPSED, StudentWatch
 
 if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Examination
@@ -35,15 +35,10 @@ class TrialWatch:
     """Where the source model's own scores are written, once for all trials."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
-        watch = StudentWatch(self.examination, self.source, self.folder)
-        source_scores, scores = watch.source_scores(network), watch(network, teacher)
+        scores = StudentWatch(self.examination, self.source, self.folder)(network, teacher)
         value = worth(self.score, scores.get(self.score, math.nan))
         if not math.isfinite(value):  # Tune would rank a NaN best
-            return scores | {GUARDED: COLLAPSED, "collapsed": 0.0}
-        collapsed = bool(source_scores) and lost_variety(_variety(scores), _variety(source_scores))
+            return scores | {GUARDED: COLLAPSED, IS_COLLAPSED: 0.0}
+        collapsed = scores.get(IS_COLLAPSED, 0.0)
         guarded = COLLAPSED if collapsed else value
-        return scores | {"score": value, GUARDED: guarded, "collapsed": float(collapsed)}
-
-
-def _variety(scores: dict[str, Any]) -> Variety:
-    return Variety(int(scores["predicted_classes"]), scores["class_entropy"])
+        return scores | {"score": value, GUARDED: guarded, IS_COLLAPSED: collapsed}

@@ -15,7 +15,7 @@ from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_text
 from sfss_ray.train.adaptation import adapt_student
-from sfss_ray.train.launch import STUDENT_FILE, save_student
+from sfss_ray.train.launch import STUDENT_FILE, save_network
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 from sfss_ray.train.trainer import TrainingJob, fit
 from sfss_ray.tune.search_space import Point, knob_values
@@ -28,7 +28,8 @@ def train_trial(point: Point, plan: SearchPlan) -> None:
     A trial of one worker trains in this process. A trial of several starts Ray Train from here.
     """
     values = knob_values(point)
-    config = override(plan.config, values)
+    # Trials are compared by their last evaluation, so that is what they keep.
+    config = override(plan.config, values | {"train.keep": "last"})
     folder = trial_folder(plan.folder, values)
     write_json(folder / "values.json", values)
     if config.compute.num_workers > 1:
@@ -54,7 +55,7 @@ def _train_in_process(plan: SearchPlan, config: Config, folder: Path) -> bool:
         reports.append(metrics)
         # Before the report, because Tune may stop the trial in it.
         if metrics["step"] == config.train.num_steps:
-            save_student(load_state(folder), prepared, config, folder / STUDENT_FILE)
+            save_network(load_state(folder), "student", prepared, config, folder / STUDENT_FILE)
         ray.tune.report(metrics)
 
     try:
@@ -72,4 +73,4 @@ def _train_on_workers(plan: SearchPlan, config: Config, folder: Path) -> None:
     job = TrainingJob(adapt_student, prepared.task(config), plan.watch(config))
     # Silent: the search's own process shows the progress files of all trials.
     state = fit(job, folder, config, silent, [TuneReportCallback()])
-    save_student(state, prepared, config, folder / STUDENT_FILE)
+    save_network(state, "student", prepared, config, folder / STUDENT_FILE)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
+from report_samples import adapt_report
 
 from sfss_ray.cli.results import describe, exit_code
+from sfss_ray.report.report_record import WORSE, Verdict
 
 
 @dataclass
@@ -49,3 +52,16 @@ def test_a_plan_that_is_not_ready_has_an_exit_code(result, code):
 
 def test_other_results_end_in_0():
     assert exit_code(Fields()) == 0
+
+
+def test_a_run_ends_with_its_verdict():
+    record = adapt_report()
+    paths = {"student_path": "student.pt", "report_html": "report.html"}
+    former = SimpleNamespace(report=record, **paths)
+    assert describe(former)[-1] == "report: report.html"
+    verdict = Verdict(WORSE, "With labels, mIoU falls.")
+    judged = SimpleNamespace(report=replace(record, verdict=verdict), **paths)
+    assert describe(judged) == [
+        *describe(former),
+        "verdict: worse: keep the source model. With labels, mIoU falls.",
+    ]

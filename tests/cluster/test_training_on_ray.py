@@ -103,8 +103,12 @@ def test_adapt_leaves_model_report_and_pictures(source_model, streets, tiny_conf
         config=tiny_config,
         progress=lines.append,
     )
-    assert list(result.metrics) == ["source-only", "adapted"]
     report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert list(result.metrics) == ["source-only", "BatchNorm-only", "adapted", "teacher"]
+    assert result.verdict == result.report.verdict
+    assert result.verdict is not None
+    assert report["verdict"]["word"] == result.verdict.word
+    assert result.verdict.used_labels
     assert report["labels"]["used_for"] == "reporting only"
     assert report["regions"]["source"] == "felzenszwalb"
     assert "felzenszwalb" in result.report_html.read_text()
@@ -112,6 +116,33 @@ def test_adapt_leaves_model_report_and_pictures(source_model, streets, tiny_conf
     assert result.student(torch.rand(1, 3, 64, 128)).logits.shape[1] == 19
     assert any(line.startswith("masks 12/12") for line in lines)
     assert any(line.startswith("train 6/6") for line in lines)
+
+
+def test_a_run_with_baselines_and_the_best_student(
+    source_model, streets, masks, tiny_config, tmp_path
+):
+    config = override(tiny_config, {"report.baselines": True, "train.keep": "best"})
+
+    def adapt():
+        images = streets / "target" / "images"
+        return sfss_ray.adapt(
+            source_model, images, tmp_path / "run", masks=masks, config=config, progress=str
+        )
+
+    result = adapt()
+    rows = ["source-only", "BatchNorm-only", "adapted", "teacher", "self-training"]
+    assert list(result.metrics) == rows
+    assert [curve.name for curve in result.report.curves] == ["adapted", "self-training"]
+    baseline = sfss_ray.load_model(tmp_path / "run" / "self_training" / "student.pt")
+    scores = {
+        p["step"]: p["label_free_score"] for p in result.report.curves[0].points if "entropy" in p
+    }
+    facts = result.student.facts
+    assert scores[facts["steps"]] == max(scores.values())
+    step = f"best ({facts['steps']} of {config.train.num_steps})"
+    assert (facts["network_kept"], result.report.step_scored) == ("student, best step", step)
+    assert baseline.facts["steps"] in scores
+    assert adapt().report.rows == result.report.rows
 
 
 def test_adaptation_takes_masks_that_are_there(
@@ -198,7 +229,7 @@ def test_a_search_picks_its_best_and_can_be_repeated(
     assert len(trials) == 2
     expected = "val_miou" if labelled else "balanced_mask_information"
     assert result.search.score_name == expected
-    for row in (*result.report.trials, result.report.rows[1]):
+    for row in (*result.report.trials, result.report.answer):
         for name in ("mask_information", "agreement", "entropy", "neighbourhood_density"):
             assert getattr(row, name) is not None
         assert row.balanced_mask_information > 0

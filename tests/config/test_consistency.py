@@ -8,7 +8,7 @@ import pytest
 
 import sfss_ray
 from sfss_ray.config import AugmentConfig, ComputeConfig, Config, TrainConfig, override
-from sfss_ray.config.consistency import check_stage
+from sfss_ray.config.consistency import check_keep, check_stage
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
@@ -67,3 +67,13 @@ def test_a_run_that_would_mix_single_crops_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"3 at a time on each of 2 workers.* multiple of 4"):
         sfss_ray.adapt(*arguments, config=config, progress=str)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_student_needs_held_out_images():
+    best = override(Config(), {"train.keep": "best"}).train
+    check_keep(best, 1)
+    check_keep(Config().train, 0)
+    with pytest.raises(
+        ConfigError, match=r"train.keep is 'best' but no target images are held out"
+    ):
+        check_keep(best, 0)

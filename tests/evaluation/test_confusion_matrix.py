@@ -118,3 +118,21 @@ def test_scores_without_labels_are_nan():
         assert np.isnan(matrix.iou()).all()
         assert np.isnan(matrix.miou())
         assert np.isnan(matrix.pixel_accuracy())
+
+
+@given(st.lists(st.tuples(LABELS, PREDICTIONS), min_size=1, max_size=4))
+def test_the_miou_without_an_image_is_that_of_the_others(images):
+    whole = ConfusionMatrix(CLASSES)
+    for labels, predictions in images:
+        whole.add(labels, predictions)
+    expected = []
+    for index in range(len(images)):
+        others = ConfusionMatrix(CLASSES)
+        for labels, predictions in images[:index] + images[index + 1 :]:
+            others.add(labels, predictions)
+        expected.append(others.miou())
+    np.testing.assert_allclose(whole.leave_one_out_miou(), expected)
+
+
+def test_no_images_have_no_miou_without_one():
+    assert ConfusionMatrix(3).leave_one_out_miou().shape == (0,)

@@ -138,6 +138,21 @@ def test_no_pixels_score_zero():
     assert information(([[0, 1]], [[0, 0]])) == 0
 
 
+@given(st.lists(st.tuples(PREDICTIONS, MASK_IDS), max_size=4))
+def test_the_score_without_an_image_is_that_of_the_others(images):
+    weights = np.array([0.3, 1.7, 0.9])
+    whole = MaskInformation(3, weights)
+    for predictions, mask_ids in images:
+        whole.add(predictions, mask_ids)
+    expected = []
+    for index in range(len(images)):
+        others = MaskInformation(3, weights)
+        for predictions, mask_ids in images[:index] + images[index + 1 :]:
+            others.add(predictions, mask_ids)
+        expected.append(others.value())
+    np.testing.assert_allclose(whole.leave_one_out(), expected, atol=1e-9)
+
+
 def test_entropy_of_rows():
     counts = np.array([[1, 1, 0], [5, 0, 0], [0, 0, 0], [2, 2, 2]])
     np.testing.assert_allclose(entropy(counts), [log(2), 0, 0, log(3)], atol=1e-12)

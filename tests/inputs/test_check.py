@@ -40,6 +40,11 @@ PROBLEMS = {
     "a worker too large": ({}, {"compute.cpus_per_worker": 3.0}, "device"),
     "no such address": ({}, {"compute.address": "somewhere"}, "device"),
     "dashboard": ({}, {"compute.address": "http://10.0.0.1:8265"}, "device"),
+    "best of no images": (
+        {},
+        {"train.keep": "best", "evaluation.held_out_share": 0.0},
+        "settings",
+    ),
     "another run": ({"output_dir": another_run}, {}, "output"),
 }
 SEARCH_PROBLEMS = {

@@ -69,8 +69,8 @@ def test_a_plan_counts_what_a_run_would_do(streets, tmp_path: Path):
     assert stages["search"].units == 3 * 2 * 40  # three rounds of two trials
     assert stages["search"].seconds == pytest.approx(3 * 40 * stages["training"].unit_seconds)
     assert stages["training"].units == 40
-    # Three evaluations in each of five trials and the last training; then two networks.
-    assert stages["evaluation"].units == (2 + result.held_out) * (3 * 6 + 2)
+    # Three evaluations in each of five trials and the last training; then four networks.
+    assert stages["evaluation"].units == (2 + result.held_out) * (3 * 6 + 4)
     assert all(s.unit_seconds > 0 and s.memory_mb > 50 for s in result.stages)
     assert result.total_seconds == sum(s.seconds for s in result.stages)
     assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,22 @@ def test_an_adaptation_is_masks_a_training_and_evaluations(streets, tmp_path: Pa
     assert masks.disk_mb == 8 * 0.25
     assert (training.units, training.seconds) == (40, 40 * 3.0)
     assert training.disk_mb == 2 * 10.0 * 1.25
-    assert evaluation.units == 3 * (3 + 2), (
-        "three images, at 15, 30 and 40 steps, then two networks"
+    assert evaluation.units == 3 * (3 + 4), (
+        "three images, at 15, 30 and 40 steps, then four networks"
     )
     assert estimates.not_measured == []
     assert estimates.device == "cpu"
+
+
+def test_a_baseline_is_a_second_training(streets, tmp_path: Path):
+    request = request_of(streets, tmp_path / "out")
+    config = override(request.config, {"report.baselines": True, "train.keep": "best"})
+    estimates = estimate(dataclasses.replace(request, config=config))
+    _, training, baseline, evaluation = estimates.stages
+    assert baseline.name == "baseline"
+    assert baseline.seconds == training.seconds
+    assert training.disk_mb == 2 * 10.0 * 1.25 * 1.5, "checkpoints hold the best networks too"
+    assert evaluation.units == 3 * (6 + 5)
 
 
 @pytest.mark.parametrize(("concurrent", "rounds"), [(1, 5), (2, 3), (5, 1), (9, 1)])

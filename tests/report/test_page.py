@@ -21,7 +21,15 @@ from report_samples import (
 
 from sfss_ray.report.page import data_uri, render_page, write_report
 from sfss_ray.report.pictures import Strip
-from sfss_ray.report.report_record import ClassSetFacts, GroupFacts, ImageError, RunRecord, ScoreRow
+from sfss_ray.report.report_record import (
+    WORSE,
+    ClassSetFacts,
+    GroupFacts,
+    ImageError,
+    RunRecord,
+    ScoreRow,
+    Verdict,
+)
 
 
 class Outline(HTMLParser):
@@ -230,3 +238,19 @@ def test_class_groups_and_unmatched_classes_are_shown(tmp_path):
     assert "class groups road car = car + truck train dropped: background" in text
     assert '<p class="notice">truck has no counterpart</p>' in page
     assert "class groups" not in page_of("adapt")
+
+
+def test_the_verdict_is_the_first_line_of_the_page(tmp_path):
+    reason = "With labels, mIoU falls, and a class loses more than half of its IoU: <fence>."
+    page = write(tmp_path, adapt_report(verdict=Verdict(WORSE, reason)))
+    body = Outline(page[page.index("<body>") :]).text
+    assert body.startswith(f"Worse: keep the source model. {reason} Adaptation of X to Y")
+    assert "half of its IoU: &lt;fence&gt;." in page
+    assert '<p class="verdict' not in write(tmp_path, adapt_report())
+
+
+def test_cards_and_rows_say_which_direction_is_better(tmp_path):
+    page = write(tmp_path, adapt_report())
+    assert page.count("higher is better") == 3
+    report = change_row(adapt_report(), 1, entropy=0.2)
+    assert write(tmp_path, report).count("lower is better") == 1

@@ -6,16 +6,27 @@ import pytest
 from report_samples import adapt_report, change_row, tune_report, unlabelled_report
 
 from sfss_ray.report.page_sections import (
+    METRICS,
     Badge,
+    VerdictBanner,
     badges,
+    breakable,
     class_lines,
     class_summary,
     measured_metrics,
     row_lines,
     score_cards,
     show_value,
+    verdict_banner,
 )
-from sfss_ray.report.report_record import RunRecord, ScoreRow
+from sfss_ray.report.report_record import (
+    IMPROVED,
+    NO_EVIDENCE,
+    WORSE,
+    RunRecord,
+    ScoreRow,
+    Verdict,
+)
 
 
 def test_cards_compare_source_only_with_the_answer():
@@ -83,3 +94,27 @@ def test_badges_warn_of_oracles_and_of_regions_that_are_not_sam():
 )
 def test_values_are_written_for_people(value, text):
     assert show_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("word", "title", "kind"),
+    [
+        (IMPROVED, "Improved", "better"),
+        (NO_EVIDENCE, "No evidence of improvement", "neutral"),
+        (WORSE, "Worse: keep the source model", "worse"),
+    ],
+)
+def test_the_banner_states_the_verdict(word, title, kind):
+    banner = verdict_banner(adapt_report(verdict=Verdict(word, "It is so.")))
+    assert banner == VerdictBanner(title, "It is so.", kind)
+    assert verdict_banner(adapt_report()) is None
+
+
+def test_every_score_has_a_direction():
+    """Of the scores only entropy falls when a model becomes better."""
+    assert [metric.name for metric in METRICS if metric.better == "lower"] == ["entropy"]
+
+
+def test_long_names_may_break_after_underscores():
+    assert breakable("mask_information") == "mask_\u200binformation"
+    assert breakable("mIoU") == "mIoU"

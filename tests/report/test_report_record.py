@@ -10,11 +10,16 @@ from report_samples import ADAPT, TUNE, adapt_report, change_row, record_of, tun
 
 from sfss_ray.errors import DataError
 from sfss_ray.report.report_record import (
+    IMPROVED,
+    NO_EVIDENCE,
     SCHEMA_VERSION,
+    WORSE,
+    ClassLoss,
     Curve,
     RunRecord,
     ScoreRow,
     TrialRow,
+    Verdict,
     answer_name,
     read_record,
 )
@@ -55,6 +60,23 @@ def test_a_file_without_a_version_is_read(former, tmp_path):
         "learning_rate": 1e-4,
         "loss_ins": None,
     }
+
+
+def test_a_verdict_survives_its_file_and_former_files_have_none(tmp_path):
+    losses = (ClassLoss("fence", 26.5, 1.9),)
+    verdict = Verdict(WORSE, "With labels, mIoU falls.", losses, "mIoU", True)
+    path = write(tmp_path / "report.json", adapt_report(verdict=verdict).to_json())
+    assert read_record(path).verdict == verdict
+    former = adapt_report().to_json() | {"schema_version": 1}
+    assert "verdict" not in former
+    record = read_record(write(tmp_path / "report.json", former))
+    assert (record.verdict, record.schema_version) == (None, SCHEMA_VERSION)
+
+
+def test_a_verdict_is_a_line_for_people():
+    assert Verdict(IMPROVED, "It rises.").line() == "verdict: improved. It rises."
+    words = [word for word in (IMPROVED, NO_EVIDENCE, WORSE) if Verdict(word, "").is_worse]
+    assert words == [WORSE]
 
 
 def test_a_file_of_a_newer_schema_is_refused_in_one_line(tmp_path):

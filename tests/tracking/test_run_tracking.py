@@ -1,5 +1,6 @@
 """Which numbers and files of a run reach a tracker, and that a failing one never ends the run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tracked_runs import Recorder
 
 from sfss_ray.config import Config
 from sfss_ray.masks.summary import MaskSummary
+from sfss_ray.report.report_record import WORSE, Verdict
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.train.progress_tail import following
 from sfss_ray.train.run_state import append_progress
@@ -87,6 +89,15 @@ def test_the_report_is_sent_with_scores_page_and_pictures(lines, tmp_path: Path)
     ]
     (table,) = [call[2] for call in recorder.calls if call[:2] == ("log_text", "results")]
     assert "best: trial 3" in table
+    assert not [call for call in recorder.calls if call[1] == "verdict"]
+
+
+def test_the_verdict_is_sent(lines, tmp_path: Path):
+    recorder = Recorder()
+    report = replace(tune_report(), verdict=Verdict(WORSE, "With labels, mIoU falls."))
+    RunTracking([recorder], lines.append).log_report(report, tmp_path)
+    expected = "verdict: worse: keep the source model. With labels, mIoU falls."
+    assert ("log_text", "verdict", expected) in recorder.calls
 
 
 def test_a_tracker_that_raises_is_reported_once_and_dropped(lines):

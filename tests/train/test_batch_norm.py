@@ -8,11 +8,14 @@ from torch import nn
 
 from sfss_ray.errors import TrainingError
 from sfss_ray.models.architectures import catalogue
+from sfss_ray.storage.files import write_torch
 from sfss_ray.train.batch_norm import (
     BatchNorm,
     estimate_statistics,
     explain_single_values,
+    read_statistics,
     set_batch_norm,
+    with_statistics,
 )
 
 
@@ -74,3 +77,29 @@ def test_one_crop_of_a_pooled_vector_is_explained():
     )
     with pytest.raises(TrainingError, match=message):
         estimate_statistics(pooled, [torch.rand(1, 3, 4, 4)])  # pyright: ignore[reportArgumentType]
+
+
+def test_stored_statistics_are_put_into_a_copy(tmp_path):
+    torch.manual_seed(0)
+    source = catalogue.build_network("compact", 3).eval()
+    adapted = copy.deepcopy(source).train()
+    estimate_statistics(adapted, [torch.rand(2, 3, 32, 32)])
+    with torch.no_grad():
+        adapted.classifier.weight.zero_()  # weights are not statistics
+    path = write_torch(tmp_path / "statistics.pt", read_statistics(adapted))
+    changed = with_statistics(source, path)
+    for name, tensor in changed.state_dict().items():
+        expected = adapted if "running_" in name or "num_batches" in name else source
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+    assert not torch.equal(
+        source.state_dict()["body.stem.1.running_mean"],
+        changed.state_dict()["body.stem.1.running_mean"],
+    )
+
+
+def test_a_network_with_the_stored_statistics_is_not_copied(tmp_path):
+    source = catalogue.build_network("compact", 3)
+    path = write_torch(tmp_path / "statistics.pt", read_statistics(source))
+    assert with_statistics(source, path) is source
+    plain = nn.Conv2d(3, 2, 1)
+    assert read_statistics(plain) == {}

@@ -8,13 +8,14 @@ from train_samples import CLASSES, sharp_source, small_config, write_dataset
 
 from sfss_ray.config import override
 from sfss_ray.errors import ConfigError, ResumeError
+from sfss_ray.evaluation import verdict
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.models.model_file import load_model
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import Resources
 from sfss_ray.train import launch
-from sfss_ray.train.launch import pretrain_source, run_training, save_student, train_student
+from sfss_ray.train.launch import pretrain_source, run_training, save_network, train_student
 from sfss_ray.train.run_state import LocalRun, load_state
 from sfss_ray.train.training_inputs import prepare_training
 
@@ -29,6 +30,7 @@ CONFIG = override(
         "evaluation.held_out_share": 0.0,
     },
 )
+HELD_OUT = {"evaluation.held_out_share": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,41 @@ def test_a_student_is_trained_saved_and_scored(root, tmp_path):
     assert saved.facts["source"] == "source.pt"
 
 
+def test_the_teacher_and_the_first_statistics_lie_beside_the_checkpoints(root, tmp_path):
+    result = train(root, tmp_path / "run")
+    assert (result.step, result.kept) == (2, "last")
+    assert result.teacher == tmp_path / "run" / "train" / "teacher.pt"
+    teacher, state = load_model(result.teacher), load_state(tmp_path / "run" / "train")
+    for name, weight in teacher.network.state_dict().items():
+        assert torch.equal(weight, state["teacher"][f"segmenter.{name}"]), name
+    assert teacher.facts["network_kept"] == "teacher, last step"
+    statistics = torch.load(result.statistics, weights_only=True)
+    source = load_model(root / "source.pt").network.state_dict()
+    assert set(statistics) <= set(source)
+    assert not torch.equal(
+        statistics["body.stem.1.running_mean"], source["body.stem.1.running_mean"]
+    )
+
+
+def test_the_best_student_is_kept_if_the_config_says_so(root, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.2, 0.1])
+    best = {"train.keep": "best", "train.num_steps": 3}
+    monkeypatch.setattr(verdict, "label_free_score", lambda score: next(scores))
+    result = train(root, tmp_path / "run", config=override(CONFIG, best | HELD_OUT))
+    assert (result.step, result.kept) == (1, "best")
+    state = load_state(tmp_path / "run" / "train")
+    assert (state["step"], state["best"]["step"]) == (3, 1)
+    assert result.teacher is not None
+    for path, name in ((result.model, "student"), (result.teacher, "teacher")):
+        saved = load_model(path)
+        assert saved.facts["network_kept"] == f"{name}, best step"
+        assert saved.facts["steps"] == 1
+        for key, weight in saved.network.state_dict().items():
+            assert torch.equal(weight, state["best"][name][f"segmenter.{key}"]), key
+    again = train(root, tmp_path / "run", config=override(CONFIG, best | HELD_OUT))
+    assert (again.step, again.kept) == (1, "best")
+
+
 def test_a_finished_student_is_not_trained_again(root, tmp_path, fits):
     first = train(root, tmp_path / "run")
     again = train(root, tmp_path / "run")
@@ -107,7 +144,7 @@ def test_the_white_level_of_the_images_is_written_into_the_student(root, tmp_pat
 
     deep = dataclasses.replace(prepared.training[0], white=White())  # pyright: ignore
     prepared = dataclasses.replace(prepared, training=(deep, *prepared.training[1:]))
-    save_student(state, prepared, CONFIG, tmp_path / "deep.pt")
+    save_network(state, "student", prepared, CONFIG, tmp_path / "deep.pt")
     assert load_model(tmp_path / "deep.pt").facts["white_level"] == 4095.0
 
 

@@ -55,3 +55,8 @@ def test_a_local_run_saves_before_it_reports(tmp_path):
     assert state["weights"].tolist() == [1.0, 2.0]
     run.log({"step": 1})
     assert read_progress(tmp_path / "run") == [{"step": 1}]
+
+
+def test_a_file_is_saved_beside_the_progress(tmp_path):
+    LocalRun(tmp_path / "run").save("statistics.pt", {"mean": torch.tensor([1.0])})
+    assert torch.load(tmp_path / "run" / "statistics.pt", weights_only=True)["mean"] == 1.0

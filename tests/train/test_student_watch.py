@@ -18,7 +18,7 @@ from sfss_ray.data.folders import ImageFile
 from sfss_ray.evaluation.examination import Examination
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.student_watch import SOURCE_SCORES_FILE, StudentWatch
+from sfss_ray.train.student_watch import IS_COLLAPSED, KEEP_SCORE, SOURCE_SCORES_FILE, StudentWatch
 
 CLASSES = class_set_of(["red", "green", "blue"])
 
@@ -60,10 +60,27 @@ def test_scores_are_relative_to_the_source_model(examination, tmp_path: Path):
     scores = watch(student)
     share = tuple(json.loads((tmp_path / "train" / SOURCE_SCORES_FILE).read_text())["class_share"])
     expected = dataclasses.replace(examination, source_share=share)(student)
-    assert scores == expected
+    kept = {KEEP_SCORE: expected["balanced_mask_information"], IS_COLLAPSED: 0.0}
+    assert scores == expected | kept
     assert "balanced_mask_information" in scores
     assert "balanced_mask_information" not in examination(student)
     assert max(share) == share[0], "half of the image is red"
+
+
+def test_a_student_of_one_class_has_collapsed(examination, tmp_path: Path):
+    student = network_of_colours(9.0)
+    with torch.no_grad():
+        student.classifier.bias.copy_(torch.tensor([99.0, 0.0, 0.0]))  # red everywhere
+    scores = StudentWatch(examination, Source(), tmp_path)(student)
+    assert (scores[IS_COLLAPSED], scores["predicted_classes"]) == (1.0, 1.0)
+    assert scores[KEEP_SCORE] == 0.0
+
+
+def test_without_masks_no_score_is_kept(examination, tmp_path: Path):
+    examination = dataclasses.replace(examination, id_map=None)
+    scores = StudentWatch(examination, Source(), tmp_path)(network_of_colours(9.0))
+    assert KEEP_SCORE not in scores
+    assert scores[IS_COLLAPSED] == 0.0
 
 
 def test_the_source_model_is_scored_once(examination, tmp_path: Path):
@@ -77,5 +94,5 @@ def test_without_held_out_images_the_source_model_is_not_loaded(tmp_path: Path):
     source = Source()
     watch = StudentWatch(Examination(CLASSES), source, tmp_path)
     assert watch.source_scores(network_of_colours(1.0)) == {}
-    watch(network_of_colours(1.0))
+    assert watch(network_of_colours(1.0)) == {}
     assert source.loads == 0

@@ -79,6 +79,8 @@ def test_progress_is_written_to_the_folder(monkeypatch, tmp_path):
     use(monkeypatch, RecordedRay(0))
     RayRun(tmp_path / "train").log({"step": 1})
     assert read_progress(tmp_path / "train") == [{"step": 1}]
+    RayRun(tmp_path / "train").save("statistics.pt", {"step": 1})
+    assert torch.load(tmp_path / "train" / "statistics.pt", weights_only=True) == {"step": 1}
 
 
 @pytest.mark.parametrize("rank", [0, 1])

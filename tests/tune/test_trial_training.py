@@ -12,6 +12,7 @@ from sfss_ray.config import override
 from sfss_ray.errors import TrainingError
 from sfss_ray.models.model_file import load_model
 from sfss_ray.models.source import open_source
+from sfss_ray.train.run_state import load_state
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune import trial_training
 from sfss_ray.tune.search_space import CONTRAST_WEIGHT, EMA_GAP, TEMPERATURE, knob_values
@@ -51,6 +52,16 @@ def test_a_trial_reports_each_evaluation_and_saves_its_student(prepared, tmp_pat
     folder = folder_of(tmp_path)
     assert json.loads((folder / "values.json").read_text()) == knob_values(POINT)
     assert load_model(folder / "student.pt").facts["steps"] == 2
+
+
+def test_a_trial_keeps_its_last_student(prepared, tmp_path, reports):
+    """Its score is that of its last evaluation."""
+    best = override(CONFIG, {"train.keep": "best"})
+    train_trial(POINT, SearchPlan(prepared, tmp_path, best, "entropy"))
+    assert (
+        load_model(folder_of(tmp_path) / "student.pt").facts["network_kept"].endswith("last step")
+    )
+    assert "best" not in load_state(folder_of(tmp_path))
 
 
 def test_a_trial_that_was_killed_before_its_last_report_reports_it(prepared, tmp_path, reports):
