@@ -15,6 +15,7 @@ from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
+from sfss_ray.models.checkpoints import load_source_model
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.user_code.wrapping import wrap_model
 from sfss_ray.prediction import onnx_export
@@ -128,3 +129,15 @@ def test_the_error_for_a_missing_extra_has_the_install_command(name, tmp_path: P
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"needs {name}, .* pip install 'sfss-ray\[onnx\]'"):
         export_onnx(SOURCE_MODEL, tmp_path / "a.onnx", config=Config(), progress=str)
+
+
+def test_logits_of_groups_are_exported(tmp_path: Path):
+    path = tmp_path / "groups.onnx"
+    result = export_onnx(SOURCE_MODEL, path, size=(64, 128), class_groups="camvid-11", progress=str)
+    assert result.output == "logits (B, 11, H, W)"
+    images = streets(1, (96, 160))
+    with torch.no_grad():
+        expected = load_source_model(SOURCE_MODEL, class_groups="camvid-11")(
+            torch.from_numpy(images)
+        )
+    np.testing.assert_allclose(run(path, images), expected.numpy(), atol=1e-3)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, TrainingError
+from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.masks.bank.store import MaskStore
@@ -37,6 +39,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+from sfss_ray.train.launch import save_student
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 from sfss_ray.train.training_inputs import prepare_training
 
@@ -444,3 +447,66 @@ def test_a_compiled_student_trains_as_a_plain_one(root, source, tmp_path):
     assert_states_close(tmp_path / "plain", tmp_path / "compiled", tolerance=1e-4)
     keys = load_state(tmp_path / "compiled")["student"].keys()
     assert not any("_orig_mod" in key for key in keys)
+
+
+GROUPS = {"warm": ["red", "yellow"], "cold": ["blue", "green"], "dropped": ["grey"]}
+
+
+def grouped_source(source: Path, folder: Path, groups) -> Path:
+    """Write the source model with class groups into a run folder."""
+    return open_source(source, class_groups=groups).placed(folder).path
+
+
+def test_groups_of_one_class_each_train_as_the_classes_themselves(root, source, tmp_path):
+    config = small_config(num_steps=3, loss__mask_vote="pooled", loss__prior_power=0.5)
+    alone = grouped_source(source, tmp_path / "model", {name: [name] for name in CLASSES})
+    adapt(root, source, config, tmp_path / "classes")
+    adapt(root, alone, config, tmp_path / "groups")
+    assert_states_close(tmp_path / "classes", tmp_path / "groups")
+
+
+def test_students_learn_and_are_scored_over_groups(tmp_path, source):
+    data, config = write_dataset(tmp_path / "data"), small_config(num_steps=3)
+    images, labels = data / "images", data / "labels"
+    (data / "classes.txt").write_text("\n".join(CLASSES))
+    request = Request(
+        "train",
+        source,
+        images,
+        tmp_path / "run",
+        config,
+        class_groups=GROUPS,
+        masks=data / "masks",
+        val_images=images,
+        val_labels=labels,
+    )
+    inputs = check_inputs(request)
+    assert inputs.notes[0] == (
+        "class groups 'custom': warm = red + yellow; cold = blue + green; dropped: grey"
+    )
+    prepared = prepare_training(inputs, MaskStore(data / "masks"), config).placed(tmp_path / "run")
+    run = LocalRun(tmp_path / "run")
+    adapt_student(prepared.task(config), run, prepared.examination(config))
+    state = load_state(tmp_path / "run")
+    assert state["prior"].numel() == 2
+    assert {name: value.shape for name, value in state["student"].items()} == {
+        f"segmenter.{name}": value.shape
+        for name, value in load_model(source).network.state_dict().items()
+    } | {n: value.shape for n, value in state["student"].items() if n.startswith("projection.")}
+    save_student(state, prepared, config, tmp_path / "student.pt")
+    student = load_model(tmp_path / "student.pt")
+    assert student.classes.classes == ("warm", "cold")
+    assert student.outputs.classes == CLASSES
+
+    # The labels have five classes, and members are scored as their group.
+    score = prepared.examination(config).score(student.network)
+    hits = total = 0
+    for file in inputs.labelled:
+        group = np.array([0, 1, 1, 0, 255])[tile_labels(int(file.image_id))]
+        guess = predict_probabilities(student.network, file.read(), config.evaluation).argmax(0)
+        hits += int(((group == guess) & (group != 255)).sum())
+        total += int((group != 255).sum())
+    assert score.pixel_accuracy == pytest.approx(100 * hits / total)
+    assert sum(score.labelled_share) == pytest.approx(1)
+    (record,) = read_progress(tmp_path / "run")
+    assert record["val_miou"] == pytest.approx(score.miou)
