@@ -40,7 +40,7 @@ _UNKNOWN_DISTANCE = 2.0
 """No likely card fits where the smallest distance is larger."""
 _MIN_INFORMATION = 0.3
 """Nats below which predictions are too uniform to compare cards."""
-_SHARE_OF_IMAGES = 0.75
+_SHARE_OF_IMAGES = 0.6
 """Images on which the better card must be better."""
 
 
@@ -56,7 +56,7 @@ class _Gains:
     """The card in use is."""
 
 
-_GAINS_WITH_STATISTICS = _Gains(own=0.02, other=0.05, against_own=0.1)
+_GAINS_WITH_STATISTICS = _Gains(own=0.01, other=0.05, against_own=0.1)
 """Among cards that fit the statistics of BatchNorm."""
 _GAINS_WITHOUT = _Gains(own=0.05, other=0.2, against_own=0.2)
 """Of region information, without BatchNorm to rule out wrong value ranges."""
