@@ -48,17 +48,17 @@ _SHARE_OF_IMAGES = 0.6
 class _Gains:
     """Relative gains of information from which a card is called better, by what is known of it."""
 
-    own: float
+    stated: float
     """The better card is the checkpoint's own, which the user replaced."""
     other: float
     """Neither card is."""
-    against_own: float
+    against_stated: float
     """The card in use is."""
 
 
-_GAINS_WITH_STATISTICS = _Gains(own=0.01, other=0.05, against_own=0.1)
+_GAINS_WITH_STATISTICS = _Gains(stated=0.01, other=0.05, against_stated=0.1)
 """Among cards that fit the statistics of BatchNorm."""
-_GAINS_WITHOUT = _Gains(own=0.05, other=0.2, against_own=0.2)
+_GAINS_WITHOUT = _Gains(stated=0.05, other=0.2, against_stated=0.2)
 """Of region information, without BatchNorm to rule out wrong value ranges."""
 
 
@@ -75,13 +75,18 @@ class CardCheck:
     warning: str = ""
     """What is wrong with the card in use, and what to give instead."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warning, if there is one."""
+        return (self.warning,) if self.warning else ()
+
     def line(self) -> str:
         """Return what was compared, for people."""
-        found = "the card in use is not the best" if self.warning else "none is clearly better"
-        return f"card check: {self.compared} likely cards on {self.images} images, {found}"
+        outcome = "the card in use is not the best" if self.warning else "none is clearly better"
+        return f"card check: {self.compared} likely cards on {self.images} images, {outcome}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Evidence:
     """How well a card suits the weights."""
 
@@ -95,32 +100,32 @@ class _Evidence:
 def check_card(
     network: Segmenter,
     files: Sequence[ImageFile] | Sequence[LabelledImage],
-    own: Card | None,
+    stated: Card | None,
     progress: ProgressSink,
-) -> CardCheck | None:
+) -> CardCheck:
     """Compare the network's card with likely ones on a sample of images.
 
     Args:
         network: In eval mode. Its card is the same afterwards.
         files: Images of the source or the target domain.
-        own: The card that the checkpoint's family or the model file states, if any.
+        stated: The card that the checkpoint's family or the model file states, if any.
         progress: Called with a line of text as work goes on.
 
     Returns:
-        The check, or None without images that can be read.
+        The check. It is empty if no image of the sample can be read.
     """
     current = network.card()
     sample = _read_sample(files, network.size_multiple)
     if not sample:
-        return None
+        return CardCheck(0, 0)
     device = next(network.parameters()).device
     images = [_to_batch(pixels).to(device) for pixels in sample]
-    cards = likely_cards(current, own)
+    cards = likely_cards(current, stated)
     try:
         evidence = _gather(network, cards, images, sample, progress)
     finally:
         network.use_card(current)
-    better, warning = _judge(evidence, own)
+    better, warning = _judge(evidence, stated)
     return CardCheck(len(cards), len(images), better, warning)
 
 
@@ -176,37 +181,38 @@ def _gather(
     return evidence
 
 
-def _judge(evidence: Sequence[_Evidence], own: Card | None) -> tuple[Card | None, str]:
+def _judge(evidence: Sequence[_Evidence], stated: Card | None) -> tuple[Card | None, str]:
     """Return the better card, if the evidence is strong, and a warning; None and "" otherwise.
 
     Args:
         evidence: Of all cards, that of the card in use first.
-        own: The checkpoint's own card, if any.
+        stated: The checkpoint's own card, if any.
     """
     current = evidence[0]
     measured = [e for e in evidence if len(e.information) and np.isfinite(e.information).all()]
     if not measured:
         return None, ""
     best = max(measured, key=lambda e: e.information[0])
-    owns = [e for e in measured if own is not None and prepares_alike(e.card, own)]
+    as_stated = [e for e in measured if stated is not None and prepares_alike(e.card, stated)]
     has_statistics = bool(np.isfinite(current.distance))
     if has_statistics and min(e.distance for e in evidence) > _UNKNOWN_DISTANCE:
         return None, _unknown_warning(evidence)
 
     gains = _GAINS_WITH_STATISTICS if has_statistics else _GAINS_WITHOUT
     # The checkpoint's own card is preferred unless another one is clearly better.
-    if owns and best.information[0] < owns[0].information[0] * (1 + gains.against_own):
-        best = owns[0]
+    if as_stated and best.information[0] < as_stated[0].information[0] * (1 + gains.against_stated):
+        best = as_stated[0]
     if best is current:
         return None, ""
     if not len(current.information):
         return best.card, _statistics_warning(current, best)
-    gain = gains.against_own if current in owns else gains.own if best in owns else gains.other
-    return (
-        (best.card, _information_warning(current, best))
-        if _exceeds(best.information, current.information, gain)
-        else (None, "")
-    )
+    if current in as_stated:
+        gain = gains.against_stated
+    else:
+        gain = gains.stated if best in as_stated else gains.other
+    if not _exceeds(best.information, current.information, gain):
+        return None, ""
+    return best.card, _information_warning(current, best)
 
 
 def _exceeds(better: np.ndarray, current: np.ndarray, gain: float) -> bool:

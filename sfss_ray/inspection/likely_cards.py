@@ -24,8 +24,8 @@ _PREPARATION = ("mean", "std", "channel_order", "value_range")
 """The entries of a card that say how an image is prepared."""
 
 
-def likely_cards(current: Card, own: Card | None) -> list[Card]:
-    """Return cards that prepare images differently: the one in use, the checkpoint's own, common ones.
+def likely_cards(current: Card, stated: Card | None) -> list[Card]:
+    """Return cards that prepare images differently: the one in use, the checkpoint's, common ones.
 
     Common ones are the normalisations of the field in both channel orders. The two cards are also varied
     by a forgotten or an unnecessary division by 255, before or after the normalisation, and by the other
@@ -34,15 +34,15 @@ def likely_cards(current: Card, own: Card | None) -> list[Card]:
 
     Args:
         current: The card in use. It is the first of the list.
-        own: The card that a checkpoint's family or a model file states, if any.
+        stated: The card that a checkpoint's family or a model file states, if any.
     """
     common = [
         Card(mean=mean, std=std, value_range=value_range)
         for value_range, mean, std, _ in _NORMALISATIONS
     ]
-    stated = [current] if own is None else [current, own]
-    cards = list(stated)
-    for card in stated:
+    bases = [current] if stated is None else [current, stated]
+    cards = list(bases)
+    for card in bases:
         other_order = "rgb" if card.channel_order == "bgr" else "bgr"
         cards.append(dataclasses.replace(card, channel_order=other_order))
         cards.append(dataclasses.replace(card, value_range=1 + _WHITE - card.value_range))

@@ -58,7 +58,7 @@ class VerifyResult:
     warnings: tuple[str, ...] = ()
     """Signs that the model or its card is wrong."""
     card_check: CardCheck | None = None
-    """Comparison of likely cards; None if the network returns NaN."""
+    """Comparison of likely cards."""
 
     def lines(self) -> list[str]:
         """Return the result for people."""
@@ -126,10 +126,8 @@ def verify_source(
         )
     model = source.load(cluster.local_device(config.compute))
     predictions = _predict_all(model.network, files, source.classes, config, progress)
-    check = None
-    if np.isfinite(predictions.entropy):
-        own = _own_card(source_model, source, card, config)
-        check = check_card(model.network, files, own, progress)
+    stated = _stated_card(source_model, source, card, config)
+    check = check_card(model.network, files, stated, progress)
     report = model.load_report
     return VerifyResult(
         family=report.family if report else "a module of your own",
@@ -144,7 +142,7 @@ def verify_source(
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
         warnings=(
-            *([check.warning] if check is not None and check.warning else []),
+            *check.warnings,
             *_warnings(predictions, source.classes),
             *([source.mark] if source.mark else []),
         ),
@@ -152,7 +150,7 @@ def verify_source(
     )
 
 
-def _own_card(
+def _stated_card(
     source_model: SourceLike, source: Source, card: CardLike | None, config: Config
 ) -> Card | None:
     """Return the card that the checkpoint has without the user's entries.

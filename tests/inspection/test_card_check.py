@@ -126,7 +126,8 @@ def test_too_few_images_allow_no_judgement_by_predictions(streets, tmp_path):
 def test_unreadable_images_are_skipped(streets, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     model = load_source_model(SOURCE_MODEL)
-    assert check(model, tmp_path, IMAGENET, None) is None
+    result = check(model, tmp_path, IMAGENET, None)
+    assert (result.compared, result.images, result.warnings) == (0, 0, ())
 
 
 @pytest.mark.parametrize("drive", ["0001TP", "0006R0"], ids=["dusk", "day"])
