@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class SegmenterOutput(NamedTuple):
-    """Features (B, F, h, w) and logits (B, C, h', w').
+    """Features (B, F, h, w) and logits (B, C, h', w'), on grids of their own.
 
-    Features are those that the last layer of the classifier reads. The grids differ where this layer
-    scales its output up.
+    Features are those that the last layer of the classifier reads, or those of a layer that a user
+    names. The contrast uses the features' grid. Labels are learnt from the logits, scaled up to pixels.
     """
 
     features: Tensor

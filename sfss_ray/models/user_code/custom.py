@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card
@@ -30,9 +29,7 @@ CUSTOM = "custom"
 class WrappedSegmenter(Segmenter):
     """A user's module as a segmenter, with the output of a named layer as features.
 
-    Training compares logits and features cell by cell. If their grids differ, `forward` resizes the
-    logits to the grid of the features, by averaging if they are finer and bilinearly if they are
-    coarser. Evaluation and prediction call `logits`, which upsamples the module's own logits.
+    Features and logits keep their own grids, see `SegmenterOutput`.
 
     Args:
         module: Maps prepared images (B, 3, H, W) to logits (B, C, h, w), see `wrap_model`.
@@ -58,10 +55,8 @@ class WrappedSegmenter(Segmenter):
         return self._feature_width
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Return features and logits on the features' grid for images (B, 3, H, W) in [0, 1]."""
-        features, logits = self._run_body(images)
-        logits = _resize_to_grid(logits, features.shape[-2:], self.align_corners)
-        return SegmenterOutput(features, logits)
+        """Return features and logits, each on its own grid, for images (B, 3, H, W) in [0, 1]."""
+        return SegmenterOutput(*self._run_body(images))
 
     def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Return the module's own logits at `size`, by default at the size of the images."""
@@ -199,15 +194,6 @@ def _logits_of(output: Any) -> Tensor:
 
 def _shape_or_type(output: Any) -> str:
     return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
-
-
-def _resize_to_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
-    if logits.shape[-2:] == grid:
-        return logits
-    size = (int(grid[0]), int(grid[1]))
-    if logits.shape[-2] >= size[0] and logits.shape[-1] >= size[1]:
-        return F.interpolate(logits, size=size, mode="area")
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
 
 
 def without_weights(module: nn.Module) -> nn.Module:

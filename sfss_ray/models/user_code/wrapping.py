@@ -21,10 +21,9 @@ def wrap_model(
 ) -> SourceModel:
     """Make a source model of a module of your own; every stage accepts it in place of a path.
 
-    The contrastive loss uses the features that `feature_layer` returns. If their grid differs from that
-    of the logits, training resizes the logits to the grid of the features. Evaluation and prediction
-    use the logits as the module returns them. All weights train at the backbone's learning rate,
-    because `train.optim.head_multiplier` applies only to classifiers that this package knows.
+    The contrastive loss uses the features that `feature_layer` returns. Everything else uses the logits
+    as the module returns them, on a grid of their own. All weights train at the backbone's learning
+    rate, because `train.optim.head_multiplier` applies only to classifiers that this package knows.
 
     Workers receive the module together with the source of its Python modules, wherever they lie.
     Compiled extensions, and files that the code reads, must be installed on every node. Stages that use
