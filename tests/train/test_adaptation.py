@@ -166,6 +166,38 @@ def test_attributes_that_hide_methods_of_torch_do_not_change_training(root, tmp_
     assert_states_close(tmp_path / list_name, tmp_path / "blocks")
 
 
+def test_a_network_with_logits_finer_than_its_features_is_adapted(root, tmp_path):
+    class Finer(ListNet):
+        """Its features have stride 4, its logits are as fine as the image and see it."""
+
+        def __init__(self):
+            super().__init__("blocks")
+            self.edges = nn.Conv2d(3, len(CLASSES), 3, padding=1)
+
+        def forward(self, x):
+            coarse = nn.functional.interpolate(super().forward(x), x.shape[-2:], mode="bilinear")
+            return coarse + self.edges(x)
+
+    model = wrap_model(Finer(), classes=CLASSES, feature_layer="encoder.2")
+    source = open_source(model).placed(tmp_path)
+    features, logits = source.load().network(torch.rand(1, 3, 48, 48))
+    assert (features.shape[-1], logits.shape[-1]) == (12, 48)
+    config = small_config(
+        num_steps=4,
+        evaluate_every=4,
+        loss__class_quantile=1.0,
+        pairs__min_purity=0.2,  # a random network agrees with no mask
+    )
+    task = adaptation_task(root, source.path, config)
+    run = LocalRun(tmp_path / "run")
+    adapt_student(dataclasses.replace(task, architecture=source.carried), run)
+    assert all(record["anchors"] > 0 for record in read_progress(run.folder)[-1:])
+    student = load_state(run.folder)["student"]
+    for name, weight in source.load().network.state_dict().items():
+        if name.endswith("weight"):
+            assert not torch.equal(student[f"segmenter.{name}"], weight), name
+
+
 class StoringNet(ListNet):
     """A network that stores its last features in an attribute."""
 
