@@ -145,7 +145,7 @@ def oneformer() -> Any:
     config = transformers.OneFormerConfig(
         backbone_config=_swin(),
         conv_dim=32,
-        mask_dim=12,
+        mask_dim=32,
         hidden_dim=32,
         num_queries=7,
         num_attention_heads=2,

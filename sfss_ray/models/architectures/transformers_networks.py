@@ -30,11 +30,13 @@ UNIVERSAL = (
 )
 """Networks that predict masks with a class each."""
 _SEMANTIC_SUFFIX = "ForSemanticSegmentation"
-_FIXED_SIZE = ("beit", "data2vec-vision", "eomt", "eomt_dinov3")
-"""Model types whose positions are learnt for one size of images, the `image_size` of their config.json."""
-_PATCHES = ("dpt", "sapiens2", "tipsv2_dpt")
-"""Model types that take any number of whole patches."""
-_HEADS = ("decode_head", "segmentation_head", "head", "class_predictor")
+_FIXED_SIZE = ("beit", "data2vec-vision", "dpt", "eomt", "eomt_dinov3")
+"""Model types for one size of images, the `image_size` of their config.json: their code has positions for
+it only (DPT: its code takes square images only)."""
+_HEADS = (
+    *("decode_head", "segmentation_head", "head", "class_predictor"),
+    "model.transformer_module.decoder.class_embed",
+)
 """Parts that train at the head's learning rate."""
 _SEMANTIC_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
 """`the task is semantic` in CLIP's byte pair encoding between its start and end token, the task that
@@ -71,7 +73,7 @@ def transformers_network(
             f"{architecture} with this configuration has {network.num_outputs} classes, not"
             f" {num_classes}: set num_labels or id2label"
         )
-    network.freeze_idle_weights()
+    one_line_errors(architecture, network.freeze_idle_weights)
     return network
 
 
@@ -92,14 +94,14 @@ def model_class(architecture: str) -> Any:
         ConfigError: transformers is missing or has no such class.
     """
     transformers = _transformers()
-    found = getattr(transformers, architecture, None) if is_supported(architecture) else None
-    if found is None:
+    network = getattr(transformers, architecture, None) if is_supported(architecture) else None
+    if network is None:
         raise ConfigError(
             f"transformers {transformers.__version__} has no segmentation network {architecture!r}:"
             " run `pip install -U 'sfss-ray[transformers]'`, or give the module itself with"
             " sfss_ray.wrap_model"
         )
-    return found
+    return network
 
 
 def model_config(architecture: str, configuration: Mapping[str, Any]) -> Any:
@@ -147,6 +149,8 @@ def one_line_errors(architecture: str, build: Any) -> Any:
     """Return what `build` returns; ConfigError of one line for whatever transformers raises."""
     try:
         return build()
+    except ConfigError:
+        raise
     except ImportError as error:
         missing = getattr(error, "name", None) or str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -182,8 +186,6 @@ class TransformersSegmenter(Segmenter):
         self.is_universal = type(model).__name__ in UNIVERSAL
         self.feature_layer = _feature_layer(model, self.is_universal)
         self.input_size = fixed_input_size(model.config)
-        is_patched = model.config.model_type in _PATCHES
-        self.size_multiple = _pair(model.config.patch_size)[0] if is_patched else 1
 
     @property
     def feature_width(self) -> int:
@@ -196,7 +198,7 @@ class TransformersSegmenter(Segmenter):
     @property
     def heads(self) -> list[nn.Module]:
         """The decode head of a semantic network, or the class predictor of a universal one."""
-        return [part for name, part in self.body.named_children() if name in _HEADS]
+        return [part for name, part in self.body.named_modules() if name in _HEADS]
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Return features and logits on the network's own grids for images (B, 3, H, W) in [0, 1]."""
