@@ -168,4 +168,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     message = refusal(5, "UperNetForSemanticSegmentation", {})
-    assert "transformers, which is not installed: run `pip install 'sfss-ray[transformers]'`" in message
+    assert (
+        "transformers, which is not installed: run `pip install 'sfss-ray[transformers]'`"
+        in message
+    )

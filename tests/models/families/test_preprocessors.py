@@ -55,7 +55,9 @@ def test_a_saved_processor_and_a_missing_one_prepare_images_as_transformers_does
         pytest.skip(f"{name} needs files")
     expected = processor(PIXELS, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(prepared({}, model_type), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(prepared(processor.to_dict(), model_type), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        prepared(processor.to_dict(), model_type), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_bad_entries_are_refused():
