@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.config import Config
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
+from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import SourceLike, open_source
@@ -55,14 +58,19 @@ class VerifyResult:
     per_class: dict[str, float] | None = None
     """Class -> IoU in percent; None without labels."""
     warnings: tuple[str, ...] = ()
-    """Signs that the model or its card is wrong."""
+    """Signs that the model or its card is wrong, or that scores compare other class sets."""
+    class_groups: ClassGroups | None = None
+    """The groups of outputs that the classes are, if any."""
 
     def lines(self) -> list[str]:
         """Return the result for people."""
         lines = [f"family: {self.family}", f"network: {self.network}"]
         lines.append(f"classes: {self.class_set} ({len(self.classes)}: {', '.join(self.classes)})")
+        if self.class_groups is not None:
+            lines[-1] += f", groups of the {len(self.card.classes)} outputs"
+            lines += [f"  {line}" for line in self.class_groups.lines()]
         if self.load_report is not None:
-            lines[-1] += f", from {self.load_report.classes_from}"
+            lines[2] += f", from {self.load_report.classes_from}"
             lines.append(f"weights: {self.load_report.summary()}")
             lines += [f"note: {note}" for note in self.load_report.notes]
         card = {k: v for k, v in self.card.to_dict().items() if k != "classes"}
@@ -83,18 +91,19 @@ def verify_source(
     labels: Path | str | None = None,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> VerifyResult:
     """Report what a source checkpoint is and what it predicts, before anything is trained.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file; in Python also a source model
-            in memory.
+        source_model: A checkpoint of any known family, or a model file; in Python also a model.
         images: Folder of images of the source or of the target domain.
         labels: Their label maps of train ids; without them the score is the entropy alone.
         card: Entries that replace what the checkpoint's family says of its images (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `evaluation` and `compute.device` are used.
         progress: Called with a line of text as work goes on.
 
@@ -108,7 +117,9 @@ def verify_source(
             are not classes of the model.
     """
     config = config or Config()
-    source = open_source(source_model, card, config.source_weights)
+    source = open_source(source_model, card, config.source_weights, class_groups)
+    for note in source.notes:
+        progress(note)
     if labels is None:
         pairs = ()
         files, notes = open_images(images, config, source.white_level, "images")
@@ -133,7 +144,11 @@ def verify_source(
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
-        warnings=(*_warnings(predictions, source.classes), *([source.mark] if source.mark else [])),
+        warnings=(
+            *_warnings(predictions, source.classes, pairs),
+            *([source.mark] if source.mark else []),
+        ),
+        class_groups=source.class_groups,
     )
 
 
@@ -202,16 +217,23 @@ def _labels_of_size(file: LabelledImage, size: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def _warnings(predictions: _Predictions, classes: ClassSet) -> tuple[str, ...]:
-    """Warn of a network that predicts one class nearly everywhere, or returns NaN."""
+def _warnings(
+    predictions: _Predictions, classes: ClassSet, pairs: Sequence[LabelledImage]
+) -> tuple[str, ...]:
+    """Warn of NaN, of one class nearly everywhere, and of predicted classes that labels cannot show."""
     if not np.isfinite(predictions.entropy):
         return ("the network returns NaN or Inf: its weights are damaged",)
+    warnings = []
     top = int(predictions.shares.argmax())
-    if predictions.shares[top] <= 100 * ONE_CLASS:
-        return ()
-    return (
-        f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}: the"
-        " card (channel_order, value_range, mean, std) is probably not the one these weights were"
-        " trained with, or the weights are not those of a trained network; adapting this model would"
-        " fail",
-    )
+    if predictions.shares[top] > 100 * ONE_CLASS:
+        warnings.append(
+            f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}:"
+            " the card (channel_order, value_range, mean, std) is probably not the one these weights"
+            " were trained with, or the weights are not those of a trained network; adapting this model"
+            " would fail"
+        )
+    decoding = pairs[0].decoding if pairs else None
+    if decoding is not None:
+        percents = predictions.shares.tolist()
+        warnings.append(unmatched_note(classes, decoding.label_classes, percents))
+    return tuple(warning for warning in warnings if warning)

@@ -12,6 +12,7 @@ from checkpoint_files import refusal
 
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.hub_cache import resolve_source
+from sfss_ray.models.source import open_source
 
 NAME = "someone/net-b0"
 
@@ -56,6 +57,16 @@ def test_a_name_that_is_not_in_the_cache_is_refused(cache):
     assert f"source model '{NAME}' is no path" in message
     assert f"is not in the local cache ({cache}): run `hf download {NAME}`" in message
     assert "not in the local cache" in refusal(Path(NAME))
+
+
+def test_a_source_keeps_the_name_as_its_origin(cache):
+    models = pytest.importorskip("transformers_models", reason="pip install transformers")
+    folder = fill(cache)
+    models.make(models.upernet_convnext).save_pretrained(folder)
+    source = open_source(NAME)
+    assert source.origin == NAME
+    assert source.network == "UperNetForSemanticSegmentation"
+    assert source.classes.classes == models.CLASSES
 
 
 def test_paths_stay_paths(cache, tmp_path, monkeypatch):

@@ -31,8 +31,8 @@ UNIVERSAL = (
 """Networks that predict masks with a class each."""
 _SEMANTIC_SUFFIX = "ForSemanticSegmentation"
 _FIXED_SIZE = ("beit", "data2vec-vision", "dpt", "eomt", "eomt_dinov3")
-"""Model types for one size of images, the `image_size` of their config.json: their code has positions for
-it only (DPT: its code takes square images only)."""
+"""Model types that take one size of images, the `image_size` of their config.json: they have positions for
+it alone, or, as DPT, code for square images only."""
 _HEADS = (
     *("decode_head", "segmentation_head", "head", "class_predictor"),
     "model.transformer_module.decoder.class_embed",
@@ -200,7 +200,7 @@ class TransformersSegmenter(Segmenter):
         """The decode head of a semantic network, or the class predictor of a universal one."""
         return [part for name, part in self.body.named_modules() if name in _HEADS]
 
-    def forward(self, images: Tensor) -> SegmenterOutput:
+    def output_grid(self, images: Tensor) -> SegmenterOutput:
         """Return features and logits on the network's own grids for images (B, 3, H, W) in [0, 1]."""
         pixels = self.prepare(images)
         if self.input_size is not None and pixels.shape[-2:] != self.input_size:

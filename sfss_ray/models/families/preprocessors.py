@@ -1,4 +1,4 @@
-"""The card of a transformers model: preprocessor_config.json, id2label, and the defaults of its class."""
+"""Cards of transformers models: preprocessor_config.json, id2label, and the defaults of the model type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROCESSOR_DEFAULTS: dict[str, dict[str, Any]] = {
     "mobilevit": _UNNORMALISED,
     "mobilevitv2": _UNNORMALISED,
 }
-"""Defaults of the image processors in transformers by model type. Those of the other types normalise with
+"""Defaults of transformers' image processors by model type. Those of the other types normalise with
 ImageNet's mean and standard deviation. MobileViT takes BGR in [0, 1] without normalisation."""
 
 

@@ -1,4 +1,4 @@
-"""Tests of networks of transformers as segmenters: logits, features, sizes, weights without gradients."""
+"""Tests of networks of transformers as segmenters: logits, features, sizes and gradients."""
 
 from __future__ import annotations
 
