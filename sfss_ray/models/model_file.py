@@ -113,7 +113,7 @@ class SourceModel(nn.Module):
 
     @property
     def title(self) -> str:
-        """The name of the network for people: its key, its class in transformers, or the module's name."""
+        """The network's name for people: its key, its class in transformers, or the module's name."""
         network = self.network
         if isinstance(network, WrappedSegmenter):
             return network.wrapping.title

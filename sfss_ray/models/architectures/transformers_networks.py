@@ -31,8 +31,8 @@ UNIVERSAL = (
 """Networks that predict masks with a class each."""
 _SEMANTIC_SUFFIX = "ForSemanticSegmentation"
 _FIXED_SIZE = ("beit", "data2vec-vision", "dpt", "eomt", "eomt_dinov3")
-"""Model types that take one size of images, the `image_size` of their config.json: they have positions for
-it alone, or, as DPT, code for square images only."""
+"""Model types that take one size of images, the `image_size` of their config.json: their positions are for
+it alone, or, as in DPT, their code is for square images only."""
 _HEADS = (
     *("decode_head", "segmentation_head", "head", "class_predictor"),
     "model.transformer_module.decoder.class_embed",
@@ -229,7 +229,7 @@ class TransformersSegmenter(Segmenter):
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and logits of all classes for prepared images."""
-        records: list[tuple[Tensor, Tensor]] = []
+        records: list[tuple[Any, Any]] = []
         layer = self.body.get_submodule(self.feature_layer)
         hook = layer.register_forward_hook(
             lambda _layer, inputs, output: records.append((inputs[0], output))
@@ -250,7 +250,7 @@ class TransformersSegmenter(Segmenter):
 
     def _inputs(self, pixels: Tensor) -> dict[str, Any]:
         """Return the arguments of the model."""
-        inputs = {"pixel_values": pixels, "return_dict": True}
+        inputs: dict[str, Any] = {"pixel_values": pixels, "return_dict": True}
         if self.model_config.model_type == "mask2former":
             inputs["output_hidden_states"] = True  # it needs them for its class predictions
         if self.model_config.model_type == "oneformer":

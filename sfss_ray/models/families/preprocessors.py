@@ -1,4 +1,4 @@
-"""Cards of transformers models: preprocessor_config.json, id2label, and the defaults of the model type."""
+"""Cards of transformers models: preprocessor_config.json, id2label, and defaults of the model type."""
 
 from __future__ import annotations
 
