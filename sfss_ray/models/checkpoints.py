@@ -15,9 +15,11 @@ from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, Class
 from sfss_ray.data.group_files import ClassGroupsLike, find_class_groups
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.architectures.transformers_networks import TRANSFORMERS
 from sfss_ray.models.card import CardLike, card_values, class_names
 from sfss_ray.models.families import FAMILIES, RecognisedFile
 from sfss_ray.models.families.copies import choose_copy, no_ema_copy_message
+from sfss_ray.models.hub_cache import resolve_source
 from sfss_ray.models.load_report import LoadReport, compare, require_fit
 from sfss_ray.models.model_file import (
     SourceModel,
@@ -44,8 +46,9 @@ def load_source_model(
     """Read a source checkpoint of any known family, or a model file of this package.
 
     Args:
-        path: The file, or a folder written by `save_pretrained` of transformers. Its family is
-            recognised by its keys, never by its name.
+        path: The file, a folder written by `save_pretrained` of transformers, or the name of a model
+            on the Hugging Face Hub that is in the local cache. Its family is recognised by its keys or
+            its config.json, never by its name.
         classes: The meaning of the outputs: a class set (cityscapes-19, synthia-16), its name, or class
             names in order. The default is the file's own names, else the class set of this size (19, 16
             or 11). With fewer classes than outputs, only the outputs of these names are kept.
@@ -75,7 +78,7 @@ def load_source_model(
     card_entries = card_values(card)
     if classes is not None:
         card_entries = card_entries | {"classes": class_names(classes)}
-    content = read_checkpoint(Path(path))
+    content = read_checkpoint(resolve_source(path))
     if is_model_file(content):
         if weights == "ema":
             raise CheckpointError(no_ema_copy_message(path))
@@ -243,7 +246,10 @@ def keep_outputs(model: SourceModel, classes: tuple[str, ...]) -> SourceModel:
         raise CheckpointError(
             f"a module of your own has {len(model.classes)} outputs: give the names of all"
         )
-    rows = torch.tensor([model.classes.classes.index(name) for name in classes])
+    indices = [model.classes.classes.index(name) for name in classes]
+    if model.name == TRANSFORMERS:
+        return _keep_transformers_outputs(model, classes, indices)
+    rows = torch.tensor(indices)
     card = model.card
     state = dict(model.network.state_dict())
     # Only the layers that produce the outputs have one row for each of them. A transposed convolution
@@ -257,4 +263,19 @@ def keep_outputs(model: SourceModel, classes: tuple[str, ...]) -> SourceModel:
     network = build_network(model.name, len(classes), model.network.options)
     network.load_state_dict(state)
     network.use_card(card)
+    return SourceModel(network, model.name, class_set_of(classes), model.facts, model.load_report)
+
+
+def _keep_transformers_outputs(
+    model: SourceModel, classes: tuple[str, ...], indices: list[int]
+) -> SourceModel:
+    """Return a model whose network has all its weights and leaves out the logits of other classes.
+
+    The class probabilities of universal networks depend on all classes, so no row may be removed.
+    """
+    outputs = model.network.options.get("outputs") or list(range(len(model.classes)))
+    options = model.network.options | {"outputs": [outputs[i] for i in indices]}
+    network = build_network(model.name, len(classes), options)
+    network.load_state_dict(model.network.state_dict())
+    network.use_card(model.card)
     return SourceModel(network, model.name, class_set_of(classes), model.facts, model.load_report)

@@ -61,17 +61,29 @@ def read_folder(folder: Path, read_file: ReadFile) -> dict[str, Any]:
 
 
 def with_configurations(path: Path, content: Any) -> Any:
-    """Return the content of a weights file together with the JSON files of a SegFormer folder around it.
+    """Return the content of a weights file together with the JSON files of the folder around it.
 
     The content of any other file is returned as it is.
     """
-    if path.name not in WEIGHTS or not (path.parent / _CONFIG_FILE).is_file():
-        return content
-    if not isinstance(content, dict) or not any(
-        str(key).startswith("segformer.") for key in content
-    ):
+    if not isinstance(content, dict) or not _belongs_to_config(path, content):
         return content
     return {"state_dict": content} | _configurations(path.parent)
+
+
+def _belongs_to_config(path: Path, content: dict[Any, Any]) -> bool:
+    """Whether a file holds the weights that the config.json beside it describes."""
+    config = path.parent / _CONFIG_FILE
+    is_weights = path.name in WEIGHTS or path.suffix == ".safetensors"
+    if not is_weights or not config.is_file():
+        return False
+    if any(str(key).startswith("segformer.") for key in content):
+        return True
+    # Many programs write a config.json. That of transformers names its class.
+    try:
+        entries = json.loads(config.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(entries, dict) and {"architectures", "model_type"} <= entries.keys()
 
 
 def refuse_partial_file(path: Path) -> None:

@@ -26,6 +26,7 @@ from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError, ConfigError, SfssError
 from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
+from sfss_ray.models.architectures.transformers_networks import TRANSFORMERS
 from sfss_ray.models.card import Card
 from sfss_ray.models.load_report import MODEL_FILE_FAMILY, LoadReport, compare, require_fit
 from sfss_ray.models.reading import read_checkpoint
@@ -112,9 +113,11 @@ class SourceModel(nn.Module):
 
     @property
     def title(self) -> str:
-        """The name of the network for people: its key, or the name of the user's own module."""
+        """The network's name for people: its key, its class in transformers, or the module's name."""
         network = self.network
-        return network.wrapping.title if isinstance(network, WrappedSegmenter) else self.name
+        if isinstance(network, WrappedSegmenter):
+            return network.wrapping.title
+        return network.options["architecture"] if self.name == TRANSFORMERS else self.name
 
     @property
     def architecture(self) -> nn.Module | None:

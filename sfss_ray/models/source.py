@@ -116,19 +116,21 @@ def open_source(
         ConfigError: `source_model` is not a model, or cannot be copied.
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
+    from sfss_ray.models.hub_cache import resolve_source
     from sfss_ray.models.load_report import MODEL_FILE_FAMILY
     from sfss_ray.models.model_file import as_source_model
     from sfss_ray.models.reading import checkpoint_sha256
 
     card_entries = card_values(card)
     if isinstance(source_model, (str, os.PathLike)):
-        model = load_source_model(
-            source_model, card=card, weights=weights, class_groups=class_groups
-        )
-        path = Path(source_model).absolute()
+        path = resolve_source(source_model).absolute()
+        model = load_source_model(path, card=card, weights=weights, class_groups=class_groups)
         report = model.load_report
         is_model_file = report is not None and report.family == MODEL_FILE_FAMILY
-        source = _make_source(model, path, str(path), checkpoint_sha256(path))
+        # A name on the Hugging Face Hub says more than its folder in the cache.
+        is_hub_name = not Path(source_model).exists()
+        origin = str(source_model) if is_hub_name else str(path)
+        source = _make_source(model, path, origin, checkpoint_sha256(path))
         # Workers can read the user's file directly only if it already is what they need.
         if is_model_file and not card_entries and class_groups is None:
             return dataclasses.replace(source, unsaved=None)

@@ -22,6 +22,7 @@ from sfss_ray.models.architectures.segformer import (
     segformer_mmseg_builder,
 )
 from sfss_ray.models.architectures.torchvision_networks import deeplab_or_fcn, lraspp
+from sfss_ray.models.architectures.transformers_networks import TRANSFORMERS, transformers_network
 from sfss_ray.models.segmenter import Segmenter
 
 
@@ -51,6 +52,7 @@ NETWORKS: dict[str, Callable[..., Segmenter]] = {
     **{f"segformer_mmseg_{size}": segformer_mmseg_builder(size) for size in SIZES},
     **{f"daformer_{size}": daformer_builder(size) for size in SIZES},
     **{f"hrda_{size}": hrda_builder(size) for size in SIZES},
+    TRANSFORMERS: transformers_network,
 }
 
 

@@ -11,7 +11,8 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
 
 # Networks that need the optional package transformers have tests of their own (test_segformer.py).
-WITHOUT_TRANSFORMERS = [name for name in NETWORKS if not re.search(r"former_|^hrda_", name)]
+OPTIONAL = re.compile(r"former_|^hrda_|^transformers$")
+WITHOUT_TRANSFORMERS = [name for name in NETWORKS if not OPTIONAL.search(name)]
 
 
 @pytest.mark.parametrize("name", WITHOUT_TRANSFORMERS)

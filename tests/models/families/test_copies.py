@@ -38,6 +38,18 @@ def lraspp() -> torch.nn.Module:
     return build(weights=None, weights_backbone=None, num_classes=11)
 
 
+def trained_optimizer(network: torch.nn.Module) -> tuple[Any, Any]:
+    """Return the optimiser of torchvision's references with momenta, and its schedule with warm-up."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
+    for weight in network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    schedulers = torch.optim.lr_scheduler
+    warm_up = schedulers.LinearLR(optimizer, start_factor=0.01, total_iters=5)
+    main = schedulers.PolynomialLR(optimizer, total_iters=30, power=0.9)
+    return optimizer, schedulers.SequentialLR(optimizer, [warm_up, main], milestones=[5])
+
+
 def assert_notes(student: Any, copy: Any, name: str) -> None:
     """Check that the report of either model tells the user which weights it has."""
     note = student.load_report.notes[0]
@@ -66,8 +78,12 @@ def test_torchvisions_references_save_model_and_model_ema(prefix, images, tmp_pa
     """train.py saves both, the options of its command line, and the copy's counter."""
     torch.manual_seed(1)
     network, averaged = (randomise_batch_norm(lraspp()) for _ in range(2))
+    optimizer, schedule = trained_optimizer(network)
     content = {
         "model": prefixed(prefix, network.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "scaler": {"scale": 65536.0, "growth_factor": 2.0, "growth_interval": 2000},
         "model_ema": {"n_averaged": torch.tensor(7)} | prefixed("module.", averaged.state_dict()),
         "epoch": 3,
         "args": argparse.Namespace(lr=0.02, output_dir=Path("runs"), classes=["a"]),

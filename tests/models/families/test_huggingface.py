@@ -136,15 +136,13 @@ def test_other_preprocessors_become_cards(folder):
     (folder / "preprocessor_config.json").unlink()
 
 
-def test_other_networks_are_refused_by_name(folder):
+def test_a_variant_with_a_config_is_left_to_the_networks_of_transformers(folder):
     path = folder / "config.json"
     original = path.read_text()
     path.write_text(json.dumps(json.loads(original) | {"sr_ratios": [4, 2, 2, 1]}))
-    assert "has sr_ratios [4, 2, 2, 1]: supported is [8, 4, 2, 1]" in refusal(folder)
-    names = ["Mask2FormerForUniversalSegmentation"]
-    other = {"model_type": "mask2former", "architectures": names}
-    path.write_text(json.dumps(json.loads(original) | other))
-    assert "that of Mask2FormerForUniversalSegmentation" in refusal(folder)
+    message = refusal(folder)
+    assert "does not fit network 'transformers'" in message
+    assert "of wrong shape" in message
     path.write_text(original)
 
 
