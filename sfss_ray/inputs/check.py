@@ -130,7 +130,9 @@ def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     source = open_source(request.source_model, request.card, request.config.source_weights)
     check_travels(source)
     survey.notes.extend([*source.notes, *crop_note(source, request.config.train)])
-    return source, f"{source.origin}: {source.network}, {source.classes.name}"
+    return source, "; ".join(
+        [f"{source.origin}: {source.network}, {source.classes.name}", *source.notes]
+    )
 
 
 def _check_module(request: Request, survey: Survey) -> str:

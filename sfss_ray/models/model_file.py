@@ -223,9 +223,8 @@ def model_from_content(
         network = _known_network(content, path, len(classes)).use_card(card)
 
     # load_state_dict would raise an error of many lines, so the fit is checked before.
-    report = compare(
-        MODEL_FILE_FAMILY, content["network"], content["state_dict"], network.state_dict()
-    )
+    title = network.wrapping.title if isinstance(network, WrappedSegmenter) else content["network"]
+    report = compare(MODEL_FILE_FAMILY, title, content["state_dict"], network.state_dict())
     require_fit(report, path, "the file is damaged or was edited: make it again")
     state = {k: full_precision(v) for k, v in content["state_dict"].items()}
     network.load_state_dict(state, strict=False)

@@ -70,4 +70,4 @@ def needing_an_extension(project: Path) -> nn.Module:
 def needing_a_module_without_a_file(project: Path) -> nn.Module:
     """Return a network that needs a module which exists in this process only."""
     sys.modules["made_up"] = types.ModuleType("made_up")
-    return derive_network(project, "with_made_up", "import made_up\n", "len(made_up.__name__)")
+    return derive_network(project, "with_made_up", "", "len(__import__('made_up').__name__)")
