@@ -276,7 +276,13 @@ def _custom_network(
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
     with torch_methods(body):
         report = compare(MODEL_FILE_FAMILY, CUSTOM, state, body.state_dict())
-        require_fit(report, path, "give the module that the file was made with")
+        advice = "give the module that the file was made with"
+        require_fit(report, path, advice)
+        if not report.matched:
+            title = type(module).__name__
+            raise CheckpointError(
+                f"source model {str(path)!r} has no tensor of the module {title}: {advice}"
+            )
         body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
     num_classes = len(content["classes"])

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from segmentation_modules import UNet
 from torch import nn
 
+from sfss_ray import wrap_model
 from sfss_ray.config import Config, EvaluationConfig, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.evaluation.inference import describe_views, predict_probabilities, slide
@@ -144,3 +146,22 @@ def test_any_number_of_scales_can_be_set_by_name():
     assert config.evaluation.scales == (0.75, 1.0, 1.25)
     with pytest.raises(ConfigError, match=r"evaluation\.scales is 'big'"):
         override(Config(), {"evaluation.scales": ["big"]})
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"flip": True, "scales": (0.7, 1.0)},
+        {"max_size": 50},
+        {"mode": "slide", "window": (40, 50), "stride": (30, 30)},
+    ],
+)
+def test_a_module_with_a_multiple_predicts_images_of_any_size(knobs):
+    wrapped = wrap_model(UNet(5), classes=["a", "b", "c", "d", "e"]).network.eval()
+    for height, width in ((45, 75), (20, 97)):
+        probabilities = predict_probabilities(
+            wrapped, picture(height, width), EvaluationConfig(**knobs)
+        )
+        assert probabilities.shape == (5, height, width)
+        np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)

@@ -69,3 +69,16 @@ def test_older_class_shares_fade_once_per_step():
     torch.testing.assert_close(prior.total, 2 * first, rtol=1e-4, atol=1e-3)
     predict_teacher(networks.teacher, batch, prior, config)
     torch.testing.assert_close(prior.total, 2.96 * first, rtol=1e-4, atol=1e-3)
+
+
+def test_zoomed_views_keep_the_multiple_of_the_network():
+    networks, weak = (
+        StepNetworks(**PLAIN, loss__teacher_scales=(0.7, 1.0)),
+        drawn_batch([0])["weak"],
+    )
+    networks.teacher.segmenter.size_multiple = 16
+    sizes = []
+    networks.teacher.segmenter.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape[-2:]))
+    networks.view(weak)
+    assert weak.shape[-2:] == (64, 64)
+    assert sizes == [(64, 64), (48, 48)]

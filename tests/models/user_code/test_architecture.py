@@ -103,5 +103,5 @@ def test_bad_addresses_are_refused_in_one_line(address, message, project, monkey
 def test_a_file_whose_name_belongs_to_another_module_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "json.py").write_text("def build(): pass\n")
-    with pytest.raises(ConfigError, match="the name 'json' belongs to another module.*rename"):
+    with pytest.raises(ConfigError, match=r"the name 'json' belongs to another module.*rename"):
         build_architecture(f"{tmp_path}/json.py:build")

@@ -101,7 +101,7 @@ def test_modules_that_cannot_be_trained_are_refused():
 
     with pytest.raises(ConfigError, match=r"logits without gradients.*remove torch\.no_grad\(\)"):
         layer_of(Untrainable(nn.Conv2d(16, NUM_CLASSES, 1)))
-    with pytest.raises(ConfigError, match="no convolution that runs once.*give feature_layer"):
+    with pytest.raises(ConfigError, match=r"no convolution that runs once.*give feature_layer"):
         layer_of(ChannelsLastLinear(3, NUM_CLASSES))
 
 

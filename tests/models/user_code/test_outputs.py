@@ -65,7 +65,10 @@ def test_without_a_number_of_classes_the_first_map_counts():
         ((1, torch.zeros(3)), "the module returns tuple: allowed are"),
         ({}, "the module returns dict: allowed are"),
         (Fields(torch.zeros(1), None), "the module returns Fields: allowed are"),
-        (torch.zeros(1, 1, 4, 4).long(), "returns torch.int64 numbers: return the logits, before argmax"),
+        (
+            torch.zeros(1, 1, 4, 4).long(),
+            "returns torch.int64 numbers: return the logits, before argmax",
+        ),
     ],
 )
 def test_outputs_without_logits_are_refused_in_one_line(output: Any, message: str):

@@ -48,7 +48,7 @@ def test_a_module_that_works_at_no_size_is_refused_in_one_line():
 
 
 def test_probabilities_are_refused():
-    with pytest.raises(ConfigError, match="returns probabilities.*return the logits"):
+    with pytest.raises(ConfigError, match=r"returns probabilities.*return the logits"):
         probe(nn.Sequential(UNet(2), nn.Softmax(1))).logits((64, 64))
     assert probe(nn.Sequential(UNet(2), nn.LogSoftmax(1))).logits((64, 64)).shape[1] == NUM_CLASSES
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from segmentation_modules import OneSize, PooledNorm, UNet
+from torch import nn
 from wrapped_networks import CLASSES, Net, make_net, wrap
 
 from sfss_ray import SourceModel, load_model, load_source_model, save_model, wrap_model
