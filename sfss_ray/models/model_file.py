@@ -285,7 +285,7 @@ def _custom_network(
             )
         body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
-    num_classes = len(content["classes"])
+    num_classes = len(card.classes) or len(content["classes"])
     # Earlier versions of this package stored neither the multiple nor the name.
     multiple = content.get("size_multiple")
     if multiple is None:

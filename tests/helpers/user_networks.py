@@ -18,8 +18,7 @@ from sfss_ray.models.source import Source, open_source
 
 def source_of(module: nn.Module) -> Source:
     """Wrap and open a network of the projects in user_projects."""
-    model = sfss_ray.wrap_model(module, classes="cityscapes-19", feature_layer="encoder.1")
-    return open_source(model)
+    return open_source(sfss_ray.wrap_model(module, classes="cityscapes-19"))
 
 
 def import_network(name: str = "model") -> nn.Module:

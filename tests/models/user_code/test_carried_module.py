@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
-import runpy
 import subprocess
 import sys
 import threading
@@ -208,13 +207,10 @@ def executed(file: Path, name: str) -> type[nn.Module]:
 
 WAYS = {
     "a file by its spec": lambda root: made_from_spec(root / "lazy.py", "lazy_net", False),
-    "a registered spec": lambda root: made_from_spec(root / "lazy.py", "lazy_net", True),
-    "a name that is no identifier": lambda root: made_from_spec(root / "lazy.py", "my-net", True),
     "a name without its package": lambda root: made_from_spec(root / "lazy.py", "no.parent", True),
     "a part of a package by its spec": lambda root: made_from_spec(
         root / "pack" / "net.py", "pack.net", False
     ),
-    "runpy": lambda root: runpy.run_path(str(root / "lazy.py"))["Net"],
     "exec": lambda root: executed(root / "lazy.py", ""),
     "a module without a file": lambda root: executed(root / "lazy.py", "cell"),
     "torch.hub": lambda root: lambda: torch.hub.load(str(root), "net", source="local"),
