@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from segmentation_modules import UNet
 from torch import nn
 
 from sfss_ray.config import Config
@@ -96,6 +97,17 @@ def test_a_network_of_one_size_has_fixed_height_and_width(tmp_path: Path):
     assert result.dynamic == ("batch",)
     assert any("fixes height and width" in line for line in result.lines())
     assert run(tmp_path / "fixed.onnx", streets(2, (64, 64))).shape == (2, 19, 64, 64)
+
+
+def test_a_module_with_a_multiple_exports_its_padding(tmp_path: Path):
+    """The file takes images of any size, as the module in this package does."""
+    model = wrap_model(UNet(5), classes=["a", "b", "c", "d", "e"]).eval()
+    result = export_onnx(model, tmp_path / "unet.onnx", size=(45, 61), progress=str)
+    assert result.dynamic == ("batch", "height", "width")
+    images = streets(2, (50, 70))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(run(tmp_path / "unet.onnx", images), expected, atol=1e-4)
 
 
 def test_a_file_with_other_predictions_is_not_kept(tmp_path: Path, monkeypatch):

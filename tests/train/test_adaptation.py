@@ -198,6 +198,20 @@ def test_a_network_with_logits_finer_than_its_features_is_adapted(root, tmp_path
             assert not torch.equal(student[f"segmenter.{name}"], weight), name
 
 
+class PatchNet(torch.nn.Module):
+    """A network that takes whole patches only."""
+
+    def __init__(self, patch):
+        super().__init__()
+        self.patch = patch
+        self.embed = torch.nn.Conv2d(3, 8, 8, 8)
+        self.classifier = torch.nn.Conv2d(8, len(CLASSES), 1)
+
+    def forward(self, x):
+        assert all(side % self.patch == 0 for side in x.shape[-2:])
+        return self.classifier(self.embed(x))
+
+
 class StoringNet(ListNet):
     """A network that stores its last features in an attribute."""
 
@@ -213,6 +227,17 @@ def test_networks_that_store_tensors_in_attributes_are_adapted(root, tmp_path):
     adapt_student(
         dataclasses.replace(task, architecture=source.carried), LocalRun(tmp_path / "run")
     )
+    assert load_state(tmp_path / "run")["step"] == 2
+
+
+def test_crops_are_rounded_to_the_multiple_of_a_module(root, tmp_path):
+    """The crop of 64x64 pixels of the config becomes one of 48x48."""
+    model = wrap_model(PatchNet(24), classes=CLASSES)
+    source = open_source(model).placed(tmp_path)
+    task = adaptation_task(root, source.path, small_config(num_steps=2, evaluate_every=2))
+    task = dataclasses.replace(task, architecture=source.carried)
+    assert task.config.train.augment.crop_size == (64, 64)
+    adapt_student(task, LocalRun(tmp_path / "run"))
     assert load_state(tmp_path / "run")["step"] == 2
 
 
