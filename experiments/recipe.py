@@ -22,6 +22,7 @@ _DATA = (
     "source_model",
     "target_images",
     "card",
+    "class_groups",
     "sam_checkpoint",
     "masks",
     "val_images",

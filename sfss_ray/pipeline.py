@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config, override
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.record import claim_inputs
 from sfss_ray.inputs.request import Inputs, Request
@@ -99,6 +100,7 @@ def adapt(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     masks: Path | str | None = None,
@@ -111,21 +113,19 @@ def adapt(
     """Adapt a source model to unlabelled target images, and report scores before and after.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file of `pretrain_source`,
-            `save_model` or a training. In Python also a model of `load_source_model` or `wrap_model`.
+        source_model: A checkpoint of any known family, or a model file; in Python also a model.
         target_images: Folder of unlabelled images.
         output_dir: The run's folder. Run again with the same arguments to resume it.
         card: Entries that replace the preprocessing known for the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         sam_checkpoint: SAM weights; without them `config.masks.regions` selects the region source.
         sam_type: Architecture of the SAM checkpoint; auto recognises it by its weights.
-        masks: Folder of existing masks of the target images (`generate_masks`, `import_masks`).
-            No masks are made then, and `config.masks` is not used.
+        masks: Folder of existing masks (`generate_masks`, `import_masks`); none are made then.
         val_images: Labelled images, used to report mIoU only.
         val_labels: Their label maps of train ids.
         config: Every knob; see `sfss_ray.Config`.
-        trackers: Experiment trackers that receive metrics and the report: tensorboard, mlflow,
-            wandb. In Python also objects with the methods of `sfss_ray.Tracker`.
+        trackers: Experiment trackers: tensorboard, mlflow, wandb; in Python also a `Tracker`.
         progress: Called with a line of text as the work proceeds.
 
     Returns:
@@ -141,6 +141,7 @@ def adapt(
         output_dir,
         config or Config(),
         card=card,
+        class_groups=class_groups,
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         masks=masks,
@@ -161,6 +162,7 @@ def tune_hyperparameters(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     masks: Path | str | None = None,
@@ -186,6 +188,7 @@ def tune_hyperparameters(
         output_dir,
         config or Config(),
         card=card,
+        class_groups=class_groups,
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         masks=masks,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.evaluation.label_free import lost_variety
+from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.evaluation.verdict import judge
 from sfss_ray.inputs.check import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
@@ -23,6 +24,7 @@ from sfss_ray.report.report_record import (
     IMPROVED,
     ClassSetFacts,
     Curve,
+    GroupFacts,
     ImageError,
     LabelFacts,
     MaskFacts,
@@ -179,11 +181,11 @@ def describe_run(
     curves = {ADAPTED: trained} | dict(finished.baselines)
     return RunRecord(
         verdict=_judge_student(scores, trained, prepared.classes.classes),
-        title=f"{Path(prepared.source.origin).stem} adapted to {run.masks.images} images",
+        title=f"{prepared.source.label} adapted to {run.masks.images} images",
         kind=run.request.kind,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
-        class_set=ClassSetFacts(prepared.classes.name, prepared.classes.classes),
+        class_set=_class_facts(prepared),
         network_scored="student",
         step_scored=_describe_step(trained, config),
         seed=config.seed,
@@ -195,7 +197,7 @@ def describe_run(
         ),
         regions=_mask_facts(run),
         target=TargetFacts(images=run.masks.images, held_out=len(prepared.held_out)),
-        labels=_label_facts(run, oracle=search is not None and search.oracle),
+        labels=_label_facts(run, scores, oracle=search is not None and search.oracle),
         rows=_score_rows(scores, trained),
         trials=trial_rows(search) if search else (),
         best_trial=search.best if search else None,
@@ -208,6 +210,14 @@ def describe_run(
     )
 
 
+def _class_facts(prepared: Prepared) -> ClassSetFacts:
+    classes, groups = prepared.classes, prepared.source.class_groups
+    if groups is None:
+        return ClassSetFacts(classes.name, classes.classes)
+    facts = tuple(GroupFacts(name, members) for name, members in groups.groups)
+    return ClassSetFacts(classes.name, classes.classes, facts, groups.dropped)
+
+
 def _mask_facts(run: MaskedRun) -> MaskFacts:
     masks, store = run.masks, run.inputs.masks
     folder = str(store.folder) if store is not None else None
@@ -215,10 +225,20 @@ def _mask_facts(run: MaskedRun) -> MaskFacts:
     return MaskFacts(masks.source, masks.note, masks.images, masks.masks, per_image, folder)
 
 
-def _label_facts(run: MaskedRun, oracle: bool) -> LabelFacts:
+def _label_facts(run: MaskedRun, scores: dict[str, Score], oracle: bool) -> LabelFacts:
     num_labelled = len(run.prepared.labelled)
     used_for = "choosing (oracle)" if oracle else "reporting only"
-    return LabelFacts(bool(num_labelled), num_labelled, used_for)
+    note = _unmatched_line(run.prepared, scores[SOURCE_ONLY])
+    return LabelFacts(bool(num_labelled), num_labelled, used_for, note or None)
+
+
+def _unmatched_line(prepared: Prepared, source_only: Score) -> str:
+    """Say which classes the source model predicts on the labelled images and the labels cannot show."""
+    decoding = prepared.labelled[0].decoding if prepared.labelled else None
+    if decoding is None or not source_only.labelled_share:
+        return ""
+    percents = [100 * share for share in source_only.labelled_share]
+    return unmatched_note(prepared.classes, decoding.label_classes, percents)
 
 
 def _judge_student(

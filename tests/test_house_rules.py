@@ -57,7 +57,7 @@ VAGUE_NAMES = {
 }
 PUBLIC_FUNCTIONS = {
     *("adapt", "evaluate_model", "generate_masks", "plan", "pretrain_source", "train_student"),
-    "tune_hyperparameters",
+    *("export_onnx", "load_source_model", "predict", "tune_hyperparameters", "verify_source"),
 }
 """Functions whose parameters are options of a user."""
 MIRRORED_SIGNATURES = {Path("masks/sam/generator.py")}

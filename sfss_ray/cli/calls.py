@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from sfss_ray.cli.help_page import verb_page
-from sfss_ray.cli.options import REQUIRED, option_name, parameters
+from sfss_ray.cli.options import ARCHITECTURE, REQUIRED, model_argument, option_name, parameters
 from sfss_ray.cli.verbs import Verb
 from sfss_ray.cli.words import option_names, refuse_unknown_options, take_flag, take_value
 from sfss_ray.config import Config, find_preset, load_config, override
@@ -44,21 +44,38 @@ class Call:
     arguments: dict[str, Any]
     """Arguments of the verb's function, without config."""
     config: Config
+    architecture: str | None = None
+    """Address of the function that builds the module of the source model."""
     dry_run: bool = False
     print_config: bool = False
 
     def result(self) -> Any:
         """Run the function and return its result, or with `dry_run` the plan of the run."""
+        arguments = self._complete_arguments()
         if not self.dry_run:
-            return self.verb.function()(**self.arguments, config=self.config)
+            return self.verb.function()(**arguments, config=self.config)
         from sfss_ray.inspection.run_plan import plan
 
         # A plan has no use for arguments that only add to a run's output.
         parameters_of_plan = inspect.signature(plan).parameters
-        arguments = {
-            name: value for name, value in self.arguments.items() if name in parameters_of_plan
-        }
+        arguments = {name: value for name, value in arguments.items() if name in parameters_of_plan}
         return plan(**arguments, search=self.verb.name == "tune", config=self.config)
+
+    def _complete_arguments(self) -> dict[str, Any]:
+        """Return the arguments, with the source model loaded into the module that was named."""
+        name = model_argument(self.verb) if self.architecture else None
+        if self.architecture is None or name is None or self.arguments[name] is None:
+            return self.arguments
+        from sfss_ray.models.checkpoints import load_source_model
+        from sfss_ray.models.user_code.architecture import build_architecture
+
+        model = load_source_model(
+            self.arguments[name],
+            card=self.arguments.get("card"),
+            module=build_architecture(self.architecture),
+            weights=self.config.source_weights,
+        )
+        return self.arguments | {name: model}
 
 
 def help_text(program: Program, words: Sequence[str]) -> str | None:
@@ -85,6 +102,7 @@ def parse(program: Program, words: Sequence[str]) -> Call:
     print_config, words = take_flag(words, "--print-config")
     preset, words = take_value(words, "--preset")
     config_file, words = take_value(words, "--config")
+    architecture, words = take_value(words, ARCHITECTURE)
     config = override(program.config, find_preset(preset)) if preset else program.config
     config = load_config(config_file, config) if config_file else config
     defaults = dict(program.defaults)
@@ -93,7 +111,8 @@ def parse(program: Program, words: Sequence[str]) -> Call:
     if print_config:
         defaults = dict.fromkeys(parameter.name for parameter in parameters(verb)) | defaults
     arguments = _parse_arguments(program, words, config, defaults)
-    return Call(verb, arguments, arguments.pop("config"), dry_run, print_config)
+    config = arguments.pop("config")
+    return Call(verb, arguments, config, architecture, dry_run=dry_run, print_config=print_config)
 
 
 def _parse_arguments(

@@ -14,6 +14,7 @@ from sfss_ray.cli.verbs import Verb
 from sfss_ray.config.knobs import Knob
 from sfss_ray.config.presets import PRESETS
 
+ARCHITECTURE = "--architecture"
 REQUIRED = inspect.Parameter.empty
 _NOT_OPTIONS = ("config", "progress")
 """Arguments of functions that a command line fills in itself."""
@@ -56,12 +57,23 @@ def parameters(verb: Verb) -> list[inspect.Parameter]:
     ]
 
 
+def model_argument(verb: Verb) -> str | None:
+    """Return the name of the function's argument that is a source model, or None."""
+    from sfss_ray.models.source import SourceLike
+
+    signature = inspect.signature(verb.function(), eval_str=True)
+    models = (SourceLike, SourceLike | None)
+    return next((p.name for p in signature.parameters.values() if p.annotation in models), None)
+
+
 def _as_path(annotation: Any) -> Any:
-    """Return Path for models, cards and text paths: on a command line they are all paths."""
+    """Return Path for models, cards, groups and text paths: on a command line they are all paths."""
+    from sfss_ray.data.group_files import ClassGroupsLike
     from sfss_ray.models.card import CardLike
     from sfss_ray.models.source import SourceLike
 
-    path_types: dict[Any, Any] = {Path | str: Path, SourceLike: Path, CardLike: Path}
+    kinds: tuple[Any, ...] = (Path | str, SourceLike, CardLike, ClassGroupsLike)
+    path_types: dict[Any, Any] = dict.fromkeys(kinds, Path)
     optional_types = {kind | None: Path | None for kind in path_types}
     return (path_types | optional_types).get(annotation, _as_names(annotation))
 
@@ -107,7 +119,14 @@ def general_options(verb: Verb) -> list[Option]:
         " measured for seconds. The exit code is 1 when something is missing."
     )
     print_config = "Print the effective config as YAML, and start nothing."
+    architecture = (
+        "Function that builds a network of your own, as in package.module:function or file.py:function."
+        " It takes no arguments and returns the torch module. The weights come from the model file, or"
+        " from a state dict given as the model; then the card must name the classes."
+    )
     options = [Option("--config", config, "FILE"), Option("--print-config", print_config)]
+    if model_argument(verb):
+        options.insert(0, Option(ARCHITECTURE, architecture, "FUNCTION"))
     if verb.uses_presets():
         options.insert(0, Option("--preset", preset, "NAME", choices=tuple(PRESETS)))
     if verb.can_dry_run:

@@ -69,7 +69,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     },
     # The defaults, by name: our best with masks that need no labels (experiments/README.md).
     "recommended": {
-        "train.batch_norm": "target",
+        "train.batch_norm": "auto",
         "train.loss.thresholds": "class_adaptive",
         "train.loss.projection": "mlp",
         "train.loss.contrast_weight": 0.03,

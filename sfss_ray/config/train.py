@@ -172,13 +172,16 @@ class TrainConfig:
     ema_momentum: Annotated[float, Range(0, 1), Common] = 0.999
     """Momentum of the teacher. teacher = ema_momentum * teacher + (1 - ema_momentum) * student, after
     every step."""
-    batch_norm: Literal["adapt", "target", "frozen"] = "target"
-    """Statistics of BatchNorm. frozen: those of the source. target: estimated on weak views of the
-    target before step 1, then fixed. adapt: estimated in the same way, then updated in training (the
-    teacher's follow by ema_momentum, like its weights). On CPU workers adapt normalises each worker's
-    share by itself, so results depend on the number of workers."""
-    statistics_steps: Annotated[int, Range(0), Research] = 20
-    """With target and adapt: number of batches that the estimate averages."""
+    batch_norm: Literal["auto", "adapt", "target", "frozen"] = "auto"
+    """Statistics of BatchNorm. auto: the mixture of source and target statistics whose predictions are
+    most consistent over views of target images. frozen: those of the source. target: those of the
+    target, mixed by statistics_share. All three are estimated before step 1 and then fixed. adapt: as
+    target, then updated in training (the teacher's follow by ema_momentum, like its weights). On CPU
+    workers adapt normalises each worker's share by itself, so results depend on the number of
+    workers."""
+    statistics_images: Annotated[int, Range(0), Research] = 64
+    """Number of whole target images, spread evenly, that the target's statistics are estimated on. 0
+    keeps those of the source."""
     statistics_share: Share = 1.0
     """With target and adapt: share of the target's statistics against the source's."""
     precision: Literal["fp32", "bf16"] = "fp32"

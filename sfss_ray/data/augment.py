@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import cv2
@@ -71,6 +72,19 @@ class Geometry:
         # Two calls of take are three times as fast as indexing with both arrays.
         ids = ids.take(rows - origin[0], axis=0)
         return ids.take(columns - origin[1], axis=1)
+
+
+def fit_crop(config: AugmentConfig, multiple: int) -> AugmentConfig:
+    """Return a config whose crop is rounded down to multiples of a network's size, at least one each.
+
+    Crops may have any size, so nothing is padded in training.
+
+    Args:
+        config: `crop_size` is used.
+        multiple: Sides of the network's input must be multiples of this number of pixels.
+    """
+    height, width = (multiple * max(1, side // multiple) for side in config.crop_size)
+    return dataclasses.replace(config, crop_size=(height, width))
 
 
 def draw_geometry(

@@ -6,7 +6,7 @@ Two class sets are mapped by class NAME, never by index, so a 19-class model can
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class ClassSet:
     name: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    members: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
+    """For classes that are groups: the classes in each of them, see `ClassGroups`."""
 
     def __post_init__(self):
         if len(self.classes) != len(self.palette):
@@ -173,37 +175,65 @@ synonym, since it covers both bicycle and rider, which Cityscapes separates.
 """
 
 
+def plain_name(name: str) -> str:
+    """Return a class name in lower case, with single blanks for `_`, `-` and blanks."""
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
 def _canonical_name(name: str) -> str:
     """Return the Cityscapes name of a class; case, `_` and `-` make no difference."""
-    plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    plain = plain_name(name)
     return SYNONYMS.get(plain, plain)
 
 
 def matched_names(source: ClassSet, target: ClassSet) -> dict[str, str]:
     """Return name in `source` -> name of the same class in `target`, without unmatched names.
 
-    Equal names are matched first. A synonym is matched only if it is unambiguous: exactly one name
-    in `target` has that meaning, and `source` does not contain this name itself.
+    Equal names are matched first. A member of a group of `target` is matched to the group. A synonym is
+    matched only if it is unambiguous: exactly one name in `target` has that meaning, and `source` does
+    not contain this name itself.
     """
     matched = {}
+    group_of = groups_of_members(target)
     for name in source.classes:
         canonical = _canonical_name(name)
         candidates = [other for other in target.classes if _canonical_name(other) == canonical]
         if name in target.classes:
             matched[name] = name
+        elif name in group_of:
+            matched[name] = group_of[name]
         elif len(candidates) == 1 and candidates[0] not in source.classes:
             matched[name] = candidates[0]
     return matched
 
 
-def synonyms_in(matched: dict[str, str]) -> dict[str, str]:
-    """Return the matches whose two names differ."""
-    return {name: other for name, other in matched.items() if name != other}
+def groups_of_members(classes: ClassSet) -> dict[str, str]:
+    """Return member -> group for classes that are groups."""
+    groups = zip(classes.classes, classes.members, strict=bool(classes.members))
+    return {member: group for group, members in groups for member in members}
+
+
+def joined_in(matched: dict[str, str], target: ClassSet) -> dict[str, str]:
+    """Return the matches of classes with the groups in `target` that they are members of."""
+    group_of = groups_of_members(target)
+    return {a: b for a, b in matched.items() if a != b and group_of.get(a) == b}
+
+
+def synonyms_in(matched: dict[str, str], target: ClassSet) -> dict[str, str]:
+    """Return the matches whose two names differ, other than members of groups in `target`."""
+    joined = joined_in(matched, target)
+    return {name: other for name, other in matched.items() if name not in (other, *joined)}
 
 
 def synonyms_line(synonyms: dict[str, str]) -> str:
     """Return 'matched as synonyms: pavement = sidewalk'."""
     return "matched as synonyms: " + ", ".join(f"{a} = {b}" for a, b in synonyms.items())
+
+
+def joined_line(joined: dict[str, str]) -> str:
+    """Return 'classes of the labels joined as the groups state: terrain in tree, truck in car'."""
+    pairs = ", ".join(f"{member} in {group}" for member, group in joined.items())
+    return f"classes of the labels joined as the groups state: {pairs}"
 
 
 def mapping_table(source: ClassSet, target: ClassSet) -> np.ndarray:

@@ -14,6 +14,8 @@ from sfss_ray.data.class_sets import (
     IGNORE_INDEX,
     ClassSet,
     class_set_of,
+    joined_in,
+    joined_line,
     matched_names,
     parse_classes,
     synonyms_in,
@@ -56,11 +58,13 @@ class LabelledFolder:
             *self.notes,
         ]
         matched = matched_names(self.label_classes, target)
-        synonyms = synonyms_in(matched)
+        synonyms, joined = synonyms_in(matched, target), joined_in(matched, target)
         missing = [name for name in target.classes if name not in matched.values()]
         ignored = [name for name in self.label_classes.classes if name not in matched]
         if synonyms:
             lines.append(synonyms_line(synonyms))
+        if joined:
+            lines.append(joined_line(joined))
         if missing:
             lines.append(f"classes that the labels cannot show: {', '.join(missing)}")
         if ignored:

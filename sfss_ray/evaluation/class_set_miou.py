@@ -55,9 +55,16 @@ def named_mious(
     """
     iou = dict(zip(classes.classes, matrix.iou(), strict=True))
     official = dict(zip(classes.classes, matrix.official_iou(), strict=True))
-    common = set(classes.classes) & set(label_classes.classes)
+    common = {name for name in classes.classes if _is_in_labels(name, classes, label_classes)}
     class_sets = [s for s in CLASS_SETS.values() if common >= set(s.classes)]
     return [_named_miou(class_set, iou, official) for class_set in class_sets]
+
+
+def _is_in_labels(name: str, classes: ClassSet, label_classes: ClassSet) -> bool:
+    """Return whether labels contain a class whole: by its name, or with all members of a group."""
+    members = dict(zip(classes.classes, classes.members, strict=False)).get(name, ())
+    is_joined = bool(members) and set(members) <= set(label_classes.classes)
+    return is_joined or name in label_classes.classes
 
 
 def _named_miou(

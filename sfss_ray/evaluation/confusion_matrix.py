@@ -60,6 +60,10 @@ class ConfusionMatrix:
         labelled = self.counts.sum(1)
         return 100 * labelled / max(int(labelled.sum()), 1)
 
+    def predicted_share(self) -> np.ndarray:
+        """Return (C,) percent of the valid pixels that each class is predicted for."""
+        return 100 * self.counts.sum(0) / max(int(self.counts.sum()), 1)
+
     def miou(self) -> float:
         """Return the mean IoU in percent over the classes in the labels; NaN without labels."""
         iou = self.iou()

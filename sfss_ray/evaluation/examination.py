@@ -48,6 +48,8 @@ class Score:
     """Entropy of the histogram of predicted classes, in nats; low after a collapse."""
     class_share: tuple[float, ...] = ()
     """Share of the held-out pixels that each class is predicted for."""
+    labelled_share: tuple[float, ...] = ()
+    """Share of the labelled pixels that each class is predicted for."""
     labelled_images: int = 0
     held_out_images: int = 0
     leave_one_out: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -121,6 +123,7 @@ class Examination:
             labelled_images=len(self.labelled),
             held_out_images=len(self.held_out),
             class_share=share,
+            **labelled,
             **values,
         )
 
@@ -168,6 +171,7 @@ class Examination:
             "pixel_accuracy": matrix.pixel_accuracy(),
             "per_class": tuple(map(float, matrix.iou())),
             "leave_one_out": {"miou": tuple(matrix.leave_one_out_miou().tolist())},
+            "labelled_share": tuple(map(float, matrix.predicted_share() / 100)),
         }
 
     def _label_free_scores(self, network: Segmenter, teacher: Segmenter | None) -> LabelFreeScores:

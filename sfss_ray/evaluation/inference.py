@@ -36,18 +36,33 @@ def predict_probabilities(
         (C, H, W) float32.
     """
     height, width = image.shape[:2]
-    base_scale = min(1.0, config.max_size / max(height, width))
     total: Tensor | None = None
     for scale in config.scales:
-        pixels = _enlarge_small(_to_pixels(network, _rescale(image, base_scale * scale)))
+        pixels = image_pixels(network, image, config, scale)
         for flipped in (False, True)[: 1 + config.flip]:
             view = pixels.flip(3) if flipped else pixels
-            logits = _view_logits(network, view, (height, width), config)
+            # Outputs are grouped at the size of the image, so that their probabilities add up.
+            logits = network.group(_view_logits(network, view, (height, width), config))
             probabilities = (logits.flip(3) if flipped else logits).softmax(1)
             total = probabilities if total is None else total + probabilities
     assert total is not None, "the config has one scale or more"
     num_views = len(config.scales) * (1 + config.flip)
     return (total if num_views == 1 else total / num_views)[0].cpu().numpy()
+
+
+def image_pixels(
+    network: Segmenter, image: np.ndarray, config: EvaluationConfig, scale: float = 1.0
+) -> Tensor:
+    """Return an image as evaluation shows it to a network: (1, 3, h, w) in 0..1, on its device.
+
+    Args:
+        network: Only its device is used.
+        image: (H, W, 3) uint8 RGB.
+        config: Its `max_size` limits the longest side.
+        scale: Zoom of the view, on top of that limit.
+    """
+    base_scale = min(1.0, config.max_size / max(image.shape[:2]))
+    return _enlarge_small(_to_pixels(network, _rescale(image, base_scale * scale)))
 
 
 def describe_views(config: EvaluationConfig) -> str:
@@ -92,15 +107,15 @@ def _enlarge_small(pixels: Tensor) -> Tensor:
 def _view_logits(
     network: Segmenter, pixels: Tensor, size: Size, config: EvaluationConfig
 ) -> Tensor:
-    """Return logits (1, C, *size) of one view (1, 3, h, w)."""
+    """Return the logits of all outputs (1, O, *size) of one view (1, 3, h, w)."""
     if config.mode == "whole":
-        return network.logits(pixels, size)
+        return network.output_logits(pixels, size)
     logits = slide(network, pixels, config.window, config.stride)
     return logits if logits.shape[-2:] == size else network.upsample(logits, size)
 
 
 def slide(network: Segmenter, pixels: Tensor, window: Size, stride: Size) -> Tensor:
-    """Average the logits of all windows that cover a pixel.
+    """Average the outputs' logits of all windows that cover a pixel.
 
     Args:
         network: Called on one window at a time.
@@ -109,13 +124,13 @@ def slide(network: Segmenter, pixels: Tensor, window: Size, stride: Size) -> Ten
         stride: (down, right) step between windows.
 
     Returns:
-        Logits (B, C, h, w).
+        Logits of all outputs (B, O, h, w).
     """
     height, width = pixels.shape[-2:]
     total: Tensor | None = None
     coverage = pixels.new_zeros(1, 1, height, width)
     for rows, columns in _windows((height, width), window, stride):
-        logits = network.logits(pixels[..., rows, columns])
+        logits = network.output_logits(pixels[..., rows, columns])
         if total is None:
             total = logits.new_zeros(len(pixels), logits.shape[1], height, width)
         total[..., rows, columns] += logits

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import Config, flatten
-from sfss_ray.data.class_sets import ClassSet, matched_names, synonyms_in, synonyms_line
+from sfss_ray.data.class_sets import (
+    joined_in,
+    joined_line,
+    matched_names,
+    synonyms_in,
+    synonyms_line,
+)
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.data.labelled import LabelledFolder, PairOptions, load_labelled
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
+from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
@@ -55,6 +63,12 @@ class EvaluationResult:
     """Classes of the labels that the model does not have; their pixels are left out."""
     synonyms: dict[str, str] = field(default_factory=dict)
     """Class of the labels -> class of the model, where their names differ."""
+    joined: dict[str, str] = field(default_factory=dict)
+    """Class of the labels -> group of the model that it is a member of."""
+    groups: tuple[str, ...] = ()
+    """'building = building + wall' for each class of a model with class groups, and the dropped ones."""
+    unmatched: str = ""
+    """A line on classes that are predicted and have no counterpart in the labels."""
     inference: str = ""
     """How images were predicted."""
     confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
@@ -70,8 +84,12 @@ class EvaluationResult:
             f"labels: {self.labels_format}, {self.label_class_set}; images: {self.images}",
             f"inference: {self.inference}; labels at their own size, one confusion matrix",
         ]
+        if self.groups:
+            lines.insert(1, f"class groups: {'; '.join(self.groups)}")
         if self.synonyms:
             lines.append(synonyms_line(self.synonyms))
+        if self.joined:
+            lines.append(joined_line(self.joined))
         if self.lacking:
             lines.append(
                 f"left out, because the model lacks these classes: {', '.join(self.lacking)}"
@@ -91,6 +109,8 @@ class EvaluationResult:
                 f" {', '.join(self.only_predicted)}"
             )
         lines += [*self.named_lines, f"pixel_accuracy: {self.pixel_accuracy:.2f}"]
+        if self.unmatched:
+            lines.append(f"WARNING: {self.unmatched}")
         return lines + [f"written: {path}" for path in self.files]
 
     def _row(self, name: str) -> str:
@@ -118,6 +138,7 @@ def evaluate_model(
     labels: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     output_dir: Path | str | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
@@ -129,9 +150,11 @@ def evaluate_model(
             a model in memory.
         images: Folder of images.
         labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
-            CamVid (see `config.labels_format`). Classes are matched by name.
+            CamVid (see `config.labels_format`). Classes are matched by name, and members of a group
+            are scored as the group.
         card: Entries that replace the preprocessing known for the checkpoint's family: JSON file,
             mapping or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         output_dir: Folder for evaluation.json, per_class.csv and confusion.png.
         config: `evaluation`, `labels_format`, `labels_classes` and `compute.device` are used.
         progress: Called with a line of text as the work proceeds.
@@ -142,7 +165,7 @@ def evaluate_model(
             not in their format.
     """
     config = config or Config()
-    source = open_source(model, card, config.source_weights)
+    source = open_source(model, card, config.source_weights, class_groups)
     if source.mark:
         progress(f"WARNING: {source.mark}")
     folder = load_labelled(
@@ -161,16 +184,17 @@ def evaluate_model(
     network = source.load(cluster.local_device(config.compute)).network
     examination = Examination(source.classes, folder.pairs, config=config.evaluation)
     matrix = examination.matrix(network, progress)
-    result = _result(matrix, source.classes, folder, config)
+    result = _result(matrix, source, folder, config)
     return result if output_dir is None else _write(result, source, output_dir, config)
 
 
 def _result(
-    matrix: ConfusionMatrix, classes: ClassSet, folder: LabelledFolder, config: Config
+    matrix: ConfusionMatrix, source: Source, folder: LabelledFolder, config: Config
 ) -> EvaluationResult:
     from sfss_ray.evaluation.class_set_miou import named_mious
     from sfss_ray.evaluation.inference import describe_views
 
+    classes = source.classes
     named = named_mious(matrix, classes, folder.label_classes)
     matched = matched_names(folder.label_classes, classes)
     # Labels of another format may not contain all of the model's classes at all.
@@ -197,7 +221,10 @@ def _result(
         labels_format=folder.format,
         label_class_set=folder.label_classes.name,
         lacking=tuple(c for c in folder.label_classes.classes if c not in matched),
-        synonyms=synonyms_in(matched),
+        synonyms=synonyms_in(matched, classes),
+        joined=joined_in(matched, classes),
+        groups=tuple(source.class_groups.lines()) if source.class_groups else (),
+        unmatched=unmatched_note(classes, folder.label_classes, matrix.predicted_share().tolist()),
         inference=describe_views(config.evaluation),
         confusion=matrix.counts,
     )

@@ -20,6 +20,7 @@ from sfss_ray.data.pairing import pair_labels
 from sfss_ray.errors import DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.labels import require_both
+from sfss_ray.inputs.module_check import check_module, crop_note
 from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
 from sfss_ray.inputs.request import Inputs, Request, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
@@ -107,6 +108,8 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     survey = Survey(stop_at_first)
     survey.source = survey.check("source model", lambda: _check_source(request, survey), None)
     survey.images = survey.check("target images", lambda: _check_images(request, survey), ())
+    if survey.source is not None and survey.source.carried is not None and survey.images:
+        survey.check("module", lambda: (None, _check_module(request, survey)), None)
     if (request.val_images, request.val_labels) != (None, None):
         survey.labelled = survey.check("val labels", lambda: _check_labels(request, survey), ())
     if request.masks is None:
@@ -124,11 +127,28 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
 def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     if request.source_model is None:
         raise DataError("no source model was given: give a checkpoint or a model file")
-    source = open_source(request.source_model, request.card, request.config.source_weights)
+    weights = request.config.source_weights
+    source = open_source(request.source_model, request.card, weights, request.class_groups)
     check_travels(source)
     if source.mark:
         survey.notes.append(f"WARNING: {source.mark}")
+    if source.class_groups is not None:
+        survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
+    survey.notes.extend([*source.notes, *crop_note(source, request.config.train)])
     return source, f"{source.origin}: {source.network}, {source.classes.name}"
+
+
+def _check_module(request: Request, survey: Survey) -> str:
+    """Check a user's own module at the size of the first image that can be read."""
+    assert survey.source is not None
+    for image in survey.images:
+        try:
+            height, width = image.read().shape[:2]
+        except DataError:
+            continue
+        check_module(survey.source, (height, width), request.config)
+        return f"takes images of {height}x{width}"
+    return "no image to try it on"
 
 
 def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ...], str]:

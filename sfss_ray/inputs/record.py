@@ -47,12 +47,13 @@ def input_files(inputs: Inputs) -> dict[str, Path]:
 
 def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
     """Return everything that decides the result: config but `compute`, source model, images, masks."""
-    knobs = flatten(request.config)
+    knobs, groups = flatten(request.config), inputs.source.class_groups
     record = {name: value for name, value in knobs.items() if not name.startswith("compute.")}
     record |= {
         "kind": request.kind,
         "inputs.source_sha256": inputs.source.sha256,
         "inputs.card": inputs.source.card.to_dict(),
+        "inputs.class_groups": groups.line() if groups else None,
         "inputs.images": len(inputs.images),
         "inputs.image_ids_sha256": hash_of_ids(inputs.images),
         "inputs.white_level": next((i.white.value for i in inputs.images if i.white), None),

@@ -11,6 +11,7 @@ from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage, split_held_out
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType
 from sfss_ray.models.card import CardLike
@@ -27,6 +28,7 @@ class Request:
     output_dir: Path | str
     config: Config
     card: CardLike | None = None
+    class_groups: ClassGroupsLike | None = None
     sam_checkpoint: Path | str | None = None
     sam_type: SamType = "auto"
     masks: Path | str | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import Config, override
+from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.inspection.cost_meter import MB, Cost, PeakMemory, timed
 from sfss_ray.masks.bank.schema import write_shard
@@ -204,7 +205,7 @@ def measure_training(
         {
             "train.num_steps": _STEPS,
             "train.evaluate_every": 1,
-            "train.statistics_steps": 0,
+            "train.statistics_images": 0,
             "train.batch_size": batch_size,
             "train.loss.ramp": [0.0, 0.0],
             "compute.loader_processes": 0,
@@ -222,7 +223,7 @@ def measure_training(
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
         adapt_student(task, run)
-    height, width = config.train.augment.crop_size
+    height, width = fit_crop(config.train.augment, source.size_multiple).crop_size
     note = f"{batch_size} crops of {height}x{width}"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
 

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 
 from sfss_ray.config import Config
+from sfss_ray.data.augment import fit_crop
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import survey_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.inspection.plan_result import Plan
@@ -23,6 +25,7 @@ def plan(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     sam_checkpoint: Path | str | None = None,
     sam_type: SamType = "auto",
     masks: Path | str | None = None,
@@ -51,6 +54,7 @@ def plan(
         output_dir,
         config or Config(),
         card=card,
+        class_groups=class_groups,
         sam_checkpoint=sam_checkpoint,
         sam_type=sam_type,
         masks=masks,
@@ -63,6 +67,7 @@ def plan(
 def _plan_request(request: Request, started: float, progress: ProgressSink) -> Plan:
     survey = survey_inputs(request)
     train, counts = request.config.train, WorkCounts.of(request, survey)
+    multiple = survey.source.size_multiple if survey.source else 1
     estimates = StageEstimates(survey, request.config, counts)
     estimates.measure(progress)
     return Plan(
@@ -76,7 +81,7 @@ def _plan_request(request: Request, started: float, progress: ProgressSink) -> P
         masks_to_make=counts.masks,
         num_steps=train.num_steps,
         batch_size=train.batch_size,
-        crop_size=train.augment.crop_size,
+        crop_size=fit_crop(train.augment, multiple).crop_size,
         trials=counts.trials,
         stages=tuple(estimates.stages),
         not_measured=tuple(estimates.not_measured),

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.config import Config
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
+from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.inspection.card_check import CardCheck, check_card
 from sfss_ray.models.card import Card, CardLike
@@ -56,7 +59,9 @@ class VerifyResult:
     per_class: dict[str, float] | None = None
     """Class -> IoU in percent; None without labels."""
     warnings: tuple[str, ...] = ()
-    """Signs that the model or its card is wrong."""
+    """Signs that the model or its card is wrong, or that scores compare other class sets."""
+    class_groups: ClassGroups | None = None
+    """The groups of outputs that the classes are, if any."""
     card_check: CardCheck | None = None
     """Comparison of likely cards."""
 
@@ -64,8 +69,11 @@ class VerifyResult:
         """Return the result for people."""
         lines = [f"family: {self.family}", f"network: {self.network}"]
         lines.append(f"classes: {self.class_set} ({len(self.classes)}: {', '.join(self.classes)})")
+        if self.class_groups is not None:
+            lines[-1] += f", groups of the {len(self.card.classes)} outputs"
+            lines += [f"  {line}" for line in self.class_groups.lines()]
         if self.load_report is not None:
-            lines[-1] += f", from {self.load_report.classes_from}"
+            lines[2] += f", from {self.load_report.classes_from}"
             lines.append(f"weights: {self.load_report.summary()}")
             lines += [f"note: {note}" for note in self.load_report.notes]
         card = {k: v for k, v in self.card.to_dict().items() if k != "classes"}
@@ -88,25 +96,25 @@ def verify_source(
     labels: Path | str | None = None,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> VerifyResult:
     """Report what a source checkpoint is and what it predicts, before anything is trained.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file; in Python also a source model
-            in memory.
+        source_model: A checkpoint of any known family, or a model file; in Python also a model.
         images: Folder of images of the source or of the target domain.
         labels: Their label maps of train ids; without them the score is the entropy alone.
         card: Entries that replace what the checkpoint's family says of its images (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `evaluation` and `compute.device` are used.
         progress: Called with a line of text as work goes on.
 
     Returns:
         Family, classes, card, load report, source-only mIoU (with labels), mean entropy, the histogram
-        of predicted classes, and warnings when nearly all pixels get one class or another card suits the
-        weights clearly better.
+        of predicted classes, and warnings: one class nearly everywhere, or a card that suits better.
 
     Raises:
         CheckpointError: see `load_source_model`.
@@ -114,20 +122,14 @@ def verify_source(
             are not classes of the model.
     """
     config = config or Config()
-    source = open_source(source_model, card, config.source_weights)
-    if labels is None:
-        pairs = ()
-        files, notes = open_images(images, config, source.white_level, "images")
-        for note in notes:
-            progress(note)
-    else:
-        files = pairs = labelled_images(
-            images, labels, source.classes, config, progress, source.white_level
-        )
+    source = open_source(source_model, card, config.source_weights, class_groups)
+    for note in source.notes:
+        progress(note)
+    files = _open_files(images, labels, source, config, progress)
     model = source.load(cluster.local_device(config.compute))
     predictions = _predict_all(model.network, files, source.classes, config, progress)
-    stated = _stated_card(source_model, source, card, config)
-    check = check_card(model.network, files, stated, progress)
+    stated_card = _stated_card(source_model, source, card, config)
+    check = check_card(model.network, files, stated_card, progress)
     report = model.load_report
     return VerifyResult(
         family=report.family if report else "a module of your own",
@@ -140,14 +142,27 @@ def verify_source(
         entropy=predictions.entropy,
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
-        per_class=predictions.per_class if pairs else None,
-        warnings=(
-            *check.warnings,
-            *_warnings(predictions, source.classes),
-            *([source.mark] if source.mark else []),
-        ),
+        per_class=predictions.per_class if labels is not None else None,
+        warnings=(*check.warnings, *_warnings(predictions, source, files[0])),
+        class_groups=source.class_groups,
         card_check=check,
     )
+
+
+def _open_files(
+    images: Path | str,
+    labels: Path | str | None,
+    source: Source,
+    config: Config,
+    progress: ProgressSink,
+) -> Sequence[ImageFile] | Sequence[LabelledImage]:
+    white = source.white_level
+    if labels is not None:
+        return labelled_images(images, labels, source.classes, config, progress, white)
+    files, notes = open_images(images, config, white, "images")
+    for note in notes:
+        progress(note)
+    return files
 
 
 def _stated_card(
@@ -229,16 +244,24 @@ def _labels_of_size(file: LabelledImage, size: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def _warnings(predictions: _Predictions, classes: ClassSet) -> tuple[str, ...]:
-    """Warn of a network that predicts one class nearly everywhere, or returns NaN."""
+def _warnings(
+    predictions: _Predictions, source: Source, file: ImageFile | LabelledImage
+) -> tuple[str, ...]:
+    """Warn of NaN, of one class nearly everywhere, of classes without labels, of a marked student."""
+    mark = [source.mark] if source.mark else []
     if not np.isfinite(predictions.entropy):
-        return ("the network returns NaN or Inf: its weights are damaged",)
+        return ("the network returns NaN or Inf: its weights are damaged", *mark)
+    warnings, classes = [], source.classes
     top = int(predictions.shares.argmax())
-    if predictions.shares[top] <= 100 * ONE_CLASS:
-        return ()
-    return (
-        f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}: the"
-        " card (channel_order, value_range, mean, std) is probably not the one these weights were"
-        " trained with, or the weights are not those of a trained network; adapting this model would"
-        " fail",
-    )
+    if predictions.shares[top] > 100 * ONE_CLASS:
+        warnings.append(
+            f"{predictions.shares[top]:.1f} % of all pixels are predicted as {classes.classes[top]!r}:"
+            " the card (channel_order, value_range, mean, std) is probably not the one these weights"
+            " were trained with, or the weights are not those of a trained network; adapting this model"
+            " would fail"
+        )
+    decoding = file.decoding if isinstance(file, LabelledImage) else None
+    if decoding is not None:
+        percents = predictions.shares.tolist()
+        warnings.append(unmatched_note(classes, decoding.label_classes, percents))
+    return tuple(warning for warning in [*warnings, *mark] if warning)

@@ -81,8 +81,11 @@ class StageEstimates:
         regions = "masks" if "masks" in {*survey.found, *survey.missing} else "regions"
         measurements: dict[str, tuple[Callable[[], Sequence[Stage]], list[str]]] = {
             "masks": (self._measure_masks, ["target images", regions]),
-            "training": (self._measure_training, ["source model", "target images", regions]),
-            "evaluation": (self._measure_evaluation, ["source model", "target images"]),
+            "training": (
+                self._measure_training,
+                ["source model", "module", "target images", regions],
+            ),
+            "evaluation": (self._measure_evaluation, ["source model", "module", "target images"]),
         }
         for name, (measure, needed_inputs) in measurements.items():
             missing = [need for need in needed_inputs if need in survey.missing]

@@ -88,7 +88,9 @@ def average_views(teacher: ContrastNet, weak: Tensor, plain: Tensor, config: Los
                 continue
             view = weak.flip(3) if mirrored else weak
             if scale != 1:
-                size = [max(1, round(side * scale)) for side in weak.shape[-2:]]
+                multiple = teacher.segmenter.size_multiple
+                sides = [side * scale / multiple for side in weak.shape[-2:]]
+                size = [multiple * max(1, round(side)) for side in sides]
                 view = F.interpolate(view, size=size, mode="bilinear", align_corners=False)
             logits, _ = teacher(view)
             probabilities = teacher.segmenter.upsample(logits, weak.shape[-2:]).softmax(1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfss_ray.config import SourceWeights
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, ClassSet, class_set_of
+from sfss_ray.data.group_files import ClassGroupsLike, find_class_groups
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import CardLike, card_values, class_names
@@ -35,6 +36,7 @@ def load_source_model(
     *,
     classes: ClassSet | str | tuple[str, ...] | list[str] | None = None,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     device: torch.device | str = "cpu",
     module: nn.Module | None = None,
     weights: SourceWeights = "auto",
@@ -48,8 +50,14 @@ def load_source_model(
             names in order. The default is the file's own names, else the class set of this size (19, 16
             or 11). With fewer classes than outputs, only the outputs of these names are kept.
         card: Entries that replace the family's: a Card, a mapping, or a JSON file.
+        class_groups: Groups of the outputs that become the model's classes, with the sum of their
+            members' probabilities: {"building": ["building", "wall"], "dropped": ["background"]} as a
+            mapping or a JSON or YAML file, or the name of a shipped grouping such as camvid-11. The
+            order of the groups is that of their ids.
         device: The device of the network.
-        module: The user's own module, for a model file that was made with one.
+        module: The user's own module, for a model file that was made with one, or for a checkpoint of
+            its weights alone. It is copied. Without a model file, `classes` or the card must name the
+            outputs.
         weights: The weights to read from a checkpoint that holds a student and its EMA copy (DAFormer,
             HRDA, MIC, SePiCo, CROTS, torchvision's references): `student`, `ema`, or `auto`, which
             prefers the student.
@@ -62,6 +70,7 @@ def load_source_model(
     Raises:
         CheckpointError: the file is missing or damaged, holds more than weights, is of no known family,
             lacks a tensor of the backbone or the classifier, or has outputs without known names.
+        DataError: the class groups list an unknown class, list one twice or leave one out.
     """
     card_entries = card_values(card)
     if classes is not None:
@@ -71,10 +80,14 @@ def load_source_model(
         if weights == "ema":
             raise CheckpointError(no_ema_copy_message(path))
         model = model_from_content(content, path, module)
+    elif module is not None:
+        from sfss_ray.models.user_code.plain_weights import load_into_module
+
+        model = load_into_module(content, path, module, card_entries, weights)
     else:
         file = recognise(content, path, weights)
         model = _build_and_load(file, path, card_entries.get("classes"))
-    return with_card(model, card_entries, path).to(device).eval()
+    return with_card(model, card_entries, path, class_groups).to(device).eval()
 
 
 def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -> RecognisedFile:
@@ -104,7 +117,7 @@ def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -
         f"source model {str(path)!r} is of no known family (found:"
         f" {_describe_content(copy.state, content)}): known are model files of this package,"
         f" {'; '.join(name for name, _ in FAMILIES)}; any other network can be given in Python with"
-        " sfss_ray.wrap_model"
+        " sfss_ray.wrap_model, and on the command line with --architecture FILE.py:FUNCTION"
     )
 
 
@@ -163,20 +176,38 @@ def _name_outputs(
     )
 
 
-def with_card(model: SourceModel, entries: Mapping[str, Any], path: Path | str) -> SourceModel:
+def with_card(
+    model: SourceModel,
+    entries: Mapping[str, Any],
+    path: Path | str,
+    class_groups: ClassGroupsLike | None = None,
+) -> SourceModel:
     """Return the model with some entries of its card replaced; the model itself may change.
 
     As many classes as outputs rename the outputs, or reorder them if the names are the same. Fewer
-    classes keep the outputs of these names.
+    classes keep the outputs of these names. The outputs are grouped afterwards.
 
     Args:
         model: The model.
         entries: Checked entries of a card, see `card_values`.
         path: The model's file or name, for messages.
+        class_groups: Groups that replace those of the model.
 
     Raises:
         CheckpointError: the classes do not fit the outputs.
+        DataError: the groups do not fit the outputs.
     """
+    own_groups = model.network.class_groups
+    model.network.remove_groups()
+    model = _with_entries(model, entries, path)
+    groups = own_groups if class_groups is None else class_groups
+    if groups is not None:
+        model.network.use_groups(find_class_groups(groups, model.classes), model.classes)
+    return model
+
+
+def _with_entries(model: SourceModel, entries: Mapping[str, Any], path: Path | str) -> SourceModel:
+    """Return a model without groups with some entries of its card replaced."""
     card = model.card.replaced(entries)
     model.network.use_card(card)
     if card.classes == model.classes.classes:

@@ -4,20 +4,25 @@ A model file is a plain dict that `torch.load(path, weights_only=True)` reads:
 
 - `format`, `network`, `classes`, `class_set`, `card` (the preprocessing), `state_dict`, and `facts` (who
   made it, and from what);
-- for a user's own module, `feature_layer` and `example_size`;
-- for a network built with options (strides, the type of a head), `options`. Such files have a format
-  name of their own: earlier versions of this package would ignore the options, so they must refuse the
-  file.
+- for a user's own module, `feature_layer`, `example_size`, `size_multiple` and `title`;
+- for a network built with options (strides, the type of a head), `options`;
+- for a network with class groups, `class_groups` and `options`. `classes` are the groups then, and
+  `card` has the names of the outputs.
+
+Files with options and files with class groups have format names of their own: earlier versions of this
+package would ignore these entries, so they must refuse the file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet, class_set_of
 from sfss_ray.errors import CheckpointError, ConfigError, SfssError
 from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
@@ -28,16 +33,25 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.custom import (
     CUSTOM,
     WrappedSegmenter,
+    Wrapping,
     with_empty_weights,
     without_weights,
 )
 from sfss_ray.models.user_code.layers import torch_methods
+from sfss_ray.models.user_code.probing import Probe, in_full_precision
 from sfss_ray.storage.files import write_torch
 
 FORMAT = "sfss_ray.model/2"
 _FORMAT_WITH_OPTIONS = "sfss_ray.model/3"
+_FORMAT_WITH_GROUPS = "sfss_ray.model/4"
 _FORMAT_WITHOUT_CARD = "sfss_ray.model/1"
 _COMMON_KEYS = ("network", "classes", "class_set", "state_dict", "facts")
+_ADDED_KEYS = {
+    _FORMAT_WITHOUT_CARD: (),
+    FORMAT: ("card",),
+    _FORMAT_WITH_OPTIONS: ("card", "options"),
+    _FORMAT_WITH_GROUPS: ("card", "options", "class_groups"),
+}
 
 Value = TypeVar("Value")
 
@@ -61,7 +75,7 @@ class SourceModel(nn.Module):
     Args:
         network: The segmenter. It preprocesses images itself, as its card says.
         name: Its key in NETWORKS, or `custom`.
-        classes: The meaning of its outputs.
+        classes: The meaning of its logits: of its outputs, or of their groups where it has any.
         facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
     """
@@ -87,9 +101,20 @@ class SourceModel(nn.Module):
         self.load_report = load_report
 
     @property
+    def outputs(self) -> ClassSet:
+        """The classes of the network's outputs, which differ from `classes` where those are groups."""
+        return self.network.output_classes or self.classes
+
+    @property
     def card(self) -> Card:
-        """The preprocessing of the network, and its classes."""
-        return self.network.card(self.classes.classes)
+        """The preprocessing of the network, and the classes of its outputs."""
+        return self.network.card(self.outputs.classes)
+
+    @property
+    def title(self) -> str:
+        """The name of the network for people: its key, or the name of the user's own module."""
+        network = self.network
+        return network.wrapping.title if isinstance(network, WrappedSegmenter) else self.name
 
     @property
     def architecture(self) -> nn.Module | None:
@@ -124,7 +149,7 @@ def as_source_model(model: Any) -> SourceModel:
         raise ConfigError(
             f"the model given is a torch module ({type_name}), which says neither what its outputs mean"
             " nor what images it takes: wrap it,"
-            " sfss_ray.wrap_model(module, classes=..., feature_layer=...)"
+            " sfss_ray.wrap_model(module, classes=...)"
         )
     raise ConfigError(
         f"the model given is of type {type_name}: allowed are the path of a checkpoint, a source model"
@@ -155,10 +180,17 @@ def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool =
         "facts": model.facts,
     }
     if isinstance(network, WrappedSegmenter):
-        content["feature_layer"] = network.feature_layer
-        content["example_size"] = list(network.example_size)
+        entries = dataclasses.asdict(network.wrapping)
+        content |= entries | {"example_size": list(network.example_size)}
     if network.options:
         content |= {"format": _FORMAT_WITH_OPTIONS, "options": network.options}
+    if network.class_groups is not None:
+        groups = network.class_groups.to_dict()
+        content |= {
+            "format": _FORMAT_WITH_GROUPS,
+            "options": network.options,
+            "class_groups": groups,
+        }
     return write_torch(Path(path), content)
 
 
@@ -189,25 +221,25 @@ def load_model(
 
 def is_model_file(content: Any) -> bool:
     """Whether the content of a checkpoint is that of a model file of this package."""
-    formats = (FORMAT, _FORMAT_WITH_OPTIONS, _FORMAT_WITHOUT_CARD)
-    return isinstance(content, dict) and content.get("format") in formats
+    return isinstance(content, dict) and content.get("format") in _ADDED_KEYS
 
 
 def model_from_content(
     content: dict[str, Any], path: Path | str, module: nn.Module | None
 ) -> SourceModel:
     """Return the model in the content of a model file, on the CPU; `path` is for messages."""
-    added_keys = {FORMAT: ("card",), _FORMAT_WITH_OPTIONS: ("card", "options")}
-    keys = (*_COMMON_KEYS, *added_keys.get(content["format"], ()))
+    keys = (*_COMMON_KEYS, *_ADDED_KEYS[content["format"]])
     missing = [key for key in keys if key not in content]
     if missing:
         raise CheckpointError(
             f"source model {str(path)!r} lacks {', '.join(missing)}: the file was edited; make it again"
         )
 
-    classes = class_set_of(content["classes"], content["class_set"])
     # Files of the first format have no card: all networks had the default preprocessing then.
     card = Card.from_dict(content.get("card", {}))
+    has_groups = "class_groups" in content
+    outputs = card.classes if has_groups else tuple(content["classes"])
+    classes = class_set_of(outputs, "custom" if has_groups else content["class_set"])
     if content["network"] == CUSTOM:
         network = _custom_network(content, path, card, module)
     else:
@@ -222,7 +254,21 @@ def model_from_content(
     network.load_state_dict(state, strict=False)
     if isinstance(network, WrappedSegmenter):
         network.freeze_idle_weights()
-    return SourceModel(network, content["network"], classes, content["facts"], report)
+    model = SourceModel(network, content["network"], classes, content["facts"], report)
+    if has_groups:
+        network.use_groups(_class_groups(content, path, classes), classes)
+    return model
+
+
+def _class_groups(content: dict[str, Any], path: Path | str, outputs: ClassSet) -> ClassGroups:
+    """Return the class groups of a file, after a check that they are groups of its outputs."""
+    try:
+        return ClassGroups.from_dict(content["class_groups"]).fitted(outputs)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"source model {str(path)!r}: its class groups cannot be used: the file was edited; make it"
+            " again"
+        ) from error
 
 
 def _known_network(content: dict[str, Any], path: Path | str, num_classes: int) -> Segmenter:
@@ -248,7 +294,7 @@ def _network_options(content: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the network of a file was built with."""
     options = dict(content.get("options", {}))
     bottleneck = "body.decode_head.bottleneck.depthwise_conv.conv.weight"
-    if content["format"] != _FORMAT_WITH_OPTIONS and bottleneck in content["state_dict"]:
+    if "options" not in content and bottleneck in content["state_dict"]:
         # Before networks had options, DeepLabV3+ was built with a separable bottleneck.
         options["separable_bottleneck"] = True
     return options
@@ -261,16 +307,24 @@ def _custom_network(
     if module is None:
         raise CheckpointError(
             f"source model {str(path)!r} holds the weights of a module of your own: give the module"
-            " too, sfss_ray.load_model(path, module=...), and the result in place of the path"
+            " too, in Python sfss_ray.load_model(path, module=...) in place of the path, on the command"
+            " line --architecture FILE.py:FUNCTION"
         )
-    body = with_empty_weights(module)
+    body = with_empty_weights(in_full_precision(module))
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
     with torch_methods(body):
         report = compare(MODEL_FILE_FAMILY, CUSTOM, state, body.state_dict())
         require_fit(report, path, "give the module that the file was made with")
         body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
-    return WrappedSegmenter(body, content["feature_layer"], card, (height, width))
+    num_classes = len(content["classes"])
+    # Earlier versions of this package stored neither the multiple nor the name.
+    multiple = content.get("size_multiple")
+    if multiple is None:
+        multiple, _ = Probe(body, card, num_classes).find_sizes((height, width))
+    title = content.get("title", type(module).__name__)
+    wrapping = Wrapping(content["feature_layer"], (height, width), multiple, title)
+    return WrappedSegmenter(body, card, wrapping, num_classes)
 
 
 def full_precision(tensor: Tensor) -> Tensor:

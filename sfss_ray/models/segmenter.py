@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.models.card import Card
 from sfss_ray.models.user_code.layers import named_layers
@@ -21,7 +22,8 @@ class SegmenterOutput(NamedTuple):
     """Features (B, F, h, w) and logits (B, C, h', w').
 
     Features are those that the last layer of the classifier reads. The grids differ where this layer
-    scales its output up.
+    scales its output up. C is the number of groups for a network with class groups, else the number of
+    its outputs.
     """
 
     features: Tensor
@@ -37,6 +39,8 @@ class ResizingHead(nn.Module):
 class Segmenter(nn.Module):
     """A body that computes features, a classifier on top of it, and the preprocessing of the images.
 
+    Subclasses override `output_grid` and `output_logits`, which know nothing of class groups.
+
     Args:
         body: Maps normalised images (B, 3, H, W) to features (B, F, h, w).
         classifier: Maps features to logits (B, C, h, w) on the same grid.
@@ -46,10 +50,12 @@ class Segmenter(nn.Module):
     Attributes:
         name: Its key in NETWORKS, or `custom`. The `SourceModel` around the network sets this one and
             the next three.
-        classes: The meaning of its outputs; None for a network that never was in a `SourceModel`.
+        classes: The meaning of its logits; None for a network that never was in a `SourceModel`.
         facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
         options: The options it was built with, see `build_network`.
+        class_groups: The groups that its logits are of; None where each output has its own logit.
+        output_classes: The classes of its outputs, where it has class groups.
         size_multiple: Sides of its input images must be multiples of this number of pixels.
     """
 
@@ -63,6 +69,10 @@ class Segmenter(nn.Module):
         self.facts: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
         self.options: dict[str, Any] = {}
+        self.class_groups: ClassGroups | None = None
+        self.output_classes: ClassSet | None = None
+        self._members: tuple[tuple[int, ...], ...] = ()
+        """Indices of the outputs in each group."""
         self.size_multiple = 1
         self.body = body
         self.classifier = classifier
@@ -78,6 +88,25 @@ class Segmenter(nn.Module):
         for _, layer in named_layers(self.body):
             if isinstance(layer, ResizingHead):
                 layer.align_corners = card.align_corners
+        return self
+
+    def use_groups(self, groups: ClassGroups, outputs: ClassSet) -> Segmenter:
+        """Make the groups of the outputs the network's classes, and return the network itself.
+
+        Args:
+            groups: Groups of these outputs, see `ClassGroups.fitted`.
+            outputs: The classes of the outputs, in their order.
+        """
+        self._members = groups.member_indices(outputs)
+        self.class_groups, self.output_classes = groups, outputs
+        self.classes = groups.class_set()
+        return self
+
+    def remove_groups(self) -> Segmenter:
+        """Make the outputs the network's classes again, and return the network itself."""
+        if self.output_classes is not None:
+            self.classes = self.output_classes
+        self.class_groups, self.output_classes, self._members = None, None, ()
         return self
 
     @property
@@ -115,12 +144,73 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Return features and logits on the network's own grids for images (B, 3, H, W) in [0, 1]."""
+        output = self.output_grid(images)
+        return output._replace(logits=self.group(output.logits))
+
+    def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return logits (B, C, *size), by default at the size of the images.
+
+        The logits of the outputs are upsampled before they are grouped, so that the probability of a
+        group is the sum of those of its members at every pixel.
+        """
+        return self.group(self.output_logits(images, size))
+
+    def output_grid(self, images: Tensor) -> SegmenterOutput:
+        """Return features and the logits of all outputs on the network's own grids."""
         features = self.body(self.prepare(images))
         return SegmenterOutput(features, self.classifier(features))
 
-    def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Return logits (B, C, *size), by default at the size of the images."""
-        return self.upsample(self(images).logits, size or images.shape[-2:])
+    def output_logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the logits of all outputs at `size`, by default at the size of the images.
+
+        The images (B, 3, H, W) may be of any size: they are padded to sides that the network takes.
+        """
+        height, width = images.shape[-2:]
+        if self.size_multiple == 1:
+            return self.upsample(self.grid_logits(images), size or (height, width))
+        padded = self.pad(images)
+        logits = self.upsample(self.grid_logits(padded), padded.shape[-2:])[..., :height, :width]
+        return logits if size is None or size == (height, width) else self.upsample(logits, size)
+
+    def group(self, logits: Tensor) -> Tensor:
+        """Convert logits of the outputs (B, O, h, w) to logits of the groups (B, C, h, w).
+
+        The logit of a group is log(sum of exp(l)) over the logits l of its members. Its softmax over the
+        groups is
+
+            sum of exp(l) over its members / sum of exp(l) over the members of all groups.
+
+        Divided by the sum of exp(l) over all outputs, the numerator is the sum of the members'
+        probabilities and the denominator is the probability of all outputs that were not dropped. The
+        probabilities of a group's members add up, renormalised over the kept outputs.
+
+        Without class groups the logits are returned as they are.
+        """
+        if not self._members:
+            return logits
+        outputs = logits.float().unbind(1)  # the gradient of slices would fill a tensor for each
+        members_of_groups = [[outputs[i] for i in members] for members in self._members]
+        return torch.stack([torch.logsumexp(torch.stack(m), 0) for m in members_of_groups], 1)
+
+    def grid_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of all outputs on the network's own grid.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1], sides multiples of `size_multiple`.
+        """
+        return self.output_grid(images).logits
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) with sides that are multiples of `size_multiple`.
+
+        Their last column and row are repeated at the right and at the bottom. So the padding has no
+        edge that a network could mistake for an object, and cells keep their positions.
+        """
+        if self.size_multiple == 1:
+            return images
+        height, width = images.shape[-2:]
+        padding = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
+        return F.pad(images, padding, mode="replicate")
 
     def upsample(self, logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
         """Resize logits to `size` in float32, with the corner rule of the card."""

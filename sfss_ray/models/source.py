@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from sfss_ray.config import SourceWeights
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values
 
@@ -45,16 +47,29 @@ class Source:
     sha256: str
     """Hash of the user's checkpoint, or of the weights of a model in memory."""
     network: str
+    """The network's name for people."""
     classes: ClassSet
     card: Card
     carried: CarriedModule | None = None
     """The user's own module without its weights, which are in the model file."""
     unsaved: SourceModel | None = None
     """The model itself, as long as no model file holds it."""
+    notes: tuple[str, ...] = ()
+    """Lines for people about the user's own module: its features, and the sizes that it takes."""
+    size_multiple: int = 1
+    """Sides of the network's input images must be multiples of this number of pixels."""
     white_level: float | None = None
     """White level of the high bit depth images that the model was adapted to, if any."""
     mark: str = ""
     """A line about a student that its run judged worse than its own source model; empty for others."""
+    class_groups: ClassGroups | None = None
+    """The groups of outputs that `classes` are, if any."""
+
+    @property
+    def label(self) -> str:
+        """The model's name in titles: that of its file without suffix, or of a model in memory."""
+        # Paths of users are absolute.
+        return Path(self.origin).stem if Path(self.origin).is_absolute() else self.network
 
     @property
     def architecture(self) -> nn.Module | None:
@@ -82,7 +97,10 @@ class Source:
 
 
 def open_source(
-    source_model: SourceLike, card: CardLike | None = None, weights: SourceWeights = "auto"
+    source_model: SourceLike,
+    card: CardLike | None = None,
+    weights: SourceWeights = "auto",
+    class_groups: ClassGroupsLike | None = None,
 ) -> Source:
     """Read and check a source model completely, before a cluster starts.
 
@@ -90,9 +108,11 @@ def open_source(
         source_model: A path or a model in memory, see `SourceLike`. A model in memory is copied.
         card: Entries that replace those of the model's card.
         weights: Which weights to read from a checkpoint that holds a student and its EMA copy.
+        class_groups: Groups of the model's outputs, in place of those that it has.
 
     Raises:
         CheckpointError: the checkpoint is refused, see `load_source_model`.
+        DataError: the class groups do not fit the model's outputs.
         ConfigError: `source_model` is not a model, or cannot be copied.
     """
     from sfss_ray.models.checkpoints import load_source_model, with_card
@@ -102,21 +122,23 @@ def open_source(
 
     card_entries = card_values(card)
     if isinstance(source_model, (str, os.PathLike)):
-        model = load_source_model(source_model, card=card, weights=weights)
+        model = load_source_model(
+            source_model, card=card, weights=weights, class_groups=class_groups
+        )
         path = Path(source_model).absolute()
         report = model.load_report
         is_model_file = report is not None and report.family == MODEL_FILE_FAMILY
         source = _make_source(model, path, str(path), checkpoint_sha256(path))
         # Workers can read the user's file directly only if it already is what they need.
-        if is_model_file and not card_entries:
+        if is_model_file and not card_entries and class_groups is None:
             return dataclasses.replace(source, unsaved=None)
         return source
 
     # A model in memory is copied, because the caller may go on using it.
     copied = _deep_copy(as_source_model(source_model))
-    model = with_card(copied, card_entries, copied.name).cpu().eval()
-    name = type(model.network.body).__name__ if model.architecture is not None else model.name
-    return _make_source(model, Path(SOURCE_FILE), f"a {name} in memory", _weights_sha256(model))
+    model = with_card(copied, card_entries, copied.name, class_groups).cpu().eval()
+    origin = f"a {model.title} in memory"
+    return _make_source(model, Path(SOURCE_FILE), origin, _weights_sha256(model))
 
 
 def _deep_copy(model: SourceModel) -> SourceModel:
@@ -136,19 +158,23 @@ def _deep_copy(model: SourceModel) -> SourceModel:
 def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> Source:
     from sfss_ray.models.model_mark import describe_mark
     from sfss_ray.models.user_code.carried_module import CarriedModule
+    from sfss_ray.models.user_code.custom import WrappedSegmenter
 
-    architecture = model.architecture
+    architecture, network = model.architecture, model.network
     return Source(
         path,
         origin,
         sha256,
-        model.name,
+        model.title,
         model.classes,
         model.card,
         carried=None if architecture is None else CarriedModule(architecture),
         unsaved=model,
+        notes=tuple(network.describe()) if isinstance(network, WrappedSegmenter) else (),
+        size_multiple=network.size_multiple,
         white_level=model.facts.get("white_level"),
         mark=describe_mark(model.facts),
+        class_groups=model.network.class_groups,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfss_ray.config import ComputeConfig, Config, flatten
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
@@ -35,6 +36,7 @@ def predict(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> PredictionResult:
@@ -56,6 +58,7 @@ def predict(
         output_dir: Folder of the predictions: a new one, or one with predictions of the same model.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `evaluation` and `compute` are used.
         progress: Called with a line of text as work goes on.
 
@@ -71,7 +74,7 @@ def predict(
     """
     config = config or Config()
     started = time.monotonic()
-    source = open_source(model, card, config.source_weights)
+    source = open_source(model, card, config.source_weights, class_groups)
     if source.mark:
         progress(f"WARNING: {source.mark}")
     files, notes = open_images(images, config, source.white_level, "images")
@@ -141,12 +144,13 @@ def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
 
 
 def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[str, Any]:
-    """Return everything that decides the predictions: model, card and preparation of images."""
+    """Return everything that decides the predictions: model, card, groups, preparation of images."""
     knobs = flatten(config.evaluation, "evaluation.")
     return {
         "kind": "predict",
         "inputs.model_sha256": source.sha256,
         "inputs.card": source.card.to_dict(),
+        "inputs.class_groups": source.class_groups.line() if source.class_groups else None,
         "source_weights": config.source_weights,
         "inputs.white_level": next((file.white.value for file in files if file.white), None),
     } | {name: value for name, value in knobs.items() if name not in _SCORING_KNOBS}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sfss_ray.config import Config
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike, open_source
@@ -69,6 +70,7 @@ def export_onnx(
     *,
     size: tuple[int, int] = (512, 1024),
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> ExportResult:
@@ -86,6 +88,7 @@ def export_onnx(
             any length, the size that is checked first.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         config: `seed` decides the streets that are drawn for the check.
         progress: Called with a line of text as work goes on.
 
@@ -99,7 +102,7 @@ def export_onnx(
     if min(size) < MIN_SIDE:
         raise ConfigError(f"size is {size}: allowed is (height, width), each 32 or more pixels")
     _require_onnx()
-    source = open_source(model, card, config.source_weights)
+    source = open_source(model, card, config.source_weights, class_groups)
     network = source.load("cpu")
     path = require_lasting(output_file, "ONNX file")
     with whole_file(path) as temporary:

@@ -26,12 +26,24 @@ WORSE = "worse: keep the source model"
 
 
 @dataclass(frozen=True)
+class GroupFacts:
+    """A class that is a group of the model's outputs."""
+
+    name: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ClassSetFacts:
     """The class set of every score in the record."""
 
     name: str | None = None
     classes: tuple[str, ...] = ()
     """Class names in the order of the train ids."""
+    groups: tuple[GroupFacts, ...] | None = None
+    """The outputs of the model in each class, where they are grouped."""
+    dropped: tuple[str, ...] | None = None
+    """Outputs of the model that are in no group, where they are grouped."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ class LabelFacts:
     given: bool = False
     images: int | None = None
     used_for: str = ""
+    note: str | None = None
+    """A line on predicted classes that the labels cannot show."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +154,7 @@ class ScoreRow:
     predicted_classes: float | None = None
     class_entropy: float | None = None
     class_share: tuple[float, ...] | None = None
+    labelled_share: tuple[float, ...] | None = None
     labelled_images: int | None = None
     held_out_images: int | None = None
     collapsed: bool | None = None

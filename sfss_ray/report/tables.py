@@ -78,6 +78,8 @@ def _heading(record: RunRecord) -> list[str]:
     lines = [record.title, ", ".join(facts)]
     if not record.labels.given:
         lines.append("no labels given: all scores below are label-free")
+    if record.labels.note:
+        lines.append(f"WARNING: {record.labels.note}")
     if record.used_oracle:
         lines.append("ORACLE: target labels were used to choose the best trial")
     return lines

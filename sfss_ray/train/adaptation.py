@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sfss_ray.config import Config
+from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.method.collective import average_buffers
 from sfss_ray.method.contrast_net import ContrastNet
@@ -21,16 +22,12 @@ from sfss_ray.method.teacher import make_teacher, update_teacher, warm_up_moment
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import CarriedModule
-from sfss_ray.train.batch_norm import (
-    NORM_LAYERS,
-    estimate_statistics,
-    read_statistics,
-    set_batch_norm,
-)
+from sfss_ray.train.batch_norm import NORM_LAYERS, read_statistics, set_batch_norm
 from sfss_ray.train.best_student import BestStudent
-from sfss_ray.train.data_parallel import distribute, share_of, to_device
+from sfss_ray.train.data_parallel import distribute, share_of
 from sfss_ray.train.gradients import Batch, Learner, Metrics, StepContext, split_batch
 from sfss_ray.train.loop import Schedule, run_loop
+from sfss_ray.train.norm_choice import StatisticsImages, set_initial_statistics
 from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sfss_ray.train.run_state import STATISTICS_FILE, Run
 from sfss_ray.train.samples import TargetSamples, step_loader
@@ -49,6 +46,8 @@ class AdaptationTask:
     config: Config
     architecture: CarriedModule | None = None
     """The source model's module without weights, where it is the user's own."""
+    held_out: tuple[ImageFile, ...] = ()
+    """Target images that are never trained on. BatchNorm statistics are compared on them."""
 
     def load_source(self, device: torch.device) -> SourceModel:
         """Load the source model onto a device."""
@@ -85,7 +84,8 @@ class Adaptation:
         self.learner = Learner(self.student, self.optimizer, config.optim.max_grad_norm)
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(source.classes), embedding_dim, config.pairs, run.device)
-        self.samples = TargetSamples(task.images, task.masks, config.augment, task.config.seed)
+        augment = fit_crop(config.augment, source.network.size_multiple)
+        self.samples = TargetSamples(task.images, task.masks, augment, task.config.seed)
         self.best = BestStudent()
 
     def initialize(self) -> None:
@@ -96,16 +96,13 @@ class Adaptation:
 
     def _estimate_statistics(self) -> None:
         """Estimate BatchNorm statistics of the target for student and teacher."""
-        config = self.config
-        if config.batch_norm == "frozen":
-            return
-        # Every worker reads whole batches: the variance of a batch exceeds the mean of its parts'
-        # variances, so statistics of parts would depend on the number of workers.
-        loader = step_loader(self.samples, 0, config.statistics_steps, config.batch_size)
-        weak_views = (to_device(batch, self.run.device)["weak"] for batch in loader)
-        network = self.student.segmenter.train()
-        estimate_statistics(network, weak_views, config.statistics_share)
+        # Every worker reads all images: statistics of a part of them would depend on the number of
+        # workers.
+        images = StatisticsImages(self.task.images, self.task.held_out)
+        choice = set_initial_statistics(self.student.segmenter, images, self.task.config)
         update_teacher(self.teacher, self.student, momentum=0.0)
+        if choice is not None and self.run.rank == 0:
+            self.run.log({"step": 0, "num_steps": self.config.num_steps} | choice.as_record())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore student, teacher, optimiser, memory and the best student so far."""

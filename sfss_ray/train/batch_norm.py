@@ -27,10 +27,32 @@ def set_batch_norm(module: nn.Module, mode: str) -> None:
                 layer.eval()
 
 
+class StatisticsMixture:
+    """BatchNorm statistics of source and target, of which a network can use any mixture.
+
+    Args:
+        layers: The BatchNorm layers of the network.
+        source: Statistics of each layer before the estimate.
+        target: Statistics of each layer on target images.
+    """
+
+    def __init__(
+        self, layers: list[BatchNorm], source: list[list[Tensor]], target: list[list[Tensor]]
+    ):
+        self._layers, self._source, self._target = layers, source, target
+
+    @torch.no_grad()
+    def use(self, target_share: float) -> None:
+        """Set the network's statistics to (1 - target_share) * source + target_share * target."""
+        for layer, old, new in zip(self._layers, self._source, self._target, strict=True):
+            for tensor, source, target in zip(_statistics(layer), old, new, strict=True):
+                tensor.copy_(source.lerp(target, target_share))
+
+
 @torch.no_grad()
 def estimate_statistics(
     network: Segmenter, batches: Iterable[Tensor], target_share: float = 1.0
-) -> None:
+) -> StatisticsMixture | None:
     """Replace BatchNorm statistics by their mean over batches of target images.
 
     Without batches, or in a network without BatchNorm, nothing changes.
@@ -39,14 +61,18 @@ def estimate_statistics(
         network: In training mode.
         batches: Images (B, 3, H, W), float in [0, 1].
         target_share: Weight of the new statistics, 0 to 1. The old ones keep the rest.
+
+    Returns:
+        Both statistics, to use other shares; None where nothing changed.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm)]
+    layers = [layer for layer in layers if _statistics(layer)]
     momenta = [layer.momentum for layer in layers]
     remaining = iter(batches)
     first = next(remaining, None)
     if first is None or not layers:
-        return
-    old_statistics = [[tensor.clone() for tensor in _statistics(layer)] for layer in layers]
+        return None
+    source = [[tensor.clone() for tensor in _statistics(layer)] for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # None makes PyTorch keep a cumulative mean
@@ -54,12 +80,13 @@ def estimate_statistics(
         network(first)
         for images in remaining:
             network(images)
-    for layer, momentum, old_tensors in zip(layers, momenta, old_statistics, strict=True):
+    for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-        if target_share < 1:
-            for tensor, old in zip(_statistics(layer), old_tensors, strict=True):
-                tensor.lerp_(old, 1 - target_share)
     average_buffers(network)
+    target = [[tensor.clone() for tensor in _statistics(layer)] for layer in layers]
+    mixture = StatisticsMixture(layers, source, target)
+    mixture.use(target_share)
+    return mixture
 
 
 def read_statistics(network: nn.Module) -> dict[str, Tensor]:

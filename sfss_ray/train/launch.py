@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sfss_ray.config import Config
+from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.record import claim_inputs, claim_run
@@ -59,6 +60,7 @@ def train_student(
     output_dir: Path | str,
     *,
     card: CardLike | None = None,
+    class_groups: ClassGroupsLike | None = None,
     val_images: Path | str | None = None,
     val_labels: Path | str | None = None,
     config: Config | None = None,
@@ -75,6 +77,7 @@ def train_student(
         output_dir: The run's folder. Call again with the same arguments to resume.
         card: Entries that override the preprocessing of the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
+        class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         val_images: Labelled images to report mIoU on, never used for training or model selection.
         val_labels: Their label maps of train ids.
         config: The whole config, of which `train`, `evaluation` and `compute` are used.
@@ -97,6 +100,7 @@ def train_student(
         output_dir,
         config,
         card=card,
+        class_groups=class_groups,
         masks=masks,
         val_images=val_images,
         val_labels=val_labels,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfss_ray.config import Config
+from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.class_sets import IGNORE_INDEX, ClassSet
 from sfss_ray.data.folders import LabelledImage
 from sfss_ray.method.collective import average_buffers, sum_over_workers, world_size
@@ -67,7 +68,8 @@ class Pretraining:
         self.optimizer = build_optimizer(self.network.body, self.network.heads, self.config.optim)
         max_grad_norm = self.config.optim.max_grad_norm
         self.learner = Learner(self.network, self.optimizer, max_grad_norm)
-        self.samples = LabelledSamples(task.images, self.config.augment, task.config.seed)
+        augment = fit_crop(self.config.augment, self.network.size_multiple)
+        self.samples = LabelledSamples(task.images, augment, task.config.seed)
 
     def initialize(self) -> None:
         """Do nothing: the network has its first weights already."""

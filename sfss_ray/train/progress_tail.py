@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.runtime.progress import Progress, ProgressSink
+from sfss_ray.train.norm_record import STATISTICS_SHARE, describe_choice
 
 RecordSink = Callable[[str, dict[str, Any]], None]
 """Called with the name of a training and a record of its progress file."""
@@ -86,6 +87,9 @@ class _ProgressTail:
 
     def _show(self, name: str, record: dict[str, Any]) -> None:
         step, num_steps = record["step"], record["num_steps"]
+        if STATISTICS_SHARE in record:
+            self.progress(f"{name}: {describe_choice(record)}")
+            return
         if name not in self._bars:
             # The clock starts with the first record: starting workers takes time of its own.
             self._bars[name] = Progress(name, num_steps, self.progress, seconds=0, completed=step)

@@ -49,7 +49,9 @@ class Prepared:
         from sfss_ray.train.adaptation import AdaptationTask
 
         source = self.source
-        return AdaptationTask(source.path, self.training, self.masks, config, source.carried)
+        return AdaptationTask(
+            source.path, self.training, self.masks, config, source.carried, self.held_out
+        )
 
     @functools.cached_property
     def store(self) -> MaskStore:

@@ -33,6 +33,7 @@ def test_arguments_have_the_types_of_the_function():
         "output_file": Path("m.onnx"),
         "size": (64, 96),
         "card": None,
+        "class_groups": None,
     }
     assert call.config == Config()
 

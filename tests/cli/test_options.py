@@ -34,7 +34,7 @@ def test_every_option_has_its_own_name_and_a_text(name):
 
 def test_arguments_have_their_types_and_defaults():
     options = {option.name: option for option in argument_options(cli.VERBS["export"])}
-    assert list(options) == ["--model", "--output-file", "--size", "--card"]
+    assert list(options) == ["--model", "--output-file", "--size", "--card", "--class-groups"]
     assert (options["--model"].metavar, options["--model"].default) == ("PATH", REQUIRED)
     assert (options["--size"].metavar, options["--size"].default) == ("INT INT", (512, 1024))
     (strict,) = [o for o in argument_options(cli.VERBS["masks"]) if o.name == "--strict"]

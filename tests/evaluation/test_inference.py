@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import cv2
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch import nn
 
 from sfss_ray.config import Config, EvaluationConfig, override
+from sfss_ray.data.class_groups import ClassGroups
+from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.errors import ConfigError
 from sfss_ray.evaluation.inference import describe_views, predict_probabilities, slide
 from sfss_ray.models.segmenter import Segmenter
@@ -144,3 +148,21 @@ def test_any_number_of_scales_can_be_set_by_name():
     assert config.evaluation.scales == (0.75, 1.0, 1.25)
     with pytest.raises(ConfigError, match=r"evaluation\.scales is 'big'"):
         override(Config(), {"evaluation.scales": ["big"]})
+
+
+@torch.no_grad()
+def test_groups_add_up_in_windows_and_at_another_size(network):
+    """The outputs are grouped last, after windows were averaged and resized."""
+    image = picture(48, 64)
+    outputs = class_set_of(["a", "b", "c", "d", "e"])
+    groups = ClassGroups("x", (("ac", ("a", "c")), ("e", ("e",))), ("b", "d"))
+    grouped = copy.deepcopy(network).use_groups(groups, outputs)
+    for config in (
+        EvaluationConfig(),
+        EvaluationConfig(mode="slide", window=(32, 32), stride=(16, 16)),
+        EvaluationConfig(mode="slide", window=(32, 32), stride=(16, 16), max_size=56),
+    ):
+        single = predict_probabilities(network, image, config)
+        summed = np.stack([single[0] + single[2], single[4]])
+        probabilities = predict_probabilities(grouped, image, config)
+        np.testing.assert_allclose(probabilities, summed / summed.sum(0), atol=1e-6)

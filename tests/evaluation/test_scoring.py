@@ -201,3 +201,84 @@ def test_table_picture_and_json_are_written(data, tmp_path):
         "per_class.csv",
         "confusion.png",
     ]
+
+
+CAMVID_GROUPS = {
+    "sky": ["sky"],
+    "building": ["building", "wall"],
+    "pole": ["pole"],
+    "road": ["road"],
+    "pavement": ["sidewalk"],
+    "tree": ["vegetation", "terrain"],
+    "sign": ["traffic light", "traffic sign"],
+    "fence": ["fence"],
+    "car": ["car", "truck", "bus", "train"],
+    "pedestrian": ["person"],
+    "bicyclist": ["rider", "motorcycle", "bicycle"],
+}
+
+
+def group_predictions(image: np.ndarray, source: SourceModel) -> np.ndarray:
+    """The group with the highest sum of probabilities in each pixel, as indices of CamVid."""
+    probabilities = predict_probabilities(source.network.eval(), image, CPU.evaluation)
+    indices = [
+        [CITYSCAPES_19.classes.index(m) for m in CAMVID_GROUPS[n]] for n in CAMVID_11.classes
+    ]
+    return np.stack([probabilities[members].sum(0) for members in indices]).argmax(0)
+
+
+def grouped_ious(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """IoU of each of CamVid's classes over (labels, predictions), where labels are names."""
+    ious = []
+    for index, name in enumerate(CAMVID_11.classes):
+        masks = [(label == name, (guess == index) & (label != "")) for label, guess in pairs]
+        hit = sum((mine & theirs).sum() for mine, theirs in masks)
+        ious.append(100 * hit / sum((mine | theirs).sum() for mine, theirs in masks))
+    return ious
+
+
+def test_labels_of_the_members_are_scored_as_their_groups(data):
+    """Nineteen classes in the labels, eleven groups in the model."""
+    lines: list[str] = []
+    mine = model(CITYSCAPES_19)
+    folders = (data / "city", data / "cityLabels")
+    result = evaluate_model(
+        mine, *folders, class_groups=CAMVID_GROUPS, config=CPU, progress=lines.append
+    )
+    group_of = {member: name for name, members in CAMVID_GROUPS.items() for member in members}
+    names = np.array([*map(group_of.get, CITYSCAPES_19.classes), *[""] * 237], dtype=object)
+    pairs = []
+    for path in sorted(folders[0].iterdir()):
+        stem = path.stem.removesuffix("_leftImg8bit")
+        ids = np.array(Image.open(folders[1] / f"{stem}_gtFine_labelTrainIds.png"))
+        pairs.append((names[ids], group_predictions(read_image(path), mine)))
+    assert list(result.per_class) == list(CAMVID_11.classes)
+    assert list(result.per_class.values()) == pytest.approx(grouped_ious(pairs))
+    assert (result.class_set, result.lacking, result.unmatched) == ("camvid-11", (), "")
+    assert result.named == {"mIoU-11": pytest.approx(result.miou)}
+    assert result.joined["terrain"] == "tree"
+    text = "\n".join(result.lines())
+    assert "class groups: sky; building = building + wall; pole" in text
+    assert any(
+        "joined as the groups state: sidewalk in pavement, wall in building" in line
+        for line in lines
+    )
+    assert mine.classes == CITYSCAPES_19
+
+
+def test_labels_of_the_groups_are_scored_by_name(tmp_path):
+    rng, mine = np.random.default_rng(2), model(CITYSCAPES_19)
+    ids = rng.integers(0, 12, SIZE).astype(np.uint8)
+    pixels = rng.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    for folder, content in (("images", pixels), ("labels", ids)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(content).save(tmp_path / folder / "0001TP_000001.png")
+    folders = (tmp_path / "images", tmp_path / "labels")
+    result = evaluate_model(mine, *folders, class_groups="camvid-11", config=CPU, progress=str)
+    label = np.array([*CAMVID_11.classes, ""], dtype=object)[ids]
+    expected = grouped_ious([(label, group_predictions(pixels, mine))])
+    assert list(result.per_class.values()) == pytest.approx(expected)
+    assert (result.lacking, result.synonyms, result.joined, result.unmatched) == ((), {}, {}, "")
+    by_name = evaluate_model(mine, *folders, config=CPU, progress=str)
+    assert by_name.miou != pytest.approx(result.miou)
+    assert "class_groups camvid-11 joins them" in by_name.lines()[-1]

@@ -17,8 +17,8 @@ from family_states import (
 from torch import Tensor, nn
 
 from sfss_ray import Card, load_model, load_source_model, save_model, wrap_model
-from sfss_ray.data.class_sets import CITYSCAPES_19, SYNTHIA_16
-from sfss_ray.errors import CheckpointError
+from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_13, SYNTHIA_16
+from sfss_ray.errors import CheckpointError, DataError
 from sfss_ray.models.checkpoints import keep_outputs, recognise
 from sfss_ray.streets.default import SOURCE_MODEL
 
@@ -184,3 +184,47 @@ def test_safetensors_files_are_source_models(body, images, tmp_path):
 def test_a_model_file_has_no_ema_copy():
     assert "holds no EMA copy" in refusal(SOURCE_MODEL, weights="ema")
     assert load_source_model(SOURCE_MODEL, weights="student").name
+
+
+@torch.no_grad()
+def test_class_groups_sum_the_probabilities_of_their_outputs(images):
+    model = load_source_model(SOURCE_MODEL)
+    grouped = load_source_model(SOURCE_MODEL, class_groups="camvid-11")
+    assert grouped.classes == CAMVID_11
+    assert grouped.outputs == CITYSCAPES_19
+    assert grouped.card == model.card
+    probabilities = model(images).softmax(1)
+    expected = [
+        sum(probabilities[:, CITYSCAPES_19.classes.index(name)] for name in members)
+        for members in grouped.classes.members
+    ]
+    torch.testing.assert_close(grouped(images).softmax(1), torch.stack(expected, 1))
+
+
+@torch.no_grad()
+def test_a_card_describes_the_outputs_and_groups_are_made_of_them(images, tmp_path):
+    """Sixteen of nineteen outputs are kept, and then grouped."""
+    options = {"classes": "synthia-16", "class_groups": "camvid-11"}
+    both = load_source_model(SOURCE_MODEL, card={"align_corners": True}, **options)
+    assert (both.outputs, both.classes) == (SYNTHIA_16, CAMVID_11)
+    assert both.card.align_corners
+    path = save_model(tmp_path / "grouped.pt", both)
+    # A card given later does not undo the groups, and other groups replace them.
+    again = load_source_model(path, card={"align_corners": False})
+    assert (again.outputs, again.classes) == (SYNTHIA_16, CAMVID_11)
+    assert not again.card.align_corners
+    other = load_source_model(path, class_groups="synthia-13")
+    assert (other.outputs, other.classes) == (SYNTHIA_16, SYNTHIA_13)
+    renamed = {"road": "street"}
+    names = tuple(renamed.get(name, name) for name in SYNTHIA_16.classes)
+    with pytest.raises(DataError, match="lists 'road', which is not a class of the model"):
+        load_source_model(path, classes=names)
+
+
+def test_class_groups_that_do_not_fit_are_refused(tmp_path):
+    for groups, message in [
+        ({"all": ["road"]}, "leave out 'sidewalk' and 17 more of the model's classes"),
+        ({"all": ["boat"]}, "lists 'boat', which is not a class of the model"),
+        ({"a": ["road"], "b": ["road"]}, "list 'road' twice"),
+    ]:
+        assert message in refusal(SOURCE_MODEL, class_groups=groups)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, class_set_of
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
@@ -199,3 +200,57 @@ def test_unknown_networks_are_refused(file):
     content = torch.load(file, weights_only=True)
     content["network"] = "unet"
     assert "unknown network 'unet'" in load_refusal(written(file, content))
+
+
+def with_groups() -> SourceModel:
+    torch.manual_seed(0)
+    model = SourceModel(build_network("compact", len(CLASSES)).eval(), "compact", CLASSES)
+    groups = ClassGroups("mine", (("ground", ("road", "boat")),), ("sky",))
+    model.network.use_groups(groups, CLASSES)
+    return model
+
+
+@torch.no_grad()
+def test_class_groups_are_kept_in_a_file_that_earlier_versions_refuse(tmp_path: Path):
+    model, images = with_groups(), torch.rand(1, 3, 32, 32)
+    path = save_model(tmp_path / "grouped.pt", model)
+    content = torch.load(path, weights_only=True)
+    assert content["format"] not in ("sfss_ray.model/1", FORMAT, "sfss_ray.model/3")
+    assert content["classes"] == ["ground"]
+    assert content["card"]["classes"] == ["road", "sky", "boat"]
+    loaded = load_model(path)
+    assert loaded.classes == class_set_of(["ground"], "mine")
+    assert loaded.classes.members == (("road", "boat"),)
+    assert loaded.outputs == CLASSES
+    assert loaded.network.class_groups == model.network.class_groups
+    assert torch.equal(loaded(images), model(images))
+    again = as_source_model(loaded.network)
+    assert (again.classes, again.outputs) == (loaded.classes, CLASSES)
+
+
+@torch.no_grad()
+def test_files_of_v3plus_with_class_groups_keep_its_options(tmp_path: Path):
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 24, 328)
+    groups = ClassGroups("all", (("all", CITYSCAPES_19.classes),))
+    for options in ({"separable_bottleneck": True}, {}):
+        network = build_network(V3PLUS, 19, options).eval()
+        model = SourceModel(network, V3PLUS, CITYSCAPES_19)
+        network.use_groups(groups, CITYSCAPES_19)
+        again = load_model(save_model(tmp_path / "new.pt", model))
+        assert torch.equal(again(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"name": "x", "groups": [["ground", ["road", "ship"]]], "dropped": ["sky"]},
+        {"name": "x", "groups": [["ground", ["road"]]], "dropped": ["sky"]},
+        {"name": "x", "groups": [["ground", 3]], "dropped": []},
+        {"name": "x"},
+    ],
+)
+def test_edited_class_groups_are_refused(groups, tmp_path: Path):
+    content = torch.load(save_model(tmp_path / "x.pt", with_groups()), weights_only=True)
+    message = load_refusal(written(tmp_path / "y.pt", content | {"class_groups": groups}))
+    assert "its class groups cannot be used: the file was edited" in message

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 
+import pytest
 import torch
 from torch import nn
 
 from sfss_ray import Card
+from sfss_ray.data.class_groups import ClassGroups
+from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.segmenter import ResizingHead, Segmenter
 
@@ -88,3 +92,81 @@ def test_heads_and_feature_width():
     assert network.feature_width == 6
     assert network.heads == [classifier, body.decode_head]
     assert Segmenter(nn.Identity(), classifier).heads == [classifier]
+
+
+OUTPUTS = class_set_of(["road", "wall", "building", "background", "sky"])
+GROUPS = ClassGroups(
+    "mine",
+    (("building", ("building", "wall")), ("sky", ("sky",)), ("road", ("road",))),
+    ("background",),
+)
+
+
+def grouped_network() -> Segmenter:
+    """Features and logits are the images themselves, at half their size."""
+    torch.manual_seed(0)
+    network = Segmenter(nn.AvgPool2d(2), nn.Conv2d(3, 5, 1)).use_groups(GROUPS, OUTPUTS)
+    with torch.no_grad():
+        network.classifier.weight *= 4
+    return network
+
+
+def slow_group_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Sum the members' probabilities pixel by pixel, and divide by the sum of the kept ones."""
+    members = [[1, 2], [4], [0]]
+    batch, _, height, width = logits.shape
+    result = torch.zeros(batch, len(members), height, width, dtype=torch.float64)
+    for image in range(batch):
+        for row in range(height):
+            for column in range(width):
+                values = logits[image, :, row, column].double().tolist()
+                total = sum(math.exp(value) for value in values)
+                probabilities = [math.exp(value) / total for value in values]
+                kept = sum(probabilities[i] for group in members for i in group)
+                for index, group in enumerate(members):
+                    summed = sum(probabilities[i] for i in group)
+                    result[image, index, row, column] = summed / kept
+    return result.float()
+
+
+@torch.no_grad()
+def test_probabilities_of_a_group_add_up_at_every_size():
+    network, images = grouped_network(), torch.rand(2, 3, 6, 8)
+    assert network.classes == class_set_of(["building", "sky", "road"], "mine")
+    features, logits = network(images)
+    raw = network.classifier(features)
+    assert logits.shape == (2, 3, 3, 4)
+    torch.testing.assert_close(logits.softmax(1), slow_group_probabilities(raw))
+    # At full size the outputs are upsampled first: upsampled groups would not add up.
+    for size in ((6, 8), (5, 9)):
+        full = network.upsample(raw, size)
+        probabilities = network.logits(images, size).softmax(1)
+        torch.testing.assert_close(probabilities, slow_group_probabilities(full))
+        assert not torch.allclose(network.upsample(logits, size).softmax(1), probabilities)
+
+
+@torch.no_grad()
+def test_logits_far_apart_neither_overflow_nor_vanish():
+    network = grouped_network()
+    logits = torch.tensor([-300.0, 300.0, 300.0, 0.0, 100.0]).view(1, 5, 1, 1)
+    expected = [300 + math.log(2), 100.0, -300.0]
+    assert network.group(logits).flatten().tolist() == pytest.approx(expected)
+    assert network.group(logits.bfloat16()).dtype == torch.float32
+
+
+def test_all_members_learn_and_dropped_outputs_do_not():
+    network = grouped_network()
+    network.logits(torch.rand(1, 3, 6, 8))[:, 0].sum().backward()
+    assert network.classifier.bias.grad is not None
+    assert (network.classifier.bias.grad != 0).tolist() == [False, True, True, False, False]
+
+
+@torch.no_grad()
+def test_groups_are_copied_with_the_network_and_can_be_removed():
+    network, images = grouped_network(), torch.rand(1, 3, 6, 8)
+    assert torch.equal(copy.deepcopy(network).logits(images), network.logits(images))
+    outputs = network.output_logits(images)
+    network.remove_groups()
+    assert network.classes == OUTPUTS
+    assert torch.equal(network.logits(images), outputs)
+    assert network.remove_groups().classes == OUTPUTS

@@ -128,3 +128,35 @@ def test_models_that_cannot_be_copied_are_refused_in_one_line():
 def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"nowhere\.pth' does not exist"):
         open_source(tmp_path / "nowhere.pth")
+
+
+GROUPS = {"ground": ["road", "boat"], "dropped": ["sky"]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make_model", [compact, wrapped])
+def test_class_groups_travel_to_workers_and_leave_the_callers_model(make_model, tmp_path: Path):
+    model = make_model().eval()
+    source = open_source(model, class_groups=GROUPS)
+    assert source.classes.classes == ("ground",)
+    assert source.card.classes == tuple(CLASSES)
+    assert source.class_groups is not None
+    assert source.class_groups.line() == "ground = road + boat; dropped: sky"
+    assert (model.classes.classes, model.network.class_groups) == (tuple(CLASSES), None)
+    received = cloudpickle.loads(cloudpickle.dumps(source.placed(tmp_path))).load()
+    images = random_images((32, 32))
+    assert torch.equal(received(images), model(images)[:, [0, 2]].logsumexp(1, keepdim=True))
+    assert open_source(model).sha256 == source.sha256
+
+
+def test_groups_of_a_model_are_kept_or_replaced(tmp_path: Path):
+    model = compact()
+    grouped = open_source(model, class_groups=GROUPS).load()
+    assert open_source(grouped).class_groups == grouped.network.class_groups
+    both = {"ground": ["road", "boat"], "air": ["sky"]}
+    assert open_source(grouped, class_groups=both).classes.classes == ("ground", "air")
+    path = save_model(tmp_path / "grouped.pt", grouped)
+    assert open_source(path).path == path
+    replaced = open_source(path, class_groups=both).placed(tmp_path / "run")
+    assert replaced.path == tmp_path / "run" / "source_model.pt"
+    assert load_source_model(replaced.path).classes.classes == ("ground", "air")

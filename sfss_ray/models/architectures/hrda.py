@@ -92,7 +92,7 @@ class HRDASegmenter(Segmenter):
     def __init__(self, body: HRDABody, classifier: nn.Module, attention: nn.Module):
         super().__init__(body, nn.ModuleDict({"seg": classifier, "attention": attention}))
 
-    def forward(self, images: Tensor) -> SegmenterOutput:
+    def output_grid(self, images: Tensor) -> SegmenterOutput:
         """Return features and logits on the grid of the detail for images (B, 3, H, W) in [0, 1]."""
         detail, context, attention_features = self.body(self.prepare(images))
         layers: nn.ModuleDict = self.classifier  # pyright: ignore[reportAssignmentType]

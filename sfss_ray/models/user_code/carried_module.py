@@ -26,6 +26,8 @@ from sfss_ray.models.user_code.user_modules import (
     UserCode,
     find_user_code,
     imports_of,
+    modules_without_source,
+    spec_of,
 )
 from sfss_ray.runtime import cluster
 
@@ -64,11 +66,21 @@ class CarriedModule:
     def __init__(self, module: nn.Module):
         self.module = module
         self.payload: Payload | None = None
+        self.late_imports: set[str] = set()
+        """Modules that only a pass through the module imports."""
 
     @cached_property
     def code(self) -> UserCode:
         """The user's Python modules that the module needs."""
-        return find_user_code(_referenced_modules(self._pickle()))
+        return find_user_code(_referenced_modules(self._pickle()) | self.late_imports)
+
+    def add_import(self, name: str) -> bool:
+        """Send another of the user's Python modules too; return whether its source was found."""
+        if name in self.code.sources or name not in find_user_code([name]).sources:
+            return False
+        self.late_imports.add(name)
+        del self.code
+        return True
 
     def pack(self, *, by_value: bool = False) -> Payload:
         """Return the payload to send.
@@ -92,8 +104,11 @@ class CarriedModule:
         return ""
 
     def _pickle(self, *, by_value: bool = False) -> bytes:
+        modules = modules_without_source()
         try:
-            return cluster.pickled(self.module, self.code.loaded() if by_value else ())
+            return cluster.pickled(
+                self.module, [*modules, *self.code.loaded()] if by_value else modules
+            )
         except Exception as error:  # pickling calls methods of the user's classes
             raise ConfigError(
                 f"the module cannot be sent to workers ({type(error).__name__}: {first_line(error)}):"
@@ -120,27 +135,40 @@ def first_line(error: BaseException) -> str:
 
 
 def _referenced_modules(pickled: bytes) -> set[str]:
-    """Return the names of loaded modules in a pickle, and those that a pickled main module imports."""
+    """Return the names of loaded modules in a pickle, and of modules that pickled code imports."""
     strings = {arg for _, arg, _ in pickletools.genops(pickled) if isinstance(arg, str)}
     strings |= {part for string in strings for part in string.split(" ")}
     names = {string for string in strings if string in sys.modules}
-    return names | set(_imports_of_main(strings)) if "__main__" in strings else names
+    if "__main__" in strings:
+        names |= set(_imports_of_main())
+    # Code that no module can be imported for, as in a notebook, is pickled by value. Then the modules
+    # that its functions import are among the strings of the pickle.
+    if strings & _PICKLED_CODE:
+        names |= {string for string in strings if _is_file_of_module(string)}
+    return names
 
 
-def _imports_of_main(strings: set[str]) -> Iterator[str]:
-    """Yield the modules that the main module imports, including imports that have not run yet.
+def _is_file_of_module(name: str) -> bool:
+    """Whether a name is that of a Python module in a file."""
+    spec = spec_of(name) if name.replace(".", "").isidentifier() else None
+    return spec is not None and spec.has_location
 
-    A main module without a file, such as a notebook, is pickled by value. Then the modules that its
-    functions import are among the strings of the pickle.
-    """
-    file = getattr(sys.modules["__main__"], "__file__", None)
+
+_PICKLED_CODE = {"_make_function", "_make_skeleton_class"}
+"""Functions that a pickle of code calls."""
+
+
+def _imports_of_main() -> Iterator[str]:
+    """Yield the modules that the file of the main module imports, even if they have not run yet."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
     if file and Path(file).is_file():
         source = Path(file).read_text(encoding="utf-8", errors="replace")
-        yield from imports_of(source, "")
-        return
-    yield from (string for string in strings if string.isidentifier())
+        yield from imports_of(source, getattr(main, "__package__", None) or "")
 
 
+_MOST_MISSING = 8
+"""Modules that are added, one by one, because the trial misses them."""
 _CHECKED: dict[str, Payload] = {}
 """Payloads that work, by the digest of the checked module."""
 
@@ -172,6 +200,11 @@ def _working_payload(source: Source, carried: CarriedModule, payload: Payload) -
 
     trip = RoundTrip(source)
     problem = trip.problem(payload)
+    for _ in range(_MOST_MISSING):
+        if not (trip.missing_module and carried.add_import(trip.missing_module)):
+            break
+        payload = carried.pack()
+        problem = trip.problem(payload)
     if not problem:
         return payload
     with contextlib.suppress(ConfigError):

@@ -1,71 +1,130 @@
-"""A user's own module as a segmenter: it returns logits, and a named layer provides the features."""
+"""A user's own module as a segmenter: it returns logits, and one of its layers provides the features."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sfss_ray.errors import ConfigError
+from sfss_ray.errors import ConfigError, SfssError
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
 from sfss_ray.models.user_code.carried_module import first_line
-from sfss_ray.models.user_code.layers import (
-    TRAIN_METHODS,
-    layer_named,
-    layers_of,
-    named_layers,
-    torch_methods,
+from sfss_ray.models.user_code.feature_layers import (
+    INPUT,
+    check_feature_layer,
+    recorded_features,
+    single_features,
 )
+from sfss_ray.models.user_code.layers import TRAIN_METHODS, torch_methods
+from sfss_ray.models.user_code.outputs import find_logits
+from sfss_ray.models.user_code.probing import in_eval_mode
 
 CUSTOM = "custom"
 """The network's name in model files, which hold its weights but not its code."""
 
 
-class WrappedSegmenter(Segmenter):
-    """A user's module as a segmenter, with the output of a named layer as features.
+@dataclass(frozen=True)
+class Wrapping:
+    """How a module is used; model files store it beside the weights."""
 
-    Training compares logits and features cell by cell. If their grids differ, `forward` resizes the
-    logits to the grid of the features, by averaging if they are finer and bilinearly if they are
-    coarser. Evaluation and prediction call `logits`, which upsamples the module's own logits.
+    feature_layer: str
+    """Name of the layer that returns the features. With `:input` at its end, the layer reads them."""
+    example_size: tuple[int, int] = (128, 128)
+    """(height, width) of an image that the module takes."""
+    size_multiple: int = 1
+    """Sides of its input images must be multiples of this number of pixels."""
+    title: str = ""
+    """The module's name for reports."""
+
+
+class WrappedSegmenter(Segmenter):
+    """A user's module as a segmenter, with what a layer returns or reads as features.
+
+    Their grids may differ: labels are learnt at the resolution of the logits, and the contrast compares
+    features.
 
     Args:
         module: Maps prepared images (B, 3, H, W) to logits (B, C, h, w), see `wrap_model`.
-        feature_layer: Name of the layer.
         card: The preprocessing.
-        size: (height, width) of the image that is passed through to learn the shapes.
+        wrapping: The feature layer, the sizes and the name.
+        num_classes: Classes that the logits are recognised by among several outputs, or None.
 
     Raises:
         ConfigError: there is no such layer, or it or the module returns something else than expected.
     """
 
-    def __init__(self, module: nn.Module, feature_layer: str, card: Card, size: tuple[int, int]):
+    def __init__(
+        self, module: nn.Module, card: Card, wrapping: Wrapping, num_classes: int | None = None
+    ):
         super().__init__(module, nn.Identity())
         self.use_card(card)
-        _check_layer(module, feature_layer)
-        self.feature_layer = feature_layer
-        self.example_size = size
-        self._feature_width, self.num_outputs = self._probe()
+        check_feature_layer(module, wrapping.feature_layer)
+        self.wrapping = wrapping
+        self.size_multiple = wrapping.size_multiple
+        self.num_outputs = num_classes
+        self._measure_example()
+
+    @property
+    def feature_layer(self) -> str:
+        """The name of the feature layer, see `Wrapping`."""
+        return self.wrapping.feature_layer
+
+    @property
+    def example_size(self) -> tuple[int, int]:
+        """(height, width) of an image that the module takes."""
+        return self.wrapping.example_size
 
     @property
     def feature_width(self) -> int:
-        """F, the number of channels of the named layer."""
+        """F, the number of channels of the features."""
         return self._feature_width
 
-    def forward(self, images: Tensor) -> SegmenterOutput:
-        """Return features and logits on the features' grid for images (B, 3, H, W) in [0, 1]."""
-        features, logits = self._run_body(images)
-        logits = _resize_to_grid(logits, features.shape[-2:], self.align_corners)
-        return SegmenterOutput(features, logits)
+    def describe(self) -> list[str]:
+        """Return lines for people about the features and the sizes."""
+        layer, multiple = self.feature_layer, self.size_multiple
+        source = (
+            f"what {layer.removesuffix(INPUT)!r} reads" if layer.endswith(INPUT) else repr(layer)
+        )
+        features, logits = self._strides
+        lines = [
+            f"features: {source} ({self._feature_width} channels, stride {features:g}); the logits"
+            f" have stride {logits:g}"
+        ]
+        if multiple > 1:
+            lines.append(
+                f"sizes: the module takes multiples of {multiple} pixels; other images are padded"
+            )
+        return lines
 
-    def logits(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the module's own logits at `size`, by default at the size of the images."""
-        return self.upsample(self._run_body(images)[1], size or images.shape[-2:])
+    def output_grid(self, images: Tensor) -> SegmenterOutput:
+        """Return features and logits, each on its own grid, for images (B, 3, H, W) in [0, 1]."""
+        return SegmenterOutput(*self._run_body(images))
+
+    def grid_logits(self, images: Tensor) -> Tensor:
+        """Return the module's own logits for images whose sides are multiples of `size_multiple`.
+
+        Raises:
+            ConfigError: the module fails.
+        """
+        if torch.compiler.is_compiling():
+            return self._run_body(images)[1]
+        try:
+            return self._run_body(images)[1]
+        except (SfssError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a user's module may raise anything
+            height, width = images.shape[-2:]
+            raise ConfigError(
+                f"the module fails on images of {height}x{width} pixels ({type(error).__name__}:"
+                f" {first_line(error)}): it took {self.example_size[0]}x{self.example_size[1]}; a module"
+                " of one size only needs evaluation.mode slide, with evaluation.window and"
+                " train.augment.crop_size of that size"
+            ) from error
 
     def freeze_idle_weights(self) -> None:
         """Stop training the weights that influence neither logits nor features.
@@ -73,6 +132,8 @@ class WrappedSegmenter(Segmenter):
         Data-parallel training would wait forever for their gradients.
         """
         weights = [p for p in self.parameters() if p.requires_grad]
+        if not weights:
+            return
         self.eval()  # a pass in training mode would move BatchNorm's statistics
         with torch.enable_grad():
             features, logits = self._run_body(self._example_image())
@@ -111,103 +172,25 @@ class WrappedSegmenter(Segmenter):
         return self
 
     def _run_body(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of the named layer and the module's own logits."""
-        layer_outputs: list[Any] = []
-        layer = layer_named(self.body, self.feature_layer)
-        # The hook exists for this pass only, so that the user's module stays unchanged and copyable.
-        hook = layer.register_forward_hook(
-            lambda _module, _inputs, output: layer_outputs.append(output)
-        )
-        try:
+        """Return the features and the module's own logits."""
+        with recorded_features(self.body, self.feature_layer) as records:
             output = self.body(self.prepare(images))
-        finally:
-            hook.remove()
-        return _features_of(layer_outputs, self.feature_layer), _logits_of(output)
+        return single_features(records, self.feature_layer), find_logits(output, self.num_outputs)
 
     def _example_image(self) -> Tensor:
         return self.mean.new_zeros(1, 3, *self.example_size)
 
     @torch.no_grad()
-    def _probe(self) -> tuple[int, int]:
-        """Return the numbers of feature channels and of outputs, from a pass of an empty image."""
-        modes = [(layer, layer.training) for layer in layers_of(self)]
-        try:
-            features, logits = self._run_on_example()
-        finally:
-            for layer, training in modes:
-                layer.training = training
-        return features.shape[1], logits.shape[1]
-
-    def _run_on_example(self) -> tuple[Tensor, Tensor]:
-        self.eval()
+    def _measure_example(self) -> None:
+        """Learn the numbers of channels and the strides from a pass of an empty image."""
         parameter = next(self.parameters(), None)
         if parameter is not None:
             self.to(parameter.device)
-        try:
-            return self._run_body(self._example_image())
-        except ConfigError:
-            raise
-        except Exception as error:  # a user's module may raise anything
-            height, width = self.example_size
-            raise ConfigError(
-                f"the module failed on an image of {height}x{width} pixels ({type(error).__name__}:"
-                f" {first_line(error)}): it must take (B, 3, H, W) and return logits;"
-                " example_size=(height, width) sets another size"
-            ) from error
-
-
-def _check_layer(module: nn.Module, name: str) -> None:
-    """Raise ConfigError if a module has no layer of a name."""
-    layer_names = [layer_name for layer_name, _ in named_layers(module) if layer_name]
-    if name in layer_names:
-        return
-    similar = difflib.get_close_matches(name, layer_names, n=5, cutoff=0.4) or layer_names[-5:]
-    raise ConfigError(
-        f"the module has no layer {name!r}: similar names are {', '.join(similar)}; every name is in"
-        " module.named_modules()"
-    )
-
-
-def _features_of(layer_outputs: list[Any], layer: str) -> Tensor:
-    """Return the only output of the feature layer; ConfigError if it is not (B, F, h, w)."""
-    if len(layer_outputs) != 1:
-        raise ConfigError(
-            f"feature layer {layer!r} ran {len(layer_outputs)} times in one pass: name a layer that"
-            " runs once"
-        )
-    (features,) = layer_outputs
-    if not isinstance(features, Tensor) or features.ndim != 4:
-        raise ConfigError(
-            f"feature layer {layer!r} returns {_shape_or_type(features)}: allowed are features"
-            " (B, F, h, w); name a convolution, a normalisation or a block"
-        )
-    return features
-
-
-def _logits_of(output: Any) -> Tensor:
-    """Return the logits in the output of a module: a tensor, or under `out` or `logits`."""
-    if isinstance(output, Mapping):
-        output = output.get("out", output.get("logits"))
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim != 4:
-        raise ConfigError(
-            f"the module returns {_shape_or_type(logits)}: allowed are logits (B, C, h, w), alone, or"
-            " under 'out' or 'logits'"
-        )
-    return logits
-
-
-def _shape_or_type(output: Any) -> str:
-    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
-
-
-def _resize_to_grid(logits: Tensor, grid: torch.Size, align_corners: bool) -> Tensor:
-    if logits.shape[-2:] == grid:
-        return logits
-    size = (int(grid[0]), int(grid[1]))
-    if logits.shape[-2] >= size[0] and logits.shape[-1] >= size[1]:
-        return F.interpolate(logits, size=size, mode="area")
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+        with in_eval_mode(self):
+            features, logits = self._run_body(self._example_image())
+        self._feature_width, self.num_outputs = features.shape[1], logits.shape[1]
+        height = self.example_size[0]
+        self._strides = (height / features.shape[-2], height / logits.shape[-2])
 
 
 def without_weights(module: nn.Module) -> nn.Module:

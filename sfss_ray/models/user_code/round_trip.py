@@ -43,9 +43,12 @@ class RoundTrip:
         self.carried: CarriedModule = source.carried
         self.model = copy.deepcopy(source.load())
         self.expected = self._logits_by_mode()
+        self.missing_module = ""
+        """Python module that the last payload lacked, if that was its problem."""
 
     def problem(self, payload: Payload) -> str:
         """Return what goes wrong with a payload in one line, or an empty string if it works."""
+        self.missing_module = ""
         with tempfile.TemporaryDirectory(prefix="sfss_ray-") as name:
             folder = Path(name)
             save_model(folder / fresh_process.MODEL, self.model)
@@ -58,6 +61,8 @@ class RoundTrip:
                 return failure
             outcome = json.loads((folder / fresh_process.OUTCOME).read_text())
             if outcome:
+                if outcome["type"] == "ModuleNotFoundError":
+                    self.missing_module = outcome.get("name") or ""
                 return _explain(outcome, self.carried.code)
             logits = torch.load(folder / fresh_process.LOGITS, weights_only=True)
             return self._difference(logits)

@@ -99,6 +99,34 @@ def find_user_code(names: Iterable[str]) -> UserCode:
     return code
 
 
+def modules_without_source() -> list[ModuleType]:
+    """Return the loaded modules that no other process can import, although they are the user's.
+
+    They have no file, as a module that was made by hand for notebook cells, or they bear a dotted name
+    without a package of that name. Their code can only be pickled by value.
+    """
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType)
+        and module.__name__ == name != "__main__"
+        and _is_without_source(name, module)
+    ]
+
+
+def _is_without_source(name: str, module: ModuleType) -> bool:
+    top, _, _ = name.partition(".")
+    if top in _DEPENDENCIES or top in sys.builtin_module_names:
+        return False
+    spec = _spec_of_loaded(name, module)
+    if spec is None:
+        package = sys.modules.get(top)
+        package_spec = _spec_of_loaded(top, package) if isinstance(package, ModuleType) else None
+        return package_spec is None or is_user_module(package_spec)
+    parent, _, _ = name.rpartition(".")
+    return bool(parent) and parent not in sys.modules and is_user_module(spec)
+
+
 def spec_of(name: str) -> ModuleSpec | None:
     """Return the spec of a module, without importing it; None if it cannot be found."""
     module = sys.modules.get(name)

@@ -10,7 +10,7 @@ from torch import nn
 from wrapped_networks import CLASSES, Net, make_net, wrap
 
 from sfss_ray import load_model, load_source_model, save_model
-from sfss_ray.errors import CheckpointError, ConfigError
+from sfss_ray.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.mark.parametrize("output", ["tensor", "mapping", "object"])
@@ -86,3 +86,19 @@ def test_model_files_hold_the_weights_and_need_the_module(tmp_path: Path):
     assert torch.equal(blank.classifier.weight, before)
     with pytest.raises(CheckpointError, match="give the module that the file was made with"):
         load_model(path, module=nn.Sequential(nn.Conv2d(3, 3, 1)))
+
+
+@torch.no_grad()
+def test_outputs_of_a_module_are_grouped_on_both_grids():
+    groups = {"ground": ["road", "boat"], "air": ["sky"]}
+    model, images = wrap(make_net(), class_groups=groups), torch.rand(2, 3, 40, 64)
+    plain = wrap(make_net())
+    assert model.classes.classes == ("ground", "air")
+    expected = plain(images).softmax(1)
+    expected = torch.stack([expected[:, 0] + expected[:, 2], expected[:, 1]], 1)
+    torch.testing.assert_close(model(images).softmax(1), expected)
+    output = plain.network(images).logits.softmax(1)
+    expected = torch.stack([output[:, 0] + output[:, 2], output[:, 1]], 1)
+    torch.testing.assert_close(model.network(images).logits.softmax(1), expected)
+    with pytest.raises(DataError, match="leave out 'boat' of the model's classes"):
+        wrap(make_net(), class_groups={"ground": ["road", "sky"]})

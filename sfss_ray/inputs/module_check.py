@@ -1,0 +1,114 @@
+"""Passes of a user's own module at the sizes of a run, before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sfss_ray.config import Config, EvaluationConfig, TrainConfig
+from sfss_ray.data.augment import fit_crop
+from sfss_ray.errors import ConfigError
+from sfss_ray.models.source import Source
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Size = tuple[int, int]
+
+
+def check_module(source: Source, image_size: Size, config: Config) -> None:
+    """Pass empty images through a user's own module, at the sizes of evaluation and training.
+
+    Networks of this package need no check.
+
+    Args:
+        source: The source model.
+        image_size: (height, width) of a target image.
+        config: `evaluation`, `train` and `compute` are used.
+
+    Raises:
+        ConfigError: the module fails at one of the sizes, or BatchNorm cannot be trained on the batch.
+    """
+    if source.carried is None:
+        return
+    import torch
+
+    network = source.load().network
+    with torch.no_grad():
+        network.logits(torch.zeros(1, 3, *evaluated_size(image_size, config.evaluation)))
+    crop_size = fit_crop(config.train.augment, source.size_multiple).crop_size
+    layers = single_value_layers(network, crop_size)
+    if layers and _smallest_batch(config.train, config.compute.num_workers) == 1:
+        raise ConfigError(
+            f"BatchNorm {layers[0]!r} of the module sees a single value per channel of a crop of"
+            f" {crop_size[0]}x{crop_size[1]}, so a batch of one crop has no variance: give every worker"
+            " at least two crops at a time (raise train.batch_size, lower train.accumulate or"
+            " compute.num_workers), or set train.batch_norm to frozen"
+        )
+
+
+def evaluated_size(image_size: Size, config: EvaluationConfig) -> Size:
+    """Return the (height, width) at which the network first sees an image of this size."""
+    if config.mode == "slide":
+        return config.window
+    scale = min(1.0, config.max_size / max(image_size)) * config.scales[0]
+    return round(image_size[0] * scale), round(image_size[1] * scale)
+
+
+def single_value_layers(network: nn.Module, size: Size) -> list[str]:
+    """Return the names of BatchNorm layers that see one value per channel of an image.
+
+    Args:
+        network: A wrapped module in eval mode.
+        size: (height, width) of the image.
+
+    Raises:
+        ConfigError: the module fails at this size.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from sfss_ray.models.user_code.layers import named_layers
+
+    names: list[str] = []
+
+    def hook_for(name: str):
+        def record(_layer: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            if arguments[0][0, 0].numel() == 1:
+                names.append(name.removeprefix("body."))
+
+        return record
+
+    hooks = [
+        layer.register_forward_pre_hook(hook_for(name))
+        for name, layer in named_layers(network)
+        if isinstance(layer, _BatchNorm)
+    ]
+    try:
+        with torch.no_grad():
+            network.logits(torch.zeros(1, 3, *size))  # pyright: ignore[reportCallIssue]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return names
+
+
+def _smallest_batch(config: TrainConfig, num_workers: int) -> int:
+    """Return the crops of the smallest batch that BatchNorm takes statistics of, 0 for none."""
+    if config.batch_norm == "frozen":
+        return 0
+    # The estimate before the first step sees whole batches.
+    if config.batch_norm == "adapt":
+        return config.batch_size // (num_workers * config.accumulate)
+    return config.batch_size if config.statistics_steps else 0
+
+
+def crop_note(source: Source, config: TrainConfig) -> list[str]:
+    """Return a line that says how training crops are rounded, if they are."""
+    crop_size = config.augment.crop_size
+    fitted = fit_crop(config.augment, source.size_multiple).crop_size
+    if fitted == crop_size:
+        return []
+    return [
+        f"training crops: {fitted[0]}x{fitted[1]} instead of {crop_size[0]}x{crop_size[1]}, because the"
+        f" network takes multiples of {source.size_multiple} pixels"
+    ]

@@ -1,0 +1,79 @@
+"""Weights of a user's module from a checkpoint that holds tensors alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfss_ray.config import SourceWeights
+from sfss_ray.errors import CheckpointError
+from sfss_ray.models.card import CardLike
+from sfss_ray.models.families.copies import choose_copy
+from sfss_ray.models.load_report import compare, require_fit
+from sfss_ray.models.model_file import SourceModel, full_precision
+from sfss_ray.models.user_code.custom import with_empty_weights
+from sfss_ray.models.user_code.layers import torch_methods
+from sfss_ray.models.user_code.probing import in_full_precision
+from sfss_ray.models.user_code.wrapping import wrap_model
+
+OWN_FAMILY = "a module of your own"
+
+
+def load_into_module(
+    content: Any, path: Path | str, module: nn.Module, card: CardLike, weights: SourceWeights
+) -> SourceModel:
+    """Return a copy of a module with the weights of a checkpoint, wrapped as a source model.
+
+    Args:
+        content: The content of the checkpoint: a state dict, alone or in a container.
+        path: Its file, for messages.
+        module: The user's own module.
+        card: Entries of the card, which must name the classes.
+        weights: Which copy to read, see `load_source_model`.
+
+    Raises:
+        CheckpointError: the weights do not fit the module.
+        ConfigError: see `wrap_model`.
+    """
+    chosen = choose_copy(content, weights, path)
+    body = with_empty_weights(in_full_precision(module))
+    with torch_methods(body):
+        expected = body.state_dict()
+        state = _under_names_of(expected, chosen.state, content)
+        title = type(module).__name__
+        report = compare(OWN_FAMILY, title, state, expected, chosen.unused)
+        if not report.matched:
+            raise CheckpointError(
+                f"source model {str(path)!r} has no tensor of the module {title}"
+                f" ({', '.join(list(state)[:3]) or 'it has no tensors at all'}): give the checkpoint"
+                " that was made with this module"
+            )
+        require_fit(report, path, "give the module that the checkpoint was made with")
+        body.load_state_dict({name: full_precision(state[name]) for name in report.matched}, False)
+    model = wrap_model(body, card=card)
+    notes = chosen.notes
+    if report.unexpected:
+        notes += (
+            f"{len(report.unexpected)} tensors of the file are not in the module, first"
+            f" {report.unexpected[0]!r}",
+        )
+    model.load_report = dataclasses.replace(report, classes_from="the card", notes=notes)
+    model.facts = model.facts | {"file": Path(path).name}
+    return model
+
+
+def _under_names_of(
+    expected: Mapping[str, Tensor], stripped: Mapping[str, Tensor], content: Any
+) -> Mapping[str, Tensor]:
+    """Return the tensors of a file by the names of the module.
+
+    Prefixes of wrappers such as `model.` are stripped from the keys of checkpoints, but they may be
+    names of the module itself.
+    """
+    plain = content if isinstance(content, Mapping) else {}
+    plain = {str(key): value for key, value in plain.items() if isinstance(value, Tensor)}
+    return plain if len(expected.keys() & plain) > len(expected.keys() & stripped) else stripped

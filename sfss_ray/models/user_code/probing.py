@@ -1,0 +1,132 @@
+"""What is learnt about a user's module before it is used, by passes of small images."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sfss_ray.errors import ConfigError
+from sfss_ray.models.card import Card
+from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.user_code.carried_module import first_line
+from sfss_ray.models.user_code.feature_layers import find_feature_layer
+from sfss_ray.models.user_code.layers import TRAIN_METHODS, layers_of, torch_methods, weights_of
+from sfss_ray.models.user_code.outputs import are_probabilities, find_logits
+
+Size = tuple[int, int]
+SIZE_MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 64)
+"""Multiples of which the sides of images may have to be: those of halvings and of patches."""
+
+
+@contextlib.contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set eval mode inside the block, and restore the mode of every layer afterwards."""
+    modes = [(layer, layer.training) for layer in layers_of(module)]
+    try:
+        with torch_methods(module, TRAIN_METHODS):
+            module.eval()
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def in_full_precision(module: nn.Module) -> nn.Module:
+    """Return the module, or a copy in float32 if its weights have another precision."""
+    buffers = [buffer for layer in layers_of(module) for buffer in layer._buffers.values()]
+    tensors = [*weights_of(module), *(buffer for buffer in buffers if buffer is not None)]
+    if all(t.dtype == torch.float32 for t in tensors if t.is_floating_point()):
+        return module
+    module = copy.deepcopy(module)
+    with torch_methods(module):
+        return module.float()
+
+
+class Probe:
+    """Passes of small images through a user's module, which stays as it is.
+
+    Args:
+        module: In float32.
+        card: The preprocessing.
+        num_classes: Classes that its outputs are expected to have, or None.
+    """
+
+    def __init__(self, module: nn.Module, card: Card, num_classes: int | None):
+        self.module, self.num_classes = module, num_classes
+        self.preprocessing = Segmenter(nn.Identity(), nn.Identity(), card)
+        weights = weights_of(module)
+        self.device = weights[0].device if weights else torch.device("cpu")
+
+    def find_sizes(self, example_size: Size) -> tuple[int, Size]:
+        """Return the multiple that image sides need, and a size near `example_size` that works.
+
+        A multiple is tried on images whose sides are odd and even numbers of it. Only failing passes
+        count: a module may return logits of any size. If the example alone works, the multiple is 1.
+
+        Raises:
+            ConfigError: no size works.
+        """
+        failure = self._failure(example_size)
+        for multiple in SIZE_MULTIPLES:
+            height, width = (_odd_multiple(side, multiple) for side in example_size)
+            sizes = [(height, width + multiple), (height + 2 * multiple, width)]
+            if all(self._failure(size) is None for size in sizes):
+                return multiple, sizes[0] if failure else example_size
+        if failure is None:
+            return 1, example_size
+        height, width = example_size
+        raise ConfigError(
+            f"the module failed on an image of {height}x{width} pixels ({type(failure).__name__}:"
+            f" {first_line(failure)}), and on images whose sides are multiples of 2 to"
+            f" {SIZE_MULTIPLES[-1]}: it must take (B, 3, H, W) and return logits;"
+            " example_size=(height, width) sets another size"
+        ) from failure
+
+    def logits(self, size: Size) -> Tensor:
+        """Return the logits of a random image.
+
+        Raises:
+            ConfigError: they are no logits, see `find_logits`, or probabilities.
+        """
+        with in_eval_mode(self.module), torch.no_grad():
+            logits = find_logits(self.module(self._image(size)), self.num_classes)
+        if are_probabilities(logits):
+            raise ConfigError(
+                "the module returns probabilities (they add up to 1 at every pixel): return the logits,"
+                " which it computes before the softmax"
+            )
+        return logits
+
+    def find_feature_layer(self, size: Size) -> str:
+        """Return the feature layer, see `feature_layers.find_feature_layer`."""
+        with in_eval_mode(self.module):
+            return find_feature_layer(
+                self.module,
+                self._image(size),
+                lambda output: find_logits(output, self.num_classes),
+            )
+
+    def _image(self, size: Size) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        image = torch.rand(1, 3, *size, generator=generator)
+        return self.preprocessing.prepare(image).to(self.device)
+
+    def _failure(self, size: Size) -> Exception | None:
+        """Return the error of a pass of an empty image, or None."""
+        image = self.preprocessing.prepare(torch.zeros(1, 3, *size)).to(self.device)
+        try:
+            with in_eval_mode(self.module), torch.no_grad():
+                self.module(image)
+        except Exception as error:  # a user's module may raise anything
+            return error
+        return None
+
+
+def _odd_multiple(side: int, multiple: int) -> int:
+    """Return the next product of `multiple` and an odd number of 3 or more."""
+    count = max(3, -(-side // multiple))
+    return multiple * (count + 1 - count % 2)
