@@ -1,7 +1,8 @@
 """`sfss-ray verify`: the family of a source checkpoint and its predictions, before any training.
 
 Weights may load without an error and still predict nonsense. Most often the images have another channel
-order, value range or normalisation than the weights were trained with. The predictions show it.
+order, value range or normalisation than the weights were trained with. Likely cards are therefore
+compared on the images, see card_check.py.
 """
 
 from __future__ import annotations
