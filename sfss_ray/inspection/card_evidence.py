@@ -6,6 +6,8 @@
 - `prediction_information`: the information of the predictions about the class. It tells channel orders
   and similar normalisations apart, which the statistics of a new domain cannot do.
 - `region_information`: the same over the regions of the images, for networks without BatchNorm.
+
+Predictions are those of the network's outputs, not of their groups.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def prediction_information(network: Segmenter, images: Sequence[Tensor]) -> np.n
     """
     means, entropies = [], []
     for image in images:
-        probabilities = network(image).logits.double().softmax(1)
+        probabilities = network.output_grid(image).logits.double().softmax(1)
         means.append(probabilities.mean((0, 2, 3)))
         entropies.append(_entropy(probabilities).mean())
     each = [
@@ -173,7 +175,7 @@ def region_information(
     overall: MaskInformation | None = None
     each = []
     for image, region_ids in zip(images, regions, strict=True):
-        logits = network.logits(image)[0]
+        logits = network.output_logits(image)[0]
         overall = overall or MaskInformation(len(logits))
         single = MaskInformation(len(logits))
         for score in (overall, single):

@@ -1,7 +1,8 @@
 """`sfss-ray verify`: the family of a source checkpoint and its predictions, before any training.
 
 Weights may load without an error and still predict nonsense. Most often the images have another channel
-order, value range or normalisation than the weights were trained with. The predictions show it.
+order, value range or normalisation than the weights were trained with. Likely cards are therefore
+compared on the images, see card_check.py.
 """
 
 from __future__ import annotations
@@ -114,8 +115,7 @@ def verify_source(
 
     Returns:
         Family, classes, card, load report, source-only mIoU (with labels), mean entropy, the histogram
-        of predicted classes, and warnings when nearly all pixels get one class or another card suits the
-        weights clearly better.
+        of predicted classes, and warnings: one class nearly everywhere, or a card that suits better.
 
     Raises:
         CheckpointError: see `load_source_model`.
@@ -126,19 +126,11 @@ def verify_source(
     source = open_source(source_model, card, config.source_weights, class_groups)
     for note in source.notes:
         progress(note)
-    if labels is None:
-        pairs = ()
-        files, notes = open_images(images, config, source.white_level, "images")
-        for note in notes:
-            progress(note)
-    else:
-        files = pairs = labelled_images(
-            images, labels, source.classes, config, progress, source.white_level
-        )
+    files = _open_files(images, labels, source, config, progress)
     model = source.load(cluster.local_device(config.compute))
     predictions = _predict_all(model.network, files, source.classes, config, progress)
-    stated = _stated_card(source_model, source, card, config)
-    check = check_card(model.network, files, stated, progress)
+    stated_card = _stated_card(source_model, source, card, config)
+    check = check_card(model.network, files, stated_card, progress)
     report = model.load_report
     return VerifyResult(
         family=report.family if report else "a module of your own",
@@ -151,15 +143,27 @@ def verify_source(
         entropy=predictions.entropy,
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
-        per_class=predictions.per_class if pairs else None,
-        warnings=(
-            *check.warnings,
-            *_warnings(predictions, source.classes, pairs),
-            *([source.mark] if source.mark else []),
-        ),
+        per_class=predictions.per_class if labels is not None else None,
+        warnings=(*check.warnings, *_warnings(predictions, source, files[0])),
         class_groups=source.class_groups,
         card_check=check,
     )
+
+
+def _open_files(
+    images: Path | str,
+    labels: Path | str | None,
+    source: Source,
+    config: Config,
+    progress: ProgressSink,
+) -> Sequence[ImageFile] | Sequence[LabelledImage]:
+    white = source.white_level
+    if labels is not None:
+        return labelled_images(images, labels, source.classes, config, progress, white)
+    files, notes = open_images(images, config, white, "images")
+    for note in notes:
+        progress(note)
+    return files
 
 
 def _stated_card(
@@ -242,12 +246,13 @@ def _labels_of_size(file: LabelledImage, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _warnings(
-    predictions: _Predictions, classes: ClassSet, pairs: Sequence[LabelledImage]
+    predictions: _Predictions, source: Source, file: ImageFile | LabelledImage
 ) -> tuple[str, ...]:
-    """Warn of NaN, of one class nearly everywhere, and of predicted classes that labels cannot show."""
+    """Warn of NaN, of one class nearly everywhere, of classes without labels, of a marked student."""
+    mark = [source.mark] if source.mark else []
     if not np.isfinite(predictions.entropy):
-        return ("the network returns NaN or Inf: its weights are damaged",)
-    warnings = []
+        return ("the network returns NaN or Inf: its weights are damaged", *mark)
+    warnings, classes = [], source.classes
     top = int(predictions.shares.argmax())
     if predictions.shares[top] > 100 * ONE_CLASS:
         warnings.append(
@@ -256,8 +261,8 @@ def _warnings(
             " were trained with, or the weights are not those of a trained network; adapting this model"
             " would fail"
         )
-    decoding = pairs[0].decoding if pairs else None
+    decoding = file.decoding if isinstance(file, LabelledImage) else None
     if decoding is not None:
         percents = predictions.shares.tolist()
         warnings.append(unmatched_note(classes, decoding.label_classes, percents))
-    return tuple(warning for warning in warnings if warning)
+    return tuple(warning for warning in [*warnings, *mark] if warning)
