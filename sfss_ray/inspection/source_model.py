@@ -23,7 +23,7 @@ from sfss_ray.errors import DataError
 from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.models.card import Card, CardLike
-from sfss_ray.models.source import SourceLike, open_source
+from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 
@@ -126,9 +126,8 @@ def verify_source(
         for note in notes:
             progress(note)
     else:
-        files = pairs = labelled_images(
-            images, labels, source.classes, config, progress, source.white_level
-        )
+        white = source.white_level
+        files = pairs = labelled_images(images, labels, source.classes, config, progress, white)
     model = source.load(cluster.local_device(config.compute))
     predictions = _predict_all(model.network, files, source.classes, config, progress)
     report = model.load_report
@@ -144,10 +143,7 @@ def verify_source(
         predicted=dict(zip(source.classes.classes, map(float, predictions.shares), strict=True)),
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
-        warnings=(
-            *_warnings(predictions, source.classes, pairs),
-            *([source.mark] if source.mark else []),
-        ),
+        warnings=_warnings(predictions, source, pairs),
         class_groups=source.class_groups,
     )
 
@@ -218,12 +214,13 @@ def _labels_of_size(file: LabelledImage, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _warnings(
-    predictions: _Predictions, classes: ClassSet, pairs: Sequence[LabelledImage]
+    predictions: _Predictions, source: Source, pairs: Sequence[LabelledImage]
 ) -> tuple[str, ...]:
     """Warn of NaN, of one class nearly everywhere, and of predicted classes that labels cannot show."""
     if not np.isfinite(predictions.entropy):
-        return ("the network returns NaN or Inf: its weights are damaged",)
-    warnings = []
+        damaged = "the network returns NaN or Inf: its weights are damaged"
+        return (damaged, source.mark) if source.mark else (damaged,)
+    classes, warnings = source.classes, []
     top = int(predictions.shares.argmax())
     if predictions.shares[top] > 100 * ONE_CLASS:
         warnings.append(
@@ -236,4 +233,4 @@ def _warnings(
     if decoding is not None:
         percents = predictions.shares.tolist()
         warnings.append(unmatched_note(classes, decoding.label_classes, percents))
-    return tuple(warning for warning in warnings if warning)
+    return tuple(warning for warning in [*warnings, source.mark] if warning)
