@@ -58,6 +58,7 @@ VAGUE_NAMES = {
 PUBLIC_FUNCTIONS = {
     *("adapt", "evaluate_model", "generate_masks", "plan", "pretrain_source", "train_student"),
     *("export_onnx", "load_source_model", "predict", "tune_hyperparameters", "verify_source"),
+    "wrap_model",
 }
 """Functions whose parameters are options of a user."""
 MIRRORED_SIGNATURES = {Path("masks/sam/generator.py")}

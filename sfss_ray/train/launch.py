@@ -70,8 +70,7 @@ def train_student(
     """Adapt a source model to unlabelled target images with their masks.
 
     Args:
-        source_model: A checkpoint of any known family, or a model file. In Python also a source model
-            in memory (`load_source_model`, `wrap_model`).
+        source_model: A checkpoint of any known family, or a model file; in Python also a model.
         target_images: Folder of unlabelled images.
         masks: Folder of masks of these images, made by `generate_masks` or `import_masks`.
         output_dir: The run's folder. Call again with the same arguments to resume.

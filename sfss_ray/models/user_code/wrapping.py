@@ -65,20 +65,29 @@ def wrap_model(
     if classes is not None:
         entries = entries | {"classes": class_names(classes)}
     full_card = Card.from_dict(entries)
-    module = in_full_precision(module)
-    if feature_layer is not None:
-        check_feature_layer(module, feature_layer)
-
-    num_classes = len(full_card.classes)
-    probe = Probe(module, full_card, num_classes or None)
-    multiple, size = probe.find_sizes(example_size)
-    _check_classes(probe.logits(size).shape[1], num_classes)
     title = type(module).__name__ if name is None else name
-    wrapping = Wrapping(feature_layer or probe.find_feature_layer(size), size, multiple, title)
-    network = WrappedSegmenter(module, full_card, wrapping, num_classes)
+    network = _wrap(in_full_precision(module), feature_layer, full_card, example_size, title)
     facts = {"made_by": f"{type(module).__module__}.{type(module).__qualname__}"}
     model = SourceModel(network, CUSTOM, class_set_of(full_card.classes), facts)
     return with_card(model, {}, CUSTOM, class_groups)
+
+
+def _wrap(
+    module: nn.Module,
+    feature_layer: str | None,
+    card: Card,
+    example_size: tuple[int, int],
+    title: str,
+) -> WrappedSegmenter:
+    """Find what a module needs by passes of small images, and wrap it."""
+    if feature_layer is not None:
+        check_feature_layer(module, feature_layer)
+    num_classes = len(card.classes)
+    probe = Probe(module, card, num_classes or None)
+    multiple, size = probe.find_sizes(example_size)
+    _check_classes(probe.logits(size).shape[1], num_classes)
+    wrapping = Wrapping(feature_layer or probe.find_feature_layer(size), size, multiple, title)
+    return WrappedSegmenter(module, card, wrapping, num_classes)
 
 
 def _check_classes(num_outputs: int, num_classes: int) -> None:
