@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfss_ray.config import Config, EvaluationConfig
+from sfss_ray.config.train import STATISTICS_BATCH
 from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.evaluation.inference import image_pixels
 from sfss_ray.evaluation.view_consistency import ConsistencyProbe, ViewConsistency
@@ -29,8 +30,6 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the target's statistics that are compared; 0 keeps those of the source model."""
 NUM_IMAGES = 16
 """Target images on which they are compared."""
-BATCH_SIZE = 2
-"""Whole images per batch of the estimate: networks that normalise a pooled vector need two."""
 MIN_IMAGES = 3
 """With fewer images the spread is unknown, and the source's statistics are kept."""
 
@@ -151,7 +150,7 @@ def whole_image_batches(
             pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
         batch.append(network.pad(pixels))
         # A last image that would be alone joins the batch before it.
-        if len(batch) >= BATCH_SIZE and number != len(files) - 2:
+        if len(batch) >= STATISTICS_BATCH and number != len(files) - 2:
             yield torch.cat(batch)
             batch = []
     if batch:

@@ -1,4 +1,4 @@
-"""The record of a choice of BatchNorm statistics, as it stands in the progress file. No torch here."""
+"""The choice of BatchNorm statistics in progress files and messages. No torch here."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ UNIVERSAL = (
 """Networks that predict masks with a class each."""
 _SEMANTIC_SUFFIX = "ForSemanticSegmentation"
 _FIXED_SIZE = ("beit", "data2vec-vision", "dpt", "eomt", "eomt_dinov3")
-"""Model types that take one size of images, the `image_size` of their config.json: their positions are for
-it alone, or, as in DPT, their code is for square images only."""
+"""Model types that take one size of images, the `image_size` of their config.json: their positions are
+for it alone, or, as in DPT, their code is for square images only."""
 _HEADS = (
     *("decode_head", "segmentation_head", "head", "class_predictor"),
     "model.transformer_module.decoder.class_embed",
