@@ -15,6 +15,7 @@ from sfss_ray import run_report
 from sfss_ray.config import Config, flatten, override
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.data.label_formats import make_decoding
 from sfss_ray.evaluation.examination import Examination, Score
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.models.architectures.catalogue import build_network
@@ -307,3 +308,27 @@ def test_a_student_that_is_worse_is_marked_in_its_file(word, tmp_path, monkeypat
 def read_record_of(record):
     """A record as it comes back from its file."""
     return type(record).from_json(record.to_json())
+
+
+def test_class_groups_and_unmatched_classes_are_recorded(tmp_path):
+    grouped = open_source(network(0), class_groups="camvid-11")
+    prepared = Prepared(grouped)
+    prepared.classes = grouped.classes  # pyright: ignore[reportAttributeAccessIssue]
+    record = describe_run(finished(masked_run(tmp_path, prepared)), SCORES, 0)
+    assert record.class_set.name == "camvid-11"
+    assert record.class_set.groups is not None
+    members = {group.name: group.members for group in record.class_set.groups}
+    assert members["car"] == ("car", "truck", "bus", "train")
+    assert (record.class_set.dropped, record.labels.note) == ((), None)
+    assert read_record_of(record) == record
+
+    # Without groups, truck is predicted on 30 % of the pixels of CamVid's labels.
+    decoding = make_decoding("camvid", CITYSCAPES_19)
+    labelled = (LabelledImage("v", Path("v.png"), Path("v_labels.png"), decoding),)
+    share = tuple({"road": 0.7, "truck": 0.3}.get(name, 0.0) for name in CITYSCAPES_19.classes)
+    scores = SCORES | {SOURCE_ONLY: Score(miou=40.0, labelled_share=share)}
+    run = masked_run(tmp_path, Prepared(open_source(network(0)), labelled=labelled))
+    record = describe_run(finished(run), scores, 0)
+    assert record.class_set.groups is None
+    assert "truck 30.0 % of the pixels" in (record.labels.note or "")
+    assert "class_groups camvid-11" in (record.labels.note or "")

@@ -92,6 +92,7 @@ def _steps_on_one_batch(device: str) -> Iterator[list[float]]:
     import torch
 
     from sfss_ray.train import adaptation
+    from sfss_ray.train.data_parallel import to_device
     from sfss_ray.train.gradients import StepContext
 
     seconds: list[float] = []
@@ -99,7 +100,7 @@ def _steps_on_one_batch(device: str) -> Iterator[list[float]]:
     def walk(trainable: Any, run: Any, schedule: Any) -> None:
         trainable.initialize()
         trainable.distribute()
-        batch = adaptation.to_device(next(iter(trainable.batches(0))), run.device)
+        batch = to_device(next(iter(trainable.batches(0))), run.device)
         context = StepContext(schedule.num_steps)
         for _ in range(WARM_UP + REPEATS):
             torch.cuda.synchronize()

@@ -167,19 +167,11 @@ def source_network(job: Job) -> Any:
 
 
 def with_target_statistics(job: Job) -> Any:
-    """Return the source model with the BatchNorm statistics of target images and no other change."""
-    import torch
+    """Return the source model with the BatchNorm statistics that a training would start from."""
+    from sfss_ray.train.norm_choice import StatisticsImages, set_initial_statistics
 
-    from sfss_ray.train.batch_norm import estimate_statistics
-    from sfss_ray.train.data_parallel import to_device
-    from sfss_ray.train.samples import TargetSamples, step_loader
-
-    network, train = source_network(job), job.config.train
-    samples = TargetSamples(job.pair.images, None, train.augment, job.seed)
-    batches = step_loader(samples, 0, train.statistics_steps, train.batch_size)
-    device = torch.device(job.device)
-    weak = (to_device(b, device)["weak"] for b in batches)
-    estimate_statistics(network.train(), weak, train.statistics_share)
+    network = source_network(job)
+    set_initial_statistics(network, StatisticsImages(job.pair.images), job.config)
     return network.eval()
 
 

@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "camvid_day2dusk": {
         "train.augment.crop_size": [128, 192],
         "train.batch_size": 2,
-        "train.statistics_steps": 10,
+        "train.statistics_images": 40,
     },
 }
 STEPS_SHARE = {"streets": 1.0, "camvid_day2dusk": 0.5}  # of the steps of the points below

@@ -18,6 +18,10 @@ from sfss_ray.config.ranges import (
     check_knobs,
 )
 
+STATISTICS_BATCH = 2
+"""Whole images per batch when BatchNorm statistics are estimated. Networks that normalise a pooled
+vector need two."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:

@@ -149,12 +149,16 @@ def find_class_set(name: str) -> ClassSet:
 def parse_classes(text: str) -> ClassSet:
     """Return a class set from its name (cityscapes-19) or from comma-separated class names.
 
+    The name of a class set among others stands for its classes, as in `cityscapes-19,background`.
+
     Raises:
         DataError: the name is unknown, or the class names are empty or repeated.
     """
     text = without_mark(text).strip()
     if "," in text:
-        return class_set_of([part.strip() for part in text.split(",")])
+        parts = [part.strip() for part in text.split(",")]
+        groups = [CLASS_SETS[part].classes if part in CLASS_SETS else (part,) for part in parts]
+        return class_set_of([name for names in groups for name in names])
     return find_class_set(text)
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
-from sfss_ray.data.shipped_groups import SHIPPED_NAMES, shipped_groups
+from sfss_ray.data.shipped_groups import SHIPPED_NAMES, shipped_grouping
 from sfss_ray.errors import DataError
 from sfss_ray.storage.text import read_text
 
@@ -39,7 +39,7 @@ def find_class_groups(class_groups: ClassGroupsLike, classes: ClassSet) -> Class
     if isinstance(class_groups, Mapping):
         return parse_groups("custom", class_groups).fitted(classes)
     if str(class_groups) in SHIPPED_NAMES:
-        return shipped_groups(str(class_groups), classes)
+        return shipped_grouping(str(class_groups), classes)
     return read_groups(Path(class_groups)).fitted(classes)
 
 

@@ -271,10 +271,12 @@ def _refuse_damaged(facts: PairFacts, target: ClassSet) -> None:
         )
     classes = decoding.label_classes
     owner = "the model has" if classes == target else "their class set has"
+    hint = ", such as cityscapes-19 for ids of the outputs" if classes.members else ""
     raise DataError(
         f"labels {path!r} contain id {unknown_ids[0]}, but {owner} {len(classes)} classes"
         f" ({classes.name}: 0 to {len(classes) - 1}, 255 ignored); give labels of the model's classes,"
-        f" name their encoding (labels_format: {', '.join(FORMATS)}) or their classes (labels_classes)"
+        f" name their encoding (labels_format: {', '.join(FORMATS)}) or their classes"
+        f" (labels_classes{hint})"
     )
 
 

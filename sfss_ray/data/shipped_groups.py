@@ -107,7 +107,7 @@ SHIPPED = (
 SHIPPED_NAMES = tuple(dict.fromkeys(groups.name for groups in SHIPPED))
 
 
-def shipped_groups(name: str, classes: ClassSet) -> ClassGroups:
+def shipped_grouping(name: str, classes: ClassSet) -> ClassGroups:
     """Return the shipped grouping of a target for a model.
 
     Args:

@@ -123,7 +123,6 @@ class Examination:
             labelled_images=len(self.labelled),
             held_out_images=len(self.held_out),
             class_share=share,
-            **labelled,
             **values,
         )
 

@@ -135,7 +135,9 @@ def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     if source.class_groups is not None:
         survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
     survey.notes.extend([*source.notes, *crop_note(source, request.config.train)])
-    return source, f"{source.origin}: {source.network}, {source.classes.name}"
+    return source, "; ".join(
+        [f"{source.origin}: {source.network}, {source.classes.name}", *source.notes]
+    )
 
 
 def _check_module(request: Request, survey: Survey) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfss_ray.config import Config, EvaluationConfig, TrainConfig
+from sfss_ray.config.train import STATISTICS_BATCH
 from sfss_ray.data.augment import fit_crop
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.source import Source
@@ -96,10 +97,10 @@ def _smallest_batch(config: TrainConfig, num_workers: int) -> int:
     """Return the crops of the smallest batch that BatchNorm takes statistics of, 0 for none."""
     if config.batch_norm == "frozen":
         return 0
-    # The estimate before the first step sees whole batches.
     if config.batch_norm == "adapt":
         return config.batch_size // (num_workers * config.accumulate)
-    return config.batch_size if config.statistics_steps else 0
+    # The estimate before the first step sees batches of whole images.
+    return STATISTICS_BATCH if config.statistics_images else 0
 
 
 def crop_note(source: Source, config: TrainConfig) -> list[str]:

@@ -22,8 +22,9 @@ from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
 from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.inputs.labels import labelled_images
+from sfss_ray.inspection.card_check import CardCheck, check_card
 from sfss_ray.models.card import Card, CardLike
-from sfss_ray.models.source import SourceLike, open_source
+from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 
@@ -61,6 +62,8 @@ class VerifyResult:
     """Signs that the model or its card is wrong, or that scores compare other class sets."""
     class_groups: ClassGroups | None = None
     """The groups of outputs that the classes are, if any."""
+    card_check: CardCheck | None = None
+    """Comparison of likely cards."""
 
     def lines(self) -> list[str]:
         """Return the result for people."""
@@ -75,6 +78,8 @@ class VerifyResult:
             lines += [f"note: {note}" for note in self.load_report.notes]
         card = {k: v for k, v in self.card.to_dict().items() if k != "classes"}
         lines.append("card: " + ", ".join(f"{name} {value}" for name, value in card.items()))
+        if self.card_check is not None:
+            lines.append(self.card_check.line())
         lines.append(f"images: {self.images}, mean entropy {self.entropy:.3f} nats")
         if self.per_class is not None:
             lines.append(f"source-only mIoU: {self.miou:.2f} %")
@@ -109,7 +114,8 @@ def verify_source(
 
     Returns:
         Family, classes, card, load report, source-only mIoU (with labels), mean entropy, the histogram
-        of predicted classes, and a warning when nearly all pixels get one class.
+        of predicted classes, and warnings when nearly all pixels get one class or another card suits the
+        weights clearly better.
 
     Raises:
         CheckpointError: see `load_source_model`.
@@ -131,6 +137,8 @@ def verify_source(
         )
     model = source.load(cluster.local_device(config.compute))
     predictions = _predict_all(model.network, files, source.classes, config, progress)
+    stated = _stated_card(source_model, source, card, config)
+    check = check_card(model.network, files, stated, progress)
     report = model.load_report
     return VerifyResult(
         family=report.family if report else "a module of your own",
@@ -145,11 +153,27 @@ def verify_source(
         miou=predictions.miou,
         per_class=predictions.per_class if pairs else None,
         warnings=(
+            *check.warnings,
             *_warnings(predictions, source.classes, pairs),
             *([source.mark] if source.mark else []),
         ),
         class_groups=source.class_groups,
+        card_check=check,
     )
+
+
+def _stated_card(
+    source_model: SourceLike, source: Source, card: CardLike | None, config: Config
+) -> Card | None:
+    """Return the card that the checkpoint has without the user's entries.
+
+    A module of the user's own has none: its card is what the user said of it.
+    """
+    if source.carried is not None:
+        return None
+    if card is None:
+        return source.card
+    return open_source(source_model, None, config.source_weights).card
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sfss_ray.method.transfer import Fetched, send_arrays
 
 
 class StudentOutput(NamedTuple):
-    """The student's predictions on its grid: logits (B, C, h, w), embeddings (B, D, h, w)."""
+    """The student's logits (B, C, h', w') and embeddings (B, D, h, w), each on its own grid."""
 
     logits: Tensor
     embeddings: Tensor
@@ -127,7 +127,7 @@ def contrast_losses(
     """Return the intra-instance and intra-class losses, and statistics of the pairs.
 
     Args:
-        student: Its output for the strong views.
+        student: Its output for the strong views. Both parts have the grid of the embeddings here.
         inputs: From `fetch_pair_inputs`.
         bank: Prototypes of earlier steps. The batch's best prototypes are written to it.
         config: Of the training.
@@ -140,11 +140,7 @@ def contrast_losses(
     """
     embeddings = student.embeddings
     # max, because argmax is four times slower on a CPU. Both return the first of equals.
-    logits = student.logits
-    if logits.shape[-2:] != embeddings.shape[-2:]:
-        size = (embeddings.shape[-2], embeddings.shape[-1])
-        logits = F.interpolate(logits.detach(), size=size, mode="bilinear", align_corners=False)
-    student_labels = Fetched(logits.max(1).indices.flatten(1))
+    student_labels = Fetched(student.logits.max(1).indices.flatten(1))
     masks = inputs.describe(config)
     fresh = gather_prototypes(masks.tables, masks.origins)
     sums = embeddings.new_zeros(4)

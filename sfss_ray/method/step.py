@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sfss_ray.config import LossConfig, TrainConfig
+from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.method.class_mix import mix_classes
 from sfss_ray.method.collective import global_mean, sum_over_workers
 from sfss_ray.method.contrast import StudentOutput, contrast_losses, fetch_pair_inputs
@@ -52,6 +53,9 @@ def adaptation_losses(
     W * (this worker's sum) / (sum of weights over all workers): the average is then the gradient of
     the mean over the whole batch.
 
+    loss_seg is a mean over pixels: the network's logits are scaled up from whatever grid they have. The
+    other two are means over anchors, which are cells of the features' grid.
+
     Args:
         networks: Student, teacher and memory.
         batch: `weak` and `strong` views (B, 3, H, W) in [0, 1], `mask_ids` (B, H, W), and per image
@@ -79,8 +83,9 @@ def adaptation_losses(
 
     if pair_inputs is not None:
         ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
+        on_cells = _on_cells(output, full_logits, segmenter.align_corners)
         contrast_metrics = contrast_losses(
-            output, pair_inputs, networks.memory.bank, config, info.seed, draw=ramp_value > 0
+            on_cells, pair_inputs, networks.memory.bank, config, info.seed, draw=ramp_value > 0
         )
         metrics |= contrast_metrics
         beta = config.loss.instance_share
@@ -107,6 +112,20 @@ def _pseudo_label(
     align_corners = networks.teacher.segmenter.align_corners
     mixed, view = mix_classes(batch, view, config.augment.class_mix, info.seed, align_corners)
     return mixed, view, thresholds
+
+
+@torch.no_grad()
+def _on_cells(output: StudentOutput, full_logits: Tensor, align_corners: bool) -> StudentOutput:
+    """Return the student's output with scores of the classes on the grid of the embeddings.
+
+    They are the logits, or where those have another grid the mean probabilities of each cell's pixels,
+    as the teacher's are. Only their order is used.
+    """
+    height, width = output.embeddings.shape[-2:]
+    if output.logits.shape[-2:] == (height, width):
+        return output
+    scores = cell_means(full_logits.softmax(1), (height, width), align_corners)
+    return output._replace(logits=scores)
 
 
 def label_space_loss(logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig) -> Tensor:

@@ -55,6 +55,8 @@ def predict_teacher(
     if several_views:
         full = average_views(teacher, weak, full, config)
     if several_views or logits.shape[-2:] != embeddings.shape[-2:]:
+        # Means of pixels, for logits that are finer than the embeddings and for coarser ones: the masks
+        # of cells are those of the same pixels.
         grid = cell_means(full, (height, width), segmenter.align_corners)
     else:
         grid = logits.float().softmax(1)

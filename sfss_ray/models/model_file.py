@@ -249,9 +249,8 @@ def model_from_content(
         network = _known_network(content, path, len(classes)).use_card(card)
 
     # load_state_dict would raise an error of many lines, so the fit is checked before.
-    report = compare(
-        MODEL_FILE_FAMILY, content["network"], content["state_dict"], network.state_dict()
-    )
+    title = network.wrapping.title if isinstance(network, WrappedSegmenter) else content["network"]
+    report = compare(MODEL_FILE_FAMILY, title, content["state_dict"], network.state_dict())
     require_fit(report, path, "the file is damaged or was edited: make it again")
     state = {k: full_precision(v) for k, v in content["state_dict"].items()}
     network.load_state_dict(state, strict=False)
@@ -317,10 +316,16 @@ def _custom_network(
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
     with torch_methods(body):
         report = compare(MODEL_FILE_FAMILY, CUSTOM, state, body.state_dict())
-        require_fit(report, path, "give the module that the file was made with")
+        advice = "give the module that the file was made with"
+        require_fit(report, path, advice)
+        if not report.matched:
+            title = type(module).__name__
+            raise CheckpointError(
+                f"source model {str(path)!r} has no tensor of the module {title}: {advice}"
+            )
         body.load_state_dict(state, strict=False)
     height, width = content["example_size"]
-    num_classes = len(content["classes"])
+    num_classes = len(card.classes) or len(content["classes"])
     # Earlier versions of this package stored neither the multiple nor the name.
     multiple = content.get("size_multiple")
     if multiple is None:

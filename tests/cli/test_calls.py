@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from cli_samples import one_error, words_of
+from PIL import Image
+from segmentation_modules import UNet
 
-from sfss_ray import cli
+from sfss_ray import cli, save_model, wrap_model
 from sfss_ray.cli.calls import Call, Program, parse
 from sfss_ray.config import Config, flatten, load_config, override
 from sfss_ray.errors import ConfigError
@@ -176,3 +180,105 @@ def test_defaults_of_a_program_need_not_be_given():
     assert call.arguments["source_model"] is None
     with pytest.raises(ConfigError, match="needs --output-dir"):
         parsed("adapt", "--source-model", "m", "--target-images", "t")
+
+
+BUILDER = """
+from segmentation_modules import UNet
+
+
+def build():
+    return UNet(2, classes=3)
+"""
+
+
+@pytest.fixture
+def own_network(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with a state dict, a model file, a card, and a file that builds their module."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_builder.py").write_text(BUILDER)
+    module = UNet(2, classes=3)
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    save_model(tmp_path / "student.pt", wrap_model(module, classes=["road", "sky", "car"]))
+    (tmp_path / "card.json").write_text('{"classes": ["road", "sky", "car"]}')
+    for name, mode, colour in (("images", "RGB", (90, 120, 60)), ("labels", "L", 1)):
+        (tmp_path / name).mkdir()
+        Image.new(mode, (45, 35), colour).save(tmp_path / name / "a.png")
+    yield tmp_path
+    sys.modules.pop("own_builder", None)
+
+
+def words_for(verb: str, folder: Path, model: str) -> list[str]:
+    model = str(folder / model)
+    images = str(folder / "images")
+    words = {
+        "verify": ["--source-model", model, "--images", images],
+        "evaluate": ["--model", model, "--images", images, "--labels", str(folder / "labels")],
+        "predict": [model, images, str(folder / "out")],
+        "export": [model, str(folder / "out.onnx"), "--size", "36", "50"],
+    }[verb]
+    return [verb, *words, "--architecture", f"{folder / 'own_builder.py'}:build"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "model"),
+    [
+        ("verify", "student.pt"),
+        ("verify", "weights.pth"),
+        ("evaluate", "student.pt"),
+        ("predict", "weights.pth"),
+        ("export", "weights.pth"),
+    ],
+)
+def test_a_network_of_ones_own_is_built_by_a_function(verb, model, own_network, capsys):
+    if verb == "export":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    card = ["--card", str(own_network / "card.json")] if model == "weights.pth" else []
+    assert cli.main([*words_for(verb, own_network, model), *card]) == 0
+    page = capsys.readouterr().out
+    if verb == "verify":
+        assert "network: UNet" in page
+        assert "features: what 'head' reads (8 channels, stride 2)" in page
+        assert "sizes: the module takes multiples of 4 pixels" in page
+
+
+def test_a_dry_run_takes_a_network_of_ones_own(own_network, capsys):
+    words = words_for("verify", own_network, "student.pt")[1:]
+    words[words.index("--images")] = "--target-images"
+    knobs = ["--train.augment.crop-size", "35", "45", "--train.num-steps", "2"]
+    output = ["--output-dir", str(own_network / "run"), "--compute.device", "cpu"]
+    assert cli.main(["adapt", *words, *output, *knobs, "--dry-run"]) in (0, 1)
+    page = capsys.readouterr().out
+    assert "UNet, custom; features: what 'head' reads" in page
+    assert "crops 32x44" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("--architecture", "nowhere.py:build"), "the file 'nowhere.py' does not exist"),
+        (("--architecture", "json:nowhere"), "no function 'nowhere'"),
+        (("--architecture", "json:dumps"), "fails (TypeError"),
+        (("--architecture", "collections:OrderedDict"), "returns OrderedDict: give a function"),
+        (("--architecture", "torch.nn:Identity"), "give the module that the file was made with"),
+        (("--architecture",), "--architecture has no value"),
+    ],
+)
+def test_an_architecture_that_does_not_fit_is_refused_in_one_line(
+    change, reason, own_network, capsys
+):
+    words = words_for("verify", own_network, "student.pt")
+    line = one_error(cli.main([*words[:-2], *change]), capsys.readouterr().err)
+    assert reason in line
+
+
+def test_without_a_card_the_weights_alone_are_refused(own_network, capsys):
+    line = one_error(
+        cli.main(words_for("verify", own_network, "weights.pth")), capsys.readouterr().err
+    )
+    assert "3 outputs, and nothing says what they mean" in line
+
+
+def test_verbs_without_a_source_model_have_no_architecture(capsys):
+    line = one_error(cli.main(["masks", "--architecture", "a:b"]), capsys.readouterr().err)
+    assert "--architecture is not an option of sfss-ray masks" in line

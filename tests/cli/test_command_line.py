@@ -24,6 +24,14 @@ VERB_CASES = SHARED_CASES | {
     "config of words": ({"config": "@letter.txt"}, r"cannot read config '.*letter\.txt'"),
     "no address": ({"compute.address": "somewhere"}, "allowed is auto, local or HOST:PORT"),
     "wrong card": ({"card": "@card.json"}, "channel_order is 'gbr': allowed is rgb or bgr"),
+    "groups of no file": (
+        {"class-groups": "@nowhere.json"},
+        "are neither a file nor a shipped grouping: shipped are camvid-11",
+    ),
+    "groups of others": (
+        {"class-groups": "@groups.json"},
+        r"class groups 'groups': group 'all' lists 'boat', which is not a class of the model",
+    ),
     "missing card": ({"card": "@nowhere.json"}, "cannot read card .*nowhere"),
     "card of words": ({"card": "@letter.txt"}, "cannot read card .*letter.*it is not JSON"),
     "uneven batch": ({"train.batch-size": "3", "compute.num-workers": "2"}, "choose a multiple"),

@@ -55,7 +55,7 @@ def tiny_config():
             "train.num_steps": 6,
             "train.evaluate_every": 3,
             "train.batch_size": 2,
-            "train.statistics_steps": 1,
+            "train.statistics_images": 2,
             "train.augment.crop_size": [64, 128],
             "train.augment.scale_range": [1.0, 1.2],
             "train.pairs.anchors_per_image": 32,

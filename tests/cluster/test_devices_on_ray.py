@@ -14,6 +14,36 @@ from PIL import Image
 
 pytestmark = pytest.mark.ray
 
+NICENESS = """
+import os
+from sfss_ray.config import ComputeConfig
+from sfss_ray.runtime import cluster
+
+def niceness():
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+os.nice(3)
+with cluster.connected(ComputeConfig(address="local", device="cpu")):
+    import ray
+    print(niceness(), ray.get(ray.remote(niceness).remote()))
+"""
+
+
+def test_workers_of_a_local_cluster_have_the_drivers_niceness(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.lower().startswith("ray_")}
+    started = subprocess.run(
+        [sys.executable, "-c", NICENESS],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert started.returncode == 0, started.stderr
+    driver, worker = map(int, started.stdout.split())
+    assert worker == driver > 0
+
+
 GPU_CLUSTER = '''
 import json, os, sys, time
 from pathlib import Path

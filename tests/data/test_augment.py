@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sfss_ray.config import AugmentConfig
-from sfss_ray.data.augment import Geometry, draw_geometry, strong_view
+from sfss_ray.data.augment import Geometry, draw_geometry, fit_crop, strong_view
 
 
 def coordinate_image(height: int, width: int) -> np.ndarray:
@@ -108,3 +108,17 @@ def test_every_option_draws_the_same_random_numbers():
         assert (view.shape, view.dtype) == (image.shape, np.uint8)
         after.append(rng.random())
     assert len(set(after)) == 1
+
+
+@pytest.mark.parametrize(
+    ("crop_size", "multiple", "expected"),
+    [
+        ((100, 150), 1, (100, 150)),
+        ((100, 150), 32, (96, 128)),
+        ((96, 128), 32, (96, 128)),
+        ((40, 50), 64, (64, 64)),
+    ],
+)
+def test_crops_are_rounded_down_to_multiples(crop_size, multiple, expected):
+    config = AugmentConfig(crop_size=crop_size, flip=False)
+    assert fit_crop(config, multiple) == AugmentConfig(crop_size=expected, flip=False)

@@ -142,3 +142,11 @@ def test_the_sets_of_13_and_16_classes_are_subsets_of_the_19():
     assert missing == ["terrain", "truck", "train"]
     missing = [c for c in SYNTHIA_16.classes if c not in SYNTHIA_13.classes]
     assert sorted(missing) == ["fence", "pole", "wall"]
+
+
+def test_the_name_of_a_set_among_class_names_stands_for_its_classes():
+    """Many networks of Cityscapes have a 20th output for background."""
+    classes = parse_classes("cityscapes-19, background")
+    assert classes.classes == (*CITYSCAPES_19.classes, "background")
+    with pytest.raises(DataError, match="names a class twice"):
+        parse_classes("cityscapes-19,road")

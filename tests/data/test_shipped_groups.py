@@ -15,7 +15,7 @@ from sfss_ray.data.label_tables import IDD_IDS, IDD_LEVEL3, MAPILLARY_65
 from sfss_ray.data.shipped_groups import (
     SHIPPED,
     SHIPPED_NAMES,
-    shipped_groups,
+    shipped_grouping,
     suggested_name,
 )
 from sfss_ray.errors import DataError
@@ -85,7 +85,7 @@ def groups_in(text: str) -> dict[str, set[str]]:
 
 def groups_for(name: str, classes) -> dict[str, set[str]]:
     class_set = class_set_of(list(classes))
-    return {group: set(members) for group, members in shipped_groups(name, class_set).groups}
+    return {group: set(members) for group, members in shipped_grouping(name, class_set).groups}
 
 
 @pytest.mark.parametrize("groups", SHIPPED, ids=lambda groups: groups.name)
@@ -97,7 +97,7 @@ def test_every_class_is_listed_once(groups):
 
 
 def test_cityscapes_becomes_camvid():
-    groups = shipped_groups("camvid-11", CITYSCAPES_19)
+    groups = shipped_grouping("camvid-11", CITYSCAPES_19)
     assert {name: set(members) for name, members in groups.groups} == groups_in(CAMVID)
     assert groups.dropped == ()
     assert groups.class_set() == CAMVID_11
@@ -107,14 +107,14 @@ def test_cityscapes_becomes_camvid():
 
 
 def test_cityscapes_becomes_the_classes_of_synthia():
-    groups = shipped_groups("synthia-16", CITYSCAPES_19)
+    groups = shipped_grouping("synthia-16", CITYSCAPES_19)
     assert groups.class_set() == SYNTHIA_16
     assert set(groups.dropped) == {"terrain", "truck", "train"}
     assert all(members == (name,) for name, members in groups.groups)
-    thirteen = shipped_groups("synthia-13", CITYSCAPES_19)
+    thirteen = shipped_grouping("synthia-13", CITYSCAPES_19)
     assert thirteen.class_set() == SYNTHIA_13
     assert set(thirteen.dropped) == {"terrain", "truck", "train", "wall", "fence", "pole"}
-    of_sixteen = shipped_groups("synthia-13", SYNTHIA_16)
+    of_sixteen = shipped_grouping("synthia-13", SYNTHIA_16)
     assert of_sixteen.class_set() == SYNTHIA_13
     assert set(of_sixteen.dropped) == {"wall", "fence", "pole"}
 
@@ -128,7 +128,7 @@ def test_synthia_becomes_camvid():
 @pytest.mark.parametrize("name", ["cityscapes-19", "bdd100k", "acdc", "mapillary"])
 def test_targets_with_cityscapes_classes_drop_the_background(name):
     twenty = class_set_of([*CITYSCAPES, "background"])
-    groups = shipped_groups(name, twenty)
+    groups = shipped_grouping(name, twenty)
     assert groups.class_set() == CITYSCAPES_19
     assert groups.dropped == ("background",)
 
@@ -150,21 +150,21 @@ def test_idd_becomes_cityscapes():
 
 def test_mapillary_becomes_cityscapes():
     assert groups_for("cityscapes-19", MAPILLARY_65) == groups_in(MAPILLARY_TO_CITYSCAPES)
-    with_unlabeled = shipped_groups("cityscapes-19", class_set_of([*MAPILLARY_65, "Unlabeled"]))
+    with_unlabeled = shipped_grouping("cityscapes-19", class_set_of([*MAPILLARY_65, "Unlabeled"]))
     assert with_unlabeled.class_set() == CITYSCAPES_19
     assert {"Unlabeled", "Bridge", "Ego Vehicle"} <= set(with_unlabeled.dropped)
 
 
 @pytest.mark.parametrize("extra", ["background", "void", "Unlabeled", "unlabelled", "ignore"])
 def test_outputs_that_stand_for_no_class_are_dropped(extra):
-    groups = shipped_groups("camvid-11", class_set_of([extra, *CITYSCAPES]))
+    groups = shipped_grouping("camvid-11", class_set_of([extra, *CITYSCAPES]))
     assert groups.dropped == (extra,)
     assert groups.class_set() == CAMVID_11
 
 
 def test_a_model_of_other_classes_is_refused_in_one_line():
     with pytest.raises(DataError) as error:
-        shipped_groups("camvid-11", class_set_of([*CITYSCAPES, "boat"]))
+        shipped_grouping("camvid-11", class_set_of([*CITYSCAPES, "boat"]))
     assert "'camvid-11' do not fit the model's 20 classes (road, sidewalk" in str(error.value)
     assert "give a mapping, or a JSON or YAML file" in str(error.value)
     assert "\n" not in str(error.value)

@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from segmentation_modules import UNet
 from torch import nn
 
+from sfss_ray import wrap_model
 from sfss_ray.config import Config, EvaluationConfig, override
 from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import class_set_of
@@ -166,3 +168,22 @@ def test_groups_add_up_in_windows_and_at_another_size(network):
         summed = np.stack([single[0] + single[2], single[4]])
         probabilities = predict_probabilities(grouped, image, config)
         np.testing.assert_allclose(probabilities, summed / summed.sum(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"flip": True, "scales": (0.7, 1.0)},
+        {"max_size": 50},
+        {"mode": "slide", "window": (40, 50), "stride": (30, 30)},
+    ],
+)
+def test_a_module_with_a_multiple_predicts_images_of_any_size(knobs):
+    wrapped = wrap_model(UNet(5), classes=["a", "b", "c", "d", "e"]).network.eval()
+    for height, width in ((45, 75), (20, 97)):
+        probabilities = predict_probabilities(
+            wrapped, picture(height, width), EvaluationConfig(**knobs)
+        )
+        assert probabilities.shape == (5, height, width)
+        np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)

@@ -16,7 +16,7 @@ from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16
 from sfss_ray.data.decoding import read_image
 from sfss_ray.evaluation.inference import predict_probabilities
-from sfss_ray.evaluation.scoring import evaluate_model
+from sfss_ray.evaluation.scoring import EvaluationResult, evaluate_model
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel
 
@@ -282,3 +282,33 @@ def test_labels_of_the_groups_are_scored_by_name(tmp_path):
     by_name = evaluate_model(mine, *folders, config=CPU, progress=str)
     assert by_name.miou != pytest.approx(result.miou)
     assert "class_groups camvid-11 joins them" in by_name.lines()[-1]
+
+
+def test_a_network_trained_on_cityscapes_is_scored_on_camvids_classes(shared_data, tmp_path):
+    """It calls some of CamVid's cars truck, which counts as wrong without the grouping."""
+    camvid, network = shared_data("camvid"), "espnetv2_s_1.0_city_1024x512.pth"
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for path in sorted((camvid / kind / "train").glob("0001TP_*"))[1::12]:
+            (tmp_path / kind / path.name).symlink_to(path)
+    views = {"mode": "slide", "window": [352, 480], "stride": [8, 480]}
+    config = override(CPU, {f"evaluation.{name}": value for name, value in views.items()})
+
+    def evaluate(class_groups: str | None) -> EvaluationResult:
+        return evaluate_model(
+            shared_data("models") / network,
+            tmp_path / "images",
+            tmp_path / "labels",
+            class_groups=class_groups,
+            config=config,
+            progress=str,
+        )
+
+    grouped, by_name = evaluate("camvid-11"), evaluate(None)
+    assert grouped.images >= 5
+    assert grouped.named["mIoU-11"] > 40
+    assert grouped.groups[-1] == "dropped: background"
+    assert grouped.unmatched == ""
+    assert grouped.per_class["car"] > by_name.per_class["car"] + 5
+    assert "truck" in by_name.unmatched
+    assert "class_groups camvid-11 joins them" in by_name.unmatched

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16, class_set_of
-from sfss_ray.data.shipped_groups import shipped_groups
+from sfss_ray.data.shipped_groups import shipped_grouping
 from sfss_ray.evaluation.unmatched import MIN_PERCENT, unmatched_note
 
 
@@ -26,7 +26,7 @@ def test_predicted_classes_that_labels_cannot_show_are_listed_with_the_grouping(
 def test_nothing_is_said_of_classes_that_match_or_are_rare():
     assert unmatched_note(CITYSCAPES_19, CAMVID_11, percents(truck=0.4, car=10.0)) == ""
     assert unmatched_note(CITYSCAPES_19, CITYSCAPES_19, percents(truck=50.0)) == ""
-    groups = shipped_groups("camvid-11", CITYSCAPES_19).class_set()
+    groups = shipped_grouping("camvid-11", CITYSCAPES_19).class_set()
     equal = [100 / 11] * 11
     assert unmatched_note(groups, CAMVID_11, equal) == ""
     assert unmatched_note(groups, CITYSCAPES_19, equal) == ""

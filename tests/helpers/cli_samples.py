@@ -60,6 +60,7 @@ def write_cli_data(root: Path) -> Path:
     (root / "cold.json").write_text(json.dumps({"train.loss.temperature": 0}))
     (root / "typo.json").write_text(json.dumps({"train.loss.temprature": 1}))
     (root / "card.json").write_text(json.dumps({"channel_order": "gbr"}))
+    (root / "groups.json").write_text(json.dumps({"all": ["boat"]}))
     (root / "cuda.json").write_text(json.dumps({"compute.device": "cuda"}))
     claim(root / "another_run", {"seed": 99})
     (root / "masks").mkdir()

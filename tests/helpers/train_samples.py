@@ -115,26 +115,28 @@ def labelled(root: Path) -> tuple[LabelledImage, ...]:
     return tuple(pair_labels(root / "images", root / "labels"))
 
 
-def sharp_source(path: Path, spoil: bool = False) -> Path:
+def sharp_source(
+    path: Path, spoil: bool = False, name: str = "compact", options: dict | None = None
+) -> Path:
     """Save a random network with statistics of the drawn images and a confident classifier.
 
-    `spoil` puts a NaN into its weights.
+    `spoil` puts a NaN into its weights; `name` and `options` are those of `build_network`.
     """
     torch.manual_seed(0)
-    network = build_network("compact", len(CLASSES))
+    network = build_network(name, len(CLASSES), options)
     estimate_statistics(network.train(), [drawn_batch([0, 1, 2])["weak"]])
     with torch.no_grad():
         network.classifier.weight *= 12
         if spoil:
             network.classifier.weight[0, 0] = torch.nan
-    return save_model(path, SourceModel(network, "compact", class_set_of(CLASSES)))
+    return save_model(path, SourceModel(network, name, class_set_of(CLASSES)))
 
 
 SMALL = {
     "train.num_steps": 6,
     "train.batch_size": 2,
     "train.evaluate_every": 3,
-    "train.statistics_steps": 3,
+    "train.statistics_images": 12,
     "train.batch_norm": "adapt",
     "train.augment.crop_size": [48, 48],
     "train.augment.scale_range": [1.0, 1.2],

@@ -18,8 +18,7 @@ from sfss_ray.models.source import Source, open_source
 
 def source_of(module: nn.Module) -> Source:
     """Wrap and open a network of the projects in user_projects."""
-    model = sfss_ray.wrap_model(module, classes="cityscapes-19", feature_layer="encoder.1")
-    return open_source(model)
+    return open_source(sfss_ray.wrap_model(module, classes="cityscapes-19"))
 
 
 def import_network(name: str = "model") -> nn.Module:
@@ -70,4 +69,4 @@ def needing_an_extension(project: Path) -> nn.Module:
 def needing_a_module_without_a_file(project: Path) -> nn.Module:
     """Return a network that needs a module which exists in this process only."""
     sys.modules["made_up"] = types.ModuleType("made_up")
-    return derive_network(project, "with_made_up", "import made_up\n", "len(made_up.__name__)")
+    return derive_network(project, "with_made_up", "", "len(__import__('made_up').__name__)")

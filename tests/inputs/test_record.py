@@ -16,7 +16,7 @@ import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data.content import read_manifest
 from sfss_ray.data.folders import ImageFile
-from sfss_ray.errors import ResumeError
+from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.record import (
     MANIFEST_FILE,
@@ -27,6 +27,7 @@ from sfss_ray.inputs.record import (
     run_record,
     unchanged_contents,
 )
+from sfss_ray.inputs.request import Request
 
 
 def test_the_hash_of_ids_does_not_depend_on_their_order():
@@ -137,3 +138,36 @@ def test_a_pretraining_is_not_resumed_with_replaced_labels(streets, tmp_path: Pa
     Image.fromarray(np.zeros((64, 128), np.uint8)).save(path)
     with pytest.raises(ResumeError, match=r"1 of 4 input files .*'training labels/00001'"):
         pretrain()
+
+
+def test_a_run_is_resumed_only_with_the_same_class_groups(streets, tmp_path: Path):
+    def request_with(class_groups) -> Request:
+        labels = {"val_images": None, "val_labels": None}
+        return request_for(streets, tmp_path / "out", class_groups=class_groups, **labels)
+
+    def claim(class_groups) -> Path:
+        request = request_with(class_groups)
+        return claim_inputs(request, check_inputs(request), str)
+
+    request = request_with(None)
+    assert run_record(request, check_inputs(request))["inputs.class_groups"] is None
+    claim("camvid-11")
+    claim("camvid-11")
+    with pytest.raises(ResumeError, match=r"\(inputs.class_groups: sky; .* -> None\)"):
+        claim(None)
+    with pytest.raises(ResumeError, match=r"inputs.class_groups: sky; .* -> road; "):
+        claim("synthia-16")
+
+
+def test_labels_with_ids_of_the_outputs_need_the_outputs_names(streets, tmp_path: Path):
+    """Without a list of classes the ids are those of the groups."""
+    groups = {"class_groups": "camvid-11"}
+    with pytest.raises(
+        DataError, match=r"labels_classes, such as cityscapes-19 for ids of the out"
+    ):
+        check_inputs(request_for(streets, tmp_path / "out", **groups))
+    knobs = {"labels_classes": "cityscapes-19"}
+    inputs = check_inputs(request_for(streets, tmp_path / "out", knobs, **groups))
+    present = {int(i) for pair in inputs.labelled for i in np.unique(pair.labels())}
+    assert present <= {*range(11), 255}
+    assert len(present) > 4

@@ -40,7 +40,7 @@ def test_the_size_of_a_checkpoint_is_that_of_a_real_one(streets, tmp_path: Path)
     cost = measure_training(source, file, masks, PLAN_CONFIG, "cpu")
     row = {"image_id": file.image_id, "path": "", "height": 64, "width": 128, "error": None}
     write_shard(tmp_path / "masks-1.parquet", [row | {"masks": masks}], recipe.as_dict())
-    short = override(PLAN_CONFIG, {"train.num_steps": 1, "train.statistics_steps": 0})
+    short = override(PLAN_CONFIG, {"train.num_steps": 1, "train.statistics_images": 0})
     adapt_student(
         AdaptationTask(source.path, (file,), tmp_path, short), LocalRun(tmp_path / "state")
     )

@@ -15,6 +15,7 @@ from torchvision.models import segmentation
 
 import sfss_ray
 from sfss_ray import cli
+from sfss_ray.config import Config
 from sfss_ray.errors import SfssError
 
 SIZE = (48, 64)
@@ -169,3 +170,45 @@ def test_bad_input_is_one_error(data, tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(b"no image")
     with pytest.raises(SfssError, match="none of the 1 images can be read"):
         sfss_ray.verify_source(weights, tmp_path / "images", progress=str)
+
+
+GROUPS = {"all": list(CLASSES[:3]), "thing 3": ["thing 3"], "dropped": ["thing 4"]}
+
+
+def test_class_groups_are_listed_and_their_predictions_counted(data):
+    plain = sfss_ray.verify_source(colours(), data / "images", progress=str)
+    images, labels = data / "images", data / "labels"
+    options = {"class_groups": GROUPS, "config": Config(labels_classes=",".join(CLASSES))}
+    result = sfss_ray.verify_source(colours(), images, labels, progress=str, **options)
+    score = sfss_ray.evaluate_model(colours(), images, labels, **options)
+    lines = result.lines()
+    assert lines[2] == "classes: custom (2: all, thing 3), groups of the 5 outputs"
+    assert lines[3:6] == ["  all = thing 0 + thing 1 + thing 2", "  thing 3", "  dropped: thing 4"]
+    assert list(result.predicted) == ["all", "thing 3"]
+    assert result.predicted["all"] >= sum(plain.predicted[name] for name in CLASSES[:3])
+    assert result.card.classes == CLASSES
+    assert result.miou == pytest.approx(score.miou)
+
+
+def test_predicted_classes_that_labels_cannot_show_are_warned_of(data):
+    config = Config(labels_classes="thing 0, thing 1, thing 2, other, more")
+    result = sfss_ray.verify_source(
+        colours(), data / "images", data / "labels", config=config, progress=str
+    )
+    (warning,) = result.warnings
+    assert "without a counterpart in the labels' custom: thing 3" in warning
+    assert "class groups can join them" in warning
+
+
+def test_class_groups_are_given_on_the_command_line(data, capsys, tmp_path):
+    words = ["--source-model", str(data / "weights.pth"), "--images", str(data / "images")]
+    assert cli.main(["verify", *words, "--class-groups", "camvid-11"]) == 0
+    page = capsys.readouterr().out
+    assert "classes: camvid-11 (11: sky, building" in page
+    assert "groups of the 19 outputs, from the number of outputs, 19" in page
+    assert "  car = car + truck + bus + train\n" in page
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("all: [road]\n")
+    assert cli.main(["verify", *words, "--class-groups", str(groups)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "class groups 'groups' leave out 'sidewalk' and 17 more of the model's classes" in line

@@ -6,8 +6,10 @@ import torch
 from step_networks import StepNetworks, quadrants
 from torch.nn import functional as F
 from train_samples import CLASSES, drawn_batch
+from two_grids import two_grid_networks
 
 from sfss_ray.config import LossConfig
+from sfss_ray.method import step as step_module
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import label_space_loss, ramp
@@ -234,3 +236,83 @@ def test_logits_finer_than_features_give_every_weight_a_gradient():
     _, metrics = networks.step(quadrants())
     assert metrics["anchors"] > 0
     assert all(gradient.abs().sum() > 0 for gradient in networks.gradients(quadrants()))
+
+
+GRIDS = [(8, 2), (4, 8), (8, 1), (4, 4)]
+"""Strides of the features and of the logits: 4 times finer, coarser, as fine as the image, equal."""
+
+
+@pytest.mark.parametrize(("feature_stride", "logit_stride"), GRIDS)
+def test_labels_are_learnt_from_the_logits_own_grid(feature_stride, logit_stride):
+    networks = two_grid_networks(feature_stride, logit_stride, loss__contrast_weight=0.0)
+    batch = drawn_batch([0, 1])
+    _, parts = networks.step(batch)
+    # The classifier reads the mean colours of blocks.
+    classify = networks.student.segmenter.classifier
+    weak, strong = (classify(F.avg_pool2d(batch[v], logit_stride)) for v in ("weak", "strong"))
+    weak, strong = (F.interpolate(v, size=(64, 64), mode="bilinear") for v in (weak, strong))
+    confidence, labels = weak.softmax(1).max(1)
+    kept = confidence >= networks.memory.thresholds.thresholds(0.5, 0.9)[labels]
+    expected = F.cross_entropy(strong, labels, reduction="none")[kept].mean()
+    assert kept.any()
+    assert parts["loss_seg"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert parts["kept"].item() == pytest.approx(kept.float().mean().item())
+
+
+def means_of_cells(values: torch.Tensor, cell: int) -> torch.Tensor:
+    """Average pixels (B, C, H, W) over square cells, one cell after the other."""
+    rows, columns = (side // cell for side in values.shape[-2:])
+    means = torch.zeros(*values.shape[:2], rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            block = values[..., i * cell : (i + 1) * cell, j * cell : (j + 1) * cell]
+            means[..., i, j] = block.mean((2, 3))
+    return means
+
+
+@pytest.mark.parametrize(("feature_stride", "logit_stride"), GRIDS[:3])
+def test_the_contrast_sees_both_networks_on_the_features_grid(
+    feature_stride, logit_stride, monkeypatch
+):
+    networks, batch = two_grid_networks(feature_stride, logit_stride), drawn_batch([0, 1])
+    contrast_losses, calls = step_module.contrast_losses, []
+
+    def record(student, inputs, *arguments, **options):
+        calls.append((student, inputs))
+        return contrast_losses(student, inputs, *arguments, **options)
+
+    monkeypatch.setattr(step_module, "contrast_losses", record)
+    _, parts = networks.step(batch)
+    assert parts["anchors"] > 0
+    ((student, inputs),) = calls
+    of_pixels = {
+        view: networks.student.segmenter.logits(batch[view]).softmax(1).detach()
+        for view in ("weak", "strong")
+    }
+    cells = means_of_cells(of_pixels["strong"], feature_stride)
+    assert torch.equal(student.logits.argmax(1), cells.argmax(1))
+    assert student.embeddings.shape[-2:] == cells.shape[-2:]
+    _, probabilities, confidence, labels, *_ = inputs.fetched.wait()
+    cells = means_of_cells(of_pixels["weak"], feature_stride).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(probabilities, cells)
+    torch.testing.assert_close(probabilities.sum(2), torch.ones(cells.shape[:2]))
+    torch.testing.assert_close(confidence, cells.amax(2))
+    assert torch.equal(labels, cells.argmax(2))
+
+
+@pytest.mark.parametrize("class_mix", [0.0, 1.0])
+@pytest.mark.parametrize(("feature_stride", "logit_stride"), GRIDS[:3])
+def test_each_loss_reaches_its_own_grid(feature_stride, logit_stride, class_mix):
+    """The classifier of this network does not read the features, so that the losses are told apart."""
+    options = {"augment__class_mix": class_mix, "loss__projection": "none"}
+    networks = two_grid_networks(feature_stride, logit_stride, **options)
+    networks.gradients(drawn_batch([0, 1]))
+    segmenter = networks.student.segmenter
+    assert segmenter.body.weight.grad.abs().sum() > 0
+    assert segmenter.classifier.weight.grad.abs().sum() > 0
+    plain = two_grid_networks(feature_stride, logit_stride, loss__contrast_weight=0.0, **options)
+    plain.gradients(drawn_batch([0, 1]))
+    assert plain.student.segmenter.body.weight.grad.abs().sum() == 0
+    torch.testing.assert_close(
+        plain.student.segmenter.classifier.weight.grad, segmenter.classifier.weight.grad
+    )

@@ -85,3 +85,16 @@ def test_probabilities_of_finer_logits_are_means_over_the_cells_of_the_embedding
     cells = full.unfold(2, 4, 4).unfold(3, 4, 4).mean((-2, -1))
     torch.testing.assert_close(view.probabilities, cells)
     assert torch.equal(view.labels, full.argmax(1))
+
+
+def test_zoomed_views_keep_the_multiple_of_the_network():
+    networks, weak = (
+        StepNetworks(**PLAIN, loss__teacher_scales=(0.7, 1.0)),
+        drawn_batch([0])["weak"],
+    )
+    networks.teacher.segmenter.size_multiple = 16
+    sizes = []
+    networks.teacher.segmenter.register_forward_pre_hook(lambda _, x: sizes.append(x[0].shape[-2:]))
+    networks.view(weak)
+    assert weak.shape[-2:] == (64, 64)
+    assert sizes == [(64, 64), (48, 48)]

@@ -84,6 +84,35 @@ def test_logits_have_the_size_of_the_images_or_the_size_asked_for():
     assert network.logits(images, (8, 8)).shape == (1, 2, 8, 8)
 
 
+class Joined(nn.Module):
+    """Takes even sides only, and returns the sum of all pixels that a cell of 2x2 pixels sees."""
+
+    def forward(self, images):
+        assert all(side % 2 == 0 for side in images.shape[-2:])
+        return images.unfold(2, 2, 2).unfold(3, 2, 2).sum((-2, -1))
+
+
+@torch.no_grad()
+def test_images_are_padded_to_the_multiple_and_logits_cropped():
+    network = Segmenter(Joined(), nn.Identity(), Card((0.0,) * 3, (1.0,) * 3))
+    network.size_multiple = 2
+    row = torch.tensor([1.0, 2.0, 3.0]).expand(1, 3, 5, 3)
+    assert network.pad(row).shape == (1, 3, 6, 4)
+    assert network.pad(row)[0, 0, 5].tolist() == [1.0, 2.0, 3.0, 3.0]
+    # Cells of 6 and 12, upsampled to four pixels of which three are kept.
+    assert network.logits(row)[0, 0, 0].tolist() == [6.0, 7.5, 10.5]
+    assert network.logits(row).shape == (1, 3, 5, 3)
+    assert network.logits(row, (10, 6)).shape == (1, 3, 10, 6)
+    even = row[:, :, :4, :2]
+    assert network.pad(even).equal(even)
+    assert network.logits(even).unique().tolist() == [6.0]
+
+
+def test_without_a_multiple_images_are_not_padded():
+    images = torch.rand(1, 3, 5, 7)
+    assert Segmenter(nn.Identity(), nn.Identity()).pad(images) is images
+
+
 def test_heads_and_feature_width():
     body = nn.Module()
     body.decode_head = nn.Conv2d(3, 6, 1)

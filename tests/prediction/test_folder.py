@@ -20,6 +20,7 @@ from sfss_ray.data.class_sets import (
 )
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import read_labels
+from sfss_ray.data.shipped_groups import shipped_grouping
 from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.evaluation import examination
 from sfss_ray.evaluation.examination import predict_probabilities
@@ -230,3 +231,21 @@ def test_12_bit_images_are_predicted_as_their_8_bit_versions(images, tmp_path: P
     for path in (tmp_path / "out-deep" / "train_ids").rglob("*.png"):
         other = tmp_path / "out-shallow" / path.relative_to(tmp_path / "out-deep")
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
+
+
+def test_groups_are_predicted_and_other_groups_refused(images, tmp_path: Path):
+    out = tmp_path / "out"
+    predict(SOURCE_MODEL, images, out, class_groups="camvid-11", config=CPU, progress=str)
+    network = load_model(SOURCE_MODEL).network
+    path = sorted(images.rglob("*.png"))[0]
+    probabilities = predict_probabilities(network, read_image(path), EvaluationConfig())
+    groups = shipped_grouping("camvid-11", CITYSCAPES_19)
+    indices = groups.member_indices(CITYSCAPES_19)
+    expected = np.stack([probabilities[list(members)].sum(0) for members in indices]).argmax(0)
+    name = f"aachen/{path.name}"
+    assert np.array_equal(Image.open(out / "train_ids" / name), expected)
+    colours = np.array(Image.open(out / "colour" / name))
+    assert np.array_equal(colours, np.array(CAMVID_11.palette)[expected])
+    assert not (out / "label_ids").exists()
+    with pytest.raises(ResumeError, match=r"inputs\.class_groups: sky; .* -> None"):
+        predict(SOURCE_MODEL, images, out, config=CPU, progress=str)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from segmentation_modules import UNet
 from torch import nn
 
 from sfss_ray.config import Config
@@ -15,6 +16,7 @@ from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
+from sfss_ray.models.checkpoints import load_source_model
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.user_code.wrapping import wrap_model
 from sfss_ray.prediction import onnx_export
@@ -97,6 +99,17 @@ def test_a_network_of_one_size_has_fixed_height_and_width(tmp_path: Path):
     assert run(tmp_path / "fixed.onnx", streets(2, (64, 64))).shape == (2, 19, 64, 64)
 
 
+def test_a_module_with_a_multiple_exports_its_padding(tmp_path: Path):
+    """The file takes images of any size, as the module in this package does."""
+    model = wrap_model(UNet(5), classes=["a", "b", "c", "d", "e"]).eval()
+    result = export_onnx(model, tmp_path / "unet.onnx", size=(45, 61), progress=str)
+    assert result.dynamic == ("batch", "height", "width")
+    images = streets(2, (50, 70))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(run(tmp_path / "unet.onnx", images), expected, atol=1e-4)
+
+
 def test_a_file_with_other_predictions_is_not_kept(tmp_path: Path, monkeypatch):
     original = onnx_export._write
 
@@ -128,3 +141,15 @@ def test_the_error_for_a_missing_extra_has_the_install_command(name, tmp_path: P
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match=rf"needs {name}, .* pip install 'sfss-ray\[onnx\]'"):
         export_onnx(SOURCE_MODEL, tmp_path / "a.onnx", config=Config(), progress=str)
+
+
+def test_logits_of_groups_are_exported(tmp_path: Path):
+    path = tmp_path / "groups.onnx"
+    result = export_onnx(SOURCE_MODEL, path, size=(64, 128), class_groups="camvid-11", progress=str)
+    assert result.output == "logits (B, 11, H, W)"
+    images = streets(1, (96, 160))
+    with torch.no_grad():
+        expected = load_source_model(SOURCE_MODEL, class_groups="camvid-11")(
+            torch.from_numpy(images)
+        )
+    np.testing.assert_allclose(run(path, images), expected.numpy(), atol=1e-3)

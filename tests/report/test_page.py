@@ -24,6 +24,7 @@ from sfss_ray.report.pictures import Strip
 from sfss_ray.report.report_record import (
     WORSE,
     ClassSetFacts,
+    GroupFacts,
     ImageError,
     RunRecord,
     ScoreRow,
@@ -222,6 +223,21 @@ def test_pictures_take_the_smaller_encoding():
     noise = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert data_uri(noise).startswith("data:image/jpeg")
     assert data_uri(np.zeros((64, 64, 3), np.uint8)).startswith("data:image/png")
+
+
+def test_class_groups_and_unmatched_classes_are_shown(tmp_path):
+    groups = (
+        GroupFacts("road", ("road",)),
+        GroupFacts("car", ("car", "truck")),
+        GroupFacts("train", ("train",)),
+    )
+    facts = replace(adapt_report().class_set, groups=groups, dropped=("background",))
+    labels = replace(adapt_report().labels, note="truck has no counterpart")
+    page = write(tmp_path, adapt_report(class_set=facts, labels=labels))
+    text = Outline(page).text
+    assert "class groups road car = car + truck train dropped: background" in text
+    assert '<p class="notice">truck has no counterpart</p>' in page
+    assert "class groups" not in page_of("adapt")
 
 
 def test_the_verdict_is_the_first_line_of_the_page(tmp_path):

@@ -102,3 +102,12 @@ def test_all_label_free_scores_of_trials_and_their_ranks_are_shown():
     statuses = [line[-1] for line in lines if line[:2] == ["trial", "4"]]
     assert statuses[0] == "collapsed"
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_note_on_the_labels_is_printed():
+    labels = replace(adapt_report().labels, note="truck has no counterpart")
+    assert (
+        "WARNING: truck has no counterpart"
+        in results_table(adapt_report(labels=labels)).splitlines()
+    )
+    assert "WARNING" not in results_table(adapt_report())

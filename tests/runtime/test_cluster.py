@@ -8,6 +8,7 @@ import os
 import pytest
 import ray
 import torch
+from ray._private.ray_constants import RAY_WORKER_NICENESS
 from ray._private.state import state
 
 from sfss_ray.config import ComputeConfig
@@ -168,6 +169,18 @@ def test_an_empty_ray_address_counts_as_unset(value, machine, monkeypatch):
     assert cluster.capacity(ComputeConfig()).gpus == 1
     cluster.prepare_environment()
     assert os.environ.get("RAY_ADDRESS", "local").strip() == "local"
+
+
+@pytest.mark.parametrize(("value", "niceness"), [(None, "0"), ("7", "7")])
+def test_workers_have_the_drivers_niceness_unless_the_user_sets_another(
+    value, niceness, monkeypatch
+):
+    """Ray adds this value to the niceness of the process that starts the cluster."""
+    monkeypatch.delenv(RAY_WORKER_NICENESS, raising=False)
+    if value is not None:
+        monkeypatch.setenv(RAY_WORKER_NICENESS, value)
+    cluster.prepare_environment()
+    assert os.environ[RAY_WORKER_NICENESS] == niceness
 
 
 def test_address_local_overrides_ray_address(machine, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from sfss_ray.config import override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, TrainingError
+from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.masks.bank.store import MaskStore
@@ -37,6 +39,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+from sfss_ray.train.launch import save_student
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 from sfss_ray.train.training_inputs import prepare_training
 
@@ -163,6 +166,52 @@ def test_attributes_that_hide_methods_of_torch_do_not_change_training(root, tmp_
     assert_states_close(tmp_path / list_name, tmp_path / "blocks")
 
 
+def test_a_network_with_logits_finer_than_its_features_is_adapted(root, tmp_path):
+    class Finer(ListNet):
+        """Its features have stride 4, its logits are as fine as the image and see it."""
+
+        def __init__(self):
+            super().__init__("blocks")
+            self.edges = nn.Conv2d(3, len(CLASSES), 3, padding=1)
+
+        def forward(self, x):
+            coarse = nn.functional.interpolate(super().forward(x), x.shape[-2:], mode="bilinear")
+            return coarse + self.edges(x)
+
+    model = wrap_model(Finer(), classes=CLASSES, feature_layer="encoder.2")
+    source = open_source(model).placed(tmp_path)
+    features, logits = source.load().network(torch.rand(1, 3, 48, 48))
+    assert (features.shape[-1], logits.shape[-1]) == (12, 48)
+    config = small_config(
+        num_steps=4,
+        evaluate_every=4,
+        loss__class_quantile=1.0,
+        pairs__min_purity=0.2,  # a random network agrees with no mask
+    )
+    task = adaptation_task(root, source.path, config)
+    run = LocalRun(tmp_path / "run")
+    adapt_student(dataclasses.replace(task, architecture=source.carried), run)
+    assert all(record["anchors"] > 0 for record in read_progress(run.folder)[-1:])
+    student = load_state(run.folder)["student"]
+    for name, weight in source.load().network.state_dict().items():
+        if name.endswith("weight"):
+            assert not torch.equal(student[f"segmenter.{name}"], weight), name
+
+
+class PatchNet(torch.nn.Module):
+    """A network that takes whole patches only."""
+
+    def __init__(self, patch):
+        super().__init__()
+        self.patch = patch
+        self.embed = torch.nn.Conv2d(3, 8, 8, 8)
+        self.classifier = torch.nn.Conv2d(8, len(CLASSES), 1)
+
+    def forward(self, x):
+        assert all(side % self.patch == 0 for side in x.shape[-2:])
+        return self.classifier(self.embed(x))
+
+
 class StoringNet(ListNet):
     """A network that stores its last features in an attribute."""
 
@@ -178,6 +227,17 @@ def test_networks_that_store_tensors_in_attributes_are_adapted(root, tmp_path):
     adapt_student(
         dataclasses.replace(task, architecture=source.carried), LocalRun(tmp_path / "run")
     )
+    assert load_state(tmp_path / "run")["step"] == 2
+
+
+def test_crops_are_rounded_to_the_multiple_of_a_module(root, tmp_path):
+    """The crop of 64x64 pixels of the config becomes one of 48x48."""
+    model = wrap_model(PatchNet(24), classes=CLASSES)
+    source = open_source(model).placed(tmp_path)
+    task = adaptation_task(root, source.path, small_config(num_steps=2, evaluate_every=2))
+    task = dataclasses.replace(task, architecture=source.carried)
+    assert task.config.train.augment.crop_size == (64, 64)
+    adapt_student(task, LocalRun(tmp_path / "run"))
     assert load_state(tmp_path / "run")["step"] == 2
 
 
@@ -270,7 +330,7 @@ def test_batch_norm_statistics_are_fixed_or_adapt(root, source, tmp_path, mode):
         assert torch.equal(value, student[name]) == (mode == "frozen"), name
 
 
-def test_target_statistics_are_those_of_weak_views_and_fixed(root, source, tmp_path):
+def test_target_statistics_are_those_of_whole_images_and_fixed(root, source, tmp_path):
     def statistics(steps, **changes):
         config = small_config(num_steps=steps, evaluate_every=1, batch_norm="target", **changes)
         folder = tmp_path / f"{steps}{len(changes)}"
@@ -278,17 +338,17 @@ def test_target_statistics_are_those_of_weak_views_and_fixed(root, source, tmp_p
         return running_statistics(load_state(folder)["student"], "segmenter.")
 
     after_one, after_two = statistics(1), statistics(2)
-    # The colours of the strong view have no influence.
-    plain = statistics(1, augment__jitter_probability=0.0, augment__blur_probability=0.0)
+    # Crops and their colours have no influence.
+    plain = statistics(1, augment__jitter_probability=0.0, augment__crop_size=[40, 56])
     for name, value in after_one.items():
         assert torch.equal(value, after_two[name]), name
         assert torch.equal(value, plain[name]), name
 
 
-def test_without_statistics_steps_training_starts_from_the_source_statistics(
+def test_without_statistics_images_training_starts_from_the_source_statistics(
     root, source, tmp_path
 ):
-    config = small_config(num_steps=1, statistics_steps=0)
+    config = small_config(num_steps=1, statistics_images=0)
     adapt(root, source, config, tmp_path)
     before = load_model(source).network.state_dict()["body.stem.1.running_mean"]
     after = load_state(tmp_path)["student"]["segmenter.body.stem.1.running_mean"]
@@ -309,7 +369,7 @@ def test_teacher_follows_the_student_slowly(root, source, tmp_path):
 
 def test_the_task_contains_no_labels_and_no_source_data():
     names = [f.name for f in fields(AdaptationTask)]
-    assert names == ["source_model", "images", "masks", "config", "architecture"]
+    assert names == ["source_model", "images", "masks", "config", "architecture", "held_out"]
 
 
 @pytest.mark.parametrize("spoil", ["removed", "of other classes"])
@@ -444,3 +504,66 @@ def test_a_compiled_student_trains_as_a_plain_one(root, source, tmp_path):
     assert_states_close(tmp_path / "plain", tmp_path / "compiled", tolerance=1e-4)
     keys = load_state(tmp_path / "compiled")["student"].keys()
     assert not any("_orig_mod" in key for key in keys)
+
+
+GROUPS = {"warm": ["red", "yellow"], "cold": ["blue", "green"], "dropped": ["grey"]}
+
+
+def grouped_source(source: Path, folder: Path, groups) -> Path:
+    """Write the source model with class groups into a run folder."""
+    return open_source(source, class_groups=groups).placed(folder).path
+
+
+def test_groups_of_one_class_each_train_as_the_classes_themselves(root, source, tmp_path):
+    config = small_config(num_steps=3, loss__mask_vote="pooled", loss__prior_power=0.5)
+    alone = grouped_source(source, tmp_path / "model", {name: [name] for name in CLASSES})
+    adapt(root, source, config, tmp_path / "classes")
+    adapt(root, alone, config, tmp_path / "groups")
+    assert_states_close(tmp_path / "classes", tmp_path / "groups")
+
+
+def test_students_learn_and_are_scored_over_groups(tmp_path, source):
+    data, config = write_dataset(tmp_path / "data"), small_config(num_steps=3)
+    images, labels = data / "images", data / "labels"
+    (data / "classes.txt").write_text("\n".join(CLASSES))
+    request = Request(
+        "train",
+        source,
+        images,
+        tmp_path / "run",
+        config,
+        class_groups=GROUPS,
+        masks=data / "masks",
+        val_images=images,
+        val_labels=labels,
+    )
+    inputs = check_inputs(request)
+    assert inputs.notes[0] == (
+        "class groups 'custom': warm = red + yellow; cold = blue + green; dropped: grey"
+    )
+    prepared = prepare_training(inputs, MaskStore(data / "masks"), config).placed(tmp_path / "run")
+    run = LocalRun(tmp_path / "run")
+    adapt_student(prepared.task(config), run, prepared.examination(config))
+    state = load_state(tmp_path / "run")
+    assert state["prior"].numel() == 2
+    assert {name: value.shape for name, value in state["student"].items()} == {
+        f"segmenter.{name}": value.shape
+        for name, value in load_model(source).network.state_dict().items()
+    } | {n: value.shape for n, value in state["student"].items() if n.startswith("projection.")}
+    save_student(state, prepared, config, tmp_path / "student.pt")
+    student = load_model(tmp_path / "student.pt")
+    assert student.classes.classes == ("warm", "cold")
+    assert student.outputs.classes == CLASSES
+
+    # The labels have five classes, and members are scored as their group.
+    score = prepared.examination(config).score(student.network)
+    hits = total = 0
+    for file in inputs.labelled:
+        group = np.array([0, 1, 1, 0, 255])[tile_labels(int(file.image_id))]
+        guess = predict_probabilities(student.network, file.read(), config.evaluation).argmax(0)
+        hits += int(((group == guess) & (group != 255)).sum())
+        total += int((group != 255).sum())
+    assert score.pixel_accuracy == pytest.approx(100 * hits / total)
+    assert sum(score.labelled_share) == pytest.approx(1)
+    (record,) = read_progress(tmp_path / "run")
+    assert record["val_miou"] == pytest.approx(score.miou)

@@ -30,7 +30,7 @@ def source(root):
 @pytest.mark.parametrize("batch_norm", ["frozen", "adapt"])
 def test_deeplab_v2_takes_a_step(batch_norm, root, source):
     folder = root / batch_norm  # goes with the root
-    config = small_config(num_steps=1, evaluate_every=1, statistics_steps=1, batch_norm=batch_norm)
+    config = small_config(num_steps=1, evaluate_every=1, statistics_images=2, batch_norm=batch_norm)
     folder = root / batch_norm
     adapt_student(adaptation_task(root, source, config), LocalRun(folder))
     before = torch.load(source, weights_only=True)["state_dict"]

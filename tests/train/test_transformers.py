@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 
 def task_of(root, name, **changes):
     config = small_config(
-        num_steps=1, evaluate_every=1, statistics_steps=1, augment__crop_size=[64, 64], **changes
+        num_steps=1, evaluate_every=1, statistics_images=2, augment__crop_size=[64, 64], **changes
     )
     return adaptation_task(root, root / f"{name}.pt", config)
 
@@ -96,7 +96,7 @@ def work(rank: int, root) -> None:
     try:
         for name in NETWORKS:
             changes = {"num_steps": 2, "evaluate_every": 2}
-            config = small_config(statistics_steps=1, augment__crop_size=[64, 64], **changes)
+            config = small_config(statistics_images=2, augment__crop_size=[64, 64], **changes)
             task = adaptation_task(root, root / f"{name}.pt", config)
             adapt_student(task, RankRun(root / f"ddp_{name}"))
     except Exception:

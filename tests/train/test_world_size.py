@@ -52,7 +52,18 @@ SCENARIOS = {
     "adapt": {"batch_norm": "adapt", "num_steps": 1},
     "some_without_masks": FROZEN | {"num_steps": 3},
     "all_without_masks": FROZEN | {"num_steps": 1},
+    "finer_logits": FROZEN
+    | {
+        "num_steps": 2,
+        "loss__mask_vote": "pooled",
+        "loss__prior_power": 0.5,
+        "loss__class_quantile": 1.0,
+        "pairs__min_purity": 0.2,  # a random network agrees with no mask
+        "augment__class_mix": 0.7,
+    },
 }
+FINER_LOGITS = "finer_logits"
+"""The scenario of a network whose logits are finer than the cells of its contrast."""
 WITHOUT_MASKS = {"some_without_masks": (0, 2, 4), "all_without_masks": tuple(range(6))}
 
 
@@ -73,7 +84,11 @@ def config_of(name: str):
 
 
 def task_of(root: Path, name: str):
-    return adaptation_task(root / f"data_{name}", root / "source.pt", config_of(name))
+    return adaptation_task(root / f"data_{name}", source_of(root, name), config_of(name))
+
+
+def source_of(root: Path, name: str) -> Path:
+    return root / ("finer.pt" if name == FINER_LOGITS else "source.pt")
 
 
 def work(rank: int, root: Path) -> None:
@@ -131,6 +146,7 @@ def root(tmp_path_factory):
     """Run all scenarios once, because starting two processes takes seconds."""
     root = tmp_path_factory.mktemp("world")
     sharp_source(root / "source.pt")
+    sharp_source(root / "finer.pt", name="espnet", options={"p": 1, "q": 1})
     for name in SCENARIOS:
         write_dataset(root / f"data_{name}", without_masks=WITHOUT_MASKS.get(name, ()))
     context = torch.multiprocessing.get_context("spawn")
@@ -184,7 +200,7 @@ def test_two_workers_train_as_one(root, name):
 def assert_weights_moved(root: Path, name: str) -> None:
     """Assert that weights moved by far more than the tolerance, and that pairs were drawn."""
     state = load_state(root / name / "single")
-    start = torch.load(root / "source.pt", weights_only=True)["state_dict"]
+    start = torch.load(source_of(root, name), weights_only=True)["state_dict"]
     change = state["student"]["segmenter.classifier.weight"] - start["classifier.weight"]
     assert change.abs().max() > 1e-3
     records = read_progress(root / name / "single")

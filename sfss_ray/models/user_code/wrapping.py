@@ -88,6 +88,12 @@ def _check_classes(num_outputs: int, num_classes: int) -> None:
             f"the module has {num_outputs} outputs: allowed are 2 to {IGNORE_INDEX - 1}, one per class;"
             " a single output for foreground must become two, such as torch.cat([-x, x], 1)"
         )
+    if not num_classes:
+        raise ConfigError(
+            f"the module has {num_outputs} outputs, and nothing says what they mean: give classes, a"
+            " class set's name or the names of all outputs in order (on the command line in --card, a"
+            ' JSON file such as {"classes": ["road", "sky"]})'
+        )
     if num_classes != num_outputs:
         raise ConfigError(
             f"the module has {num_outputs} outputs but {num_classes} classes were given: give classes,"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -146,9 +148,105 @@ def test_messages_are_shortened_to_their_first_line():
     assert len(first_line(ValueError("x" * 999))) == 200
 
 
+LAZY = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        from utilities import Conv
+        self.encoder = nn.Sequential(Conv(3, 8), nn.BatchNorm2d(8))
+        self.classifier = nn.Conv2d(8, 19, 1)
+
+    def forward(self, x):
+        import helpers.blocks
+        from utilities import enlarge
+        if self.training:
+            from late import noise
+            x = noise(x)
+        return enlarge(self.classifier(helpers.blocks.double(self.encoder(x))), 4)
+"""
+"""A file whose class imports its neighbours inside functions; only training mode imports `late`."""
+RELATIVE = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 19, 1))
+
+    def forward(self, x):
+        if self.training:
+            from .late import noise
+            x = noise(x)
+        return super().forward(x)
+"""
+
+
+def made_from_spec(file: Path, name: str, registered: bool) -> type[nn.Module]:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if registered:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module.Net
+
+
+def executed(file: Path, name: str) -> type[nn.Module]:
+    """Run a file as a notebook runs its cells, in a module of a name or in none."""
+    namespace: dict = {}
+    if name:
+        sys.modules[name] = types.ModuleType(name)
+        namespace = vars(sys.modules[name])
+    exec(file.read_text(), namespace)
+    return namespace["Net"]
+
+
+WAYS = {
+    "a file by its spec": lambda root: made_from_spec(root / "lazy.py", "lazy_net", False),
+    "a name without its package": lambda root: made_from_spec(root / "lazy.py", "no.parent", True),
+    "a part of a package by its spec": lambda root: made_from_spec(
+        root / "pack" / "net.py", "pack.net", False
+    ),
+    "exec": lambda root: executed(root / "lazy.py", ""),
+    "a module without a file": lambda root: executed(root / "lazy.py", "cell"),
+    "torch.hub": lambda root: lambda: torch.hub.load(str(root), "net", source="local"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_code_is_sent_however_it_was_loaded(way, project):
+    write_files(
+        project,
+        {
+            "lazy.py": LAZY,
+            "pack/__init__.py": "",
+            "pack/net.py": RELATIVE,
+            "pack/late.py": FILES["late.py"],
+            "hubconf.py": "from model import Net\n\n\ndef net():\n    return Net()\n",
+        },
+    )
+    loaded = set(sys.modules)
+    try:
+        source = source_of(WAYS[way](project)())
+        check_travels(source)
+    finally:
+        for name in set(sys.modules) - loaded:
+            del sys.modules[name]
+    assert source.carried is not None
+    assert source.carried.payload is not None
+    sources = source.carried.payload.sources
+    late = "pack.late" if "package by" in way else "late"
+    assert late in sources
+    assert sources[late].text == FILES["late.py"]
+
+
 SCRIPT = """
 import sys
-sys.path.insert(0, sys.argv[1] if len(sys.argv) > 1 else PROJECT)
+sys.path.insert(0, sys.argv[1] if sys.argv[1:] else PROJECT)
 import helpers.blocks
 import model
 import sfss_ray
@@ -170,16 +268,16 @@ print(*sorted(source.carried.payload.sources))
 """
 
 
-@pytest.mark.parametrize("main_module", ["a script", "a notebook"])
+@pytest.mark.parametrize("main_module", ["a script", "a notebook", "python -c"])
 def test_networks_of_the_main_module_are_sent(main_module, project):
     """The main module of a notebook has no file, and neither has code from standard input."""
     script = project.parent / "script.py"
     script.write_text(SCRIPT)
-    is_script = main_module == "a script"
-    command = [sys.executable, script, project] if is_script else [sys.executable]
+    code = f"PROJECT = {str(project)!r}\n{SCRIPT}"
+    arguments = {"a script": [script, project], "a notebook": [], "python -c": ["-c", code]}
     process = subprocess.run(
-        command,
-        input=f"PROJECT = {str(project)!r}\n{SCRIPT}",
+        [sys.executable, *arguments[main_module]],
+        input=code,
         capture_output=True,
         text=True,
         check=False,
@@ -187,3 +285,39 @@ def test_networks_of_the_main_module_are_sent(main_module, project):
     )
     names = "helpers helpers.blocks helpers.numbers_of late model utilities"
     assert process.stdout.strip() == names, process.stderr
+
+
+PACKAGE_SCRIPT = """
+from .parts import Base
+import sfss_ray
+from sfss_ray.models.user_code.carried_module import check_travels
+from sfss_ray.models.source import open_source
+
+
+class Net(Base):
+    def forward(self, x):
+        if self.training:
+            from .late import noise
+            x = noise(x)
+        return super().forward(x)
+
+
+source = open_source(sfss_ray.wrap_model(Net(), classes="cityscapes-19"))
+check_travels(source)
+print(*sorted(source.carried.payload.sources))
+"""
+
+
+def test_a_script_of_a_package_is_sent(tmp_path: Path):
+    """`python -m pack.run` has relative imports."""
+    parts = RELATIVE.replace("class Net", "class Base")
+    files = {"__init__": "", "run": PACKAGE_SCRIPT, "parts": parts, "late": FILES["late.py"]}
+    write_files(tmp_path, {f"pack/{name}.py": text for name, text in files.items()})
+    process = subprocess.run(
+        [sys.executable, "-m", "pack.run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert process.stdout.strip() == "pack pack.late pack.parts", process.stderr

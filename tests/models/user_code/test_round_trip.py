@@ -53,6 +53,20 @@ def test_code_that_was_changed_after_its_import_is_a_problem(project):
     assert problem.startswith("the module gives other logits in a fresh process")
 
 
+def test_a_module_that_a_payload_lacks_is_named(project):
+    source = source_of(import_network())
+    assert source.carried is not None
+    payload = source.carried.pack()
+    fewer = {name: file for name, file in payload.sources.items() if name != "late"}
+    trip = RoundTrip(source)
+    assert "needs 'late'" in trip.problem(payload._replace(sources=fewer))
+    assert trip.missing_module == "late"
+    assert source.carried.add_import("late") is False, "it is sent already"
+    assert source.carried.add_import("unused")
+    assert "unused" in source.carried.pack().sources
+    assert source.carried.add_import("nowhere") is False
+
+
 def test_code_that_ends_the_process_is_a_problem(project):
     source = source_of(import_network())
     assert source.carried is not None

@@ -18,6 +18,7 @@ from sfss_ray.models.user_code.user_modules import (
     imports_of,
     installed_search_path,
     is_user_module,
+    modules_without_source,
     spec_of,
     uninstalled_dependencies,
 )
@@ -184,3 +185,15 @@ def test_only_loaded_modules_with_source_are_returned(tmp_path: Path, on_path):
     importlib.import_module("model")
     loaded = [module.__name__ for module in find_user_code(["model"]).loaded()]
     assert loaded == ["helpers", "helpers.blocks", "helpers.numbers_of", "model", "utilities"]
+
+
+def test_modules_that_no_other_process_can_import_are_listed(tmp_path: Path, on_path, monkeypatch):
+    on_path(write_files(tmp_path, FILES))
+    importlib.import_module("model")
+    monkeypatch.setitem(sys.modules, "cell", types.ModuleType("cell"))
+    spec = importlib.util.spec_from_file_location("no.parent", tmp_path / "late.py")
+    assert spec is not None
+    monkeypatch.setitem(sys.modules, "no.parent", importlib.util.module_from_spec(spec))
+    names = {module.__name__ for module in modules_without_source()}
+    assert {"cell", "no.parent"} <= names
+    assert not names & {"model", "helpers.blocks", "__main__", "sys", "torch", "pytest", "numpy"}

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from segmentation_modules import OneSize, PooledNorm, UNet
 from torch import nn
 from wrapped_networks import CLASSES, Net, make_net, wrap
 
-from sfss_ray import load_model, load_source_model, save_model
+from sfss_ray import SourceModel, load_model, load_source_model, save_model, wrap_model
 from sfss_ray.errors import CheckpointError, ConfigError, DataError
 
 
-@pytest.mark.parametrize("output", ["tensor", "mapping", "object"])
+@pytest.mark.parametrize("output", ["tensor", "mapping", "object", "list"])
 @torch.no_grad()
 def test_logits_are_the_modules_own(output):
     card = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -51,9 +52,8 @@ def test_unknown_layers_are_refused_with_similar_names():
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (make_net("list"), {}, "the module returns list: allowed are logits"),
         (make_net(), {"classes": ["road"]}, "has 3 outputs but 1 classes were given"),
-        (make_net(), {"classes": None}, "has 3 outputs but 0 classes were given"),
+        (make_net(), {"classes": None}, "has 3 outputs, and nothing says what they mean"),
         (make_net(), {"feature_layer": "auxiliary"}, "'auxiliary' ran 0 times in one pass"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(3, 3)),
@@ -102,3 +102,86 @@ def test_outputs_of_a_module_are_grouped_on_both_grids():
     torch.testing.assert_close(model.network(images).logits.softmax(1), expected)
     with pytest.raises(DataError, match="leave out 'boat' of the model's classes"):
         wrap(make_net(), class_groups={"ground": ["road", "sky"]})
+
+
+FIVE = ["sky", "road", "car", "tree", "sign"]
+
+
+def test_features_sizes_and_the_name_need_not_be_given(tmp_path: Path):
+    model = wrap_model(UNet(5), classes=FIVE)
+    network = model.network
+    assert network.size_multiple == 32
+    assert model.title == "UNet"
+    assert network.describe() == [
+        "features: what 'head' reads (8 channels, stride 2); the logits have stride 1",
+        "sizes: the module takes multiples of 32 pixels; other images are padded",
+    ]
+    images = torch.rand(1, 3, 64, 96)
+    features, _ = network.eval()(images)
+    assert features.shape == (1, 8, 32, 48)
+    again = load_model(save_model(tmp_path / "x.pt", model), module=UNet(5))
+    assert again.network.wrapping == network.wrapping
+
+
+def test_the_name_is_kept_in_the_file(tmp_path: Path):
+    model = wrap_model(UNet(2), classes=FIVE, name="Street U-Net 2.0")
+    assert model.title == "Street U-Net 2.0"
+    again = load_model(save_model(tmp_path / "x.pt", model), module=UNet(2))
+    assert again.title == "Street U-Net 2.0"
+    assert again.load_report is not None
+    assert "-> Street U-Net 2.0:" in again.load_report.summary()
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path):
+    """They have neither the multiple nor the name."""
+    model = wrap_model(UNet(3), classes=FIVE, feature_layer="up.1")
+    content = torch.load(save_model(tmp_path / "x.pt", model), weights_only=True)
+    del content["size_multiple"], content["title"]
+    torch.save(content, tmp_path / "old.pt")
+    again = load_model(tmp_path / "old.pt", module=UNet(3))
+    assert again.network.size_multiple == 8
+    assert again.network.wrapping == model.network.wrapping
+
+
+@pytest.mark.parametrize("size", [(45, 60), (90, 71), (32, 32), (1, 1)])
+def test_a_module_with_a_multiple_takes_images_of_any_size(size):
+    """Their last row and column are repeated, and the logits are cropped."""
+    model = wrap_model(UNet(5), classes=FIVE).eval()
+    images = torch.rand(2, 3, *size)
+    rows, columns = (torch.arange(-(-side // 32) * 32).clamp(max=side - 1) for side in size)
+    padded = images[:, :, rows][..., columns]
+    with torch.no_grad():
+        expected = model.network.body(model.network.prepare(padded))
+        logits = model(images)
+    assert logits.shape == (2, 5, *size)
+    torch.testing.assert_close(logits, expected[..., : size[0], : size[1]])
+
+
+def test_a_module_that_fails_later_is_refused_in_one_line():
+    model = wrap_model(OneSize((96, 64)), classes=FIVE, example_size=(96, 64)).eval()
+    assert model(torch.zeros(1, 3, 96, 64)).shape == (1, 5, 96, 64)
+    message = r"fails on images of 48x48 pixels \(AssertionError: not my size\).*mode slide"
+    with pytest.raises(ConfigError, match=message) as error:
+        model(torch.zeros(1, 3, 48, 48))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "classes", "message"),
+    [
+        (UNet(2, classes=1), ["road"], "has 1 outputs: allowed are 2 to 254.*such as torch.cat"),
+        (UNet(2, classes=300), None, "has 300 outputs: allowed are 2 to 254"),
+        (nn.Sequential(UNet(2), nn.Softmax(1)), FIVE, "returns probabilities"),
+        (UNet(2), FIVE[:4], "has 5 outputs but 4 classes were given"),
+    ],
+)
+def test_outputs_that_are_no_logits_of_the_classes_are_refused(module, classes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        wrap_model(module, classes=classes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", [UNet(2, norm=False), UNet(2).half(), PooledNorm()])
+def test_modules_without_batch_norm_in_half_precision_or_with_a_pooled_norm_work(module):
+    model: SourceModel = wrap_model(module, classes=FIVE).eval()
+    assert model(torch.zeros(1, 3, 40, 40)).dtype == torch.float32

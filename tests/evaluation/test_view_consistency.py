@@ -1,0 +1,86 @@
+"""Consistency over views: class IoU counted by hand, and networks that depend on position."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfss_ray.config import EvaluationConfig
+from sfss_ray.evaluation.view_consistency import ConsistencyProbe, ViewConsistency
+from sfss_ray.models.segmenter import Segmenter
+
+
+def mean_iou(pairs, classes: int) -> float:
+    """Class by class over all images, from the definition."""
+    ious = []
+    for c in range(classes):
+        both = sum(int(((a == c) & (b == c)).sum()) for a, b in pairs)
+        either = sum(int(((a == c) | (b == c)).sum()) for a, b in pairs)
+        if either:
+            ious.append(both / either)
+    return sum(ious) / len(ious)
+
+
+def random_images(count: int):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        predictions = rng.integers(0, 3, (6, 8))
+        views = [np.where(rng.random((6, 8)) < 0.7, predictions, 1) for _ in range(2)]
+        yield predictions, views
+
+
+def test_the_score_is_the_mean_iou_of_each_view():
+    consistency = ViewConsistency()
+    images = list(random_images(4))
+    for predictions, views in images:
+        consistency.add(5, predictions, views)
+    of_views = [mean_iou([(p, v[view]) for p, v in images], 5) for view in range(2)]
+    assert consistency.value() == pytest.approx(sum(of_views) / 2)
+
+
+def test_leaving_out_an_image_is_scoring_the_others():
+    images = list(random_images(4))
+    whole = ViewConsistency()
+    for predictions, views in images:
+        whole.add(3, predictions, views)
+    for index, value in enumerate(whole.leave_one_out()):
+        others = ViewConsistency()
+        for predictions, views in images[:index] + images[index + 1 :]:
+            others.add(3, predictions, views)
+        assert others.value() == pytest.approx(value)
+
+
+def test_without_images_there_is_no_score():
+    assert np.isnan(ViewConsistency().value())
+    assert len(ViewConsistency().leave_one_out()) == 0
+
+
+class LeftAndRight(nn.Module):
+    """Class 0 in the left half of the image, class 1 in the right half."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        columns = torch.linspace(-1, 1, images.shape[-1]).expand(images[:, :1].shape)
+        return torch.cat([-columns, columns], 1) * 10
+
+
+class Brightness(nn.Module):
+    """Class 1 where the image is bright."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = images.mean(1, keepdim=True) * 20
+        return torch.cat([-level, level], 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "least", "most"), [(LeftAndRight, 0.6, 0.7), (Brightness, 0.9, 1)]
+)
+def test_a_network_that_sees_positions_is_inconsistent(body, least, most):
+    """The mirror image swaps left and right: one view of three agrees nowhere."""
+    network = Segmenter(body(), nn.Conv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        network.classifier.weight.copy_(torch.eye(2)[..., None, None])
+        network.classifier.bias.zero_()
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[16:48, 8:40] = 255
+    consistency = ConsistencyProbe((image,), EvaluationConfig()).score(network)
+    assert least < consistency.value() <= most

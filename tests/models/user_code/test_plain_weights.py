@@ -1,0 +1,110 @@
+"""Tests of weights alone as a source model, with the user's module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from segmentation_modules import UNet
+from torch import nn
+
+from sfss_ray import load_source_model, save_model
+from sfss_ray.errors import CheckpointError, ConfigError
+from sfss_ray.models.card import Card
+
+CLASSES = ["sky", "road", "car", "tree", "sign"]
+
+
+@pytest.fixture
+def trained() -> UNet:
+    """A module with weights of its own."""
+    module = UNet(2)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.add_(1)
+    return module.eval()
+
+
+def wrapped_in(name: str, module: nn.Module) -> dict:
+    state = module.state_dict()
+    prefixed = {f"{name}.{key}": tensor for key, tensor in state.items()}
+    return {
+        "plain": state,
+        "module": prefixed,
+        "state_dict": {"state_dict": state, "epoch": 3},
+    }[name]
+
+
+@pytest.mark.parametrize("kind", ["plain", "module", "state_dict"])
+def test_weights_are_loaded_into_a_copy_of_the_module(kind, trained, tmp_path: Path):
+    torch.save(wrapped_in(kind, trained), tmp_path / "weights.pth")
+    blank = UNet(2)
+    before = blank.head.weight.clone()
+    model = load_source_model(
+        tmp_path / "weights.pth", module=blank, classes=CLASSES, card={"value_range": 255}
+    )
+    images = torch.rand(2, 3, 32, 48)
+    with torch.no_grad():
+        expected = trained(model.network.prepare(images))
+        torch.testing.assert_close(model(images), expected)
+    assert torch.equal(blank.head.weight, before)
+    assert model.classes.classes == tuple(CLASSES)
+    assert model.card == Card(value_range=255, classes=tuple(CLASSES))
+    assert model.facts["file"] == "weights.pth"
+    assert model.load_report is not None
+    assert model.load_report.summary().startswith(
+        f"a module of your own -> UNet: {len(trained.state_dict())} tensors matched, 0 missing"
+    )
+
+
+def test_names_that_look_like_wrappers_may_be_the_modules_own(trained, tmp_path: Path):
+    module = nn.Module()
+    module.model = trained
+    module.forward = trained.forward
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    model = load_source_model(tmp_path / "weights.pth", module=module, classes=CLASSES)
+    assert model.load_report is not None
+    assert not model.load_report.unexpected
+
+
+def test_tensors_that_the_module_lacks_are_reported(trained, tmp_path: Path):
+    state = trained.state_dict() | {"auxiliary.weight": torch.zeros(3)}
+    torch.save(state, tmp_path / "weights.pth")
+    model = load_source_model(tmp_path / "weights.pth", module=UNet(2), classes=CLASSES)
+    assert model.load_report is not None
+    assert model.load_report.notes == (
+        "1 tensors of the file are not in the module, first 'auxiliary.weight'",
+    )
+
+
+def test_a_student_of_such_a_model_is_a_model_file(trained, tmp_path: Path):
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    model = load_source_model(tmp_path / "weights.pth", module=UNet(2), classes=CLASSES)
+    again = load_source_model(save_model(tmp_path / "student.pt", model), module=UNet(2))
+    assert again.network.size_multiple == 4
+    assert again.title == "UNet"
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (UNet(2, classes=7).state_dict(), r"2 of wrong shape, first head.weight is \(7, 8, 1, 1\)"),
+        (UNet(3).state_dict() | {"head.bias": torch.zeros(2)}, "head.bias is"),
+        ({k: v for k, v in UNet(2).state_dict().items() if "head" not in k}, "2 tensors missing"),
+        ({"a.weight": torch.zeros(2)}, r"has no tensor of the module UNet \(a.weight\)"),
+        ({"epoch": 3}, r"has no tensor of the module UNet \(it has no tensors at all\)"),
+        ([1, 2], "it has no tensors at all"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(state, message, tmp_path: Path):
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_source_model(tmp_path / "weights.pth", module=UNet(2), classes=CLASSES)
+    assert "\n" not in str(error.value)
+
+
+def test_without_names_of_classes_they_are_refused(trained, tmp_path: Path):
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=r"5 outputs, and nothing says.*--card"):
+        load_source_model(tmp_path / "weights.pth", module=UNet(2))

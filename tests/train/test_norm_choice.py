@@ -1,0 +1,153 @@
+"""The choice of BatchNorm statistics: the rule on given scores, and networks on drawn images."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sfss_ray.config import Config, EvaluationConfig, override
+from sfss_ray.data.folders import list_images
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.model_file import load_model
+from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.train.norm_choice import (
+    SHARES,
+    StatisticsImages,
+    choose_share,
+    set_initial_statistics,
+    whole_image_batches,
+)
+
+
+class GivenScores:
+    """A consistency with given values for each image, whose mean is the score."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = images
+
+    def value(self) -> float:
+        return float(self.images.mean())
+
+    def leave_one_out(self) -> np.ndarray:
+        return (self.images.sum() - self.images) / (len(self.images) - 1)
+
+
+def choose(means: list[float], noise: float, num_images: int = 16) -> float:
+    """The share chosen for mean scores of SHARES, with independent noise on each image."""
+    rng = np.random.default_rng(0)
+    scores = {
+        share: GivenScores(mean + noise * rng.standard_normal(num_images))
+        for share, mean in zip(SHARES, means, strict=True)
+    }
+    return choose_share(lambda share: scores[share]).share  # pyright: ignore[reportArgumentType]
+
+
+def test_the_best_share_is_chosen_where_the_images_agree():
+    assert choose([0.3, 0.4, 0.5, 0.4, 0.3], noise=1e-4) == 0.5
+    assert choose([0.3, 0.4, 0.5, 0.6, 0.7], noise=1e-4) == 1.0
+    assert choose([0.5, 0.4, 0.3, 0.3, 0.2], noise=1e-4) == 0.0
+
+
+@pytest.mark.parametrize(("spread", "share"), [(0.01, 0.0), (0.002, 0.5)])
+def test_a_gain_within_one_standard_error_keeps_the_statistics_of_the_source(spread, share):
+    """A mean gain of .002 over 16 images; its standard error is about a quarter of the spread."""
+    gains = 0.002 + spread * np.array([1, -1] * 8)
+    scores = {s: GivenScores(np.full(16, 0.5)) for s in SHARES}
+    scores[0.5] = GivenScores(0.5 + gains)
+    assert choose_share(lambda s: scores[s]).share == share  # pyright: ignore[reportArgumentType]
+
+
+def test_two_images_prove_nothing():
+    assert choose([0.3, 0.4, 0.5, 0.6, 0.7], noise=0.0, num_images=2) == 0.0
+    assert choose([0.3, 0.4, 0.5, 0.6, 0.7], noise=0.0, num_images=3) == 1.0
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> StatisticsImages:
+    from sfss_ray.streets.scenes import write_streets
+
+    folder = tmp_path_factory.mktemp("streets")
+    write_streets(folder, "camera", 5, 14, with_labels=False)
+    files = list_images(folder / "images")
+    return StatisticsImages(files[:4], files[4:])
+
+
+def config(**changes) -> Config:
+    return override(Config(), {f"train.{name}": value for name, value in changes.items()})
+
+
+def statistics(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items() if "running_" in k}
+
+
+def source() -> nn.Module:
+    return load_model(SOURCE_MODEL).network
+
+
+def test_auto_uses_one_of_the_mixtures(images):
+    network = source()
+    before = statistics(network)
+    choice = set_initial_statistics(network, images, config())
+    assert choice is not None
+    assert choice.share in SHARES
+    assert set(choice.consistency) == set(SHARES)
+    assert all(0 < score < 1 for score in choice.consistency.values())
+    whole = source()
+    assert set_initial_statistics(whole, images, config(batch_norm="target")) is None
+    target = statistics(whole)
+    for name, tensor in statistics(network).items():
+        torch.testing.assert_close(tensor, before[name].lerp(target[name], choice.share))
+
+
+def test_the_same_images_give_the_same_choice(images):
+    first, second = (set_initial_statistics(source(), images, config()) for _ in range(2))
+    assert first == second
+
+
+def test_frozen_keeps_the_source_and_other_networks_need_no_choice(images):
+    network = source()
+    before = statistics(network)
+    assert set_initial_statistics(network, images, config(batch_norm="frozen")) is None
+    assert set_initial_statistics(network, images, config(statistics_images=0)) is None
+    after = statistics(network)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    without_norm = build_network("compact", 3)
+    for name, layer in list(without_norm.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            parent = without_norm.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], nn.Identity())
+    assert set_initial_statistics(without_norm, images, config()) is None
+
+
+def test_a_network_with_statistics_of_another_domain_gets_those_of_the_target(images):
+    """All its layers expect features of more than twice the spread."""
+    network = source()
+    broken = copy.deepcopy(network)
+    for name, tensor in broken.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.mul_(6)
+    choice = set_initial_statistics(broken, images, config())
+    assert choice is not None
+    assert choice.share > 0
+    assert choice.consistency[choice.share] > choice.consistency[0.0]
+
+
+def test_batches_are_whole_images_of_one_size(images):
+    network = build_network("espnet", 5, {"p": 1, "q": 1})
+    files = [*images.training, images.held_out[0]]
+    batches = list(whole_image_batches(network, files, EvaluationConfig(max_size=100)))
+    assert [batch.shape for batch in batches] == [(2, 3, 56, 104), (3, 3, 56, 104)]
+    pixels = torch.from_numpy(files[0].read()).permute(2, 0, 1).float() / 255
+    whole = next(whole_image_batches(network, files[:1], EvaluationConfig()))
+    assert torch.equal(whole[0], pixels)
+
+
+def test_training_images_are_compared_where_few_are_held_out(images):
+    few = dataclasses.replace(images, held_out=images.held_out[:2])
+    assert few.compared == list(few.training)
+    assert images.compared == list(images.held_out)
