@@ -39,7 +39,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
-from sfss_ray.train.launch import save_student
+from sfss_ray.train.launch import save_network
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 from sfss_ray.train.training_inputs import prepare_training
 
@@ -550,7 +550,7 @@ def test_students_learn_and_are_scored_over_groups(tmp_path, source):
         f"segmenter.{name}": value.shape
         for name, value in load_model(source).network.state_dict().items()
     } | {n: value.shape for n, value in state["student"].items() if n.startswith("projection.")}
-    save_student(state, prepared, config, tmp_path / "student.pt")
+    save_network(state, "student", prepared, config, tmp_path / "student.pt")
     student = load_model(tmp_path / "student.pt")
     assert student.classes.classes == ("warm", "cold")
     assert student.outputs.classes == CLASSES
