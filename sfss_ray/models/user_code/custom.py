@@ -22,7 +22,7 @@ from sfss_ray.models.user_code.feature_layers import (
     single_features,
 )
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, torch_methods
-from sfss_ray.models.user_code.outputs import find_logits
+from sfss_ray.models.user_code.module_outputs import find_logits
 from sfss_ray.models.user_code.probing import in_eval_mode
 
 CUSTOM = "custom"

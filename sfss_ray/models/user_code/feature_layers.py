@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.user_code.layers import layer_named, named_layers
-from sfss_ray.models.user_code.outputs import shape_or_type
+from sfss_ray.models.user_code.module_outputs import shape_or_type
 
 INPUT = ":input"
 """The end of a feature layer's name that selects what the layer reads instead of what it returns."""

@@ -15,7 +15,7 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import first_line
 from sfss_ray.models.user_code.feature_layers import find_feature_layer
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, layers_of, torch_methods, weights_of
-from sfss_ray.models.user_code.outputs import are_probabilities, find_logits
+from sfss_ray.models.user_code.module_outputs import are_probabilities, find_logits
 
 Size = tuple[int, int]
 SIZE_MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 64)

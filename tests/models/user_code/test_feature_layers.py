@@ -15,7 +15,7 @@ from sfss_ray.models.user_code.feature_layers import (
     recorded_features,
     single_features,
 )
-from sfss_ray.models.user_code.outputs import find_logits
+from sfss_ray.models.user_code.module_outputs import find_logits
 
 
 def layer_of(module: nn.Module, classes: int = NUM_CLASSES) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from sfss_ray.errors import ConfigError
-from sfss_ray.models.user_code.outputs import are_probabilities, find_logits
+from sfss_ray.models.user_code.module_outputs import are_probabilities, find_logits
 
 LOGITS = torch.randn(2, 5, 4, 6)
 AUXILIARY = torch.randn(2, 5, 2, 3)
