@@ -10,7 +10,6 @@ import numpy as np
 
 from sfss_ray.config import AugmentConfig
 
-
 SMALLEST_CROP = 32
 """Sides that `crop_size` may have, in pixels, at least."""
 
