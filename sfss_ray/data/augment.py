@@ -10,6 +10,9 @@ import numpy as np
 
 from sfss_ray.config import AugmentConfig
 
+SMALLEST_CROP = 32
+"""Sides that `crop_size` may have, in pixels, at least."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -75,7 +78,7 @@ class Geometry:
 
 
 def fit_crop(config: AugmentConfig, multiple: int) -> AugmentConfig:
-    """Return a config whose crop is rounded down to multiples of a network's size, at least one each.
+    """Return a config whose crop is rounded down to multiples of a network's size, 32 or more pixels.
 
     Crops may have any size, so nothing is padded in training.
 
@@ -83,7 +86,8 @@ def fit_crop(config: AugmentConfig, multiple: int) -> AugmentConfig:
         config: `crop_size` is used.
         multiple: Sides of the network's input must be multiples of this number of pixels.
     """
-    height, width = (multiple * max(1, side // multiple) for side in config.crop_size)
+    fewest = -(-SMALLEST_CROP // multiple)
+    height, width = (multiple * max(fewest, side // multiple) for side in config.crop_size)
     return dataclasses.replace(config, crop_size=(height, width))
 
 

@@ -117,6 +117,7 @@ def test_every_option_draws_the_same_random_numbers():
         ((100, 150), 32, (96, 128)),
         ((96, 128), 32, (96, 128)),
         ((40, 50), 64, (64, 64)),
+        ((48, 90), 28, (56, 84)),
     ],
 )
 def test_crops_are_rounded_down_to_multiples(crop_size, multiple, expected):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoint_files import random_images
 from ray import cloudpickle
+from segmentation_modules import UNet
 from torch import nn
 from torchvision.models import segmentation
 from wrapped_networks import CLASSES, Net, make_net, wrap
@@ -20,6 +21,7 @@ from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.reading import file_sha256
 from sfss_ray.models.source import open_source
+from sfss_ray.streets.default import SOURCE_MODEL
 
 
 def compact(seed: int = 0) -> SourceModel:
@@ -160,3 +162,14 @@ def test_groups_of_a_model_are_kept_or_replaced(tmp_path: Path):
     replaced = open_source(path, class_groups=both).placed(tmp_path / "run")
     assert replaced.path == tmp_path / "run" / "source_model.pt"
     assert load_source_model(replaced.path).classes.classes == ("ground", "air")
+
+
+def test_a_module_is_called_by_its_name_and_keeps_its_notes(tmp_path: Path):
+    model = wrap_model(UNet(4), classes=["a", "b", "c", "d", "e"], name="Street U-Net 2.0")
+    for source in (open_source(model), open_source(model).placed(tmp_path)):
+        assert source.network == source.label == "Street U-Net 2.0"
+        assert source.origin == "a Street U-Net 2.0 in memory"
+        assert source.size_multiple == 16
+        assert source.notes == tuple(model.network.describe())
+    assert open_source(SOURCE_MODEL).label == SOURCE_MODEL.stem
+    assert open_source(SOURCE_MODEL).notes == ()

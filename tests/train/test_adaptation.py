@@ -231,12 +231,12 @@ def test_networks_that_store_tensors_in_attributes_are_adapted(root, tmp_path):
 
 
 def test_crops_are_rounded_to_the_multiple_of_a_module(root, tmp_path):
-    """The crop of 64x64 pixels of the config becomes one of 48x48."""
-    model = wrap_model(PatchNet(24), classes=CLASSES)
+    """The crop of 48x48 pixels of the config becomes one of 42x42."""
+    model = wrap_model(PatchNet(14), classes=CLASSES)
     source = open_source(model).placed(tmp_path)
     task = adaptation_task(root, source.path, small_config(num_steps=2, evaluate_every=2))
     task = dataclasses.replace(task, architecture=source.carried)
-    assert task.config.train.augment.crop_size == (64, 64)
+    assert task.config.train.augment.crop_size == (48, 48)
     adapt_student(task, LocalRun(tmp_path / "run"))
     assert load_state(tmp_path / "run")["step"] == 2
 
