@@ -114,7 +114,7 @@ class Examination:
         labelled = self._labelled_scores(network)
         label_free = self._label_free_scores(network, teacher)
         leave_one_out = label_free.leave_one_out() | labelled.pop("leave_one_out", {})
-        values: dict[str, Any] = label_free.values()
+        values: dict[str, Any] = labelled | label_free.values()
         values["predicted_classes"] = int(values.get("predicted_classes", 0))
         num_pixels = label_free.histogram.sum()
         share = tuple(map(float, label_free.histogram / num_pixels)) if num_pixels else ()
