@@ -11,8 +11,8 @@ from torch import nn
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.architectures.compact import CompactBody
 from sfss_ray.models.architectures.deeplab_v2 import deeplabv2, deeplabv2_torchvision
-from sfss_ray.models.architectures.espnet import espnet
-from sfss_ray.models.architectures.espnet_v2 import espnet_v2
+from sfss_ray.models.architectures.espnet import espnet_builder
+from sfss_ray.models.architectures.espnet_v2 import espnet_v2_builder
 from sfss_ray.models.architectures.mmseg_deeplab import mmseg_deeplab_builders
 from sfss_ray.models.architectures.segformer import (
     SIZES,
@@ -42,8 +42,8 @@ NETWORKS: dict[str, Callable[..., Segmenter]] = {
     "deeplabv3_mobilenet_v3_large": deeplab_or_fcn("deeplabv3_mobilenet_v3_large"),
     "deeplabv3_resnet50": deeplab_or_fcn("deeplabv3_resnet50"),
     "deeplabv3_resnet101": deeplab_or_fcn("deeplabv3_resnet101"),
-    "espnet": espnet,
-    "espnet_v2": espnet_v2,
+    "espnet": espnet_builder,
+    "espnet_v2": espnet_v2_builder,
     "fcn_resnet50": deeplab_or_fcn("fcn_resnet50"),
     "fcn_resnet101": deeplab_or_fcn("fcn_resnet101"),
     "lraspp_mobilenet_v3_large": lraspp,

@@ -178,7 +178,7 @@ def _doubling(inputs: int, outputs: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
 
 
-def espnet(num_classes: int, p: int = 2, q: int = 8, width: int | None = None) -> Segmenter:
+def espnet_builder(num_classes: int, p: int = 2, q: int = 8, width: int | None = None) -> Segmenter:
     """Build ESPNet. Its logits are twice as fine as its features, which have stride 2.
 
     Args:
