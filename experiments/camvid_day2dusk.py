@@ -60,7 +60,9 @@ def make_config(arguments: argparse.Namespace) -> Config:
     )
 
 
-def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, Path]:
+def arrange(
+    camvid: Path, target: Path, drives: tuple[str, ...], split: str = "train"
+) -> tuple[Path, Path]:
     """Write the folders of one domain: links to its frames, and its labels with void as 255."""
     from PIL import Image
 
@@ -69,7 +71,7 @@ def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, 
     images, labels = target / "images", target / "labels"
     for folder in (images, labels):
         folder.mkdir(parents=True, exist_ok=True)
-    for file in list_images(camvid / "images" / "train", "CamVid images"):
+    for file in list_images(camvid / "images" / split, "CamVid images"):
         if not file.image_id.startswith(drives):
             continue
         link = images / file.path.name
@@ -77,7 +79,7 @@ def arrange(camvid: Path, target: Path, drives: tuple[str, ...]) -> tuple[Path, 
             link.symlink_to(file.path.absolute())
         label = labels / f"{file.image_id}.png"
         if not label.exists():
-            ids = read_labels(camvid / "labels" / "train" / f"{file.image_id}.png")
+            ids = read_labels(camvid / "labels" / split / f"{file.image_id}.png")
             Image.fromarray(np.where(ids == VOID, 255, ids).astype(np.uint8)).save(label)
     return images, labels
 

@@ -1,7 +1,9 @@
-"""Compare every method of the ablation on one pair of domains, with several seeds.
+r"""Compare every method of the ablation on one pair of domains, with several seeds.
 
     python experiments/studies/ablation.py --pair streets --seeds 3
     python experiments/studies/ablation.py --pair camvid_day2dusk --data DIR --seeds 3
+    python experiments/studies/ablation.py --pair cityscapes2camvid_dusk --data DIR \
+        --source-model espnet_p_2_q_8.pth --seeds 3
 
 All rows start from the same source model and use the same images. They differ only in their knobs.
 Students are scored at their LAST step, with labels that are used for nothing else. Finished runs are not
@@ -31,7 +33,7 @@ from ablation_rows import (
     Row,
 )
 from ablation_table import knobs_of, write_results
-from domain_pairs import DomainPair, camvid_day2dusk, streets
+from domain_pairs import DomainPair, camvid_day2dusk, cityscapes2camvid, streets
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
@@ -40,6 +42,9 @@ from sfss_ray.masks.sam.networks import shipped_small_sam
 from sfss_ray.runtime.run_folder import write_json
 
 SOURCE_STEPS = 3000
+FOREIGN = "cityscapes2camvid_"
+"""Pairs whose source model is a checkpoint of others."""
+PAIRS = ("streets", "camvid_day2dusk", f"{FOREIGN}dusk", f"{FOREIGN}day")
 
 
 @dataclass(frozen=True)
@@ -252,8 +257,16 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
         return streets(folder, arguments.images)
     if arguments.data is None:
         raise ConfigError(
-            "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
+            f"pair {arguments.pair} needs --data: the folder of CamVid's images/ and labels/"
         )
+    if arguments.pair.startswith(FOREIGN):
+        if arguments.source_model is None:
+            raise ConfigError(
+                f"pair {arguments.pair} needs --source-model: a checkpoint trained on Cityscapes"
+            )
+        light = arguments.pair.removeprefix(FOREIGN)
+        folder = folder / arguments.source_model.stem
+        return cityscapes2camvid(folder, arguments.data, arguments.source_model, light)
     source = arguments.source_model or camvid_source(folder, arguments.data, device, processes)
     return camvid_day2dusk(folder, arguments.data, source)
 
@@ -329,10 +342,12 @@ def finished_results(
 
 def add_pair_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a pair and its folders."""
-    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
+    parser.add_argument("--pair", choices=PAIRS, default="streets")
     parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
     parser.add_argument(
-        "--source-model", type=Path, help="CamVid: a model file (default: trains one)"
+        "--source-model",
+        type=Path,
+        help="a model file or checkpoint (day2dusk: trains one without)",
     )
     parser.add_argument("--images", type=int, default=600, help="streets: scenes to adapt to")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))

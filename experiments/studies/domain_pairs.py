@@ -1,9 +1,11 @@
-"""The two pairs of domains on which the studies compare methods.
+"""The pairs of domains on which the studies compare methods.
 
 `streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is
-real video and needs --data. A pair holds the source model, the unlabelled target images, masks from
-several sources of regions, and labels. The labels are used for reporting, and by the rows named ground
-truth or ceiling.
+real video and needs --data. `cityscapes2camvid_dusk` and `cityscapes2camvid_day` adapt a checkpoint that
+its authors trained on Cityscapes, given by --source-model, to CamVid.
+
+A pair holds the source model, the unlabelled target images, masks from several sources of regions, and
+labels. The labels are used for reporting, and by the rows named ground truth or ceiling.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from sfss_ray.masks.regions import (
     make_recipe,
     region_records,
 )
+from sfss_ray.models.checkpoints import load_source_model
+from sfss_ray.models.model_file import save_model
 from sfss_ray.streets.default import (
     SOURCE_MODEL,
     TARGET_SEED,
@@ -39,7 +43,7 @@ from sfss_ray.train.baseline import SELF_TRAINING
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the recipes, one folder up
 
-from camvid_day2dusk import DUSK, arrange, make_config
+from camvid_day2dusk import DAY, DUSK, arrange, make_config
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
 BASE = SELF_TRAINING | {"train.batch_norm": "target"}
@@ -220,6 +224,49 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
             }
             | BASE,
         ),
+        partial(labelled_regions, labels),
+        folder,
+        {"ground_truth": ALONE},
+    )
+
+
+def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) -> DomainPair:
+    """Return the pair of a checkpoint trained on Cityscapes and frames of CamVid.
+
+    All knobs are the defaults, apart from the number of steps. Its outputs are grouped to CamVid's
+    classes. By dusk the only drive is both target and scored. By day two drives are the target, and
+    later frames are scored.
+
+    Args:
+        folder: Where the pair's files are written.
+        data: Folder of CamVid's images/ and labels/.
+        checkpoint: A checkpoint with the 19 classes of Cityscapes.
+        light: `dusk` or `day`.
+    """
+    source_model = folder / "source.pt"
+    if not source_model.exists():
+        save_model(source_model, load_source_model(checkpoint, class_groups="camvid-11"))
+    images, labels = arrange(data, folder / light, DUSK if light == "dusk" else DAY)
+    val = (images, labels)
+    if light == "day":
+        val = arrange(data, folder / "day_val", DAY, split="val")
+    steps = 300
+    config = override(
+        Config(),
+        SELF_TRAINING
+        | {
+            "train.num_steps": steps,
+            "train.evaluate_every": steps // 2,
+            "evaluation.held_out_share": 0.0,
+        },
+    )
+    return DomainPair(
+        f"cityscapes2camvid_{light}_{checkpoint.stem}",
+        source_model,
+        tuple(list_images(images)),
+        tuple(pair_labels(*val)),
+        CAMVID_11,
+        config,
         partial(labelled_regions, labels),
         folder,
         {"ground_truth": ALONE},

@@ -284,7 +284,9 @@ def _doubled(features: Tensor) -> Tensor:
     return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=True)
 
 
-def espnet_v2_builder(num_classes: int, scale: float = 1.0, pool_width: int | None = None) -> Segmenter:
+def espnet_v2_builder(
+    num_classes: int, scale: float = 1.0, pool_width: int | None = None
+) -> Segmenter:
     """Build ESPNetv2. Features and logits have stride 2.
 
     Args:
