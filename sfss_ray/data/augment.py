@@ -85,13 +85,14 @@ def draw_geometry(
         image_size: (height, width) of the image.
         rng: The source of random numbers.
     """
+    crop_size = config.chosen_crop_size
     low, high = np.log(_scale_range(config, image_size))
-    min_scale = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
+    min_scale = max(c / s for c, s in zip(crop_size, image_size, strict=True))
     scale = max(float(np.exp(rng.uniform(low, high))), min_scale)
-    slack = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
+    slack = [s - c / scale for c, s in zip(crop_size, image_size, strict=True)]
     row, column = (float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack)
     flip = bool(config.flip and rng.random() < 0.5)
-    return Geometry(row, column, scale, flip, config.crop_size)
+    return Geometry(row, column, scale, flip, crop_size)
 
 
 def _scale_range(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from sfss_ray.config import Config
 from sfss_ray.config.consistency import check_keep, check_stage, require_held_out, score_name
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
@@ -19,6 +20,7 @@ from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.data.pairing import pair_labels
 from sfss_ray.errors import DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
+from sfss_ray.inputs.crop_size import with_crop_size
 from sfss_ray.inputs.labels import require_both
 from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
 from sfss_ray.inputs.request import Inputs, Request, split_target_images
@@ -48,6 +50,8 @@ class Survey:
     region_weights: Path | None = None
     masks: MaskStore | None = None
     device: str = "cpu"
+    config: Config = field(default_factory=Config)
+    """The request's config, with the crop size settled."""
     contents: dict[str, Content] | None = None
     notes: list[str] = field(default_factory=list)
     found: dict[str, str] = field(default_factory=dict)
@@ -88,6 +92,7 @@ class Survey:
             self.region_weights,
             self.masks,
             self.device,
+            self.config,
             self.contents,
             tuple(self.notes),
         )
@@ -104,9 +109,11 @@ def check_inputs(request: Request) -> Inputs:
 
 def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     """Do every check of a run; without `stop_at_first` no problem hides another."""
-    survey = Survey(stop_at_first)
+    survey = Survey(stop_at_first, config=request.config)
     survey.source = survey.check("source model", lambda: _check_source(request, survey), None)
     survey.images = survey.check("target images", lambda: _check_images(request, survey), ())
+    if survey.images:
+        survey.config = survey.check("crops", lambda: _choose_crops(survey), survey.config)
     if (request.val_images, request.val_labels) != (None, None):
         survey.labelled = survey.check("val labels", lambda: _check_labels(request, survey), ())
     if request.masks is None:
@@ -139,6 +146,13 @@ def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ..
     images, notes = open_images(folder, request.config, model_white)
     survey.notes.extend(notes)
     return tuple(images), ", ".join([f"{folder}: {len(images)} images", *notes])
+
+
+def _choose_crops(survey: Survey) -> tuple[Config, str]:
+    size_multiple = survey.source.size_multiple if survey.source else 1
+    config, line = with_crop_size(survey.config, "train", survey.images, size_multiple)
+    survey.notes.append(f"crops: {line}")
+    return config, line
 
 
 def _check_labels(request: Request, survey: Survey) -> tuple[tuple[LabelledImage, ...], str]:

@@ -222,7 +222,7 @@ def measure_training(
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
         adapt_student(task, run)
-    height, width = config.train.augment.crop_size
+    height, width = config.train.augment.chosen_crop_size
     note = f"{batch_size} crops of {height}x{width}"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
 

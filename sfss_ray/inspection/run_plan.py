@@ -62,8 +62,8 @@ def plan(
 
 def _plan_request(request: Request, started: float, progress: ProgressSink) -> Plan:
     survey = survey_inputs(request)
-    train, counts = request.config.train, WorkCounts.of(request, survey)
-    estimates = StageEstimates(survey, request.config, counts)
+    train, counts = survey.config.train, WorkCounts.of(request, survey)
+    estimates = StageEstimates(survey, survey.config, counts)
     estimates.measure(progress)
     return Plan(
         found=survey.found,

@@ -51,6 +51,8 @@ class Source:
     """The user's own module without its weights, which are in the model file."""
     unsaved: SourceModel | None = None
     """The model itself, as long as no model file holds it."""
+    size_multiple: int = 1
+    """Sides of the network's input must be multiples of this number of pixels."""
     white_level: float | None = None
     """White level of the high bit depth images that the model was adapted to, if any."""
     mark: str = ""
@@ -147,6 +149,7 @@ def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> So
         model.card,
         carried=None if architecture is None else CarriedModule(architecture),
         unsaved=model,
+        size_multiple=model.network.size_multiple,
         white_level=model.facts.get("white_level"),
         mark=describe_mark(model.facts),
     )
