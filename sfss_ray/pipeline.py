@@ -149,9 +149,9 @@ def adapt(
         val_labels=val_labels,
     )
     with _start_run(request, trackers, progress) as run:
-        on_record = run.tracking.log_record
-        trained = run_training(run.prepared, run.folder, request.config, progress, on_record)
-        record = _finish(run, trained, None, request.config, progress)
+        on_record, config = run.tracking.log_record, run.inputs.config
+        trained = run_training(run.prepared, run.folder, config, progress, on_record)
+        record = _finish(run, trained, None, config, progress)
     architecture = run.inputs.source.architecture
     return AdaptResult(run.folder, trained.model, record, architecture=architecture)
 
@@ -196,11 +196,11 @@ def tune_hyperparameters(
         val_labels=val_labels,
     )
     with _start_run(request, trackers, progress) as run:
-        on_record = run.tracking.log_record
-        search = run_search(run.prepared, run.folder, request.config, progress, on_record)
+        on_record, config = run.tracking.log_record, run.inputs.config
+        search = run_search(run.prepared, run.folder, config, progress, on_record)
         run.tracking.log_trials(trial_rows(search))
         best = search.trials[search.best]
-        config = override(request.config, best.values)
+        config = override(config, best.values)
         progress(f"training with the best values: {best.name}")
         trained = run_training(run.prepared, run.folder, config, progress, on_record)
         record = _finish(run, trained, search, config, progress)
@@ -226,12 +226,12 @@ def _start_run(
         progress(note)
     folder = claim_inputs(request, inputs, progress)
     with (
-        cluster.connected(request.config.compute),
-        track_run(trackers, folder, request.config, progress) as tracking,
+        cluster.connected(inputs.config.compute),
+        track_run(trackers, folder, inputs.config, progress) as tracking,
     ):
         store, summary = _provide_masks(request, inputs, folder, progress)
         tracking.log_masks(summary)
-        prepared = prepare_training(inputs, store, request.config).placed(folder)
+        prepared = prepare_training(inputs, store, inputs.config).placed(folder)
         yield _TrackedRun(request, inputs, prepared, summary, folder, tracking)
 
 
@@ -247,7 +247,7 @@ def _provide_masks(
     assert inputs.recipe is not None
     started, masks_dir = time.monotonic(), folder / "masks"
     num_masked = mask_images(
-        images, masks_dir, inputs.recipe, inputs.region_weights, request.config, progress
+        images, masks_dir, inputs.recipe, inputs.region_weights, inputs.config, progress
     )
     store = MaskStore(masks_dir)
     seconds = time.monotonic() - started

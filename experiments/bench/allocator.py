@@ -38,7 +38,7 @@ def steps_here(crop: str, mode: str, number: int) -> dict[str, float]:
         keep_freed_memory()
     config, seconds = CROPS[crop](), []
     trainer = Trainer("compact", config, 0.0, "cpu")
-    batch = scenes(config.train.batch_size, config.train.augment.crop_size, "cpu")
+    batch = scenes(config.train.batch_size, config.train.augment.chosen_crop_size, "cpu")
     for _ in range(number + 1):
         start = time.perf_counter()
         trainer.step(batch)

@@ -126,7 +126,7 @@ def full_memory(config: TrainConfig, dim: int, device: str) -> Memory:
 def whole_steps(name: str, config: Config, device: str, repeats: int) -> dict[str, Any]:
     """Time whole steps of a network with and without the contrast, in turns."""
     train, clock = config.train, Clock(device)
-    batch = scenes(train.batch_size, train.augment.crop_size, device)
+    batch = scenes(train.batch_size, train.augment.chosen_crop_size, device)
     plain, full = (Trainer(name, config, weight, device) for weight in (0.0, 0.1))
     times: dict[str, list[float]] = {"plain": [], "contrast": []}
     for repeat in range(WARM_UP + repeats):
@@ -137,7 +137,7 @@ def whole_steps(name: str, config: Config, device: str, repeats: int) -> dict[st
     without, both = (statistics.median(times[kind]) for kind in ("plain", "contrast"))
     return {
         "network": name,
-        "crop": list(train.augment.crop_size),
+        "crop": list(train.augment.chosen_crop_size),
         "batch": train.batch_size,
         "channels": full.student.embedding_dim,
         "plain_ms": 1000 * without,

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from sfss_ray.config import Config, override
+from sfss_ray.config import AugmentConfig, Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_labels
 from sfss_ray.data.pairing import pair_labels
+from sfss_ray.inputs.crop_size import choose_crop_size
 from sfss_ray.masks.bank.schema import read_recipe, write_shard
 from sfss_ray.masks.regions import (
     build_region_source,
@@ -257,6 +258,8 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
         | {
             "train.num_steps": steps,
             "train.evaluate_every": steps // 2,
+            # What a run chooses for frames of 480x360.
+            "train.augment.crop_size": choose_crop_size((360, 480), AugmentConfig(), 2048, 16),
             "evaluation.held_out_share": 0.0,
         },
     )

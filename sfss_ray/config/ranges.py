@@ -1,7 +1,7 @@
 """Allowed values of knobs, stated once in their types and checked by one routine.
 
     learning_rate: Annotated[float, Range(0, 10, above=True)] = 2e-4
-    crop_size: Annotated[tuple[int, int], Sizes("height", "width", at_least=32)] = (512, 512)
+    window: Annotated[tuple[int, int], Sizes("height", "width", at_least=32)] = (512, 1024)
 
 `check_knobs` validates a config dataclass in its `__post_init__`, and `coerce` converts a JSON or YAML
 value to the type of a knob. Both read the same `KnobType`.

@@ -17,6 +17,9 @@ from sfss_ray.config.ranges import (
     Zooms,
     check_knobs,
 )
+from sfss_ray.errors import ConfigError
+
+_CropSize = Annotated[tuple[int, int], Sizes("height", "width", at_least=32), Common]
 
 STATISTICS_BATCH = 2
 """Whole images per batch when BatchNorm statistics are estimated. Networks that normalise a pooled
@@ -54,16 +57,16 @@ class OptimConfig:
 class AugmentConfig:
     """One geometry for image, mask ids and labels, then a weak and a strong view of the colours."""
 
-    crop_size: Annotated[tuple[int, int], Sizes("height", "width", at_least=32), Common] = (
-        512,
-        512,
-    )
-    """(height, width) of a training crop in pixels. Smaller images are scaled up."""
+    crop_size: _CropSize | None = None
+    """(height, width) of a training crop in pixels. Smaller images are scaled up. If it is not set, it
+    is chosen from the images and printed: a typical image fills such a crop at the smallest zoom, and
+    a crop has at most 512 * 512 pixels."""
     scale_range: Annotated[tuple[float, float], Interval(0, above=True)] = (0.75, 1.5)
     """Random zoom before the crop, log-uniform."""
     max_size: Annotated[int, Range(32)] | None = None
     """Longest image side that scale_range refers to, in pixels: longer images count as scaled down to
-    it. None: scale_range refers to the image as it is."""
+    it. None: scale_range refers to the image as it is, or with a chosen crop_size to the size that
+    evaluation.max_size allows."""
     flip: bool = True
     """Mirror half of the crops."""
     jitter: Share = 0.5
@@ -81,6 +84,20 @@ class AugmentConfig:
 
     def __post_init__(self):
         check_knobs(self)
+
+    @property
+    def chosen_crop_size(self) -> tuple[int, int]:
+        """`crop_size`, which a run settles when it checks its inputs.
+
+        Raises:
+            ConfigError: it is still open.
+        """
+        if self.crop_size is None:
+            raise ConfigError(
+                "augment.crop_size is not set, and only a run chooses it from its images: set it to"
+                " (height, width) in pixels"
+            )
+        return self.crop_size
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,14 @@ class Geometry:
 def fit_crop(config: AugmentConfig, multiple: int) -> AugmentConfig:
     """Return a config whose crop is rounded down to multiples of a network's size, 32 or more pixels.
 
-    Crops may have any size, so nothing is padded in training.
+    Crops may have any size, so nothing is padded in training. A size that is still open stays open.
 
     Args:
         config: `crop_size` is used.
         multiple: Sides of the network's input must be multiples of this number of pixels.
     """
+    if config.crop_size is None:
+        return config
     fewest = -(-SMALLEST_CROP // multiple)
     height, width = (multiple * max(fewest, side // multiple) for side in config.crop_size)
     return dataclasses.replace(config, crop_size=(height, width))
@@ -103,13 +105,14 @@ def draw_geometry(
         image_size: (height, width) of the image.
         rng: The source of random numbers.
     """
+    crop_size = config.chosen_crop_size
     low, high = np.log(_scale_range(config, image_size))
-    min_scale = max(c / s for c, s in zip(config.crop_size, image_size, strict=True))
+    min_scale = max(c / s for c, s in zip(crop_size, image_size, strict=True))
     scale = max(float(np.exp(rng.uniform(low, high))), min_scale)
-    slack = [s - c / scale for c, s in zip(config.crop_size, image_size, strict=True)]
+    slack = [s - c / scale for c, s in zip(crop_size, image_size, strict=True)]
     row, column = (float(rng.uniform(0, max(pixels, 0.0))) for pixels in slack)
     flip = bool(config.flip and rng.random() < 0.5)
-    return Geometry(row, column, scale, flip, config.crop_size)
+    return Geometry(row, column, scale, flip, crop_size)
 
 
 def _scale_range(config: AugmentConfig, image_size: tuple[int, int]) -> tuple[float, float]:

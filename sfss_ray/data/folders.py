@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from sfss_ray.data.label_names import is_label_name
 from sfss_ray.data.suffixes import SkippedFiles, image_suffixes, is_basic, is_still_image
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.progress import ProgressSink
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, order=True)
@@ -214,7 +217,7 @@ def split_held_out(
     return sorted(by_hash[count:]), sorted(by_hash[:count])
 
 
-def evenly_spread(images: list[ImageFile], count: int) -> list[ImageFile]:
+def evenly_spread(images: list[_Item], count: int) -> list[_Item]:
     """Return `count` images at even distances, or all images if there are no more."""
     if len(images) <= count:
         return images

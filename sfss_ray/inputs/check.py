@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from sfss_ray.config import Config
 from sfss_ray.config.consistency import check_keep, check_stage, require_held_out, score_name
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
@@ -19,6 +20,7 @@ from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.data.pairing import pair_labels
 from sfss_ray.errors import DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
+from sfss_ray.inputs.crop_size import with_crop_size
 from sfss_ray.inputs.labels import require_both
 from sfss_ray.inputs.module_check import check_module, crop_note
 from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
@@ -49,6 +51,8 @@ class Survey:
     region_weights: Path | None = None
     masks: MaskStore | None = None
     device: str = "cpu"
+    config: Config = field(default_factory=Config)
+    """The request's config, with the crop size settled."""
     contents: dict[str, Content] | None = None
     notes: list[str] = field(default_factory=list)
     found: dict[str, str] = field(default_factory=dict)
@@ -89,6 +93,7 @@ class Survey:
             self.region_weights,
             self.masks,
             self.device,
+            self.config,
             self.contents,
             tuple(self.notes),
         )
@@ -105,11 +110,13 @@ def check_inputs(request: Request) -> Inputs:
 
 def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     """Do every check of a run; without `stop_at_first` no problem hides another."""
-    survey = Survey(stop_at_first)
+    survey = Survey(stop_at_first, config=request.config)
     survey.source = survey.check("source model", lambda: _check_source(request, survey), None)
     survey.images = survey.check("target images", lambda: _check_images(request, survey), ())
+    if survey.images:
+        survey.config = survey.check("crops", lambda: _choose_crops(survey), survey.config)
     if survey.source is not None and survey.source.carried is not None and survey.images:
-        survey.check("module", lambda: (None, _check_module(request, survey)), None)
+        survey.check("module", lambda: (None, _check_module(survey)), None)
     if (request.val_images, request.val_labels) != (None, None):
         survey.labelled = survey.check("val labels", lambda: _check_labels(request, survey), ())
     if request.masks is None:
@@ -134,13 +141,13 @@ def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
         survey.notes.append(f"WARNING: {source.mark}")
     if source.class_groups is not None:
         survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
-    survey.notes.extend([*source.notes, *crop_note(source, request.config.train)])
+    survey.notes.extend(source.notes)
     return source, "; ".join(
         [f"{source.origin}: {source.network}, {source.classes.name}", *source.notes]
     )
 
 
-def _check_module(request: Request, survey: Survey) -> str:
+def _check_module(survey: Survey) -> str:
     """Check a user's own module at the size of the first image that can be read."""
     assert survey.source is not None
     for image in survey.images:
@@ -148,7 +155,7 @@ def _check_module(request: Request, survey: Survey) -> str:
             height, width = image.read().shape[:2]
         except DataError:
             continue
-        check_module(survey.source, (height, width), request.config)
+        check_module(survey.source, (height, width), survey.config)
         return f"takes images of {height}x{width}"
     return "no image to try it on"
 
@@ -161,6 +168,15 @@ def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ..
     images, notes = open_images(folder, request.config, model_white)
     survey.notes.extend(notes)
     return tuple(images), ", ".join([f"{folder}: {len(images)} images", *notes])
+
+
+def _choose_crops(survey: Survey) -> tuple[Config, str]:
+    size_multiple = survey.source.size_multiple if survey.source else 1
+    config, line = with_crop_size(survey.config, "train", survey.images, size_multiple)
+    survey.notes.append(f"crops: {line}")
+    if survey.source is not None:
+        survey.notes.extend(crop_note(survey.source, config.train))
+    return config, line
 
 
 def _check_labels(request: Request, survey: Survey) -> tuple[tuple[LabelledImage, ...], str]:

@@ -36,7 +36,7 @@ def check_module(source: Source, image_size: Size, config: Config) -> None:
     network = source.load().network
     with torch.no_grad():
         network.logits(torch.zeros(1, 3, *evaluated_size(image_size, config.evaluation)))
-    crop_size = fit_crop(config.train.augment, source.size_multiple).crop_size
+    crop_size = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
     layers = single_value_layers(network, crop_size)
     if layers and _smallest_batch(config.train, config.compute.num_workers) == 1:
         raise ConfigError(
@@ -105,8 +105,8 @@ def _smallest_batch(config: TrainConfig, num_workers: int) -> int:
 
 def crop_note(source: Source, config: TrainConfig) -> list[str]:
     """Return a line that says how training crops are rounded, if they are."""
-    crop_size = config.augment.crop_size
-    fitted = fit_crop(config.augment, source.size_multiple).crop_size
+    crop_size = config.augment.chosen_crop_size
+    fitted = fit_crop(config.augment, source.size_multiple).chosen_crop_size
     if fitted == crop_size:
         return []
     return [

@@ -47,7 +47,7 @@ def input_files(inputs: Inputs) -> dict[str, Path]:
 
 def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
     """Return everything that decides the result: config but `compute`, source model, images, masks."""
-    knobs, groups = flatten(request.config), inputs.source.class_groups
+    knobs, groups = flatten(inputs.config), inputs.source.class_groups
     record = {name: value for name, value in knobs.items() if not name.startswith("compute.")}
     record |= {
         "kind": request.kind,

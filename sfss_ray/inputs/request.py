@@ -53,6 +53,8 @@ class Inputs:
     """Existing masks that the request names."""
     device: str
     """Device of the workers, 'cpu' or 'cuda'."""
+    config: Config
+    """The request's config, with all that was open settled; the run's record holds it."""
     contents: dict[str, Content] | None = field(default=None, repr=False)
     """Contents of the input files by name, where a run is resumed."""
     notes: tuple[str, ...] = ()

@@ -223,7 +223,7 @@ def measure_training(
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
         adapt_student(task, run)
-    height, width = fit_crop(config.train.augment, source.size_multiple).crop_size
+    height, width = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
     note = f"{batch_size} crops of {height}x{width}"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
 

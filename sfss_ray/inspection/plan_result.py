@@ -56,7 +56,8 @@ class Plan:
     masks_to_make: int
     num_steps: int
     batch_size: int
-    crop_size: tuple[int, int]
+    crop_size: tuple[int, int] | None
+    """(height, width); None where it is to be chosen from images that are missing."""
     trials: int
     """Trials of a search, 0 without one; the training with the best values comes on top."""
     stages: tuple[Stage, ...]
@@ -86,8 +87,8 @@ class Plan:
         """Return the plan for people."""
         lines = [f"  found    {name}: {description}" for name, description in self.found.items()]
         lines += [f"  MISSING  {name}: {problem}" for name, problem in self.missing.items()]
-        height, width = self.crop_size
-        training = f"{self.num_steps} steps of {self.batch_size} crops {height}x{width}"
+        training = f"{self.num_steps} steps of {self.batch_size} crops"
+        training += f" {self.crop_size[0]}x{self.crop_size[1]}" if self.crop_size else ""
         runs = f"{self.trials} trials and a last training of" if self.trials else "a training of"
         lines += [
             "",

@@ -66,9 +66,9 @@ def plan(
 
 def _plan_request(request: Request, started: float, progress: ProgressSink) -> Plan:
     survey = survey_inputs(request)
-    train, counts = request.config.train, WorkCounts.of(request, survey)
+    train, counts = survey.config.train, WorkCounts.of(request, survey)
     multiple = survey.source.size_multiple if survey.source else 1
-    estimates = StageEstimates(survey, request.config, counts)
+    estimates = StageEstimates(survey, survey.config, counts)
     estimates.measure(progress)
     return Plan(
         found=survey.found,

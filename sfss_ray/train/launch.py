@@ -109,6 +109,7 @@ def train_student(
     for note in inputs.notes:
         progress(note)
     assert inputs.masks is not None
+    config = inputs.config
     prepared = prepare_training(inputs, inputs.masks, config)
     folder = claim_inputs(request, inputs, progress)
     with track_run(trackers, folder, config, progress) as tracking:
@@ -231,6 +232,7 @@ def pretrain_source(
     started = time.monotonic()
     folders = LabelledFolders(images, labels, val_images, val_labels)
     inputs = check_pretraining(folders, parse_classes(classes), config, progress)
+    config = inputs.config
     record = inputs.record(config)
     refuse_other_run(require_lasting(output_dir), record)
     device, resources = check_cluster(config)

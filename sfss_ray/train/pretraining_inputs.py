@@ -13,6 +13,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import LabelledImage
 from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.evaluation.examination import Examination
+from sfss_ray.inputs.crop_size import with_crop_size
 from sfss_ray.inputs.labels import labelled_images
 from sfss_ray.inputs.record import hash_of_ids, labelled_files
 from sfss_ray.models.architectures.catalogue import build_network
@@ -44,6 +45,8 @@ class PretrainingInputs:
     """White in training images of more than 8 bits, None for images of 8 bits."""
     network: Segmenter
     """With random weights."""
+    config: Config
+    """The config that was given, with the crop size settled."""
 
     def record(self, config: Config) -> dict[str, Any]:
         """Return what decides the result of the run. A resumed run must have the same record."""
@@ -87,4 +90,8 @@ def check_pretraining(
     )
     check_stage(config.pretrain, config.compute)
     network = build_network(config.pretrain.network, len(classes))
-    return PretrainingInputs(classes, folder.pairs, labelled, folder.format, white_level, network)
+    config, line = with_crop_size(config, "pretrain", folder.pairs, network.size_multiple)
+    progress(f"crops: {line}")
+    return PretrainingInputs(
+        classes, folder.pairs, labelled, folder.format, white_level, network, config
+    )

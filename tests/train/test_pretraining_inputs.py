@@ -4,7 +4,7 @@ import pytest
 import torch
 from train_samples import CLASSES, small_config, tile_labels, write_dataset, write_image
 
-from sfss_ray.config import override
+from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.train.pretraining_inputs import LabelledFolders, check_pretraining
@@ -48,6 +48,18 @@ def test_the_record_has_what_decides_the_result(root):
     other = override(CONFIG, {"pretrain.optim.learning_rate": 0.5})
     changed = check(root, other).record(other)
     assert {k for k in record if record[k] != changed[k]} == {"pretrain.optim.learning_rate"}
+
+
+def test_the_crop_is_chosen_from_the_labelled_images(root):
+    lines: list[str] = []
+    folders = LabelledFolders(root / "images", root / "labels")
+    inputs = check_pretraining(
+        folders, class_set_of(CLASSES), override(Config(), {"seed": 3}), lines.append
+    )
+    assert inputs.config.pretrain.augment.crop_size == (32, 32)  # 3/4 of 64x64 is no multiple of 32
+    assert inputs.config.train.augment.crop_size is None
+    assert inputs.record(inputs.config)["pretrain.augment.crop_size"] == [32, 32]
+    assert any(line.startswith("crops: 32x32 (height x width), chosen") for line in lines)
 
 
 def test_pairs_of_different_sizes_are_left_out_and_reported(tmp_path):
