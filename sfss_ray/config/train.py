@@ -214,7 +214,7 @@ class TrainConfig:
     GPUs. Needs a C++ compiler on the CPU, and rounding differs."""
     evaluate_every: PositiveInt = 500
     """Steps between two evaluations on the held-out images. Each one saves a checkpoint."""
-    keep: Annotated[Literal["last", "best"], Common] = "last"
+    keep: Literal["last", "best"] = "last"
     """Student of the result. last: that of the last step. best: that of the evaluation with the best
     label-free score on the held-out images, collapsed ones left out. Trials of a search keep the last,
     its final training follows this knob."""

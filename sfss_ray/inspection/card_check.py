@@ -19,9 +19,9 @@ from sfss_ray.inspection.card_evidence import (
     statistics_distance,
 )
 from sfss_ray.inspection.likely_cards import (
+    cards_to_compare,
     changed_entries,
     describe_preparation,
-    likely_cards,
     prepares_alike,
 )
 from sfss_ray.models.card import Card
@@ -120,7 +120,7 @@ def check_card(
         return CardCheck(0, 0)
     device = next(network.parameters()).device
     images = [_to_batch(pixels).to(device) for pixels in sample]
-    cards = likely_cards(current, stated)
+    cards = cards_to_compare(current, stated)
     try:
         evidence = _gather(network, cards, images, sample, progress)
     finally:

@@ -24,7 +24,7 @@ _PREPARATION = ("mean", "std", "channel_order", "value_range")
 """The entries of a card that say how an image is prepared."""
 
 
-def likely_cards(current: Card, stated: Card | None) -> list[Card]:
+def cards_to_compare(current: Card, stated: Card | None) -> list[Card]:
     """Return cards that prepare images differently: the one in use, the checkpoint's, common ones.
 
     Common ones are the normalisations of the field in both channel orders. The two cards are also varied

@@ -23,13 +23,13 @@ from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import DataError
 from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.inputs.labels import labelled_images
-from sfss_ray.inspection.card_check import CardCheck, check_card
 from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 
 if TYPE_CHECKING:
+    from sfss_ray.inspection.card_check import CardCheck
     from sfss_ray.models.load_report import LoadReport
     from sfss_ray.models.segmenter import Segmenter
 
@@ -122,6 +122,8 @@ def verify_source(
         DataError: no image, none that can be read, labels that do not pair up, or labels with ids that
             are not classes of the model.
     """
+    from sfss_ray.inspection.card_check import check_card
+
     config = config or Config()
     source = open_source(source_model, card, config.source_weights, class_groups)
     for note in source.notes:

@@ -143,7 +143,7 @@ def run_training(
     facts = read_facts(student)
     return TrainResult(
         student,
-        read_progress(train),
+        [record for record in read_progress(train) if record["step"] > 0],
         time.monotonic() - started,
         step=facts["steps"],
         kept="best" if "best" in facts["network_kept"] else "last",

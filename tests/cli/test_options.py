@@ -73,7 +73,7 @@ def test_knobs_have_their_types_and_levels():
     assert options["--train.augment.crop-size"].metavar == "INT INT"
     assert options["--train.loss.teacher-scales"].metavar == "FLOAT [FLOAT ...]"
     assert options["--white-level"].metavar == "FLOAT"
-    assert options["--train.batch-norm"].choices == ("adapt", "target", "frozen")
+    assert options["--train.batch-norm"].choices == ("auto", "adapt", "target", "frozen")
     assert options["--train.augment.flip"].negative == "--train.augment.no-flip"
     assert options["--train.num-steps"].level == "common"
     assert options["--train.accumulate"].level == "advanced"

@@ -25,7 +25,7 @@ TRAIN_KNOBS = {
     "train.num-steps": "20",
     "train.evaluate-every": "20",
     "train.batch-size": "2",
-    "train.statistics-steps": "2",
+    "train.statistics-images": "2",
     "train.augment.crop-size": "256 512",
     "train.augment.scale-range": "0.4 0.6",
     "train.optim.learning-rate": "0.0001",

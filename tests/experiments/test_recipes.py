@@ -121,6 +121,7 @@ def test_without_arguments_the_embedded_default_runs_as_it_is(monkeypatch, tmp_p
             "output_dir": tmp_path / "run",
             "config": embedded_config(),
             "card": None,
+            "class_groups": None,
             "sam_checkpoint": None,
             "sam_type": "auto",
             "masks": None,

@@ -26,7 +26,11 @@ def run_pools_in_process(monkeypatch) -> None:
             counts = actor({"shard": [item["shard"]]})
             yield {name: numbers[0] for name, numbers in counts.items()}
 
-    monkeypatch.setattr(generate.Pool, "results", results)
+    @contextlib.contextmanager
+    def running(pool, items, spec):
+        yield results(pool, items, spec)
+
+    monkeypatch.setattr(generate.Pool, "results", running)
     monkeypatch.setattr(generate, "_images_per_shard", lambda num_images, pool, config: 2)
     monkeypatch.setattr(
         generate.cluster, "connected", lambda compute: contextlib.nullcontext(Resources(1, 0))

@@ -20,7 +20,7 @@ class TwoGrids(Segmenter):
         super().__init__(body, plain.classifier, plain.card())
         self.logit_stride = logit_stride
 
-    def forward(self, images: Tensor) -> SegmenterOutput:
+    def output_grid(self, images: Tensor) -> SegmenterOutput:
         logits = self.classifier(F.avg_pool2d(self.prepare(images), self.logit_stride))
         return SegmenterOutput(self.body(images), logits)
 

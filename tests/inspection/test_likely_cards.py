@@ -8,9 +8,9 @@ import json
 import torch
 
 from sfss_ray.inspection.likely_cards import (
+    cards_to_compare,
     changed_entries,
     describe_preparation,
-    likely_cards,
     prepares_alike,
 )
 from sfss_ray.models.architectures.catalogue import build_network
@@ -34,7 +34,7 @@ def prepared(card: Card, images: torch.Tensor) -> torch.Tensor:
 
 def test_every_two_cards_prepare_an_image_differently():
     images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    inputs = [prepared(card, images) for card in likely_cards(IMAGENET, CAFFE)]
+    inputs = [prepared(card, images) for card in cards_to_compare(IMAGENET, CAFFE)]
     assert len(inputs) > 10
     for first, second in itertools.combinations(inputs, 2):
         assert (first - second).abs().max() > 1e-3
@@ -42,7 +42,7 @@ def test_every_two_cards_prepare_an_image_differently():
 
 def test_the_card_in_use_is_first_and_common_mistakes_follow():
     current = Card(align_corners=True, classes=("road", "sky"))
-    cards = likely_cards(current, CAFFE)
+    cards = cards_to_compare(current, CAFFE)
     assert cards[0] == current
     assert all((card.align_corners, card.classes) == (True, ("road", "sky")) for card in cards)
     for expected in (
@@ -60,8 +60,8 @@ def test_the_card_in_use_is_first_and_common_mistakes_follow():
 def test_units_make_no_difference():
     assert prepares_alike(IMAGENET, MMSEG)
     assert not prepares_alike(IMAGENET, Card(channel_order="bgr"))
-    assert len(likely_cards(IMAGENET, MMSEG)) >= len(likely_cards(IMAGENET, IMAGENET))
-    assert len(likely_cards(IMAGENET, None)) == len(likely_cards(IMAGENET, IMAGENET))
+    assert len(cards_to_compare(IMAGENET, MMSEG)) >= len(cards_to_compare(IMAGENET, IMAGENET))
+    assert len(cards_to_compare(IMAGENET, None)) == len(cards_to_compare(IMAGENET, IMAGENET))
 
 
 def test_cards_are_described_in_words():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,17 @@ def local_pool(monkeypatch) -> list[list[dict[str, str]]]:
             batch = actor({"item": [item["item"]]})
             yield {name: column[0] for name, column in batch.items()}
 
+    @contextlib.contextmanager
+    def running(self: Pool, items: list[dict[str, str]], spec: dict[str, Any]):
+        yield results(self, items, spec)
+
     class Connection:
         def __enter__(self):
             return Resources(2.0, 0)
 
         def __exit__(self, *_): ...
 
-    monkeypatch.setattr(Pool, "results", results)
+    monkeypatch.setattr(Pool, "results", running)
     monkeypatch.setattr(cluster, "connected", lambda compute: Connection())
     monkeypatch.setattr(cluster, "resolve_device", lambda compute: "cpu")
     return calls

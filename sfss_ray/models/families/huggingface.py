@@ -12,7 +12,7 @@ from sfss_ray.models.families.keys import State, has_prefix, subtree
 from sfss_ray.models.families.mit_names import from_transformers, size_of
 from sfss_ray.models.families.mix_transformers import decoder_width, num_outputs
 from sfss_ray.models.families.mmseg import unknown_tensors
-from sfss_ray.models.families.preprocessors import label_names, mapping_entry, preprocessor_card
+from sfss_ray.models.families.preprocessors import class_labels, mapping_entry, preprocessor_card
 from sfss_ray.models.families.recognised_file import RecognisedFile
 from sfss_ray.models.huggingface_folder import CONFIG, PREPROCESSOR
 
@@ -58,7 +58,7 @@ def huggingface_segformer(state: State, content: Any) -> RecognisedFile | None:
         num_classes=outputs,
         state=renamed | unknown_tensors(state, ("segformer.", "decode_head.")),
         options=decoder_width(head.get("linear_fuse.weight"), size),
-        card=preprocessor_card(preprocessor, label_names(config, outputs)),
+        card=preprocessor_card(preprocessor, class_labels(config, outputs)),
     )
 
 

@@ -20,7 +20,7 @@ from sfss_ray.models.architectures.transformers_networks import (
 )
 from sfss_ray.models.families.keys import State
 from sfss_ray.models.families.preprocessors import (
-    label_names,
+    class_labels,
     mapping_entry,
     preprocessor_card,
     preprocessor_notes,
@@ -54,7 +54,7 @@ def huggingface_network(state: State, content: Any) -> RecognisedFile | None:
         state={f"body.{name}": tensor for name, tensor in loaded.items()},
         unused=unused,
         options={"architecture": architecture, "configuration": dict(configuration)},
-        card=preprocessor_card(preprocessor, label_names(configuration, outputs), model_type),
+        card=preprocessor_card(preprocessor, class_labels(configuration, outputs), model_type),
         notes=(*preprocessor_notes(preprocessor, model_type), *_size_notes(config)),
     )
 

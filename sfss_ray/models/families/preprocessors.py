@@ -32,7 +32,7 @@ def mapping_entry(content: Any, name: str) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {}
 
 
-def label_names(config: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
+def class_labels(config: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
     """Return the names in id2label, or none if they are placeholders such as LABEL_0 or incomplete."""
     labels = config.get("id2label")
     if not isinstance(labels, Mapping):

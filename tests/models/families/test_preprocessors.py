@@ -11,7 +11,7 @@ from torch import nn
 
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.families.preprocessors import (
-    label_names,
+    class_labels,
     preprocessor_card,
     preprocessor_notes,
 )
@@ -68,11 +68,11 @@ def test_bad_entries_are_refused():
 
 
 def test_names_come_from_complete_and_meaningful_labels():
-    assert label_names({"id2label": {"0": "road", "1": " sky "}}, 2) == ("road", "sky")
-    assert label_names({"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, 2) == ()
-    assert label_names({"id2label": {0: "road"}}, 2) == ()
-    assert label_names({"id2label": {0: "road", 1: "road"}}, 2) == ()
-    assert label_names({}, 2) == ()
+    assert class_labels({"id2label": {"0": "road", "1": " sky "}}, 2) == ("road", "sky")
+    assert class_labels({"id2label": {0: "LABEL_0", 1: "LABEL_1"}}, 2) == ()
+    assert class_labels({"id2label": {0: "road"}}, 2) == ()
+    assert class_labels({"id2label": {0: "road", 1: "road"}}, 2) == ()
+    assert class_labels({}, 2) == ()
 
 
 def test_notes_name_a_missing_file_and_reduced_labels():
