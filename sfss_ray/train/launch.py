@@ -91,13 +91,12 @@ def train_student(
         DataError, CheckpointError, ConfigError, ResumeError, ClusterError: before a cluster starts.
         TrainingError: the loss became NaN or Inf, or workers died too often.
     """
-    config = config or Config()
     request = Request(
         "train",
         source_model,
         target_images,
         output_dir,
-        config,
+        config or Config(),
         card=card,
         class_groups=class_groups,
         masks=masks,
