@@ -30,6 +30,9 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the target's statistics that are compared; 0 keeps those of the source model."""
 NUM_IMAGES = 16
 """Target images on which they are compared."""
+TOLERANCE = 0.5
+"""Standard errors by which a share may be less consistent than the best one. A small share of the target
+costs little where it is wrong, so a whole standard error would miss gains."""
 MIN_IMAGES = 3
 """With fewer images the spread is unknown, and the source's statistics are kept."""
 
@@ -69,7 +72,7 @@ def choose_share(score_share: Callable[[float], ViewConsistency]) -> NormChoice:
     best = max(values, key=lambda share: values[share])
     for share in SHARES:
         error = _standard_error(left_out[best] - left_out[share])
-        if values[best] - values[share] <= error:
+        if values[best] - values[share] <= TOLERANCE * error:
             return NormChoice(share, values)
     return NormChoice(best, values)
 
