@@ -251,7 +251,7 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
     val = (images, labels)
     if light == "day":
         val = arrange(data, folder / "day_val", DAY, split="val")
-    steps = 300
+    steps = 200
     config = override(
         Config(),
         SELF_TRAINING

@@ -28,7 +28,8 @@ class ViewConsistency:
     """
 
     def __init__(self) -> None:
-        self._images: list[np.ndarray] = []  # (views, 2, C): intersection and union of each image
+        self.num_images = 0
+        self._overlaps: np.ndarray | None = None  # (views, 2, C): intersections and unions
 
     def add(self, classes: int, predictions: np.ndarray, views: list[np.ndarray]) -> None:
         """Count one image.
@@ -38,19 +39,13 @@ class ViewConsistency:
             predictions: (H, W) class ids of the image.
             views: (H, W) class ids of each view, on the pixels of the image.
         """
-        self._images.append(np.stack([_overlap(predictions, view, classes) for view in views]))
+        overlaps = np.stack([_overlap(predictions, view, classes) for view in views])
+        self._overlaps = overlaps if self._overlaps is None else self._overlaps + overlaps
+        self.num_images += 1
 
     def value(self) -> float:
         """Return the score, 0 to 1; NaN without images."""
-        if not self._images:
-            return float("nan")
-        return float(_mean_iou(np.sum(self._images, 0)))
-
-    def leave_one_out(self) -> np.ndarray:
-        """Return (N,) scores of all images but one."""
-        if len(self._images) < 2:
-            return np.zeros(0)
-        return _mean_iou(np.sum(self._images, 0) - np.array(self._images))
+        return float("nan") if self._overlaps is None else _mean_iou(self._overlaps)
 
 
 def _overlap(first: np.ndarray, second: np.ndarray, classes: int) -> np.ndarray:
@@ -60,12 +55,12 @@ def _overlap(first: np.ndarray, second: np.ndarray, classes: int) -> np.ndarray:
     return np.stack([both, histograms[0] + histograms[1] - both])
 
 
-def _mean_iou(overlaps: np.ndarray) -> np.ndarray:
-    """Return the mean over views and present classes of overlaps (..., views, 2, C)."""
-    intersection, union = np.moveaxis(overlaps, -2, 0)
+def _mean_iou(overlaps: np.ndarray) -> float:
+    """Return the mean over views and present classes of overlaps (views, 2, C)."""
+    intersection, union = overlaps[:, 0], overlaps[:, 1]
     present = union > 0
     iou = np.where(present, intersection / np.maximum(union, 1), 0.0)
-    return (iou.sum(-1) / np.maximum(present.sum(-1), 1)).mean(-1)
+    return float((iou.sum(-1) / np.maximum(present.sum(-1), 1)).mean())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sfss_ray.errors import DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.crop_size import with_crop_size
 from sfss_ray.inputs.labels import require_both
-from sfss_ray.inputs.module_check import check_module, crop_note
+from sfss_ray.inputs.module_check import check_module
 from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
 from sfss_ray.inputs.request import Inputs, Request, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
@@ -174,8 +174,6 @@ def _choose_crops(survey: Survey) -> tuple[Config, str]:
     size_multiple = survey.source.size_multiple if survey.source else 1
     config, line = with_crop_size(survey.config, "train", survey.images, size_multiple)
     survey.notes.append(f"crops: {line}")
-    if survey.source is not None:
-        survey.notes.extend(crop_note(survey.source, config.train))
     return config, line
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sfss_ray.config import AugmentConfig, Config, override
+from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.decoding import image_size
 from sfss_ray.data.folders import ImageFile, LabelledImage, evenly_spread
 from sfss_ray.errors import DataError
@@ -47,8 +48,7 @@ def with_crop_size(
     augment = config.train.augment if stage == "train" else config.pretrain.augment
     name = f"{stage}.augment"
     if augment.crop_size is not None:
-        height, width = augment.crop_size
-        return config, f"{height}x{width} (height x width), as {name}.crop_size says"
+        return config, _describe_given(augment, name, size_multiple)
     typical = typical_size(images, name)
     max_size = augment.max_size or config.evaluation.max_size
     crop = choose_crop_size(typical, augment, max_size, size_multiple)
@@ -58,6 +58,18 @@ def with_crop_size(
         f" ({name}.crop_size sets another)"
     )
     return override(config, chosen), line
+
+
+def _describe_given(augment: AugmentConfig, name: str, size_multiple: int) -> str:
+    """Return a line about a crop size that is set, which training rounds down for the network."""
+    height, width = augment.chosen_crop_size
+    fitted = fit_crop(augment, size_multiple).chosen_crop_size
+    if fitted == (height, width):
+        return f"{height}x{width} (height x width), as {name}.crop_size says"
+    return (
+        f"{fitted[0]}x{fitted[1]} (height x width) instead of {height}x{width}, because the network"
+        f" takes multiples of {size_multiple} pixels ({name}.crop_size)"
+    )
 
 
 def typical_size(images: Sequence[ImageFile | LabelledImage], name: str) -> Size:

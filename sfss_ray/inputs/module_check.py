@@ -101,15 +101,3 @@ def _smallest_batch(config: TrainConfig, num_workers: int) -> int:
         return config.batch_size // (num_workers * config.accumulate)
     # The estimate before the first step sees batches of whole images.
     return STATISTICS_BATCH if config.statistics_images else 0
-
-
-def crop_note(source: Source, config: TrainConfig) -> list[str]:
-    """Return a line that says how training crops are rounded, if they are."""
-    crop_size = config.augment.chosen_crop_size
-    fitted = fit_crop(config.augment, source.size_multiple).chosen_crop_size
-    if fitted == crop_size:
-        return []
-    return [
-        f"training crops: {fitted[0]}x{fitted[1]} instead of {crop_size[0]}x{crop_size[1]}, because the"
-        f" network takes multiples of {source.size_multiple} pixels"
-    ]

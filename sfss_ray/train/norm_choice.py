@@ -27,14 +27,13 @@ from sfss_ray.train.batch_norm import estimate_statistics
 from sfss_ray.train.norm_record import CONSISTENCY, STATISTICS_SHARE
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the target's statistics that are compared; 0 keeps those of the source model."""
+"""Shares of the target's statistics that are scored; 0 keeps those of the source model."""
 NUM_IMAGES = 16
-"""Target images on which they are compared."""
-TOLERANCE = 0.5
-"""Standard errors by which a share may be less consistent than the best one. A small share of the target
-costs little where it is wrong, so a whole standard error would miss gains."""
+"""Target images on which they are scored."""
 MIN_IMAGES = 3
-"""With fewer images the spread is unknown, and the source's statistics are kept."""
+"""With fewer images the scores prove nothing, and the source's statistics are kept."""
+_GRID = np.linspace(0, 1, 21)
+"""Shares among which the peak of the fitted curve is looked for."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +52,21 @@ class NormChoice:
 
 
 def choose_share(score_share: Callable[[float], ViewConsistency]) -> NormChoice:
-    """Choose the smallest share that is not clearly less consistent than the best one.
+    """Choose the share at which the fitted consistency is highest.
 
-    The standard error of a difference comes from the jackknife over images:
-
-        se^2 = (n - 1) / n * sum_i (d_i - mean d)^2
-
-    with d_i the difference without image i.
+    Rare classes make the score of one share noisy, while the true curve is smooth with one peak. So a
+    quadratic function of the share is fitted to all scores by least squares.
 
     Args:
         score_share: Share -> consistency of the network with it, on the same images for all shares.
     """
     scores = {share: score_share(share) for share in SHARES}
     values = {share: score.value() for share, score in scores.items()}
-    left_out = {share: score.leave_one_out() for share, score in scores.items()}
-    if len(left_out[0.0]) < MIN_IMAGES:
+    if scores[0.0].num_images < MIN_IMAGES:
         return NormChoice(0.0, values)
-    best = max(values, key=lambda share: values[share])
-    for share in SHARES:
-        error = _standard_error(left_out[best] - left_out[share])
-        if values[best] - values[share] <= TOLERANCE * error:
-            return NormChoice(share, values)
-    return NormChoice(best, values)
-
-
-def _standard_error(left_out: np.ndarray) -> float:
-    """Return the jackknife's standard error of a score, from its values without each image."""
-    num_images = len(left_out)
-    deviations = left_out - left_out.mean()
-    return float(np.sqrt((num_images - 1) / num_images * (deviations**2).sum()))
+    curve = np.polynomial.Polynomial.fit(SHARES, list(values.values()), deg=2)
+    # Rounded, so that the last digits of a sum do not decide between equal shares.
+    return NormChoice(float(_GRID[np.argmax(curve(_GRID).round(6))]), values)
 
 
 @dataclass(frozen=True)

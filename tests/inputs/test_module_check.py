@@ -15,7 +15,6 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.inputs.check import check_inputs, survey_inputs
 from sfss_ray.inputs.module_check import (
     check_module,
-    crop_note,
     evaluated_size,
     single_value_layers,
 )
@@ -101,14 +100,6 @@ def test_the_size_of_evaluation(knobs, size):
     assert evaluated_size((360, 480), EvaluationConfig(**knobs)) == size
 
 
-def test_rounded_crops_are_announced():
-    config = override(Config(), {"train.augment.crop_size": [100, 64]}).train
-    assert crop_note(open_source(SOURCE_MODEL), config) == []
-    assert crop_note(open_source(wrapped(UNet(5))), config) == [
-        "training crops: 96x64 instead of 100x64, because the network takes multiples of 32 pixels"
-    ]
-
-
 def test_a_run_announces_features_and_sizes(streets, tmp_path: Path):
     request = request_for(
         streets,
@@ -121,7 +112,10 @@ def test_a_run_announces_features_and_sizes(streets, tmp_path: Path):
     notes = check_inputs(request).notes
     assert "features: what 'head' reads (8 channels, stride 2); the logits have stride 1" in notes
     assert "sizes: the module takes multiples of 16 pixels; other images are padded" in notes
-    assert any(note.startswith("training crops: 96x96 instead of 100x100") for note in notes)
+    assert [note for note in notes if note.startswith("crops:")] == [
+        "crops: 96x96 (height x width) instead of 100x100, because the network takes multiples of 16"
+        " pixels (train.augment.crop_size)"
+    ]
     survey = survey_inputs(request)
     assert survey.found["module"] == "takes images of 64x128"
 
