@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from sfss_ray.data.class_sets import CITYSCAPES_19
+from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.espnet_v2 import WIDTHS
 from sfss_ray.models.card import Card
 from sfss_ray.models.families.keys import State, has_prefix
@@ -28,7 +29,16 @@ _V2_CLASSIFIER = "bu_dec_l4.merge_layer.3."
 
 
 def espnet_checkpoint(state: State, content: Any) -> RecognisedFile | None:
-    """Recognise ESPNet by its encoder and the decoder's `level3_C`."""
+    """Recognise ESPNet by its encoder and the decoder's `level3_C`.
+
+    Raises:
+        CheckpointError: the encoder alone, which the authors publish as ESPNet-C.
+    """
+    if all(has_prefix(state, prefix) for prefix in ("level1.conv.", "b1.", "level2_0.c1.")):
+        raise CheckpointError(
+            "this is ESPNet-C, the encoder without ESPNet's decoder: give the file of the whole ESPNet,"
+            " or the authors' class ESPNet_Encoder with --architecture FILE.py:FUNCTION"
+        )
     if not has_prefix(state, "encoder.level1.conv.") or not has_prefix(state, "level3_C."):
         return None
     renamed = {

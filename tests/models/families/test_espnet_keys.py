@@ -43,6 +43,22 @@ def test_espnet_gives_the_published_logits(p, q, tmp_path):
     assert len(model.load_report.matched) == len(weights.state)
 
 
+def test_the_encoder_alone_is_refused_by_name(tmp_path):
+    weights = Weights(eps=1e-3)
+    espnet_reference.espnet(weights, torch.rand(2, 3, 64, 96), 20, 2, 3)
+    prefix = "encoder."
+    encoder = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.state.items()
+        if name.startswith(prefix)
+    }
+    torch.save(encoder, tmp_path / "espnet_c.pth")
+    with pytest.raises(
+        CheckpointError, match="espnet_c.pth.*this is ESPNet-C, the encoder without"
+    ):
+        load_source_model(tmp_path / "espnet_c.pth")
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
 def test_espnet_v2_gives_the_published_logits(scale, tmp_path):
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
