@@ -54,7 +54,7 @@ def test_the_encoder_alone_is_refused_by_name(tmp_path):
     }
     torch.save(encoder, tmp_path / "espnet_c.pth")
     with pytest.raises(
-        CheckpointError, match="espnet_c.pth.*this is ESPNet-C, the encoder without"
+        CheckpointError, match=r"espnet_c\.pth.*this is ESPNet-C, the encoder without"
     ):
         load_source_model(tmp_path / "espnet_c.pth")
 
