@@ -36,7 +36,7 @@ def write_results(
 
 def command(pair: DomainPair, name: str) -> str:
     """Return the command line that repeats a table."""
-    return f"python experiments/studies/ablation.py --table {name} --pair {pair.name}"
+    return f"python experiments/studies/ablation.py --table {name} {pair.options}"
 
 
 def knobs_of(row: Row, pair: DomainPair) -> dict[str, Any]:

@@ -66,6 +66,8 @@ class DomainPair:
     """A source model with a target domain."""
 
     name: str
+    options: str
+    """Options of ablation.py that give this pair."""
     source_model: Path
     images: tuple[ImageFile, ...]
     """Target images, without labels."""
@@ -182,6 +184,7 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
     )
     return DomainPair(
         "streets",
+        "--pair streets",
         SOURCE_MODEL,
         tuple(list_images(target / "images")),
         tuple(pair_labels(val / "images", val / "labels")),
@@ -210,6 +213,7 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
     val = tuple(pair_labels(images, labels))
     return DomainPair(
         "camvid_day2dusk",
+        "--pair camvid_day2dusk --data DIR",
         source_model,
         tuple(list_images(images)),
         val,
@@ -263,8 +267,11 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
             "evaluation.held_out_share": 0.0,
         },
     )
+    pair = f"cityscapes2camvid_{light}"
     return DomainPair(
-        f"cityscapes2camvid_{light}_{checkpoint.stem}",
+        # Without dots, because files are named after it.
+        f"{pair}_{checkpoint.stem}".replace(".", "_"),
+        f"--pair {pair} --data DIR --source-model {checkpoint.name}",
         source_model,
         tuple(list_images(images)),
         tuple(pair_labels(*val)),

@@ -53,3 +53,17 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
     assert len(stamps) == 2 * len(ROWS)
     run(tmp_path, *words)
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("result.json")}
+
+
+def test_a_checkpoint_of_others_is_scored_in_the_classes_of_camvid(tmp_path, shared_data):
+    checkpoint = shared_data("models") / "espnet_p_2_q_8.pth"
+    pair = ["--pair", "cityscapes2camvid_dusk", "--source-model", str(checkpoint)]
+    data = ["--data", str(shared_data("camvid"))]
+    output = run(tmp_path, *pair, *data, "--rows", "source_only", "--seeds", "1")
+    assert "| source-only | none | 1 |" in output
+    name = "ablation_cityscapes2camvid_dusk_espnet_p_2_q_8"
+    record = json.loads((tmp_path / "results" / f"{name}.json").read_text())
+    assert record["command"].endswith(
+        "--pair cityscapes2camvid_dusk --data DIR --source-model espnet_p_2_q_8.pth"
+    )
+    assert len(record["rows"][0]["seeds"][0]["per_class"]) == 11
