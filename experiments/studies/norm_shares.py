@@ -1,0 +1,109 @@
+"""Compare shares of the target's BatchNorm statistics, and the one that is found without labels.
+
+    python experiments/studies/norm_shares.py --pair streets
+    python experiments/studies/norm_shares.py --pair cityscapes2camvid_dusk --data DIR \
+        --source-model espnet_p_2_q_8.pth
+
+The source model is not trained. For each share the script measures mIoU with labels, and the consistency
+over views without them. `train.batch_norm auto` finds a share by the consistency alone; its mIoU is the
+last row. It writes norm_shares_PAIR.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ablation import add_pair_options, make_pair
+from domain_pairs import DomainPair
+from study_record import write_record
+
+from sfss_ray.cli import run_guarded
+from sfss_ray.data.folders import evenly_spread
+from sfss_ray.errors import ConfigError
+from sfss_ray.evaluation.examination import Examination
+from sfss_ray.evaluation.view_consistency import ConsistencyProbe, ViewConsistency
+from sfss_ray.models.model_file import load_model
+from sfss_ray.train.batch_norm import estimate_statistics
+from sfss_ray.train.norm_choice import choose_share, whole_image_batches
+
+
+def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
+    """Return a row for each share, with mIoU in percent and consistency, and the found share last.
+
+    Args:
+        pair: The source model, its target images and the labelled images.
+        num_images: Target images on which the shares are compared without labels.
+
+    Raises:
+        ConfigError: the source model has no BatchNorm statistics.
+    """
+    evaluation = pair.config.evaluation
+    network = load_model(pair.source_model).network
+    files = evenly_spread(list(pair.images), pair.config.train.statistics_images)
+    batches = whole_image_batches(network, files, evaluation)
+    mixture = estimate_statistics(network.train(), batches)
+    if mixture is None:
+        raise ConfigError(f"the source model of pair {pair.name} has no BatchNorm statistics")
+    network.eval()
+    compared = evenly_spread(list(pair.images), num_images)
+    probe = ConsistencyProbe(tuple(file.read(max_pixels=None) for file in compared), evaluation)
+    examination = Examination(pair.classes, pair.val, config=evaluation)
+    rows: list[dict[str, Any]] = []
+
+    def score_share(share: float) -> ViewConsistency:
+        mixture.use(share)
+        consistency = probe.score(network)
+        miou = examination.score(network).miou
+        rows.append({"share": share, "miou": miou, "consistency": consistency.value()})
+        print(f"share {share:.2f}: mIoU {miou:.1f}, consistency {rows[-1]['consistency']:.3f}")
+        return consistency
+
+    found = choose_share(score_share).share
+    mixture.use(found)
+    rows.append({"share": found, "found": True, "miou": examination.score(network).miou})
+    return rows
+
+
+def as_markdown(pair: DomainPair, rows: list[dict[str, Any]], command: str) -> str:
+    """Return the table, whose last line is the share that was found."""
+    lines = [
+        f"# {pair.name}: {len(pair.images)} unlabelled target images, {len(pair.val)} scored",
+        "",
+        f"`{command}`",
+        "",
+        "| share of the target's statistics | mIoU % | consistency over views |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        consistency = f"{row['consistency']:.3f}" if "consistency" in row else "found"
+        lines.append(f"| {row['share']:.2f} | {row['miou']:.1f} | {consistency} |")
+    return "\n".join(lines) + "\n"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure one pair and write its table."""
+    pair = make_pair(arguments)
+    rows = measure(pair, arguments.compared)
+    stem = f"norm_shares_{pair.name}"
+    command = (
+        f"python experiments/studies/norm_shares.py {pair.options} --compared {arguments.compared}"
+    )
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    write_record(arguments.results / f"{stem}.json", command, "cpu", rows)
+    table: Path = arguments.results / f"{stem}.md"
+    table.write_text(as_markdown(pair, rows, command))
+    print(table.read_text())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_pair_options(parser)
+    parser.add_argument(
+        "--compared", type=int, default=60, help="target images compared without labels"
+    )
+    sys.exit(run_guarded(lambda: run(parser.parse_args())))
