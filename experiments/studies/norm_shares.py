@@ -61,9 +61,9 @@ def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
         print(f"share {share:.2f}: mIoU {miou:.1f}, consistency {rows[-1]['consistency']:.3f}")
         return consistency
 
-    found = choose_share(score_share).share
-    mixture.use(found)
-    rows.append({"share": found, "found": True, "miou": examination.score(network).miou})
+    chosen = choose_share(score_share).share
+    mixture.use(chosen)
+    rows.append({"share": chosen, "is_chosen": True, "miou": examination.score(network).miou})
     return rows
 
 
