@@ -115,7 +115,7 @@ class Trainer:
 
 def full_memory(config: TrainConfig, dim: int, device: str) -> Memory:
     """Return a memory with a full bank, as after some hundred steps: the most expensive case."""
-    memory = Memory.empty(CLASSES, dim, config.pairs, device)
+    memory = Memory.empty(CLASSES, dim, config, device)
     bank = memory.bank
     bank.vectors.copy_(torch.nn.functional.normalize(torch.randn(bank.vectors.shape), dim=2))
     bank.images.fill_(10_000)

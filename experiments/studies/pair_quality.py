@@ -53,6 +53,7 @@ def measure(pair: DomainPair, regions: str, images: int, batch: int = 8) -> dict
     from sfss_ray.data.decoding import read_image
     from sfss_ray.masks.bank.store import MaskStore
     from sfss_ray.method.contrast_net import ContrastNet
+    from sfss_ray.method.mask_evidence import Evidence
     from sfss_ray.method.mask_vote import ClassPrior, relabel
     from sfss_ray.method.pseudo_labels import ClassThresholds
     from sfss_ray.models.model_file import load_model
@@ -80,7 +81,9 @@ def measure(pair: DomainPair, regions: str, images: int, batch: int = 8) -> dict
             confidence, label = probabilities[-1].max(1)
             thresholds.update(thresholds.count(label, confidence))
         for q, mask_ids, truth in zip(probabilities, ids, truths, strict=True):
-            label, _ = relabel(q, mask_ids, prior.share(), config.loss)
+            power = config.loss.prior_power
+            evidence = Evidence.gather(q, mask_ids, prior.share(), power)
+            label, _ = relabel(evidence, config.loss)
             argmax_matrix.add(truth[0].numpy(), q.argmax(1)[0].numpy())
             voted_matrix.add(truth[0].numpy(), label[0].numpy())
         bound = thresholds.thresholds(config.loss.class_quantile, config.loss.confidence_cap)

@@ -29,6 +29,7 @@ from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.masks.bank.painting import paint_id_map, paint_order
 from sfss_ray.masks.regions import build_region_source, make_recipe
 from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.method.mask_evidence import Evidence
 from sfss_ray.method.mask_vote import ClassPrior, relabel
 from sfss_ray.method.teacher_view import average_views
 from sfss_ray.streets.default import TARGET_SEED, embedded_config
@@ -116,9 +117,8 @@ def measure(scenes: list[Scene], probabilities: Tensor, segment: Segmenter) -> d
     for weight, power in VOTES:
         vote = {"mask_vote": "pooled", "vote_weight": weight, "prior_power": power}
         config = override(Config(), {f"train.loss.{name}": v for name, v in vote.items()})
-        labels_voted = relabel(
-            probabilities, torch.from_numpy(ids), prior.share(), config.train.loss
-        )[0]
+        evidence = Evidence.gather(probabilities, torch.from_numpy(ids), prior.share(), power)
+        labels_voted, _ = relabel(evidence, config.train.loss)
         matrix = ConfusionMatrix(probabilities.shape[1])
         matrix.add(labels, labels_voted.numpy())
         row[f"w {weight}, p {power}"] = matrix.miou()

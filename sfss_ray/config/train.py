@@ -168,6 +168,19 @@ class LossConfig:
     """A mask votes for its pixels only if this share of them already has its class."""
     prior_power: Share = 0.25
     """Teacher probabilities are divided by their running class share to this power."""
+    neighbour_weight: Annotated[float, Range(0, 10), Research] = 0.0
+    """pooled: weight of the opinion of masks of like place and size in other images. The evidence of a
+    mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""
+    rule_out_weight: Annotated[float, Range(0, 1000), Research] = 0.0
+    """Weight of the rule-out contrast of pixels below the thresholds. Their mask's likeliest classes
+    attract them together, and all other classes repel them. 0 switches it off."""
+    rule_out_top_k: Annotated[int, Range(1), Research] = 3
+    """Classes of a mask that the rule-out contrast leaves possible."""
+    rule_out_by: Annotated[Literal["mask", "pixel"], Research] = "mask"
+    """Whose likeliest classes those are: the mask's, or each pixel's own, which needs no masks."""
+    output_weight: Annotated[float, Range(0, 1000), Research] = 0.0
+    """Weight of the contrast of outputs: the student's mean probabilities over a mask against the
+    teacher's over the same mask and over masks of other classes. 0 switches it off."""
     teacher_scales: Annotated[tuple[float, ...], Zooms(0.1, 4)] = (1.0,)
     """Zooms of the teacher's views for pseudo-labels. Its probabilities are the mean over them."""
     teacher_flip: bool = False

@@ -52,6 +52,9 @@ def mix_classes(
     def paste(values: Tensor, where: Tensor) -> Tensor:
         return torch.where(where, values[neighbour], values)
 
+    def paste_channels(values: Tensor | None) -> Tensor | None:
+        return None if values is None else paste(values, pasted[:, None])
+
     ids = batch["mask_ids"]
     own_ids = ids.max()
     pasted_ids = torch.where(ids > 0, ids + own_ids, ids)[neighbour]
@@ -66,6 +69,8 @@ def mix_classes(
         embeddings=paste(view.embeddings, pasted_cells),
         labels=paste(view.labels, pasted),
         confidence=paste(view.confidence, pasted),
+        plausible=paste_channels(view.plausible),
+        pixel_probabilities=paste_channels(view.pixel_probabilities),
     )
 
 

@@ -99,6 +99,31 @@ def segmentation_loss(logits: Tensor, pseudo_labels: Tensor, weights: Tensor) ->
     return (per_pixel * weights).sum()
 
 
+def rule_out_sum(logits: Tensor, plausible: Tensor, chosen: Tensor) -> Tensor:
+    """Push chosen pixels away from the classes that are not plausible for them, summed over pixels.
+
+        l_i = logsumexp over all classes c of z_i . w_c  -  logsumexp over plausible c of z_i . w_c
+
+    with z_i . w_c the logits. It is InfoNCE with one vector per class, the classifier's own: the
+    plausible classes are positives together, so none of them is preferred, and all others are
+    negatives. It equals - log of the probability of the plausible classes. Source: partial-label
+    learning by the likelihood of the candidate set (Jin and Ghahramani 2002), as a contrast.
+
+    Args:
+        logits: (B, C, H, W).
+        plausible: (B, k, H, W) int64 class ids, k different ones for each pixel.
+        chosen: (B, H, W) bool, the pixels that count.
+
+    Returns:
+        () float32, 0 without chosen pixels, and 0 where all classes are plausible.
+
+    Shapes: B images, C classes, H x W pixels, k plausible classes.
+    """
+    chosen_logits = logits.float().permute(0, 2, 3, 1)[chosen]
+    plausible_logits = chosen_logits.gather(1, plausible.permute(0, 2, 3, 1)[chosen])
+    return (chosen_logits.logsumexp(1) - plausible_logits.logsumexp(1)).sum()
+
+
 def entropy_sum(logits: Tensor) -> Tensor:
     """Push every pixel towards a confident prediction: entropy in nats, summed over pixels.
 

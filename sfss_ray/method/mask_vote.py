@@ -4,12 +4,10 @@
 with SAM do. `pooled` weighs a pixel's own evidence against its mask's, as logarithmic opinion pools do
 (Genest and Zidek 1986):
 
-    log P(c | pixel) = (1 - w) log q_pixel(c) + w * mean over mask of log q(c) - a log prior(c)
+    log P(c | pixel) = (1 - w) s_pixel(c) + w * mean over mask of s(c)
 
-with w = `vote_weight` and a = `prior_power`. A mask that joins two objects cannot overrule confident
-pixels, and the mean of logarithms prefers a class that no part of the mask rules out. The prior is the
-teacher's running class share: dividing by a power of it keeps common classes from swallowing masks of
-rare ones.
+with w = `vote_weight` and s the evidence of mask_evidence.py. A mask that joins two objects cannot
+overrule confident pixels, and the mean of logarithms prefers a class that no part of the mask rules out.
 """
 
 from __future__ import annotations
@@ -19,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfss_ray.config import LossConfig
-
-_FLOOR = 1e-4  # probabilities below this count as this: one pixel must not veto a mask
+from sfss_ray.method.mask_evidence import Evidence
 
 
 class ClassPrior:
@@ -46,57 +43,51 @@ class ClassPrior:
         return (self.total / self.total.sum()).float()
 
 
-def relabel(
-    probabilities: Tensor, mask_ids: Tensor, prior: Tensor, config: LossConfig
-) -> tuple[Tensor, Tensor]:
-    """Return pseudo-labels (B, H, W) and their confidence after prior correction and vote.
+def relabel(evidence: Evidence, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Return pseudo-labels (B, H, W) and their confidence after the vote.
+
+    Pixels in no mask keep their own label.
 
     Args:
-        probabilities: (B, C, H, W), the teacher's.
-        mask_ids: (B, H, W), 0 = no mask: such pixels keep their own label.
-        prior: (C,) class shares.
-        config: `mask_vote`, `vote_weight`, `vote_min_purity` and `prior_power`.
+        evidence: Of pixels and masks, corrected for the prior.
+        config: `mask_vote`, `vote_weight` and `vote_min_purity`.
     """
-    batch, classes = probabilities.shape[:2]
-    q = probabilities.permute(0, 2, 3, 1).reshape(-1, classes)
-    scores = q.clamp(min=_FLOOR).log() - config.prior_power * prior.clamp(min=_FLOOR).log()
+    scores, masks = evidence.of_pixels, evidence.masks
+    classes = scores.shape[1]
     confidence, labels = scores.softmax(1).max(1)
     if config.mask_vote != "none":
-        masks = _MaskPixels.of(mask_ids)
         if config.mask_vote == "majority":
-            evidence = masks.mean(F.one_hot(labels, classes).to(q.dtype))
-            pooled = evidence[masks.owner]
+            of_masks = masks.mean(F.one_hot(labels, classes).to(scores.dtype))
+            pooled = of_masks[masks.owner]
         else:
-            evidence = masks.mean(scores)
-            pooled = (1 - config.vote_weight) * scores + config.vote_weight * evidence[masks.owner]
+            of_masks = evidence.of_masks
+            pooled = (1 - config.vote_weight) * scores + config.vote_weight * of_masks[masks.owner]
             pooled = pooled.softmax(1)
         # An impure mask probably joins objects, so its pixels keep their own labels.
-        agrees = (labels == evidence.argmax(1)[masks.owner]).to(q.dtype)[:, None]
+        agrees = (labels == of_masks.argmax(1)[masks.owner]).to(scores.dtype)[:, None]
         pure = masks.mean(agrees)[:, 0] >= config.vote_min_purity
         voting = masks.inside & pure[masks.owner]
         voted_confidence, voted_labels = pooled.max(1)
         labels = torch.where(voting, voted_labels, labels)
         confidence = torch.where(voting, voted_confidence, confidence)
-    shape = (batch, *probabilities.shape[2:])
-    return labels.view(shape), confidence.view(shape)
+    return labels.view(evidence.shape), confidence.view(evidence.shape)
 
 
-class _MaskPixels:
-    """Pixels of a batch by the mask they belong to. Two images never share a mask."""
+def plausible_classes(evidence: Evidence, count: int, by_pixel: bool = False) -> Tensor:
+    """Return the likeliest classes of each pixel's mask, (B, k, H, W) with k at most the classes.
 
-    def __init__(self, owner: Tensor, inside: Tensor, num_masks: int):
-        self.owner, self.inside, self.num_masks = owner, inside, num_masks
-        self.pixels = torch.bincount(owner, minlength=num_masks).clamp(min=1)
+    A pixel in no mask has the likeliest classes of its own evidence.
 
-    @staticmethod
-    def of(mask_ids: Tensor) -> _MaskPixels:
-        """Number the masks of (B, H, W) ids through the whole batch."""
-        ids = mask_ids.flatten(1)
-        ids_per_image = int(ids.max()) + 1
-        first = ids_per_image * torch.arange(len(ids), device=ids.device)[:, None]
-        return _MaskPixels((ids + first).flatten(), ids.flatten() > 0, ids_per_image * len(ids))
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of per-pixel values (N, ...) over each mask: (num_masks, ...)."""
-        total = values.new_zeros((self.num_masks, *values.shape[1:]))
-        return total.index_add_(0, self.owner, values) / self.pixels[:, None]
+    Args:
+        evidence: Of pixels and masks.
+        count: k, classes per pixel.
+        by_pixel: Every pixel has those of its own evidence, which shows what the masks add.
+    """
+    count = min(count, evidence.of_pixels.shape[1])
+    plausible = evidence.of_pixels.topk(count, dim=1).indices
+    if not by_pixel:
+        masks = evidence.masks
+        of_masks = evidence.of_masks.topk(count, dim=1).indices
+        plausible = torch.where(masks.inside[:, None], of_masks[masks.owner], plausible)
+    batch, height, width = evidence.shape
+    return plausible.view(batch, height, width, count).permute(0, 3, 1, 2)

@@ -14,8 +14,9 @@ from sfss_ray.method.class_mix import mix_classes
 from sfss_ray.method.collective import global_mean, sum_over_workers
 from sfss_ray.method.contrast import StudentOutput, contrast_losses, fetch_pair_inputs
 from sfss_ray.method.contrast_net import ContrastNet
-from sfss_ray.method.losses import entropy_sum, segmentation_loss
+from sfss_ray.method.losses import entropy_sum, rule_out_sum, segmentation_loss
 from sfss_ray.method.memory import Memory
+from sfss_ray.method.output_contrast import output_contrast
 from sfss_ray.method.pseudo_labels import pixel_weights
 from sfss_ray.method.teacher_view import TeacherView, predict_teacher
 
@@ -48,10 +49,12 @@ def adaptation_losses(
     """Return the loss of a batch and its parts, and update thresholds, prior and bank.
 
         loss = loss_seg + contrast_weight * ramp * (beta * loss_ins + (1 - beta) * loss_cls)
+                        + rule_out_weight * ramp * loss_rule_out + output_weight * ramp * loss_output
 
-    with beta = `instance_share`. DDP averages gradients over W workers, so each term is
-    W * (this worker's sum) / (sum of weights over all workers): the average is then the gradient of
-    the mean over the whole batch.
+    with beta = `instance_share`. A part of weight 0 is not computed.
+
+    DDP averages gradients over W workers, so each term is W * (this worker's sum) / (sum of weights
+    over all workers): the average is then the gradient of the mean over the whole batch.
 
     loss_seg is a mean over pixels: the network's logits are scaled up from whatever grid they have. The
     other two are means over anchors, which are cells of the features' grid.
@@ -81,8 +84,11 @@ def adaptation_losses(
     # DDP needs a gradient of every parameter on every worker, the projection head's too.
     loss = loss_seg + 0.0 * output.embeddings.sum()
 
+    ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
+    for name, (weight, part) in mask_losses(full_logits, view, batch, weights, config.loss).items():
+        metrics[name] = part
+        loss = loss + weight * ramp_value * part
     if pair_inputs is not None:
-        ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
         on_cells = _on_cells(output, full_logits, segmenter.align_corners)
         contrast_metrics = contrast_losses(
             on_cells, pair_inputs, networks.memory.bank, config, info.seed, draw=ramp_value > 0
@@ -105,7 +111,7 @@ def _pseudo_label(
         The mixed batch, the teacher's view of it, and the thresholds (C,).
     """
     memory, loss = networks.memory, config.loss
-    view = predict_teacher(networks.teacher, batch, memory.prior, loss, info.first_part)
+    view = predict_teacher(networks.teacher, batch, memory, loss, info.first_part)
     counts = memory.thresholds.count(view.labels, view.confidence)
     memory.thresholds.update(sum_over_workers(counts), info.first_part)
     thresholds = memory.thresholds.thresholds(loss.class_quantile, loss.confidence_cap)
@@ -126,6 +132,39 @@ def _on_cells(output: StudentOutput, full_logits: Tensor, align_corners: bool) -
         return output
     scores = cell_means(full_logits.softmax(1), (height, width), align_corners)
     return output._replace(logits=scores)
+
+
+def mask_losses(
+    logits: Tensor,
+    view: TeacherView,
+    batch: Mapping[str, Tensor],
+    weights: Tensor,
+    config: LossConfig,
+) -> dict[str, tuple[float, Tensor]]:
+    """Return weight and value of each loss in which masks act on the student's outputs.
+
+    The rule-out contrast is summed over the pixels that L_seg leaves out, and divided by the number of
+    those it keeps, on all workers. So a pixel left out weighs as much as one that is kept.
+
+    Args:
+        logits: (B, C, H, W) of the student.
+        view: The teacher's, after class-mix.
+        batch: `mask_ids` (B, H, W), after class-mix.
+        weights: (B, H, W) of L_seg.
+        config: Its weights decide which losses are computed.
+    """
+    losses = {}
+    if view.plausible is not None:
+        accepted = weights > 0
+        total = rule_out_sum(logits, view.plausible, ~accepted)
+        part = global_mean(total, accepted.float().sum())
+        losses["loss_rule_out"] = (config.rule_out_weight, part)
+    if view.pixel_probabilities is not None:
+        part = output_contrast(
+            logits.softmax(1), view.pixel_probabilities, batch["mask_ids"], config.temperature
+        )
+        losses["loss_output"] = (config.output_weight, part)
+    return losses
 
 
 def label_space_loss(logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig) -> Tensor:

@@ -13,7 +13,10 @@ from sfss_ray.config import LossConfig
 from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.method.collective import sum_over_workers
 from sfss_ray.method.contrast_net import ContrastNet
-from sfss_ray.method.mask_vote import ClassPrior, relabel
+from sfss_ray.method.mask_evidence import Evidence
+from sfss_ray.method.mask_neighbours import ask_neighbours
+from sfss_ray.method.mask_vote import plausible_classes, relabel
+from sfss_ray.method.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,17 @@ class TeacherView:
     """(B, H, W) int64 pseudo-labels."""
     confidence: Tensor
     """(B, H, W) probability of each pseudo-label."""
+    plausible: Tensor | None = None
+    """(B, k, H, W) classes that the rule-out contrast leaves possible, where it is on."""
+    pixel_probabilities: Tensor | None = None
+    """(B, C, H, W), where the contrast of outputs is on."""
 
 
 @torch.no_grad()
 def predict_teacher(
     teacher: ContrastNet,
     batch: Mapping[str, Tensor],
-    prior: ClassPrior,
+    memory: Memory,
     config: LossConfig,
     first_part: bool = True,
 ) -> TeacherView:
@@ -42,8 +49,9 @@ def predict_teacher(
 
     Args:
         teacher: In eval mode.
-        batch: `weak` (B, 3, H, W) and `mask_ids` (B, H, W), 0 = no mask.
-        prior: Running class shares, updated if `prior_power` is above 0.
+        batch: `weak` (B, 3, H, W) and `mask_ids` (B, H, W), 0 = no mask. To ask the masks' neighbours
+            also `image` (B,) and `mask_geometry` (B, ids, 4).
+        memory: Its class prior is updated if `prior_power` is above 0, and its neighbours if asked.
         config: Views, vote and prior.
         first_part: False for the second and later parts of an accumulated batch.
     """
@@ -62,12 +70,28 @@ def predict_teacher(
         grid = logits.float().softmax(1)
 
     if config.prior_power > 0:
-        prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), first_part)
-    if config.prior_power > 0 or config.mask_vote != "none":
-        labels, confidence = relabel(full, batch["mask_ids"], prior.share(), config)
-    else:
+        memory.prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), first_part)
+    labels, confidence, plausible = _label_pixels(full, batch, memory, config)
+    pixel_probabilities = full if config.output_weight > 0 else None
+    return TeacherView(grid, embeddings, labels, confidence, plausible, pixel_probabilities)
+
+
+def _label_pixels(
+    full: Tensor, batch: Mapping[str, Tensor], memory: Memory, config: LossConfig
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return labels and confidence (B, H, W), and the plausible classes (B, k, H, W) if used."""
+    rules_out = config.rule_out_weight > 0
+    if config.prior_power == 0 and config.mask_vote == "none" and not rules_out:
         confidence, labels = full.max(1)
-    return TeacherView(grid, embeddings, labels, confidence)
+        return labels, confidence, None
+    prior = memory.prior.share()
+    evidence = Evidence.gather(full, batch["mask_ids"], prior, config.prior_power)
+    if memory.neighbours is not None:
+        evidence = ask_neighbours(evidence, batch, memory.neighbours, config.neighbour_weight)
+    labels, confidence = relabel(evidence, config)
+    by_pixel = config.rule_out_by == "pixel"
+    plausible = plausible_classes(evidence, config.rule_out_top_k, by_pixel) if rules_out else None
+    return labels, confidence, plausible
 
 
 def average_views(teacher: ContrastNet, weak: Tensor, plain: Tensor, config: LossConfig) -> Tensor:

@@ -83,9 +83,11 @@ class Adaptation:
         self.optimizer = build_optimizer(self.student.segmenter.body, heads, config.optim)
         self.learner = Learner(self.student, self.optimizer, config.optim.max_grad_norm)
         embedding_dim = self.student.embedding_dim
-        self.memory = Memory.empty(len(source.classes), embedding_dim, config.pairs, run.device)
+        self.memory = Memory.empty(len(source.classes), embedding_dim, config, run.device)
         augment = fit_crop(config.augment, source.network.size_multiple)
-        self.samples = TargetSamples(task.images, task.masks, augment, task.config.seed)
+        self.samples = TargetSamples(
+            task.images, task.masks, augment, task.config.seed, config.loss.neighbour_weight > 0
+        )
         self.best = BestStudent()
 
     def initialize(self) -> None:

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from sfss_ray.config import AugmentConfig
 from sfss_ray.data.augment import Geometry, draw_geometry, strong_view
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
+from sfss_ray.masks.bank.geometry import GEOMETRY_WIDTH
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.method.mask_neighbours import MASK_GEOMETRY
 
 
 def image_of_sample(seed: int, number: int, num_images: int) -> int:
@@ -68,7 +71,8 @@ class _ArrayCache:
 class TargetSamples(Dataset):
     """Unlabelled crops: weak and strong view (3, H, W) uint8 and mask ids (H, W), one geometry.
 
-    Without a mask folder all mask ids are 0.
+    Without a mask folder all mask ids are 0. With `with_geometry` a sample also has `mask_geometry`, the
+    place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`.
     """
 
     def __init__(
@@ -77,10 +81,13 @@ class TargetSamples(Dataset):
         masks: Path | str | None,
         augment: AugmentConfig,
         seed: int,
+        with_geometry: bool = False,
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
+        self.with_geometry = with_geometry
         self._cache = _ArrayCache(len(self.images))
+        self._geometry_cache = _ArrayCache(len(self.images))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
@@ -92,13 +99,23 @@ class TargetSamples(Dataset):
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)
         mask_ids = self._mask_ids(file.image_id, geometry, image.shape[:2])
-        return {
+        sample = {
             "weak": _image_tensor(weak),
             "strong": _image_tensor(strong),
             "mask_ids": torch.from_numpy(mask_ids.astype(np.int64)),
             "image": index,
             "number": number,
         }
+        if self.with_geometry:
+            sample[MASK_GEOMETRY] = self._mask_geometry(index)
+        return sample
+
+    def _mask_geometry(self, index: int) -> Tensor:
+        if self.store is None:
+            return torch.zeros(1, GEOMETRY_WIDTH)
+        store, image_id = self.store, self.images[index].image_id
+        (rows,) = self._geometry_cache.get(index, lambda: (store.geometry(image_id),))
+        return torch.from_numpy(rows)
 
     def _mask_ids(self, image_id: str, geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
         if self.store is None:
@@ -193,6 +210,17 @@ def step_loader(
     return DataLoader(
         samples,
         batch_sampler=_StepBatches(start, num_steps, batch_size, share),
+        collate_fn=_collate,
         num_workers=processes,
         persistent_workers=processes > 0,
     )
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples, after padding the images' geometry to the largest number of masks."""
+    if MASK_GEOMETRY not in samples[0]:
+        return default_collate(samples)
+    geometry = [sample[MASK_GEOMETRY] for sample in samples]
+    padded = pad_sequence(geometry, batch_first=True)
+    rest = [{k: v for k, v in sample.items() if k != MASK_GEOMETRY} for sample in samples]
+    return default_collate(rest) | {MASK_GEOMETRY: padded}

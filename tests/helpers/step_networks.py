@@ -20,7 +20,7 @@ class StepNetworks:
         self.student = ContrastNet(colour_segmenter(), self.config)
         self.teacher = make_teacher(self.student)
         embedding_dim = self.student.embedding_dim
-        self.memory = Memory.empty(len(CLASSES), embedding_dim, self.config.pairs)
+        self.memory = Memory.empty(len(CLASSES), embedding_dim, self.config)
 
     def step(self, batch, step=6, seed=0):
         networks = TeacherStudent(self.student, self.teacher, self.memory)
@@ -35,7 +35,7 @@ class StepNetworks:
         """Return the teacher's view of images without masks."""
         ids = torch.zeros(len(weak), *weak.shape[-2:], dtype=torch.long)
         batch = {"weak": weak, "mask_ids": ids}
-        return predict_teacher(self.teacher, batch, self.memory.prior, self.config.loss)
+        return predict_teacher(self.teacher, batch, self.memory, self.config.loss)
 
 
 def quadrants() -> dict[str, torch.Tensor]:

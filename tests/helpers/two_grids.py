@@ -32,5 +32,5 @@ def two_grid_networks(feature_stride: int, logit_stride: int, **changes) -> Step
     networks.student = ContrastNet(segmenter, networks.config)
     networks.teacher = make_teacher(networks.student)
     embedding_dim = networks.student.embedding_dim
-    networks.memory = Memory.empty(len(CLASSES), embedding_dim, networks.config.pairs)
+    networks.memory = Memory.empty(len(CLASSES), embedding_dim, networks.config)
     return networks

@@ -23,6 +23,8 @@ def drawn(batch=4, size=16, grid=4):
         embeddings=torch.rand(batch, 3, grid, grid, generator=generator),
         labels=labels,
         confidence=torch.rand(batch, size, size, generator=generator),
+        plausible=torch.rand(batch, 5, size, size, generator=generator).argsort(1)[:, :2],
+        pixel_probabilities=torch.rand(batch, 5, size, size, generator=generator),
     )
     return {"strong": strong, "mask_ids": ids, "number": torch.arange(batch) + 40}, view
 
@@ -48,6 +50,9 @@ def test_all_values_of_a_pixel_move_together():
             old = getattr(view, name)
             expected = torch.where(source == b, old[b], old[b ^ 1])
             assert torch.equal(getattr(new, name)[b], expected)
+        for name in ("plausible", "pixel_probabilities"):
+            old = getattr(view, name)
+            assert torch.equal(getattr(new, name)[b], torch.where(source == b, old[b], old[b ^ 1]))
         # the grid has tiles of one label each, so a cell is pasted whole or not at all
         cells = source[::4, ::4] == b
         for name in ("probabilities", "embeddings"):

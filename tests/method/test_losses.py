@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sfss_ray.method.losses import entropy_sum, pair_loss, segmentation_loss
+from sfss_ray.method.losses import entropy_sum, pair_loss, rule_out_sum, segmentation_loss
 
 
 def loss_by_the_formula(positive, negative, temperature, positive_valid, negative_valid):
@@ -131,3 +131,49 @@ def test_entropy_is_summed_over_pixels():
     assert entropy_sum(torch.zeros(1, 4, 2, 2)).item() == pytest.approx(4 * math.log(4))
     confident = torch.tensor([[60.0, 0.0, 0.0]])[..., None, None].half()
     assert entropy_sum(confident).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def drawn_rule_out(seed=0, classes=6, plausible_count=3):
+    g = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, classes, 4, 5, generator=g)
+    plausible = torch.rand(2, classes, 4, 5, generator=g).argsort(1)[:, :plausible_count]
+    return logits, plausible, torch.rand(2, 4, 5, generator=g) < 0.6
+
+
+def test_rule_out_is_minus_log_of_the_plausible_probability():
+    logits, plausible, chosen = drawn_rule_out()
+    total = 0.0
+    for b, y, x in chosen.nonzero().tolist():
+        p = logits[b, :, y, x].softmax(0)
+        total -= math.log(sum(p[c].item() for c in plausible[b, :, y, x].tolist()))
+    assert chosen.sum() > 5
+    assert rule_out_sum(logits, plausible, chosen).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_rule_out_with_all_classes_plausible_is_zero():
+    logits, plausible, chosen = drawn_rule_out(plausible_count=6)
+    assert rule_out_sum(logits, plausible, chosen).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_rule_out_without_chosen_pixels_is_zero_and_has_a_gradient():
+    logits, plausible, chosen = drawn_rule_out()
+    logits.requires_grad_()
+    loss = rule_out_sum(logits, plausible, torch.zeros_like(chosen))
+    assert loss == 0
+    loss.backward()
+    assert not logits.grad.any()
+
+
+def test_rule_out_prefers_no_plausible_class():
+    """The gradient keeps the ratio of plausible classes: it adds to each by its own probability."""
+    logits, plausible, chosen = drawn_rule_out()
+    logits.requires_grad_()
+    rule_out_sum(logits, plausible, chosen).backward()
+    b, y, x = chosen.nonzero()[0].tolist()
+    gradient, p = logits.grad[b, :, y, x], logits.detach()[b, :, y, x].softmax(0)
+    indices = plausible[b, :, y, x]
+    torch.testing.assert_close(
+        -gradient[indices] / p[indices], torch.full((3,), float(1 / p[indices].sum() - 1))
+    )
+    others = [c for c in range(6) if c not in indices.tolist()]
+    torch.testing.assert_close(gradient[others], p[others])

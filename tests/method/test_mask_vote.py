@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from sfss_ray.config import LossConfig
-from sfss_ray.method.mask_vote import ClassPrior, relabel
+from sfss_ray.method import mask_vote
+from sfss_ray.method.mask_evidence import Evidence
+from sfss_ray.method.mask_vote import ClassPrior, plausible_classes
+
+
+def relabel(probabilities, ids, prior, config):
+    evidence = Evidence.gather(probabilities, ids, prior, config.prior_power)
+    return mask_vote.relabel(evidence, config)
 
 
 def method(mask_vote="none", prior_power=0.0, **knobs):
@@ -124,3 +131,27 @@ def test_class_shares_follow_the_teachers_probabilities():
     for _ in range(300):
         prior.update(torch.tensor([0.0, 5.0, 5.0]))
     assert prior.share().tolist() == pytest.approx([0.0, 0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("by_pixel", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_plausible_classes_are_the_likeliest_of_the_mask(count, by_pixel):
+    probabilities, ids, prior = drawn()
+    evidence = Evidence.gather(probabilities, ids, prior, 0.5)
+    plausible = plausible_classes(evidence, count, by_pixel)
+    assert plausible.shape == (2, min(count, 4), 12, 10)
+    corrected = probabilities.log() - 0.5 * prior.log()[:, None, None]
+    for b, y, x in [
+        (0, 0, 0),
+        (1, 5, 7),
+        (0, 11, 9),
+        (1, 3, 3),
+        *(ids == 0).nonzero()[:4].tolist(),
+    ]:
+        inside = ids[b] == ids[b, y, x]
+        if by_pixel or ids[b, y, x] == 0:
+            scores = corrected[b, :, y, x]
+        else:
+            scores = corrected[b][:, inside].mean(1)
+        expected = scores.argsort(descending=True)[:count]
+        assert plausible[b, :, y, x].tolist() == expected.tolist()

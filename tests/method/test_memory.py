@@ -8,7 +8,7 @@ from sfss_ray.method.memory import Memory
 
 
 def empty() -> Memory:
-    return Memory.empty(len(CLASSES), 16, small_config().train.pairs)
+    return Memory.empty(len(CLASSES), 16, small_config().train)
 
 
 def test_an_empty_memory_knows_nothing():

@@ -9,11 +9,13 @@ from train_samples import CLASSES, drawn_batch
 from two_grids import two_grid_networks
 
 from sfss_ray.config import LossConfig
+from sfss_ray.method import output_contrast
 from sfss_ray.method import step as step_module
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import label_space_loss, ramp
 from sfss_ray.method.teacher import make_teacher
+from sfss_ray.method.teacher_view import predict_teacher
 from sfss_ray.models.architectures.catalogue import build_network
 
 
@@ -230,9 +232,7 @@ def test_logits_finer_than_features_give_every_weight_a_gradient():
     segmenter = build_network("espnet", len(CLASSES), {"p": 1, "q": 1})
     networks.student = ContrastNet(segmenter, networks.config)
     networks.teacher = make_teacher(networks.student)
-    networks.memory = Memory.empty(
-        len(CLASSES), networks.student.embedding_dim, networks.config.pairs
-    )
+    networks.memory = Memory.empty(len(CLASSES), networks.student.embedding_dim, networks.config)
     _, metrics = networks.step(quadrants())
     assert metrics["anchors"] > 0
     assert all(gradient.abs().sum() > 0 for gradient in networks.gradients(quadrants()))
@@ -316,3 +316,66 @@ def test_each_loss_reaches_its_own_grid(feature_stride, logit_stride, class_mix)
     torch.testing.assert_close(
         plain.student.segmenter.classifier.weight.grad, segmenter.classifier.weight.grad
     )
+
+
+NEWS = {
+    "loss__contrast_weight": 0.0,
+    "loss__mask_vote": "pooled",
+    "loss__prior_power": 0.5,
+    "loss__rule_out_weight": 0.7,
+    "loss__output_weight": 0.3,
+    "loss__temperature": 0.2,
+}
+
+
+def test_losses_of_masks_on_outputs_add_up(monkeypatch):
+    # In the drawn images grey is the second likeliest class of every mask.
+    monkeypatch.setattr(output_contrast, "TOP_K", 1)
+    networks = StepNetworks(**NEWS)
+    networks.step(drawn_batch([2, 3]))
+    loss, parts = networks.step(drawn_batch([0, 1]), step=1)
+    share = ramp(1, 6, networks.config.loss.ramp)
+    assert 0 < share < 1
+    assert parts["loss_rule_out"] > 0
+    assert parts["loss_output"] > 0
+    extra = 0.7 * parts["loss_rule_out"] + 0.3 * parts["loss_output"]
+    assert loss.item() == pytest.approx((parts["loss_seg"] + share * extra).item(), rel=1e-5)
+
+
+def test_the_rule_out_part_counts_left_out_pixels_over_kept_ones():
+    networks = StepNetworks(**NEWS)
+    batch = drawn_batch([0, 1])
+    _, parts = networks.step(batch)
+    view = predict_teacher(networks.teacher, batch, networks.memory, networks.config.loss)
+    thresholds = networks.memory.thresholds.thresholds(0.5, 0.9)
+    left_out = view.confidence < thresholds[view.labels]
+    assert 0 < left_out.sum() < left_out.numel()
+    logits = F.interpolate(networks.student(batch["strong"])[0], size=(64, 64), mode="bilinear")
+    plausible = torch.zeros_like(logits).scatter_(1, view.plausible, 1.0)
+    per_pixel = -(logits.softmax(1) * plausible).sum(1).log()
+    expected = per_pixel[left_out].sum() / (~left_out).sum()
+    assert parts["loss_rule_out"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_parts_of_weight_zero_are_not_computed():
+    _, parts = StepNetworks(**NEWS | {"loss__rule_out_weight": 0.0}).step(drawn_batch([0, 1]))
+    assert "loss_rule_out" not in parts
+    assert "loss_output" in parts
+    _, parts = StepNetworks(**NEWS | {"loss__output_weight": 0.0}).step(drawn_batch([0, 1]))
+    assert "loss_output" not in parts
+
+
+def test_neighbours_change_labels_of_masks_once_the_ring_has_masks():
+    networks = StepNetworks(**NEWS, loss__neighbour_weight=5.0)
+    batch = drawn_batch([0, 1])
+    geometry = torch.rand(2, 17, 4, generator=torch.Generator().manual_seed(0))
+    batch["mask_geometry"] = geometry
+    arguments = (networks.teacher, batch, networks.memory, networks.config.loss)
+    first, plain = predict_teacher(*arguments), StepNetworks(**NEWS)
+    alone = predict_teacher(plain.teacher, batch, plain.memory, plain.config.loss)
+    assert torch.equal(first.labels, alone.labels)
+    assert networks.memory.neighbours is not None
+    assert len(networks.memory.neighbours) == 32
+    second = predict_teacher(*arguments)
+    changed = second.labels != first.labels
+    assert 0 < changed.float().mean() < 1

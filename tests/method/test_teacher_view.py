@@ -44,8 +44,7 @@ def test_the_vote_gives_a_mask_one_label():
     networks = StepNetworks(loss__mask_vote="majority", loss__prior_power=0.0)
     batch = quadrants() | {"mask_ids": torch.ones(1, 64, 64, dtype=torch.long)}
     batch["mask_ids"][..., :8] = 0
-    memory, config = networks.memory, networks.config.loss
-    view = predict_teacher(networks.teacher, batch, memory.prior, config)
+    view = predict_teacher(networks.teacher, batch, networks.memory, networks.config.loss)
     assert len(view.labels[batch["mask_ids"] == 1].unique()) == 1
     assert view.labels[0, 0, 0] == 0
     assert view.labels[0, 63, 0] == 2
@@ -64,12 +63,13 @@ def test_the_prior_is_updated_only_if_it_is_used():
 def test_older_class_shares_fade_once_per_step():
     networks = StepNetworks(loss__prior_power=0.5)
     batch = quadrants()
-    prior, config = networks.memory.prior, networks.config.loss
-    predict_teacher(networks.teacher, batch, prior, config)
+    memory, config = networks.memory, networks.config.loss
+    prior = memory.prior
+    predict_teacher(networks.teacher, batch, memory, config)
     first = prior.total.clone()
-    predict_teacher(networks.teacher, batch, prior, config, first_part=False)
+    predict_teacher(networks.teacher, batch, memory, config, first_part=False)
     torch.testing.assert_close(prior.total, 2 * first, rtol=1e-4, atol=1e-3)
-    predict_teacher(networks.teacher, batch, prior, config)
+    predict_teacher(networks.teacher, batch, memory, config)
     torch.testing.assert_close(prior.total, 2.96 * first, rtol=1e-4, atol=1e-3)
 
 
@@ -79,7 +79,7 @@ def test_probabilities_of_finer_logits_are_means_over_the_cells_of_the_embedding
     teacher = ContrastNet(segmenter, networks.config)
     weak = torch.rand(2, 3, 32, 64)
     batch = {"weak": weak, "mask_ids": torch.zeros(2, 32, 64, dtype=torch.long)}
-    view = predict_teacher(teacher, batch, networks.memory.prior, networks.config.loss)
+    view = predict_teacher(teacher, batch, networks.memory, networks.config.loss)
     full = segmenter.logits(weak).softmax(1)
     assert view.probabilities.shape == (2, 5, 8, 16)
     cells = full.unfold(2, 4, 4).unfold(3, 4, 4).mean((-2, -1))

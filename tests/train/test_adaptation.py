@@ -87,6 +87,13 @@ def adapt_in_two_parts(root, source, config, folder, at: int) -> LocalRun:
         {"batch_norm": "adapt"},
         {"batch_norm": "frozen", "loss__projection": "mlp", "optim__optimizer": "sgd"},
         {"loss__mask_vote": "pooled", "loss__prior_power": 0.5, "augment__class_mix": 0.5},
+        {
+            "loss__mask_vote": "pooled",
+            "loss__neighbour_weight": 1.0,
+            "loss__rule_out_weight": 1.0,
+            "loss__output_weight": 0.5,
+            "augment__class_mix": 0.5,
+        },
     ],
 )
 def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, changes):

@@ -23,6 +23,7 @@ from sfss_ray.config import AugmentConfig
 from sfss_ray.data.augment import Geometry, draw_geometry, strong_view
 from sfss_ray.data.folders import LabelledImage, list_images
 from sfss_ray.errors import DataError
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.train.samples import (
     LabelledSamples,
     Share,
@@ -292,3 +293,28 @@ def test_loader_processes_change_nothing(root):
     samples = target_samples(root)
     batches = [list(step_loader(samples, 0, 2, 2, processes=n)) for n in (0, 1)]
     assert all(equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def test_geometry_of_masks_is_that_of_the_whole_image_padded_in_a_batch(tmp_path):
+    image = coordinates()
+    one, other = np.zeros((HEIGHT, WIDTH), bool), np.zeros((HEIGHT, WIDTH), bool)
+    one[: HEIGHT // 2], other[10:20, 30:60] = True, True
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "images" / f"{name}.png", image)
+    masks_of = {"a": [other], "b": [], "c": [one, other]}
+    store = MaskStore(write_masks(tmp_path / "masks", masks_of, (HEIGHT, WIDTH)))
+    images = list_images(tmp_path / "images")
+    samples = TargetSamples(images, tmp_path / "masks", AUGMENT, 0, with_geometry=True)
+    (batch,) = step_loader(samples, 0, 1, 6)
+    assert batch["mask_geometry"].shape == (6, 3, 4)
+    for row, index in zip(batch["mask_geometry"], batch["image"].tolist(), strict=True):
+        expected = torch.from_numpy(store.geometry(images[index].image_id))
+        assert torch.equal(row[: len(expected)], expected)
+        assert not row[len(expected) :].any()
+
+
+def test_geometry_without_masks_is_one_row_of_zeros(root):
+    images = list_images(root / "images")
+    samples = TargetSamples(images, None, AUGMENT, 0, with_geometry=True)
+    assert samples[0]["mask_geometry"].tolist() == [[0, 0, 0, 0]]
+    assert "mask_geometry" not in TargetSamples(images, None, AUGMENT, 0)[0]

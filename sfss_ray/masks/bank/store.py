@@ -10,10 +10,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from sfss_ray.data.content import Content
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.cache import PaintedCache
+from sfss_ray.masks.bank.geometry import mask_geometry
 from sfss_ray.masks.bank.painted_runs import PaintedRuns
 from sfss_ray.masks.bank.painting import paint_image
 from sfss_ray.masks.bank.schema import content_from_row, read_shard
@@ -186,6 +188,16 @@ class MaskStore:
         """
         columns = None if window is None else range(window[1], window[1] + window[3])
         return self._painted(image_id, painting, columns).window(window)
+
+    def geometry(self, image_id: str) -> NDArray[np.float32]:
+        """Return the place and size of each mask of an image, (K + 1, 4) by id.
+
+        See `mask_geometry`. Mask k of the row has id k + 1, painted "fine".
+
+        Raises:
+            DataError: the image has no row, or its masks cannot be read.
+        """
+        return mask_geometry(self._painted(image_id, "fine", None), self._num_masks[image_id])
 
     def id_crop(
         self,
