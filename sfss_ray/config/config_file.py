@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sfss_ray.config.space import gather_space
 from sfss_ray.config.tree import Config, flatten, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.storage.text import read_text
@@ -47,7 +48,7 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
         raise ConfigError(
             f"cannot read config {str(path)!r} (it holds a {type(values).__name__}): {_ADVICE}"
         )
-    return override(base or Config(), _flatten_names(values))
+    return override(base or Config(), gather_space(_flatten_names(values)))
 
 
 _ADVICE = (

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 from sfss_ray.config.ranges import (
     Common,
     Count,
-    Interval,
     PositiveInt,
     Range,
     Sizes,
     Zooms,
     check_knobs,
 )
+from sfss_ray.config.space import DEFAULT_SPACE, Space, parse_space
 from sfss_ray.errors import ConfigError
 
 
@@ -67,16 +67,14 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """Stage 3: the joint search of temperature, contrast_weight and ema_momentum."""
+    """Stage 3: the joint search of settings of the training."""
 
     num_trials: Annotated[int, Range(1), Common] = 8
     """Number of students that are trained. The first uses the config's own values."""
-    temperature_range: Annotated[tuple[float, float], Interval(0, above=True)] = (0.03, 0.7)
-    """Range of temperature, searched log-uniformly."""
-    contrast_weight_range: Annotated[tuple[float, float], Interval(0, above=True)] = (0.01, 2.0)
-    """Range of contrast_weight, searched log-uniformly."""
-    ema_gap_range: Annotated[tuple[float, float], Interval(0, 1, above=True)] = (1e-4, 1e-2)
-    """Range of 1 - ema_momentum, searched log-uniformly."""
+    space: Annotated[tuple[str, ...], Space()] = DEFAULT_SPACE
+    """Settings to search, each NAME=LOW..HIGH (uniform), NAME=log:LOW..HIGH (log-uniform),
+    NAME=gap:LOW..HIGH (log-uniform in 1 - value) or NAME=VALUE,VALUE,... Any train.* setting can be
+    searched, such as train.loss.vote_weight=0.2..1 or train.batch_norm=auto,frozen."""
     early_stopping: bool = True
     """Stop the weaker trials at each evaluation after the ramp (ASHA). One-worker trials only."""
     reduction_factor: Annotated[int, Range(2)] = 3
@@ -100,6 +98,7 @@ class TuneConfig:
 
     def __post_init__(self):
         check_knobs(self)
+        parse_space(self.space)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from sfss_ray.config import Config
 from sfss_ray.config.consistency import check_keep, check_stage, require_held_out, score_name
+from sfss_ray.config.space_check import check_space
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.image_folder import open_images
@@ -222,6 +223,7 @@ def _check_settings(request: Request, survey: Survey) -> str:
         check_keep(config.train, len(held_out))
     if request.kind != "tune":
         return f"{config.train.num_steps} steps"
+    check_space(config)
     score = score_name(config.tune, request.val_images is not None)
     if survey.images:
         require_held_out(score, len(held_out))

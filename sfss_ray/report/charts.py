@@ -14,11 +14,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from sfss_ray.report.comparison import KNOBS, class_changes, class_scores
+from sfss_ray.config.space import short_names
+from sfss_ray.report.comparison import class_changes, class_scores, searched_settings
 from sfss_ray.report.formatting import format_change, is_number
 from sfss_ray.report.report_record import Curve, RunRecord, TrialRow
+from sfss_ray.report.setting_axis import SettingAxis
 from sfss_ray.report.svg import (
     BETTER_COLOUR,
     TEXT_COLOUR,
@@ -207,67 +209,65 @@ def trial_charts(record: RunRecord) -> list[Chart]:
     Filled points are finished trials, hollow ones were stopped early, the ringed star is the best.
     The note of the first chart counts trials without a score.
     """
+    settings = searched_settings(record.trials)
     scored = [
         trial
         for trial in record.trials
-        if is_number(trial.score) and all(is_number(getattr(trial, knob)) for knob in KNOBS)
+        if is_number(trial.score) and all(trial.values.get(name) is not None for name in settings)
     ]
-    if not scored:
+    if not scored or not settings:
         return []
     score_name = record.score_name or "score"
-    charts = [_knob_chart(scored, knob, score_name, record.best) for knob in KNOBS]
+    axes_of_settings = [
+        SettingAxis.of(name, title, scored)
+        for name, title in zip(settings, short_names(settings), strict=True)
+    ]
+    charts = [_knob_chart(scored, axis, score_name, record.best) for axis in axes_of_settings]
     missing = len(record.trials) - len(scored)
     if missing:
         note = f"not drawn because they have no score: {missing} of {len(record.trials)} trials"
         charts[0] = replace(charts[0], note=note)
-    return [*charts, _parallel_chart(scored, score_name, record.best)]
+    return [*charts, _parallel_chart(scored, axes_of_settings, score_name, record.best)]
 
 
 def _knob_chart(
-    trials: Sequence[TrialRow], knob: str, score_name: str, best: TrialRow | None
+    trials: Sequence[TrialRow], setting: SettingAxis, score_name: str, best: TrialRow | None
 ) -> Chart:
     figure, axes = new_figure(5.2, 2.9)
     scores, colours = _scores(trials), _score_colours(trials)
     for trial, score, colour in zip(trials, scores, colours, strict=True):
         face = colour if trial.status == "finished" else "none"
-        point = (_knob_position(trial, knob), score)
+        point = (setting.position(trial), score)
         axes.scatter(*point, s=42, facecolors=face, edgecolors=colour, linewidths=1.6, zorder=3)
         if trial is best:
             axes.scatter(*point, s=230, facecolors="none", edgecolors=TEXT_COLOUR, linewidths=1.2)
             axes.scatter(*point, s=90, color=TEXT_COLOUR, marker="*", zorder=4)
-    axes.set(xscale="log", xlabel=_knob_label(knob), ylabel=score_name)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(axis="x", labelrotation=30)
-    title = f"{score_name} over {knob}"
+    axes.set(xlabel=setting.label, ylabel=score_name)
+    setting.draw_ticks(axes)
+    title = f"{score_name} over {setting.title}"
     return Chart(title, inline_svg(figure, title))
 
 
-def _parallel_chart(trials: Sequence[TrialRow], score_name: str, best: TrialRow | None) -> Chart:
-    """Draw a line per trial through its three knobs to its score, each axis from lowest to highest."""
+def _parallel_chart(
+    trials: Sequence[TrialRow],
+    settings: Sequence[SettingAxis],
+    score_name: str,
+    best: TrialRow | None,
+) -> Chart:
+    """Draw a line per trial through its settings to its score, each axis from lowest to highest."""
     figure, axes = new_figure(5.2, 2.9)
-    columns = [[np.log10(_knob_position(trial, knob)) for trial in trials] for knob in KNOBS]
+    columns = [[setting.height(trial) for trial in trials] for setting in settings]
+    count = len(columns) + 1
     heights = np.array([_unit_range(np.array(column)) for column in [*columns, _scores(trials)]])
     for index, (trial, colour) in enumerate(zip(trials, _score_colours(trials), strict=True)):
         thickness, layer = (3.2, 4) if trial is best else (1.3, 3)
-        axes.plot(range(4), heights[:, index], color=colour, linewidth=thickness, zorder=layer)
-    axes.set(xlim=(-0.2, 3.2), ylim=(-0.05, 1.05))
-    labels = ["temperature", "contrast\nweight", "1 - ema\nmomentum"]
-    axes.set_xticks(range(4), [*labels, score_name.replace("_", "\n")])
+        axes.plot(range(count), heights[:, index], color=colour, linewidth=thickness, zorder=layer)
+    axes.set(xlim=(-0.2, count - 0.8), ylim=(-0.05, 1.05))
+    labels = [setting.label.removesuffix(" (log)") for setting in settings]
+    axes.set_xticks(range(count), [name.replace("_", "\n") for name in (*labels, score_name)])
     axes.set_yticks([0, 1], ["lowest", "highest"])
-    title = "all knobs together (thick: the best trial)"
+    title = "all settings together (thick: the best trial)"
     return Chart(title, inline_svg(figure, title))
-
-
-def _knob_position(trial: TrialRow, knob: str) -> float:
-    """Return a trial's position on a knob's log axis: momentum by its gap to 1, zero as 1e-7."""
-    value = float(getattr(trial, knob))
-    return max(1 - value if knob == "ema_momentum" else value, 1e-7)
-
-
-def _knob_label(knob: str) -> str:
-    return "1 - ema_momentum (log)" if knob == "ema_momentum" else f"{knob} (log)"
 
 
 def _scores(trials: Sequence[TrialRow]) -> np.ndarray:

@@ -10,8 +10,10 @@ import numpy as np
 from sfss_ray.report.formatting import difference, is_number
 from sfss_ray.report.report_record import RunRecord, ScoreRow, TrialRow
 
-KNOBS = ("temperature", "contrast_weight", "ema_momentum")
-"""Attributes of a trial that the search varies."""
+
+def searched_settings(trials: Sequence[TrialRow]) -> list[str]:
+    """Return the dotted names of the settings that the trials have values of, in their order."""
+    return list(dict.fromkeys(name for trial in trials for name in trial.values))
 
 
 def class_scores(row: ScoreRow | None, num_classes: int) -> list[float | None]:

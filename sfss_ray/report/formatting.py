@@ -23,10 +23,14 @@ def format_number(value: Any, digits: int = 1) -> str:
 
 
 def format_knob(value: Any) -> str:
-    """Write a hyperparameter with four significant digits.
+    """Write a setting: a number with four significant digits, a flag or a name as it is.
 
     A momentum close to 1 keeps two digits of its gap to 1.
     """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value
     if not is_number(value):
         return MISSING
     if 0.9 < value < 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from sfss_ray.config.space import short_names
 from sfss_ray.data.class_sets import ClassSet, class_set_of
 from sfss_ray.report import page_sections
 from sfss_ray.report.charts import (
@@ -25,8 +26,14 @@ from sfss_ray.report.charts import (
     report_colours,
     trial_charts,
 )
-from sfss_ray.report.comparison import label_free_name, label_free_score, rank_correlation
+from sfss_ray.report.comparison import (
+    label_free_name,
+    label_free_score,
+    rank_correlation,
+    searched_settings,
+)
 from sfss_ray.report.formatting import format_knob, format_number
+from sfss_ray.report.importance import find_importance
 from sfss_ray.report.pictures import (
     Strip,
     classes_present,
@@ -122,6 +129,9 @@ def render_page(record: RunRecord, strips: Sequence[Strip] = (), files: Sequence
         score_name=score_name,
         label_free_score=functools.partial(label_free_score, record),
         rank_correlation=rank_correlation(record.trials, score_name),
+        settings=searched_settings(record.trials),
+        titles=short_names(searched_settings(record.trials)),
+        importance=find_importance(record.trials),
         legend=[(class_set.classes[k], bytes(class_set.palette[k]).hex()) for k in present],
         pictures=_pictures(strips, class_set, files),
     )

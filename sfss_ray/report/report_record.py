@@ -168,9 +168,8 @@ class TrialRow:
     WRITES_NULL: ClassVar[bool] = True
 
     name: str
-    temperature: float | None = None
-    contrast_weight: float | None = None
-    ema_momentum: float | None = None
+    values: dict[str, Any] = field(default_factory=dict)
+    """The searched settings by dotted name."""
     steps: int | None = None
     status: str = ""
     """finished, stopped early or failed."""
@@ -283,8 +282,31 @@ class RunRecord:
                 f"{origin} has schema version {version}, this version of sfss_ray reads up to"
                 f" {SCHEMA_VERSION}: read it with the sfss_ray that wrote it, or a newer one"
             )
-        record = decode(cls, values, origin)
+        record = decode(cls, _with_trial_values(values), origin)
         return dataclasses.replace(record, schema_version=SCHEMA_VERSION)
+
+
+_FORMER_TRIAL_VALUES = {
+    "temperature": "train.loss.temperature",
+    "contrast_weight": "train.loss.contrast_weight",
+    "ema_momentum": "train.ema_momentum",
+}
+"""Fields of a trial in former files, and the settings that they hold."""
+
+
+def _with_trial_values(values: Any) -> Any:
+    """Return the content of a file whose trials have `values`, as former ones had a field for each."""
+    trials = values.get("trials") if isinstance(values, dict) else None
+    if not isinstance(trials, list):
+        return values
+    return values | {"trials": [_trial_with_values(trial) for trial in trials]}
+
+
+def _trial_with_values(trial: Any) -> Any:
+    if not isinstance(trial, dict) or "values" in trial:
+        return trial
+    named = {name: trial.get(field) for field, name in _FORMER_TRIAL_VALUES.items()}
+    return trial | {"values": {name: value for name, value in named.items() if value is not None}}
 
 
 def read_record(path: Path | str) -> RunRecord:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sfss_ray.config.space import short_names
 from sfss_ray.report.comparison import (
-    KNOBS,
     class_changes,
     class_scores,
     label_free_name,
     label_free_score,
     rank_correlation,
+    searched_settings,
 )
 from sfss_ray.report.formatting import (
     MISSING,
@@ -20,6 +21,7 @@ from sfss_ray.report.formatting import (
     format_number,
     is_number,
 )
+from sfss_ray.report.importance import importance_lines
 from sfss_ray.report.report_record import RunRecord, ScoreRow, TrialRow
 
 MAX_WIDTH = 100
@@ -96,12 +98,30 @@ def _row_lines(record: RunRecord) -> list[str]:
 
 
 def _trial_lines(record: RunRecord) -> list[str]:
-    lines = [["", *KNOBS, "mIoU %", _short(label_free_name(record), 16), "status"]]
+    names = searched_settings(record.trials)
+    titles = [_short(title, 16) for title in short_names(names)]
+    columns, notes = _settings_that_fit(titles)
+    names, titles = names[:columns], titles[:columns]
+    lines = [["", *titles, "mIoU %", _short(label_free_name(record), 16), "status"]]
     entries = _entries(record)
-    lines += [_trial_cells(record, entry, entry.name) for entry in entries]
+    lines += [_trial_cells(record, entry, entry.name, names) for entry in entries]
     if record.best:
-        lines.append(_trial_cells(record, record.best, f"best: {record.best.name}"))
-    return [*_aligned(lines, left_columns={0, len(lines[0]) - 1}), *_score_lines(record, entries)]
+        lines.append(_trial_cells(record, record.best, f"best: {record.best.name}", names))
+    table = _aligned(lines, left_columns={0, len(lines[0]) - 1})
+    return [*table, *notes, *importance_lines(record), *_score_lines(record, entries)]
+
+
+def _settings_that_fit(titles: Sequence[str]) -> tuple[int, list[str]]:
+    """Return how many settings the table of trials can show, and a note on the others."""
+    room = MAX_WIDTH - 15 - len("  mIoU %") - 18 - 15  # trial, mIoU, label-free score, status
+    columns = 0
+    for title in titles:
+        room -= 2 + max(len(title), 9)
+        if room < 0:
+            break
+        columns += 1
+    left_out = len(titles) - columns
+    return columns, [f"... and {left_out} more settings in report.json"] if left_out else []
 
 
 def _entries(record: RunRecord) -> list[ScoreRow | TrialRow]:
@@ -128,10 +148,12 @@ def _score_lines(record: RunRecord, entries: Sequence[ScoreRow | TrialRow]) -> l
     return ["", *_aligned(lines, left_columns={0})]
 
 
-def _trial_cells(record: RunRecord, entry: ScoreRow | TrialRow, name: str) -> list[str]:
-    """The cells of a trial, or of the source-only row, which has no knobs and no status."""
+def _trial_cells(
+    record: RunRecord, entry: ScoreRow | TrialRow, name: str, settings: Sequence[str]
+) -> list[str]:
+    """The cells of a trial, or of the source-only row, which has no settings and no status."""
     trial = entry if isinstance(entry, TrialRow) else TrialRow(entry.name)
-    knobs = [format_knob(getattr(trial, knob)) for knob in KNOBS]
+    knobs = [_short(format_knob(trial.values.get(setting)), 16) for setting in settings]
     scores = [format_number(entry.miou), format_number(label_free_score(record, entry), 3)]
     status = "collapsed" if entry.collapsed else trial.status or MISSING
     return [_short(name, 15), *knobs, *scores, _short(status, 13)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, override
+from sfss_ray.config.space import DEFAULT_SPACE
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 SOURCE_MODEL = WEIGHTS / "source.pt"
@@ -60,7 +61,7 @@ def embedded_config() -> Config:
             "train.pairs.bank_size": 64,
             "train.loss.contrast_weight": 0.03,
             "tune.num_trials": 6,
-            "tune.ema_gap_range": [3e-3, 1e-1],
+            "tune.space": [*DEFAULT_SPACE[:2], "train.ema_momentum=gap:0.9..0.997"],
             "tune.score": "balanced_mask_information",
         },
     )

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, flatten
+from sfss_ray.config.space import short_names
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import RunRecord, TrialRow
 from sfss_ray.report.tables import results_table
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.tracking.tracker import Tracker, TrackerLike, create_trackers
 
-TRIAL_NUMBERS = ("temperature", "contrast_weight", "ema_momentum", "steps", "miou", "score")
+TRIAL_NUMBERS = ("steps", "miou", "score")
 ROW_NUMBERS = (
     "miou",
     "pixel_accuracy",
@@ -75,10 +76,10 @@ class RunTracking:
     def log_trials(self, trials: Sequence[TrialRow]) -> None:
         """Send the hyperparameters and scores of each trial; the step is the trial's number."""
         for number, trial in enumerate(trials, start=1):
-            numbers = {name: getattr(trial, name) for name in TRIAL_NUMBERS}
-            self._log_numbers(
-                "trials", numbers | {"collapsed": float(bool(trial.collapsed))}, number
-            )
+            numbers = dict(zip(short_names(list(trial.values)), trial.values.values(), strict=True))
+            numbers |= {name: getattr(trial, name) for name in TRIAL_NUMBERS}
+            numbers |= {"collapsed": float(bool(trial.collapsed))}
+            self._log_numbers("trials", numbers, number)
             text = f"{trial.status}{f': {trial.error}' if trial.error else ''}"
             self._call(lambda tracker, t=trial, s=text: tracker.log_text(t.name, s))
 

@@ -12,9 +12,7 @@ def trial_rows(search: SearchResult) -> tuple[TrialRow, ...]:
     return tuple(
         TrialRow(
             name=trial.name,
-            temperature=trial.values["train.loss.temperature"],
-            contrast_weight=trial.values["train.loss.contrast_weight"],
-            ema_momentum=trial.values["train.ema_momentum"],
+            values=dict(trial.values),
             steps=int(trial.metrics.get("step", 0)),
             status=trial.status,
             miou=trial.metrics.get("val_miou"),

@@ -1,48 +1,52 @@
-"""The three hyperparameters of a search, their ranges and their starting point.
+"""The points of a search: their ranges, their config values, and the starting point.
 
-Temperature and contrast weight are coupled, so all three are searched jointly.
+All settings are searched jointly, because temperature and contrast weight are coupled.
 """
 
 from __future__ import annotations
 
-from sfss_ray.config import Config, TuneConfig
+from typing import Any
 
-TEMPERATURE = "train.loss.temperature"
-CONTRAST_WEIGHT = "train.loss.contrast_weight"
-EMA_MOMENTUM = "train.ema_momentum"
-EMA_GAP = "ema_gap"
-"""1 - momentum, searched in its place because it spans orders of magnitude."""
+from sfss_ray.config import Config, flatten
+from sfss_ray.config.space import Dimension, parse_space
 
-Point = dict[str, float]
-"""A point of the search space: TEMPERATURE, CONTRAST_WEIGHT and EMA_GAP."""
+Point = dict[str, Any]
+"""A point of the search space by coordinate. A coordinate is a setting's dotted name, or `gap.NAME` for
+1 - value, which is searched where the distance to 1 spans orders of magnitude."""
 
 
-def search_ranges(tune: TuneConfig) -> dict[str, tuple[float, float]]:
-    """Return the range of each coordinate. All are sampled log-uniformly."""
-    return {
-        TEMPERATURE: tune.temperature_range,
-        CONTRAST_WEIGHT: tune.contrast_weight_range,
-        EMA_GAP: tune.ema_gap_range,
-    }
+def coordinate(dimension: Dimension) -> str:
+    """Return the name of a dimension in a point."""
+    return f"gap.{dimension.name}" if dimension.scale == "gap" else dimension.name
 
 
-def knob_values(point: Point) -> dict[str, float]:
+def coordinate_range(dimension: Dimension) -> tuple[float, float]:
+    """Return the ends of a range in the coordinate that is sampled."""
+    if dimension.scale == "gap":
+        # Rounded, because 1 - 0.9999 is not 1e-4.
+        return round(1 - dimension.high, 12), round(1 - dimension.low, 12)
+    return dimension.low, dimension.high
+
+
+def knob_values(point: Point) -> dict[str, Any]:
     """Return a point as config values by dotted name."""
     return {
-        TEMPERATURE: point[TEMPERATURE],
-        CONTRAST_WEIGHT: point[CONTRAST_WEIGHT],
-        EMA_MOMENTUM: 1.0 - point[EMA_GAP],
+        name.removeprefix("gap."): 1.0 - value if name.startswith("gap.") else value
+        for name, value in point.items()
     }
 
 
 def start_point(config: Config) -> Point:
-    """Return the config's own values, clamped to the search ranges."""
-    own_values = {
-        TEMPERATURE: config.train.loss.temperature,
-        CONTRAST_WEIGHT: config.train.loss.contrast_weight,
-        EMA_GAP: 1.0 - config.train.ema_momentum,
-    }
+    """Return the config's own values, clamped to the ranges. Choices without it start at the first."""
+    values = flatten(config)
     return {
-        name: min(max(own_values[name], low), high)
-        for name, (low, high) in search_ranges(config.tune).items()
+        coordinate(dimension): _start(dimension, values[dimension.name])
+        for dimension in parse_space(config.tune.space)
     }
+
+
+def _start(dimension: Dimension, value: Any) -> Any:
+    if dimension.choices:
+        return value if value in dimension.choices else dimension.choices[0]
+    low, high = coordinate_range(dimension)
+    return min(max(1.0 - value if dimension.scale == "gap" else value, low), high)

@@ -21,8 +21,8 @@ class Trial:
 
     name: str
     folder: Path
-    values: dict[str, float]
-    """The three hyperparameters by dotted name."""
+    values: dict[str, Any]
+    """The searched settings by dotted name."""
     metrics: dict[str, Any]
     """Of the last step that was reported."""
     status: str
@@ -66,7 +66,7 @@ class SearchPlan:
         return TrialWatch(prepared.examination(config), self.score, prepared.source, self.folder)
 
 
-def trial_folder(root: Path, values: dict[str, float]) -> Path:
+def trial_folder(root: Path, values: dict[str, Any]) -> Path:
     """Return a trial's folder, named by its values: the same point resumes from its checkpoint."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
     return root / f"trial-{digest}"
@@ -108,8 +108,8 @@ def best_trial(trials: list[Trial]) -> int:
     if not sound:
         raise TrainingError(
             f"all {len(finished)} finished trials collapsed: their students predict far fewer classes"
-            " than the source model. Lower train.optim.learning_rate or the contrast_weight_range,"
-            " and search in a new folder"
+            " than the source model. Lower train.optim.learning_rate or the weights in tune.space, and"
+            " search in a new folder"
         )
     best = max(sound, key=lambda i: trials[i].score)
     if not math.isfinite(trials[best].score):

@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config
+from sfss_ray.config.space import Dimension, parse_space
+from sfss_ray.config.space_check import is_whole_number
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources, trials_demand
 from sfss_ray.train.progress_tail import RecordSink, following
-from sfss_ray.tune.search_space import Point, knob_values, search_ranges, start_point
+from sfss_ray.tune.search_space import (
+    Point,
+    coordinate,
+    coordinate_range,
+    knob_values,
+    start_point,
+)
 from sfss_ray.tune.trial import SearchPlan, Trial, grace_steps, progress_folder, trial_folder
 from sfss_ray.tune.trial_score import GUARDED
 
@@ -60,6 +68,23 @@ def _trial(point: Point, plan: SearchPlan) -> None:
     train_trial(point, plan)
 
 
+def _domain(dimension: Dimension) -> Any:
+    """Return the distribution that Ray Tune samples a dimension's coordinate from."""
+    import ray.tune
+
+    if dimension.choices:
+        return ray.tune.choice(list(dimension.choices))
+    low, high = coordinate_range(dimension)
+    if is_whole_number(dimension):  # the upper end of Tune's is not drawn
+        draw = ray.tune.lograndint if dimension.scale == "log" else ray.tune.randint
+        return draw(int(low), int(high) + 1)
+    return (
+        ray.tune.uniform(low, high)
+        if dimension.scale == "linear"
+        else ray.tune.loguniform(low, high)
+    )
+
+
 def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
     """Return the tuner of a new search, or that of an interrupted one."""
     import ray.tune
@@ -74,10 +99,9 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
         return ray.tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
 
     config = plan.config
-    ranges = search_ranges(config.tune)
     return ray.tune.Tuner(
         trainable,
-        param_space={key: ray.tune.loguniform(*between) for key, between in ranges.items()},
+        param_space={coordinate(d): _domain(d) for d in parse_space(config.tune.space)},
         tune_config=ray.tune.TuneConfig(
             metric=GUARDED,
             mode="max",

@@ -60,9 +60,7 @@ def test_json_may_be_nested_too(tmp_path: Path):
 )
 def test_yaml_reads_exponents_without_a_point(text, value, tmp_path: Path):
     """YAML 1.1 would make `1e-4` a string."""
-    (tmp_path / "a.yaml").write_text(
-        f"tune.ema_gap_range: [1e-9, 1]\ncompute.cpus_per_worker: {text}"
-    )
+    (tmp_path / "a.yaml").write_text(f"train.loss.ramp: [1e-9, 1]\ncompute.cpus_per_worker: {text}")
     assert load_config(tmp_path / "a.yaml").compute.cpus_per_worker == value
 
 

@@ -174,7 +174,8 @@ def test_values_of_another_type_are_not_converted(hint, value, kind):
         (module.AugmentConfig, {"crop_size": (64.5, 64)}),
         (module.AugmentConfig, {"crop_size": 64}),
         (module.AugmentConfig, {"max_size": 31}),
-        (module.TuneConfig, {"temperature_range": ("a", "b")}),
+        (module.TuneConfig, {"space": "a=0..1"}),
+        (module.TuneConfig, {"space": (1, 2)}),
         (module.Config, {"train": {"num_steps": 1}}),
     ],
 )

@@ -13,8 +13,6 @@ OUT_OF_RANGE = {
     "evaluation.held_out_share": [0.6],
     "evaluation.pictures": [101],
     "tune.num_trials": [0],
-    "tune.temperature_range": [[0.0, 1.0], [0.5, 0.1], [0.1, float("inf")]],
-    "tune.ema_gap_range": [[0.1, 1.5]],
     "tune.reduction_factor": [1],
     "tune.score": ["accuracy"],
     "compute.device": ["tpu"],

@@ -24,7 +24,7 @@ CHANGED = {
     "train.loss.ramp": [0.0, 0.5],
     "train.augment.crop_size": [64, 96],
     "train.augment.flip": False,
-    "tune.ema_gap_range": [0.001, 0.01],
+    "tune.space": ["train.ema_momentum=gap:0.99..0.999"],
     "compute.address": "10.0.0.1:6379",
 }
 OUT_OF_RANGE = {
@@ -39,7 +39,7 @@ WRONG_TYPE = {
     "train.augment.crop_size": [64, [64], [64, 64, 64], [64.0, 64], ["64", "64"], "64"],
     "train.augment.scale_range": [["a", "b"], [None, 1.0]],
     "train.loss.ramp": [["0", "1"], [True, True]],
-    "tune.temperature_range": [["small", "large"]],
+    "tune.space": ["train.ema_momentum=0.9..1", [1]],
     "masks.regions": [1, None],
     "masks.box_nms_thresh": ["0.7", True],
     "train.loss": [{"temperature": 0.1}],

@@ -59,9 +59,11 @@ ADAPT = {
 _TRIALS = [
     {
         "name": f"trial {index}",
-        "temperature": temperature,
-        "contrast_weight": 0.1,
-        "ema_momentum": 0.999,
+        "values": {
+            "train.loss.temperature": temperature,
+            "train.loss.contrast_weight": 0.1,
+            "train.ema_momentum": 0.999,
+        },
         "steps": 400,
         "status": status,
         "miou": miou,
@@ -77,9 +79,11 @@ _TRIALS = [
 ] + [
     {
         "name": "trial 5",
-        "temperature": 0.03,
-        "contrast_weight": 2.0,
-        "ema_momentum": 0.99,
+        "values": {
+            "train.loss.temperature": 0.03,
+            "train.loss.contrast_weight": 2.0,
+            "train.ema_momentum": 0.99,
+        },
         "steps": 37,
         "status": "failed",
         "miou": None,

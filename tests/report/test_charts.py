@@ -85,7 +85,9 @@ def test_trials_show_each_knob_and_count_the_missing():
 
 
 def test_one_trial_and_a_knob_of_zero_can_be_drawn():
-    trial = replace(tune_report().trials[0], contrast_weight=0.0, ema_momentum=1.0)
+    first = tune_report().trials[0]
+    zero = {"train.loss.contrast_weight": 0.0, "train.ema_momentum": 1.0}
+    trial = replace(first, values=first.values | zero)
     assert len(trial_charts(tune_report(trials=(trial,), best_trial=0))) == 4
 
 

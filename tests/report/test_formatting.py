@@ -17,7 +17,12 @@ NOT_NUMBERS = [None, float("nan"), float("inf"), np.float32("nan"), "x", True, n
 @pytest.mark.parametrize("value", NOT_NUMBERS)
 def test_a_missing_number_is_a_dash(value):
     assert not is_number(value)
-    assert format_number(value) == format_knob(value) == "-"
+    assert format_number(value) == "-"
+
+
+def test_settings_that_are_names_or_flags_are_written_as_they_are():
+    assert [format_knob(value) for value in ("auto", True, False)] == ["auto", "true", "false"]
+    assert [format_knob(value) for value in (None, float("nan"))] == ["-", "-"]
 
 
 def test_numbers_have_fixed_decimals():

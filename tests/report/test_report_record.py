@@ -168,3 +168,11 @@ def test_curves_keep_quantities_that_are_not_known_here():
     assert record_of({"curves": [curve]}).curves == (
         Curve("adapted", ({"step": 1, "margin": 0.5},)),
     )
+
+
+def test_settings_of_trials_in_former_files_are_read():
+    former = {"name": "trial 1", "temperature": 0.1, "contrast_weight": 0.03, "ema_momentum": None}
+    (trial,) = RunRecord.from_json({"trials": [former]}).trials
+    assert trial.values == {"train.loss.temperature": 0.1, "train.loss.contrast_weight": 0.03}
+    (again,) = RunRecord.from_json(RunRecord(trials=(trial,)).to_json()).trials
+    assert again == trial

@@ -26,7 +26,7 @@ def test_a_finished_trial_has_its_knobs_and_last_scores():
     metrics |= {"predicted_classes": 17.0, "class_entropy": 1.9}
     (row,) = trial_rows(search(Trial("trial 1", Path("t"), VALUES, metrics, "finished")))
     assert (row.name, row.status, row.error) == ("trial 1", "finished", "")
-    assert (row.temperature, row.contrast_weight, row.ema_momentum) == (0.1, 0.03, 0.99)
+    assert row.values == VALUES
     assert (row.steps, row.miou, row.score, row.collapsed) == (160, 47.4, -0.28, False)
     assert [getattr(row, name) for name in SCORES] == list(range(len(SCORES)))
     assert (row.predicted_classes, row.class_entropy) == (17.0, 1.9)
@@ -36,7 +36,7 @@ def test_a_trial_that_failed_at_once_has_no_scores():
     trial = Trial("trial 2", Path("t"), VALUES, {}, "failed", "the loss became NaN")
     (row,) = trial_rows(search(trial))
     assert row == TrialRow(
-        "trial 2", 0.1, 0.03, 0.99, 0, "failed", collapsed=False, error="the loss became NaN"
+        "trial 2", VALUES, 0, "failed", collapsed=False, error="the loss became NaN"
     )
 
 

@@ -1,17 +1,17 @@
-"""The three hyperparameters: ranges, values and the starting point."""
+"""Points of a search: coordinates, config values and the starting point."""
 
 import pytest
 
 from sfss_ray.config import Config, flatten, override
-from sfss_ray.tune.search_space import (
-    CONTRAST_WEIGHT,
-    EMA_GAP,
-    EMA_MOMENTUM,
-    TEMPERATURE,
-    knob_values,
-    search_ranges,
-    start_point,
-)
+from sfss_ray.config.space import Dimension, parse_space
+from sfss_ray.tune.search_space import coordinate, coordinate_range, knob_values, start_point
+
+TEMPERATURE, CONTRAST_WEIGHT = "train.loss.temperature", "train.loss.contrast_weight"
+EMA_MOMENTUM, EMA_GAP = "train.ema_momentum", "gap.train.ema_momentum"
+
+
+def config_of(*space: str, **values) -> Config:
+    return override(Config(), {"tune.space": list(space)} | values)
 
 
 def test_a_point_sets_values_of_the_config():
@@ -28,16 +28,23 @@ def test_the_search_starts_from_the_configs_own_values():
 
 def test_values_outside_the_ranges_are_clamped():
     config = override(Config(), {TEMPERATURE: 50.0, CONTRAST_WEIGHT: 0.0, EMA_MOMENTUM: 1.0})
-    point, ranges = start_point(config), search_ranges(config.tune)
-    assert point[TEMPERATURE] == ranges[TEMPERATURE][1]
-    assert point[CONTRAST_WEIGHT] == ranges[CONTRAST_WEIGHT][0]
-    assert point[EMA_GAP] == ranges[EMA_GAP][0]
+    assert start_point(config) == {TEMPERATURE: 0.7, CONTRAST_WEIGHT: 0.01, EMA_GAP: 1e-4}
 
 
-def test_ranges_are_those_of_the_config():
-    tune = override(Config(), {"tune.ema_gap_range": [1e-3, 0.5]}).tune
-    assert search_ranges(tune) == {
-        TEMPERATURE: tune.temperature_range,
-        CONTRAST_WEIGHT: tune.contrast_weight_range,
-        EMA_GAP: (1e-3, 0.5),
+def test_a_choice_starts_from_the_own_value_or_the_first():
+    space = ("train.batch_norm=frozen,auto", "train.loss.teacher_flip=true,false")
+    assert start_point(config_of(*space)) == {
+        "train.batch_norm": "auto",
+        "train.loss.teacher_flip": False,
     }
+    point = start_point(config_of(*space, **{"train.batch_norm": "adapt"}))
+    assert point["train.batch_norm"] == "frozen"
+
+
+def test_a_gap_is_searched_as_the_distance_to_one():
+    dimension = Dimension(EMA_MOMENTUM, "gap", 0.99, 0.9999)
+    assert coordinate(dimension) == EMA_GAP
+    assert coordinate_range(dimension) == (1e-4, 0.01)
+    (linear,) = parse_space(["train.loss.vote_weight=0.2..1"])
+    assert coordinate(linear) == "train.loss.vote_weight"
+    assert coordinate_range(linear) == (0.2, 1.0)

@@ -15,11 +15,15 @@ from sfss_ray.models.source import open_source
 from sfss_ray.train.run_state import load_state
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune import trial_training
-from sfss_ray.tune.search_space import CONTRAST_WEIGHT, EMA_GAP, TEMPERATURE, knob_values
+from sfss_ray.tune.search_space import knob_values
 from sfss_ray.tune.trial import SearchPlan, trial_folder
 from sfss_ray.tune.trial_training import train_trial
 
-POINT = {TEMPERATURE: 0.2, CONTRAST_WEIGHT: 0.3, EMA_GAP: 0.01}
+POINT = {
+    "train.loss.temperature": 0.2,
+    "train.loss.contrast_weight": 0.3,
+    "gap.train.ema_momentum": 0.01,
+}
 CONFIG = override(
     small_config(num_steps=2, evaluate_every=1),
     {"compute.device": "cpu", "compute.cpus_per_worker": 1.0},

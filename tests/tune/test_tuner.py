@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray.tune.schedulers
+import ray.tune.search.sample
 
 from sfss_ray.config import Config, override
+from sfss_ray.config.space import parse_space
 from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources
 from sfss_ray.tune import tuner
@@ -80,7 +83,11 @@ def test_as_many_trials_run_at_a_time_as_fit():
 
 
 def test_results_become_trials(tmp_path):
-    point = {"train.loss.temperature": 0.2, "train.loss.contrast_weight": 0.5, "ema_gap": 0.25}
+    point = {
+        "train.loss.temperature": 0.2,
+        "train.loss.contrast_weight": 0.5,
+        "gap.train.ema_momentum": 0.25,
+    }
     values = {
         "train.loss.temperature": 0.2,
         "train.loss.contrast_weight": 0.5,
@@ -110,3 +117,21 @@ def test_progress_of_the_trials_is_found_by_their_names(tmp_path):
         "trial-a": tmp_path / "trial-a",
         "trial-b": tmp_path / "trial-b",
     }
+
+
+def test_dimensions_become_distributions_of_tune():
+    float_range, log_range, gap, whole, words = parse_space(
+        [
+            "train.loss.vote_weight=0.2..1",
+            "train.optim.learning_rate=log:1e-5..1e-3",
+            "train.ema_momentum=gap:0.99..0.9999",
+            "train.pairs.negatives=log:64..128",
+            "train.batch_norm=auto,frozen",
+        ]
+    )
+    draws = {d: [tuner._domain(d).sample() for _ in range(300)] for d in (whole, words, gap)}
+    assert isinstance(tuner._domain(float_range), ray.tune.search.sample.Float)
+    assert (tuner._domain(log_range).lower, tuner._domain(log_range).upper) == (1e-5, 1e-3)
+    assert set(draws[words]) == {"auto", "frozen"}
+    assert all(isinstance(n, (int, np.integer)) and 64 <= n <= 128 for n in draws[whole])
+    assert 1e-4 <= min(draws[gap]) < 1e-3 < max(draws[gap]) <= 1e-2

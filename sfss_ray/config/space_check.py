@@ -1,0 +1,47 @@
+"""Checks of the search space against the settings that it names."""
+
+from __future__ import annotations
+
+from typing import get_origin
+
+from sfss_ray.config.consistency import check_stage
+from sfss_ray.config.knobs import list_knobs
+from sfss_ray.config.space import Dimension, parse_space
+from sfss_ray.config.tree import Config, override
+from sfss_ray.errors import ConfigError
+
+
+def check_space(config: Config) -> None:
+    """Check that the training accepts every end of the ranges and every choice.
+
+    Raises:
+        ConfigError: a setting does not exist, is not a number but has a range, or refuses a value.
+    """
+    types = {knob.name: knob.type for knob in list_knobs()}
+    for dimension in parse_space(config.tune.space):
+        if dimension.name not in types:
+            override(config, {dimension.name: None})  # names the known ones
+        knob = types[dimension.name]
+        if get_origin(knob.plain) is tuple:
+            raise ConfigError(
+                f"tune.space has {dimension.name!r}, which is a list: a search varies numbers, flags and"
+                " names"
+            )
+        if not dimension.choices and knob.plain not in (int, float):
+            values = ", ".join(knob.choices) or "true, false"
+            raise ConfigError(
+                f"tune.space has a range of {dimension.name!r}: list its values instead, such as"
+                f" {dimension.name}={values.replace(' ', '')}"
+            )
+        if knob.plain is int and not all(float(end).is_integer() for end in dimension.ends):
+            raise ConfigError(f"tune.space has {dimension.name!r}: its values are whole numbers")
+        for end in dimension.ends:
+            value = int(end) if knob.plain is int else end
+            changed = override(config, {dimension.name: value})
+            check_stage(changed.train, changed.compute)
+
+
+def is_whole_number(dimension: Dimension) -> bool:
+    """Return whether a dimension's setting takes whole numbers alone."""
+    types = {knob.name: knob.type for knob in list_knobs()}
+    return types[dimension.name].plain is int

@@ -1,0 +1,56 @@
+"""Search spaces against the settings that they name."""
+
+import pytest
+
+from sfss_ray.config import Config, override
+from sfss_ray.config.space import parse_space
+from sfss_ray.config.space_check import check_space, is_whole_number
+from sfss_ray.errors import ConfigError
+
+
+def config_of(*space: str) -> Config:
+    return override(Config(), {"tune.space": list(space)})
+
+
+def test_the_default_space_and_numbers_flags_and_names_pass():
+    check_space(Config())
+    check_space(
+        config_of(
+            "train.loss.neighbour_weight=0..2",
+            "train.pairs.negatives=log:64..1024",
+            "train.batch_norm=auto,frozen,target",
+            "train.loss.teacher_flip=true,false",
+            "train.batch_size=2,4",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("train.loss.no_such=0..1", "unknown setting 'train.loss.no_such': train.loss knows"),
+        ("train.loss.vote_weight=0.5..3", "vote_weight is 3.0: allowed is"),
+        ("train.loss.vote_weight=0.5,high", "vote_weight is 'high': allowed is a float"),
+        ("train.batch_norm=0..1", "list its values instead, such as train.batch_norm=auto,"),
+        ("train.loss.teacher_flip=0..1", "list its values instead, .*teacher_flip=true,false"),
+        ("train.augment.scale_range=0.5..1", "which is a list"),
+        ("train.pairs.negatives=0.5..8", "whole numbers"),
+        ("train.batch_norm=auto,batch", "batch_norm is 'batch': allowed is one of"),
+    ],
+)
+def test_values_that_a_setting_refuses_are_refused(entry, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        check_space(config_of(entry))
+    assert "\n" not in str(refused.value)
+
+
+def test_values_that_do_not_fit_the_workers_are_refused():
+    config = override(config_of("train.batch_size=4,6"), {"compute.num_workers": 4})
+    with pytest.raises(ConfigError, match="batch_size is 6 but there are 4 workers"):
+        check_space(config)
+
+
+def test_whole_numbers_are_told_from_others():
+    whole, other = parse_space(["train.pairs.negatives=64..128", "train.loss.vote_weight=0..1"])
+    assert is_whole_number(whole)
+    assert not is_whole_number(other)
