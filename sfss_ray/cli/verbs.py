@@ -89,7 +89,7 @@ _ALL_VERBS = (
         "masks import",
         "sfss_ray.masks.importing.import_folder",
         "import_masks",
-        "import masks that segment-anything's amg.py wrote",
+        "import masks that other tools made",
         ("white_level", "masks.images_per_shard"),
         is_positional=True,
     ),

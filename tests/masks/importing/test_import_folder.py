@@ -157,7 +157,7 @@ def test_finished_shards_are_not_read_again(write, images: Path, tmp_path: Path)
     summary = import_masks(source, images, out, progress=lines.append)
     assert summary.made == 5 - num_done
     expected = f"masks: {5 - num_done} of 5 images to import, {num_done} are imported already"
-    assert lines[0] == expected
+    assert expected in lines
     assert lines[-1].startswith(f"imported {5 - num_done}/{5 - num_done} (")
     assert MaskStore(out).ids() == ids
     assert import_quietly(source, images, out).made == 0
@@ -178,7 +178,7 @@ def test_an_import_without_masks_is_refused_in_one_line(images: Path, tmp_path: 
         return line
 
     assert "nowhere' does not exist" in refusal(tmp_path / "nowhere")
-    assert "frame1.png' is a file" in refusal(images / "frame1.png")
+    assert "frame1.png' lies in the image folder" in refusal(images / "frame1.png")
     (tmp_path / "sam" / "other").mkdir(parents=True)
     line = refusal(tmp_path / "sam")
     assert "none of the 5 images has masks" in line
@@ -190,7 +190,7 @@ def test_an_import_without_masks_is_refused_in_one_line(images: Path, tmp_path: 
 
 def test_an_import_in_which_all_images_fail_is_refused(images: Path, tmp_path: Path):
     source = put_masks(tmp_path / "sam", write_json, "frame1")
-    (source / "frame1.json").write_text("{}")
+    (source / "frame1.json").write_text('[{"segmentation": 7}]')
     with pytest.raises(DataError, match="none of the 5 images has masks; 'frame0': no masks"):
         import_quietly(source, images, tmp_path / "out")
 
