@@ -94,6 +94,14 @@ _ALL_VERBS = (
         is_positional=True,
     ),
     Verb(
+        "masks export",
+        "sfss_ray.masks.importing.export_folder",
+        "export_masks",
+        "write masks as COCO JSON, or as amg.py does",
+        (),
+        is_positional=True,
+    ),
+    Verb(
         "masks inspect",
         "sfss_ray.inspection.mask_folder",
         "inspect_masks",

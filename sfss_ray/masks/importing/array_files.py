@@ -88,7 +88,9 @@ def _masks(arrays: _Arrays) -> np.ndarray:
         masks = masks[:, 0]
     if masks.ndim == 2 and masks.dtype == bool:
         masks = masks[None]
-    is_whole = masks.dtype.kind in "biu" or bool((masks == np.floor(masks)).all())
+    is_whole = masks.dtype.kind in "biu" or (
+        masks.dtype.kind == "f" and bool((masks == np.floor(masks)).all())
+    )
     if masks.ndim not in (2, 3) or not is_whole:
         raise DataError(
             f"{name} is {masks.dtype} {masks.shape}: allowed are masks (K, H, W) of whole numbers, or an"

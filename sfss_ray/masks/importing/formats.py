@@ -28,15 +28,15 @@ LABELS = {
     "id_map": "an id per pixel",
     "sa1b": "SA-1B",
     "transformers": "transformers' mask-generation pipeline",
-    "ultralytics": "ultralytics",
+    "ultralytics": "results of ultralytics",
 }
 """Format -> its description for people."""
 FOLDER, JSON, TEXT = "", ".json", ".txt"
 ID_MAPS = (".png", ".tif", ".tiff")
-_ARRAYS = (".npz", ".npy")
+ARRAYS = (".npz", ".npy")
 SUFFIXES = {
     "amg": (JSON, FOLDER),
-    "arrays": _ARRAYS,
+    "arrays": ARRAYS,
     "coco": (JSON,),
     "id_map": ID_MAPS,
     "sa1b": (JSON,),
@@ -45,6 +45,8 @@ SUFFIXES = {
 }
 """Format -> suffixes of its files; FOLDER is a folder of PNG files. The first is preferred."""
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
+_KNOWN_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes if suffix}
+_KNOWN_SUFFIXES.update(_PICKLES)
 _MAX_UNKNOWN = 20  # JSON files that are opened to find one of a known format
 
 
@@ -62,6 +64,8 @@ class SourceFiles:
         by_suffix: dict[str, dict[str, Path]] = defaultdict(dict)
         for path, is_folder in [(root, False)] if root.is_file() else _walk(root):
             suffix = FOLDER if is_folder else path.suffix.lower()
+            if path == root and suffix not in _KNOWN_SUFFIXES:
+                suffix = JSON  # a single file is opened, whatever its name
             relative = Path(path.name) if path == root else path.relative_to(root)
             name = printable(relative if is_folder else relative.with_suffix(""))
             by_suffix[suffix][name.replace(os.sep, "/")] = path
@@ -77,7 +81,7 @@ class SourceFiles:
 
 def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
     """Yield (path, is a folder of amg.py) below a folder, without hidden ones."""
-    visited = {root.resolve()}
+    visited, amg_folders = {root.resolve()}, set()
     for parent, folders, names in os.walk(root, followlinks=True):
         inner = []
         for name in sorted(folders):
@@ -85,12 +89,12 @@ def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
             if name.startswith(".") or (path.is_symlink() and path.resolve() in visited):
                 continue
             if _is_amg_folder(path):
+                amg_folders.add(path)
                 yield path, True
-            else:
-                inner.append(name)
-                visited.add(path.resolve())
+            inner.append(name)
+            visited.add(path.resolve())
         folders[:] = inner
-        for name in sorted(names):
+        for name in [] if Path(parent) in amg_folders else sorted(names):
             if not name.startswith("."):
                 yield Path(parent, name), False
 
@@ -136,7 +140,7 @@ def recognise(
             return _recognise_json(files, image_ids)
         except DataError as caught:
             error = caught
-    by_suffix = dict.fromkeys(_ARRAYS, "arrays") | dict.fromkeys(ID_MAPS, "id_map")
+    by_suffix = dict.fromkeys(ARRAYS, "arrays") | dict.fromkeys(ID_MAPS, "id_map")
     for suffix, name in (by_suffix | {TEXT: "ultralytics"}).items():
         if files.by_suffix.get(suffix):
             return Recognised(name)

@@ -14,8 +14,8 @@ from sfss_ray.masks.importing.amg_files import METADATA, read_amg_folder
 from sfss_ray.masks.importing.array_files import read_array_masks
 from sfss_ray.masks.importing.coco_files import parse_coco
 from sfss_ray.masks.importing.formats import (
+    ARRAYS,
     ID_MAPS,
-    JSON,
     LABELS,
     SUFFIXES,
     TEXT,
@@ -29,9 +29,9 @@ from sfss_ray.masks.importing.json_files import read_json_masks, read_text_masks
 from sfss_ray.masks.importing.name_matching import NameMatching, match_names
 
 _MAP_NAME = re.compile(
-    r"(?P<stem>.+?)_(?:gtFine_|gtCoarse_|gt_)?(?P<ending>instance\w*|panoptic\w*|label\w*[iI]ds)"
+    r"(?P<stem>.+?)_(?:gtFine_|gtCoarse_|gt_)?(?P<ending>instance\w*|panoptic\w*|label\w*[iI]ds|color)"
 )
-_ENDINGS = ("instance", "panoptic", "", "label")
+_ENDINGS = ("instance", "panoptic", "", "label", "color")
 """Kinds of id maps by the beginning of their ending, the preferred first."""
 _IMAGE_NAME = re.compile(r"(?P<stem>.+)_(?:leftImg8bit|rgb_anon|rgb)")
 
@@ -64,11 +64,13 @@ class MaskFile:
         if self.path.is_dir():
             return read_amg_folder(self.path, size)
         suffix = self.path.suffix.lower()
-        if suffix == JSON:
-            return read_json_masks(self.path, size, self.format)
         if suffix == TEXT:
             return read_text_masks(self.path, size)
-        return (read_id_map if suffix in ID_MAPS else read_array_masks)(self.path, size)
+        if suffix in ID_MAPS:
+            return read_id_map(self.path, size)
+        if suffix in ARRAYS:
+            return read_array_masks(self.path, size)
+        return read_json_masks(self.path, size, self.format)
 
     def stamp(self) -> str:
         """Return a hash of the names, sizes and times of the files."""
@@ -105,15 +107,15 @@ class MaskCollection:
         """Return the format and the counts for people."""
         total, label = len(self.masks) + len(self.reasons), LABELS[self.format]
         masks = "" if self.num_masks is None else f", {self.num_masks} masks"
-        lines = [f"format: {self.format} ({label}), {len(self.masks)} of {total} images{masks}"]
+        lines = [f"format {self.format} ({label}): {len(self.masks)} of {total} images{masks}"]
         cases = (
-            ("images without masks in it", sorted(self.reasons)),
-            ("entries without an image, left out", self.spare),
+            ("images without masks", sorted(self.reasons)),
+            ("entries without an image", self.spare),
         )
-        lines += [f"{len(names)} {text}, first {names[0]!r}" for text, names in cases if names]
+        lines += [f"{text}: {len(names)}, first {names[0]!r}" for text, names in cases if names]
         if self.strays:
-            lines.append(f"{self.strays} annotations of images that it does not list, left out")
-        return [f"masks to import: {line}" for line in lines]
+            lines.append(f"annotations of images that it does not list: {self.strays}")
+        return [f"masks to import, {line}" for line in lines]
 
 
 def open_collection(
@@ -224,8 +226,8 @@ def _nothing_message(root: Path, image_ids: Collection[str]) -> str:
 
 def _no_match_message(root: Path, collection: MaskCollection) -> str:
     image_id, reason = min(collection.reasons.items())
-    found = f"; its first entry is {collection.spare[0]!r}" if collection.spare else ""
+    first_entry = f"; its first entry is {collection.spare[0]!r}" if collection.spare else ""
     return (
         f"masks to import: none of the {len(collection.reasons)} images has masks in {str(root)!r}"
-        f" ({collection.format}){found}; {image_id!r}: {reason}"
+        f" ({collection.format}){first_entry}; {image_id!r}: {reason}"
     )

@@ -6,11 +6,15 @@ names are equal, or if one name is the end of the other: `val2017/a` and `a`.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sfss_ray.data.file_names import printable
+
+# Image ids write bytes that are not UTF-8 as \xNN; all other backslashes are those of Windows.
+_WINDOWS_SLASH = re.compile(r"\\(?!x[0-9a-f]{2})")
 
 
 @dataclass
@@ -27,7 +31,7 @@ class NameMatching:
 
 def name_of_file(text: str) -> str:
     """Return the name of a file that a mask source states: of any system, without suffix."""
-    path = printable(text).replace("\\", "/").removeprefix("./")
+    path = _WINDOWS_SLASH.sub("/", printable(text)).removeprefix("./")
     folder, slash, name = path.rpartition("/")
     stem, dot, _ = name.rpartition(".")
     return folder + slash + (stem if dot and stem else name)

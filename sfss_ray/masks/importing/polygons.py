@@ -76,6 +76,8 @@ def _polygon_edges(corners: _Numbers, size: tuple[int, int]) -> Counts:
 
 def _outline(corners: _Numbers) -> tuple[Counts, Counts]:
     """Return u and v, the int64 points of the fine grid along the closed outline."""
+    if np.abs(corners).max() > _MAX_POINTS:
+        raise _too_far(corners)
     # Like a cast in C, astype rounds towards zero.
     begin = (_SCALE * corners + 0.5).astype(np.int64)
     end = np.roll(begin, -1, axis=0)
@@ -85,10 +87,7 @@ def _outline(corners: _Numbers) -> tuple[Counts, Counts]:
     edges = np.arange(len(begin))
     steps = length[edges, main]
     if steps.sum() > _MAX_POINTS:
-        raise DataError(
-            f"a polygon reaches from {corners.min():g} to {corners.max():g}, far out of any image; its"
-            " coordinates must be pixels"
-        )
+        raise _too_far(corners)
     is_flipped = begin[edges, main] > end[edges, main]
     first = np.where(is_flipped[:, None], end, begin)
     last = np.where(is_flipped[:, None], begin, end)
@@ -102,6 +101,13 @@ def _outline(corners: _Numbers) -> tuple[Counts, Counts]:
     across = (first[edge, 1 - main[edge]] + slope[edge] * t + 0.5).astype(np.int64)
     steep = is_steep[edge]
     return np.where(steep, across, along), np.where(steep, along, across)
+
+
+def _too_far(corners: _Numbers) -> DataError:
+    return DataError(
+        f"a polygon reaches from {corners.min():g} to {corners.max():g}, far out of any image; its"
+        " coordinates must be pixels"
+    )
 
 
 def _union(edges: Sequence[Counts], pixels: int) -> Counts:

@@ -6,6 +6,7 @@ and prompts are NaN where a file has none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,12 +68,14 @@ def mask_record(
         attributes: of the mask.
 
     Raises:
-        ValueError: a point has not 2 numbers, or a crop box is none of an image.
+        ValueError: a number is infinite, a point has not 2 numbers, or a crop box is none of an image.
     """
     point = attributes.point
     crop_box = attributes.crop_box or (0, 0, size[1], size[0])
     if (len(point), len(crop_box)) != (2, 4):
         raise ValueError("a point has 2 numbers and a crop box 4")
+    if any(map(math.isinf, (*attributes.scores, *point))):
+        raise ValueError("a score or a coordinate of its point is infinite")
     if not all(0 <= side < _MAX_SIDE for side in crop_box):
         raise ValueError(f"its crop box is {[*crop_box]}, which lies in no image")
     return {

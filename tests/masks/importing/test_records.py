@@ -70,6 +70,8 @@ def test_a_record_without_a_crop_box_is_of_the_whole_image():
 @pytest.mark.parametrize(
     ("attributes", "reason"),
     [
+        (MaskAttributes(scores=(float("inf"), 1.0)), "infinite"),
+        (MaskAttributes(point=(1.0, float("-inf"))), "infinite"),
         (MaskAttributes(point=(1.0,)), "a point has 2 numbers"),
         (MaskAttributes(crop_box=(0, 0, 1)), "a crop box 4"),
         (MaskAttributes(crop_box=(0, 0, float("nan"), 1)), "crop box is"),
