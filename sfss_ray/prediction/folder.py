@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.models.user_code.carried_module import check_travels
+from sfss_ray.prediction.annotation_files import (
+    FILE_NAMES,
+    AnnotationFormat,
+    check_formats,
+    write_annotations,
+)
 from sfss_ray.prediction.outputs import PredictionFolder
 from sfss_ray.prediction.result import PredictionResult
 from sfss_ray.prediction.workers import PredictionJob, predict_locally, predict_on_ray
@@ -37,6 +44,7 @@ def predict(
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
+    formats: Sequence[AnnotationFormat] = (),
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> PredictionResult:
@@ -59,6 +67,8 @@ def predict(
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
+        formats: Annotation files to write beside the PNGs, for people who check the predictions: coco
+            (coco.json) and cvat (cvat.xml, for images 1.1). They hold a mask per class and image.
         config: `evaluation` and `compute` are used.
         progress: Called with a line of text as work goes on.
 
@@ -71,8 +81,10 @@ def predict(
             the images.
         ResumeError: the folder holds predictions of another model, or other files.
         ClusterError: the cluster cannot be reached.
+        ConfigError: a format is unknown.
     """
     config = config or Config()
+    formats_to_write = check_formats(formats)
     started = time.monotonic()
     source = open_source(model, card, config.source_weights, class_groups)
     if source.mark:
@@ -83,7 +95,15 @@ def predict(
     cluster.check_address(config.compute)
     cluster.local_device(config.compute)
     _refuse_inside(output_dir, images)
-    return _predict_files(source, files, require_lasting(output_dir), config, progress, started)
+    root = require_lasting(output_dir)
+    result = _predict_files(source, files, root, config, progress)
+    annotations: list[Path] = []
+    if formats_to_write:
+        predicted = [file for file in files if file.image_id not in result.errors]
+        folder = PredictionFolder(root, source.classes)
+        annotations = write_annotations(folder, predicted, formats_to_write, progress)
+    seconds = time.monotonic() - started
+    return replace(result, annotations=tuple(annotations), seconds=seconds)
 
 
 def _predict_files(
@@ -92,7 +112,6 @@ def _predict_files(
     root: Path,
     config: Config,
     progress: ProgressSink,
-    started: float,
 ) -> PredictionResult:
     """Predict the images that have no predictions yet, after the last checks."""
     record = _record(source, config, files)
@@ -121,7 +140,6 @@ def _predict_files(
         images=len(files) - len(errors),
         made=len(remaining) - len(errors),
         kinds=folder.kinds,
-        seconds=time.monotonic() - started,
         errors=errors,
         changed=len(changed),
     )
@@ -158,5 +176,6 @@ def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[
 
 def _remove_leftovers(root: Path) -> None:
     """Remove half-written files of calls that were killed."""
-    for leftover in root.rglob(".*.png.*"):
+    annotations = (leftover for name in FILE_NAMES.values() for leftover in root.glob(f".{name}.*"))
+    for leftover in (*root.rglob(".*.png.*"), *annotations):
         leftover.unlink(missing_ok=True)
