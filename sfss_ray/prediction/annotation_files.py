@@ -136,7 +136,7 @@ def _annotation(region: ClassRegion) -> dict[str, Any]:
     """Return a region as an annotation of COCO; the category is the index of the class plus 1."""
     return {
         "category_id": region.class_index + 1,
-        "segmentation": {"size": list(region.size), "counts": region.coco_counts()},
+        "segmentation": {"size": list(region.size), "counts": region.coco_counts},
         "area": region.area,
         "bbox": list(region.box),
         "iscrowd": 0,

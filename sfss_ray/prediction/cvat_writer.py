@@ -43,7 +43,7 @@ class CvatWriter:
 def cvat_mask(region: ClassRegion, classes: ClassSet) -> str:
     """Return a region as an element of CVAT."""
     x, y, width, height = region.box
-    runs = ", ".join(map(str, region.cvat_counts()))
+    runs = ", ".join(map(str, region.cvat_counts))
     label = _quoted(classes.classes[region.class_index])
     return (
         f'<mask label={label} source="auto" occluded="0" rle="{runs}" left="{x}" top="{y}"'
