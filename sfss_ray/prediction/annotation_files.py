@@ -64,7 +64,7 @@ def write_annotations(
     files: Sequence[ImageFile],
     formats: Sequence[str],
     progress: ProgressSink,
-) -> list[Path]:
+) -> tuple[Path, ...]:
     """Write a file of each format with one mask per class and image; return their paths.
 
     Args:
@@ -77,7 +77,9 @@ def write_annotations(
         DataError: a prediction cannot be read.
         OutputError: a file cannot be written.
     """
-    paths = [folder.root / FILE_NAMES[name] for name in formats]
+    if not formats:
+        return ()
+    paths = tuple(folder.root / FILE_NAMES[name] for name in formats)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(_writing(name, path, folder.classes))

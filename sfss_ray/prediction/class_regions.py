@@ -83,13 +83,13 @@ def _region(index: int, coco_counts: str, rows: _Runs, size: tuple[int, int]) ->
     starts, ends = rows.of_class(index)
     y = starts // size[1]
     first, last = starts - y * size[1], ends - y * size[1]
-    left, right, top = int(first.min()), int(last.max()), int(y[0])
-    width, height = right - left, int(y[-1]) + 1 - top
-    origin = (y - top) * width - left  # position in the box of the image's column 0
+    x_min, y_min = int(first.min()), int(y[0])
+    width, height = int(last.max()) - x_min, int(y[-1]) + 1 - y_min
+    origin = (y - y_min) * width - x_min  # position in the box of the image's column 0
     return ClassRegion(
         index,
         int((ends - starts).sum()),
-        (left, top, width, height),
+        (x_min, y_min, width, height),
         size,
         coco_counts,
         _counts(origin + first, origin + last, width * height).tolist(),

@@ -87,36 +87,39 @@ def predict(
     formats_to_write = check_formats(formats)
     started = time.monotonic()
     source = open_source(model, card, config.source_weights, class_groups)
+    files = _open_images(images, source, config, progress)
+    cluster.check_address(config.compute)
+    cluster.local_device(config.compute)
+    _refuse_inside(output_dir, images)
+    folder = PredictionFolder(require_lasting(output_dir), source.classes)
+    result = _predict_files(source, files, folder, config, progress)
+    predicted = [file for file in files if file.image_id not in result.errors]
+    annotations = write_annotations(folder, predicted, formats_to_write, progress)
+    return replace(result, annotations=annotations, seconds=time.monotonic() - started)
+
+
+def _open_images(
+    images: Path | str, source: Source, config: Config, progress: ProgressSink
+) -> list[ImageFile]:
+    """Return the images, after notes on them and on the model."""
     if source.mark:
         progress(f"WARNING: {source.mark}")
     files, notes = open_images(images, config, source.white_level, "images")
     for note in notes:
         progress(note)
-    cluster.check_address(config.compute)
-    cluster.local_device(config.compute)
-    _refuse_inside(output_dir, images)
-    root = require_lasting(output_dir)
-    result = _predict_files(source, files, root, config, progress)
-    annotations: list[Path] = []
-    if formats_to_write:
-        predicted = [file for file in files if file.image_id not in result.errors]
-        folder = PredictionFolder(root, source.classes)
-        annotations = write_annotations(folder, predicted, formats_to_write, progress)
-    seconds = time.monotonic() - started
-    return replace(result, annotations=tuple(annotations), seconds=seconds)
+    return files
 
 
 def _predict_files(
     source: Source,
     files: Sequence[ImageFile],
-    root: Path,
+    folder: PredictionFolder,
     config: Config,
     progress: ProgressSink,
 ) -> PredictionResult:
     """Predict the images that have no predictions yet, after the last checks."""
-    record = _record(source, config, files)
+    root, record = folder.root, _record(source, config, files)
     refuse_other_run(root, record)
-    folder = PredictionFolder(root, source.classes)
     remaining, changed = folder.remaining(files)
     if changed:
         progress(f"{len(changed)} images were changed since they were predicted: predicted again")

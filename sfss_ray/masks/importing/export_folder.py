@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 
 from sfss_ray.config import Config
-from sfss_ray.errors import OutputError
+from sfss_ray.errors import DataError, OutputError
 from sfss_ray.masks.bank.run_lengths import Counts, decode, from_coco_string
+from sfss_ray.masks.bank.shards import folder_address, is_address
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.importing.amg_files import METADATA
 from sfss_ray.masks.importing.coco_writer import writing_coco
@@ -76,7 +77,7 @@ def export_masks(
         DataError: the folder has no masks, or one of its files is damaged.
         OutputError: the output cannot be written, or the folder is not empty.
     """
-    store = MaskStore(masks)
+    store = MaskStore(_existing(masks))
     path = require_lasting(output_dir)
     path = path / COCO_FILE if format == "coco" else path
     image_ids = [image_id for image_id in store.ids() if image_id not in store.errors]
@@ -93,6 +94,15 @@ def export_masks(
     return ExportedMasks(
         path, format, len(image_ids), num_masks, dict(sorted(store.errors.items()))
     )
+
+
+def _existing(masks: Path | str) -> Path | str:
+    """Return a folder or address of masks; raise a DataError if the folder does not exist."""
+    address = folder_address(masks)
+    if not is_address(address) and not Path(address).is_dir():
+        problem = "is a file" if Path(address).exists() else "does not exist"
+        raise DataError(f"masks folder {str(masks)!r} {problem}; give a folder of masks")
+    return masks
 
 
 @contextmanager

@@ -157,6 +157,11 @@ def test_a_folder_without_masks_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="no masks in"):
         export_masks(tmp_path, tmp_path, progress=str)
     assert not (tmp_path / "coco.json").exists()
+    with pytest.raises(DataError, match="nowhere' does not exist; give a folder of masks"):
+        export_masks(tmp_path / "nowhere", tmp_path, progress=str)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file' is a file; give a folder of masks"):
+        export_masks(tmp_path / "file", tmp_path, progress=str)
 
 
 def test_the_command_prints_counts(store: MaskStore, tmp_path: Path, capsys):
