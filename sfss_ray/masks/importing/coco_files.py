@@ -80,23 +80,36 @@ def parse_coco(path: Path, content: Any, image_ids: Iterable[str]) -> CocoFile:
     """
     try:
         if isinstance(content, list):
-            return _parse_results(path, content, image_ids)
-        return _parse_data_set(path, content["images"], content["annotations"])
+            return _parse_results(path, _entries("results", content, ("image_id",)), image_ids)
+        if not isinstance(content, Mapping):
+            raise DataError("it has neither images nor results")
+        images = _entries("images", content.get("images"), ("id", "file_name"))
+        annotations = _entries("annotations", content.get("annotations"), ("image_id",))
+        return _parse_data_set(path, images, annotations)
     except DataError as error:
-        raise DataError(f"{str(path)!r}: {error}") from error
-    except (TypeError, LookupError, AttributeError) as error:
+        raise DataError(f"{str(path)!r} is not a valid COCO file: {error}") from error
+    except TypeError as error:  # an id that is a list
+        raise DataError(f"{str(path)!r} is not a valid COCO file: {reason_of(error)}") from error
+
+
+def _entries(name: str, entries: Any, keys: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Return a list of a COCO file after a check that each entry has some keys."""
+    if not isinstance(entries, list):
+        raise DataError(f"its {name} are {str(entries)[:40]}: allowed is a list")
+    if entries and isinstance(entries[0], Mapping) and "segments_info" in entries[0]:
         raise DataError(
-            f"{str(path)!r} is not a COCO file with images and annotations ({reason_of(error)})"
-        ) from error
+            "it is COCO's panoptic form, whose masks lie in PNG files: import their folder instead"
+        )
+    for k, entry in enumerate(entries):
+        missing = [key for key in keys if not isinstance(entry, Mapping) or entry.get(key) is None]
+        if missing:
+            raise DataError(f"entry {k} of its {name} has no {missing[0]!r}")
+    return entries
 
 
 def _parse_data_set(
     path: Path, images: Sequence[Mapping[str, Any]], annotations: Sequence[Mapping[str, Any]]
 ) -> CocoFile:
-    if annotations and "segments_info" in annotations[0]:
-        raise DataError(
-            "it is COCO's panoptic form, whose masks lie in PNG files: import their folder instead"
-        )
     by_id: dict[Any, CocoImage] = {}
     by_name: dict[str, CocoImage] = {}
     duplicates: dict[str, str] = {}

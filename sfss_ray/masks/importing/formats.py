@@ -165,7 +165,7 @@ def _recognise_json(files: SourceFiles, image_ids: Collection[str]) -> Recognise
         try:
             content = load_json(candidates[name])
         except DataError as error:
-            kind, first_error = None, first_error or error
+            content, kind, first_error = None, None, first_error or error
         else:
             kind = kind_of_json(content)
         if kind == "coco":
@@ -175,6 +175,11 @@ def _recognise_json(files: SourceFiles, image_ids: Collection[str]) -> Recognise
             continue
         if kind is not None:
             return Recognised(kind)
+        if _is_batch(content):
+            raise DataError(
+                f"masks to import: {str(candidates[name])!r} lists the masks of several images without"
+                " their names: save the result of each image in a file NAME.json"
+            )
         num_unknown += 1
         if num_unknown == _MAX_UNKNOWN:
             break
@@ -187,6 +192,11 @@ def _recognise_json(files: SourceFiles, image_ids: Collection[str]) -> Recognise
         f"masks to import: {path!r} is JSON of no known form: allowed are COCO, SA-1B, lists of records"
         " with 'segmentation', and dumps of transformers and ultralytics"
     )
+
+
+def _is_batch(content: Any) -> bool:
+    """Return whether a pipeline of transformers was called with a list of images."""
+    return isinstance(content, list) and kind_of_json(content[0]) == "transformers"
 
 
 def _single_coco(files: SourceFiles) -> Recognised:

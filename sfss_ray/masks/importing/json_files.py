@@ -69,7 +69,7 @@ def kind_of_json(content: Any) -> str | None:
         return "ultralytics"
     if "segmentation" in first:
         return "coco" if "image_id" in first else "amg"
-    return None
+    return "coco" if {"image_id", "bbox"} <= first.keys() else None
 
 
 def read_json_masks(path: Path, size: tuple[int, int], format_name: str) -> list[Record]:
@@ -146,8 +146,8 @@ def check_declared_size(image: Mapping[str, Any], size: tuple[int, int], name: s
     if image.get("height") is None or image.get("width") is None:
         return
     try:
-        check_size((image["height"], image["width"]), size)
-    except DataError as error:
+        check_size((int(image["height"]), int(image["width"])), size)
+    except (DataError, TypeError, ValueError) as error:
         raise DataError(f"{name}: {error}") from error
 
 

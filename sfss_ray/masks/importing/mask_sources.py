@@ -216,7 +216,7 @@ def _missing(name: str, root: Path, format_name: str) -> str:
 
 def _nothing_message(root: Path, image_ids: Collection[str]) -> str:
     name = min(image_ids)
-    names = [root.name] if root.is_file() else sorted(path.name for path in root.iterdir())
+    names = sorted(path.name for path in root.iterdir()) if root.is_dir() else [root.name]
     return (
         f"masks to import: none of the {len(image_ids)} images has masks in {str(root)!r}; expected is"
         f" {name}/{METADATA} with 0.png, 1.png, ..., {name}.json, .npz or .png, or one COCO file; found"

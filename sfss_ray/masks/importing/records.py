@@ -114,6 +114,8 @@ def bounding_box(counts: Counts, height: int) -> list[int]:
 
 def check_size(mask_size: Sequence[Any], size: tuple[int, int]) -> None:
     """Raise a DataError if a mask has not the (height, width) of its image."""
+    if not isinstance(mask_size, Sequence) or len(mask_size) != 2:
+        raise DataError(f"its size is {str(mask_size)[:40]}: allowed is height and width")
     if tuple(mask_size) != size:
         width_height = "x".join(str(side) for side in reversed(mask_size))
         raise DataError(f"it is {width_height} pixels, its image is {size[1]}x{size[0]}")

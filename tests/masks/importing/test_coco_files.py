@@ -99,6 +99,15 @@ def test_results_of_a_detector_have_a_number_or_a_name():
     assert records[0]["counts"] == mask["counts"]
 
 
+def test_results_without_a_number_or_a_mask_are_refused():
+    with pytest.raises(DataError, match="entry 1 of its results has no 'image_id'"):
+        parse([{"image_id": 1, "bbox": []}, {"bbox": []}])
+    with pytest.raises(DataError, match="it has neither images nor results"):
+        parse("text")
+    with pytest.raises(DataError, match="image 'a': result 0 has no 'segmentation'"):
+        parse([{"image_id": "a", "bbox": []}]).images["a"].read(SIZE)
+
+
 def test_two_entries_of_one_image_are_named():
     content = data_set()
     content["images"].append({"id": 3, "file_name": "val/a.jpg"})
@@ -127,10 +136,13 @@ def test_a_stamp_changes_with_an_annotation_of_the_image_alone():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"images": [{"file_name": "a.jpg"}]}, "is not a COCO file with images and annotations"),
-        ({"images": [{"id": 1}]}, "is not a COCO file with images and annotations"),
-        ({"images": 7}, "is not a COCO file with images and annotations"),
-        ({"annotations": [{"id": 3}]}, "is not a COCO file with images and annotations"),
+        ({"images": [{"file_name": "a.jpg"}]}, "entry 0 of its images has no 'id'"),
+        ({"images": [{"id": 1, "file_name": None}]}, "entry 0 of its images has no 'file_name'"),
+        ({"images": 7}, "its images are 7: allowed is a list"),
+        ({"annotations": {"a": 1}}, "its annotations are .*: allowed is a list"),
+        ({"annotations": [{"id": 3}]}, "entry 0 of its annotations has no 'image_id'"),
+        ({"annotations": [{"image_id": 2}, 7]}, "entry 1 of its annotations has no 'image_id'"),
+        ({"annotations": [{"image_id": [1]}]}, "unhashable"),
         (
             {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]},
             "'a.jpg' and 'b.jpg' have the same id 1",
@@ -139,7 +151,9 @@ def test_a_stamp_changes_with_an_annotation_of_the_image_alone():
     ],
 )
 def test_contradictions_are_refused_in_one_line(change, reason):
-    with pytest.raises(DataError, match=f"'coco.json'.*{reason}") as raised:
+    with pytest.raises(
+        DataError, match=f"'coco.json' is not a valid COCO file: .*{reason}"
+    ) as raised:
         parse(data_set() | change)
     assert "\n" not in str(raised.value)
 
@@ -167,6 +181,12 @@ def test_a_size_that_is_not_the_images_is_refused():
     with pytest.raises(DataError, match=r"'val/a.jpg': it is 40x24 pixels, its image is 24x40"):
         parse(data_set()).images["val/a"].read((40, 24))
     content = data_set()
+    for image in content["images"]:
+        image["height"], image["width"] = map(str, SIZE)
+    assert len(parse(content).images["val/a"].read(SIZE)) == 3
+    content["images"][0]["height"] = "high"
+    with pytest.raises(DataError, match=r"'val/a\.jpg': invalid literal"):
+        parse(content).images["val/a"].read(SIZE)
     for image in content["images"]:
         del image["height"], image["width"]
     assert len(parse(content).images["val/a"].read(SIZE)) == 3

@@ -128,6 +128,11 @@ def test_json_that_cannot_be_recognised_is_refused(tmp_path: Path):
     assert "a.json' cannot be read as JSON (it is a pickle; pickles run code" in refusal(tmp_path)
 
 
+def test_results_of_several_images_without_names_are_refused(tmp_path: Path):
+    put(tmp_path, "a.json", content=[CONTENTS["transformers"]] * 2)
+    assert "a.json' lists the masks of several images without their names" in refusal(tmp_path)
+
+
 def test_a_folder_with_several_coco_files_is_refused(tmp_path: Path):
     put(tmp_path, "train.json", "val.json", content=CONTENTS["coco"])
     assert "contains 2 JSON files, the first is 'train.json': give one file" in refusal(tmp_path)

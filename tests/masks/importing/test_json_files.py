@@ -164,6 +164,7 @@ def test_lines_that_are_no_outline_are_refused(text, reason, tmp_path: Path):
     [
         ({"images": [], "annotations": []}, "coco"),
         ([{"image_id": 1, "segmentation": {}}], "coco"),
+        ([{"image_id": 1, "bbox": []}], "coco"),
         ([{"segmentation": {}}], "amg"),
         ([{"name": "car", "class": 2, "confidence": 0.5, "box": {}}], "ultralytics"),
         ([], "empty"),

@@ -139,3 +139,5 @@ def test_a_source_without_a_matching_image_is_refused(tmp_path: Path):
     (tmp_path / "folder" / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"none of the 1 images .* found is 'empty\.jpg'"):
         open_collection(tmp_path / "folder", ["frame1"])
+    with pytest.raises(DataError, match=r"none of the 1 images .* found is 'null'"):
+        open_collection(Path("/dev/null"), ["frame1"])

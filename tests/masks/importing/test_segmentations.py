@@ -64,6 +64,8 @@ def runs(counts: Any, size: Any = SIZE) -> dict[str, Any]:
         (runs(None), "allowed are a string or whole numbers"),
         (runs("0" * 9), "its runs cover 0 pixels, not 960"),
         (runs([960], [40, 24]), "it is 24x40 pixels, its image is 40x24"),
+        (runs([960], 7), "its size is 7: allowed is height and width"),
+        (runs([960], None), "its size is None: allowed is height and width"),
         ([], r"its segmentation is '\[\]': allowed are run lengths or polygons"),
         (None, "its segmentation is 'None'"),
         ("abc", "its segmentation is 'abc'"),
