@@ -84,6 +84,8 @@ def _masks(arrays: _Arrays) -> np.ndarray:
             f"it has no array of masks; give one named masks, (K, H, W); it has {[*arrays]}"
         )
     masks = arrays[name]
+    if masks.shape == (0,):  # an empty list
+        return masks.reshape(0, 1, 1)
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     if masks.ndim == 2 and masks.dtype == bool:

@@ -42,6 +42,7 @@ def test_other_layouts_of_the_same_masks(tmp_path: Path):
     assert counts(save(tmp_path, *PIXELS)) == STRINGS
     assert counts(save(tmp_path, *PIXELS[:1])) == STRINGS[:1]
     assert counts(save(tmp_path, masks=PIXELS[:0])) == []
+    assert counts(save(tmp_path, masks=[], scores=[])) == []
     np.save(tmp_path / "a.npy", PIXELS)
     assert counts(tmp_path / "a.npy") == STRINGS
 

@@ -22,10 +22,12 @@ from amg_samples import (
     refuse_frame2,
     write_json,
 )
+from PIL import Image
 from pycocotools import mask as coco
 from segment_anything.utils.amg import mask_to_rle_pytorch
 
 from sfss_ray.errors import DataError
+from sfss_ray.masks.importing.array_files import read_array_masks
 from sfss_ray.masks.importing.json_files import (
     kind_of_json,
     load_json,
@@ -106,6 +108,33 @@ def test_dumps_of_the_transformers_pipeline(form, tmp_path: Path):
     assert counts(records) == strings(PIXELS)
     assert [stored["predicted_iou"] for stored in records] == output["scores"]
     assert all(math.isnan(stored["stability_score"]) for stored in records)
+
+
+def test_output_of_the_pipeline_itself(tmp_path: Path):
+    """Its tensors as JSON, as runs, and as arrays; the network's weights are random."""
+    pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'")
+    from transformers_models import mask_pipeline
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    output = mask_pipeline()(
+        Image.fromarray(pixels),
+        **{"pred_iou_thresh": -9, "stability_score_thresh": -1, "crops_nms_thresh": 1.1},
+        points_per_crop=4,
+        output_rle_mask=True,
+    )
+    masks, scores = torch.stack(list(output["masks"])), output["scores"]
+    assert len(masks) >= 10
+    contents = {
+        "lists": {"masks": masks.tolist(), "scores": scores.tolist()},
+        "runs": {"rle_mask": output["rle_mask"], "scores": scores.tolist()},
+    }
+    for name, content in contents.items():
+        path = write(tmp_path / f"{name}.json", content)
+        records = read_json_masks(path, SIZE, "transformers")
+        assert counts(records) == strings(list(masks.numpy()))
+        assert [stored["predicted_iou"] for stored in records] == scores.tolist()
+    np.savez(tmp_path / "a.npz", masks=masks, scores=scores)
+    assert str(read_array_masks(tmp_path / "a.npz", SIZE)) == str(records)
 
 
 def ultralytics(polygon: list[float], confidence: float | None = 0.5) -> dict[str, Any]:
