@@ -23,7 +23,7 @@ from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks.importing.coco_writer import writing_coco
-from sfss_ray.prediction.class_regions import ClassRegion, class_regions
+from sfss_ray.prediction.class_regions import ClassRegion, regions_of_classes
 from sfss_ray.prediction.cvat_writer import cvat_mask, writing_cvat
 from sfss_ray.prediction.outputs import TRAIN_IDS, PredictionFolder
 from sfss_ray.runtime.progress import Progress, ProgressSink
@@ -127,7 +127,7 @@ def _encode(folder: PredictionFolder, file: ImageFile, formats: Sequence[str]) -
         raise DataError(
             f"prediction {str(path)!r} cannot be read ({error}): remove it, and predict again"
         ) from error
-    regions = class_regions(train_ids)
+    regions = regions_of_classes(train_ids)
     encoders = {"coco": _annotation, "cvat": lambda region: cvat_mask(region, folder.classes)}
     entries = {name: [encoders[name](region) for region in regions] for name in formats}
     height, width = train_ids.shape

@@ -32,7 +32,7 @@ class ClassRegion:
     """CVAT's run lengths: row by row, inside the box, beginning with background."""
 
 
-def class_regions(train_ids: np.ndarray) -> list[ClassRegion]:
+def regions_of_classes(train_ids: np.ndarray) -> list[ClassRegion]:
     """Return the region of each class of a prediction, uint8 (H, W), in the order of the classes."""
     height, width = train_ids.shape
     columns = _Runs(np.ascontiguousarray(train_ids.T).reshape(-1))

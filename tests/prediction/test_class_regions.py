@@ -7,14 +7,14 @@ from itertools import groupby
 import numpy as np
 from pycocotools import mask as coco
 
-from sfss_ray.prediction.class_regions import class_regions
+from sfss_ray.prediction.class_regions import regions_of_classes
 
 IDS = np.random.default_rng(0).integers(0, 5, (3, 4)).repeat(4, axis=0).repeat(3, axis=1)
 IDS = np.where(IDS == 2, 3, IDS).astype(np.uint8)
 
 
 def test_every_class_has_one_region():
-    regions = class_regions(IDS)
+    regions = regions_of_classes(IDS)
     assert [region.class_index for region in regions] == [0, 1, 3, 4]
     for region in regions:
         mask = region.class_index == IDS
@@ -25,14 +25,14 @@ def test_every_class_has_one_region():
 
 
 def test_coco_counts_are_those_of_pycocotools():
-    for region in class_regions(IDS):
+    for region in regions_of_classes(IDS):
         mask = np.asfortranarray((region.class_index == IDS).astype(np.uint8))
         assert region.coco_counts == coco.encode(mask)["counts"].decode()
 
 
 def test_cvat_counts_run_along_the_rows_of_the_box():
     """The first count is that of background: 0 where the box begins with the class."""
-    for region in class_regions(IDS):
+    for region in regions_of_classes(IDS):
         x, y, width, height = region.box
         inside = (region.class_index == IDS)[y : y + height, x : x + width].ravel().tolist()
         runs = [len(list(group)) for _, group in groupby(inside)]
@@ -40,7 +40,7 @@ def test_cvat_counts_run_along_the_rows_of_the_box():
 
 
 def test_one_class_covers_the_image():
-    (region,) = class_regions(np.full((2, 3), 254, np.uint8))
+    (region,) = regions_of_classes(np.full((2, 3), 254, np.uint8))
     assert (region.class_index, region.box) == (254, (0, 0, 3, 2))
     assert region.cvat_counts == [0, 6]
 
@@ -51,7 +51,7 @@ def test_regions_of_random_images_are_painted_back():
         height, width = rng.integers(1, 9, 2)
         ids = rng.integers(0, rng.integers(1, 5), (height, width)).astype(np.uint8)
         painted = np.full((2, height, width), 255)
-        for region in class_regions(ids):
+        for region in regions_of_classes(ids):
             runs = {"size": [height, width], "counts": region.coco_counts.encode()}
             painted[0][coco.decode(runs) > 0] = region.class_index
             x, y, w, h = region.box

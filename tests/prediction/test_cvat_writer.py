@@ -10,7 +10,7 @@ import pytest
 
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.errors import OutputError
-from sfss_ray.prediction.class_regions import class_regions
+from sfss_ray.prediction.class_regions import regions_of_classes
 from sfss_ray.prediction.cvat_writer import cvat_mask, writing_cvat
 
 CLASSES = ClassSet("two", ("road & <path>", 'a "car"'), ((128, 64, 0), (0, 0, 142)))
@@ -20,7 +20,7 @@ IDS = np.array([[0, 0, 0, 1], [0, 1, 1, 0]], np.uint8)
 def test_the_elements_are_those_of_version_1_1(tmp_path: Path):
     path = tmp_path / "folder" / "cvat.xml"
     with writing_cvat(path, CLASSES) as writer:
-        masks = [cvat_mask(region, CLASSES) for region in class_regions(IDS)]
+        masks = [cvat_mask(region, CLASSES) for region in regions_of_classes(IDS)]
         writer.add('city/"a" & b.png', (2, 4), masks)
         writer.add("b.png", (7, 9), [])
         assert not path.exists()
