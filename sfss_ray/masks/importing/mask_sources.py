@@ -181,11 +181,12 @@ def _open_files(files: SourceFiles, format_name: str, image_ids: Collection[str]
 def _preferred_maps(entries: Mapping[str, Path]) -> dict[str, Path]:
     """Return the id maps of the preferred kind by the name of their image, without its ending."""
     by_kind: dict[str, dict[str, Path]] = {ending: {} for ending in _ENDINGS}
-    for name, path in entries.items():
+    for name, path in sorted(entries.items()):
         match = _MAP_NAME.fullmatch(name)
         ending = match["ending"] if match else ""
         kind = next(k for k in _ENDINGS if (ending.startswith(k) if k else not ending))
-        by_kind[kind][match["stem"] if match else name] = path
+        # Of a_labelIds and a_labelTrainIds the first is used, as for labels.
+        by_kind[kind].setdefault(match["stem"] if match else name, path)
     return next((maps for maps in by_kind.values() if maps), {})
 
 

@@ -97,8 +97,9 @@ def test_id_maps_of_cityscapes_belong_to_its_images(tmp_path: Path):
     assert collection.spare == []
 
 
-def test_label_ids_are_preferred_to_colours(tmp_path: Path):
+def test_label_ids_are_preferred_to_train_ids_and_colours(tmp_path: Path):
     put_map(tmp_path / "a_color.png")
+    put_map(tmp_path / "a_gtFine_labelTrainIds.png")
     put_map(tmp_path / "a_gtFine_labelIds.png")
     (masks,) = open_collection(tmp_path, ["a"]).masks.values()
     assert masks == MaskFile(tmp_path / "a_gtFine_labelIds.png", "id_map")
