@@ -64,9 +64,10 @@ def export_masks(
     Args:
         masks: Folder of masks made by `generate_masks` or `import_masks`, or its address.
         output_dir: Folder of the files. For the forms of amg.py it must be new or empty.
-        format: coco is one file, coco.json, with compressed run lengths, and replaces an old one. amg is
-            a JSON file per image, as segment-anything's amg.py writes with --convert-to-rle. amg_png
-            is its default, a folder of PNG files and a table per image.
+        format: Form of the files: coco, amg or amg_png. coco is one file, coco.json, with compressed run
+            lengths; it replaces an old one. amg is a JSON file per image, as segment-anything's amg.py
+            writes with --convert-to-rle. amg_png is its default, a folder of PNG files and a table per
+            image.
         config: Not used; every command takes one.
         progress: Called with a line of text as work goes on.
 

@@ -62,7 +62,7 @@ class SourceFiles:
     def list(cls, root: Path) -> SourceFiles:
         """List a folder with its subfolders, or a single file."""
         by_suffix: dict[str, dict[str, Path]] = defaultdict(dict)
-        for path, is_folder in [(root, False)] if root.is_file() else _walk(root):
+        for path, is_folder in _walk(root) if root.is_dir() else [(root, False)]:
             suffix = FOLDER if is_folder else path.suffix.lower()
             if path == root and suffix not in _KNOWN_SUFFIXES:
                 suffix = JSON  # a single file is opened, whatever its name
@@ -82,7 +82,7 @@ class SourceFiles:
 def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
     """Yield (path, is a folder of amg.py) below a folder, without hidden ones."""
     visited, amg_folders = {root.resolve()}, set()
-    for parent, folders, names in os.walk(root, followlinks=True):
+    for parent, folders, names in os.walk(root, onerror=_raise_unlistable, followlinks=True):
         inner = []
         for name in sorted(folders):
             path = Path(parent, name)
@@ -97,6 +97,14 @@ def _walk(root: Path) -> Iterator[tuple[Path, bool]]:
         for name in [] if Path(parent) in amg_folders else sorted(names):
             if not name.startswith("."):
                 yield Path(parent, name), False
+
+
+def _raise_unlistable(error: OSError) -> None:
+    """Raise a DataError, because `os.walk` would silently skip a folder that it cannot list."""
+    raise DataError(
+        f"masks to import: {error.filename!r} cannot be listed ({error.strerror or error}): grant this"
+        " user read permission"
+    ) from error
 
 
 def _is_amg_folder(path: Path) -> bool:

@@ -63,13 +63,13 @@ def import_masks(
     """Make a folder of masks from masks that other tools made.
 
     Args:
-        source: A COCO JSON file; or a folder with a file for each image: NAME.json, NAME.npz, NAME.txt,
-            an id map NAME.png, or the folder NAME/ of segment-anything's amg.py. NAME is an image's path
-            below `images` without suffix, or the end of it if no two images share that.
+        source: COCO JSON file, or folder with a file for each image. Those are NAME.json, NAME.npz,
+            NAME.txt, an id map NAME.png, or the folder NAME/ of segment-anything's amg.py. NAME is an
+            image's path below `images` without suffix, or the end of it if no two images share that.
         images: Folder of the images; its subfolders are searched too.
         output_dir: Folder for the Parquet shards. Existing rows are kept, except those of images or
             mask files that changed since, and of images whose masks could not be read.
-        format: Format of the masks. auto recognises it from the content of the first files.
+        format: Format of the masks: auto recognises it from the content of the first files.
         config: The whole config; `masks.images_per_shard` is used.
         progress: Called with a line of text during the import.
 

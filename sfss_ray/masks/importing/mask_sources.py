@@ -27,6 +27,7 @@ from sfss_ray.masks.importing.formats import (
 from sfss_ray.masks.importing.id_maps import read_id_map
 from sfss_ray.masks.importing.json_files import read_json_masks, read_text_masks
 from sfss_ray.masks.importing.name_matching import NameMatching, match_names
+from sfss_ray.masks.importing.records import reason_of
 
 _MAP_NAME = re.compile(
     r"(?P<stem>.+?)_(?:gtFine_|gtCoarse_|gt_)?(?P<ending>instance\w*|panoptic\w*|label\w*[iI]ds|color)"
@@ -73,9 +74,16 @@ class MaskFile:
         return read_json_masks(self.path, size, self.format)
 
     def stamp(self) -> str:
-        """Return a hash of the names, sizes and times of the files."""
-        files = sorted(self._files())
-        statuses = [(file.name, file.stat()) for file in files]
+        """Return a hash of the names, sizes and times of the files.
+
+        Raises:
+            DataError: a file is gone, or cannot be read.
+        """
+        try:
+            statuses = [(file.name, file.stat()) for file in sorted(self._files())]
+        except OSError as error:
+            reason = reason_of(error)
+            raise DataError(f"masks {str(self.path)!r} cannot be read ({reason})") from error
         lines = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}" for name, status in statuses]
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,20 @@ def test_a_folder_with_several_coco_files_is_refused(tmp_path: Path):
     assert "contains 2 JSON files, the first is 'train.json': give one file" in refusal(tmp_path)
     put(tmp_path / "none", "a.png")
     assert "contains 0 JSON files: give one file" in refusal(tmp_path / "none", "coco")
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch):
+    put(tmp_path, "open/a.json", "closed/b.json")
+    scandir = os.scandir
+
+    def list_or_refuse(folder):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", list_or_refuse)
+    with pytest.raises(DataError, match=r"closed' cannot be listed \(Permission denied\)"):
+        SourceFiles.list(tmp_path)
 
 
 def test_the_user_may_state_the_format(tmp_path: Path):

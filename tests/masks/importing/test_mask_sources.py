@@ -124,6 +124,11 @@ def test_a_stamp_changes_with_the_files(tmp_path: Path):
     assert masks.modified_ns() == 2**62
 
 
+def test_a_file_that_is_gone_is_an_error_of_its_image(tmp_path: Path):
+    with pytest.raises(DataError, match=r"a\.json' cannot be read \(No such file"):
+        MaskFile(tmp_path / "a.json", "amg").stamp()
+
+
 def test_a_single_file_may_be_that_of_one_image(tmp_path: Path):
     source = put_masks(tmp_path, write_json, "frame2")
     collection = open_collection(source / "frame2.json", ["frame1", "frame2"])
@@ -140,5 +145,5 @@ def test_a_source_without_a_matching_image_is_refused(tmp_path: Path):
     (tmp_path / "folder" / "empty.jpg").touch()
     with pytest.raises(DataError, match=r"none of the 1 images .* found is 'empty\.jpg'"):
         open_collection(tmp_path / "folder", ["frame1"])
-    with pytest.raises(DataError, match=r"none of the 1 images .* found is 'null'"):
+    with pytest.raises(DataError, match=r"'/dev/null' cannot be read as JSON \(it is empty"):
         open_collection(Path("/dev/null"), ["frame1"])
