@@ -11,11 +11,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfss_ray.errors import DataError
+from sfss_ray.masks.bank.run_lengths import Counts
 from sfss_ray.masks.importing.records import (
     MaskAttributes,
     attributes_of,
@@ -23,7 +24,7 @@ from sfss_ray.masks.importing.records import (
     mask_record,
     reason_of,
 )
-from sfss_ray.masks.importing.segmentations import read_segmentation
+from sfss_ray.masks.importing.segmentations import read_pixels, read_segmentation
 from sfss_ray.storage.text import decode_text
 
 _PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
@@ -121,9 +122,10 @@ def _record(
     attributes: Mapping[str, Any] | MaskAttributes,
     name: str,
     size: tuple[int, int],
+    read: Callable[[Any, tuple[int, int]], tuple[Counts, str]] = read_segmentation,
 ) -> Record:
     try:
-        counts, text = read_segmentation(segmentation, size)
+        counts, text = read(segmentation, size)
         if not isinstance(attributes, MaskAttributes):
             attributes = attributes_of(attributes)
         return mask_record(counts, text, size, attributes)
@@ -164,7 +166,7 @@ def _read_transformers(content: Any, size: tuple[int, int]) -> list[Record]:
     if not isinstance(masks, list) or not isinstance(scores, list) or len(masks) != len(scores):
         raise DataError(" has not one score for each mask")
     return [
-        _record(mask, {"score": score}, f": mask {k}", size)
+        _record(mask, {"score": score}, f": mask {k}", size, read_pixels)
         for k, (mask, score) in enumerate(zip(masks, scores, strict=True))
     ]
 

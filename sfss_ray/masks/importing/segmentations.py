@@ -39,7 +39,7 @@ def read_segmentation(segmentation: Any, size: tuple[int, int]) -> tuple[Counts,
             f"its segmentation is {str(segmentation)[:40]!r}: allowed are run lengths or polygons"
         )
     if _are_rows(segmentation, size):
-        return encode_pixels(np.asarray(segmentation), size)
+        return read_pixels(segmentation, size)
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
     counts = polygon_counts(polygons, size)
     return counts, to_coco_string(counts)
@@ -69,8 +69,22 @@ def _are_rows(lists: Sequence[Any], size: tuple[int, int]) -> bool:
         return False
     if isinstance(lists[0][0], bool):
         return True
-    has_size = len(lists) == size[0] and all(len(row) == size[1] for row in lists)
-    return has_size and set(chain.from_iterable(lists)) <= {0, 1}
+    has_size = len(lists) == size[0] and len(lists[0]) == size[1]
+    return (has_size or len(lists) > 1) and all(v in (0, 1) for v in chain.from_iterable(lists))
+
+
+def read_pixels(mask: Any, size: tuple[int, int]) -> tuple[Counts, str]:
+    """Return the run lengths of a mask given as COCO's run lengths or as H rows of W pixels.
+
+    Raises:
+        DataError: the mask has another form or another size than its image.
+    """
+    if isinstance(mask, Mapping):
+        return _read_runs(mask, size)
+    pixels = np.asarray(mask)
+    if pixels.ndim != 2 or pixels.dtype.kind not in "biuf":
+        raise DataError(f"it is {str(mask)[:40]!r}: allowed are run lengths or rows of pixels")
+    return encode_pixels(pixels, size)
 
 
 def encode_pixels(pixels: np.ndarray, size: tuple[int, int]) -> tuple[Counts, str]:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from segment_anything.utils.amg import mask_to_rle_pytorch
 
 from sfss_ray.errors import DataError
-from sfss_ray.masks.importing.segmentations import encode_pixels, read_segmentation
+from sfss_ray.masks.importing.segmentations import encode_pixels, read_pixels, read_segmentation
 
 MASK = MASKS["frame4"][2]
 RUNS = mask_to_rle_pytorch(torch.from_numpy(MASK)[None])[0]["counts"]
@@ -70,12 +70,23 @@ def runs(counts: Any, size: Any = SIZE) -> dict[str, Any]:
         (None, "its segmentation is 'None'"),
         ("abc", "its segmentation is 'abc'"),
         ([[True, False]], "it is 2x1 pixels, its image is 40x24"),
+        ([[0, 1, 1, 0, 0, 1], [0, 1, 1, 0, 1, 1]], "it is 6x2 pixels, its image is 40x24"),
         ([[1, 2, 3]], "a polygon has the shape"),
     ],
 )
 def test_other_forms_are_refused(segmentation, reason):
     with pytest.raises(DataError, match=reason):
         read_segmentation(segmentation, SIZE)
+
+
+def test_pixels_are_never_polygons():
+    assert read_pixels(MASK.astype(int).tolist(), SIZE)[1] == STRING
+    assert read_pixels(runs(RUNS), SIZE)[1] == STRING
+    with pytest.raises(DataError, match="it is 6x1 pixels, its image is 40x24"):
+        read_pixels([[2, 3, 20, 3, 11, 17]], SIZE)
+    for mask in (None, [1, 2], [["a"]], "text"):
+        with pytest.raises(DataError, match="allowed are run lengths or rows of pixels"):
+            read_pixels(mask, SIZE)
 
 
 def test_pixels_of_any_type_are_masks_where_they_are_not_zero():
