@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sfss_ray.inspection.source_model import verify_source
     from sfss_ray.masks.bank.store import MaskStore
     from sfss_ray.masks.generate import generate_masks
+    from sfss_ray.masks.importing.export_folder import export_masks
     from sfss_ray.masks.importing.import_folder import import_masks
     from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
     from sfss_ray.models.card import Card
@@ -42,6 +43,7 @@ __all__ = [
     "TuneResult",
     "adapt",
     "evaluate_model",
+    "export_masks",
     "export_onnx",
     "generate_masks",
     "import_masks",
@@ -71,6 +73,7 @@ _HOMES = {
     "TuneResult": "pipeline",
     "adapt": "pipeline",
     "evaluate_model": "evaluation.scoring",
+    "export_masks": "masks.importing.export_folder",
     "export_onnx": "prediction.onnx_export",
     "generate_masks": "masks.generate",
     "import_masks": "masks.importing.import_folder",

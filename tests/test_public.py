@@ -28,6 +28,7 @@ PUBLIC = [
     "TuneResult",
     "adapt",
     "evaluate_model",
+    "export_masks",
     "export_onnx",
     "generate_masks",
     "import_masks",

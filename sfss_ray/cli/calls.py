@@ -13,7 +13,13 @@ from typing import Annotated, Any
 from sfss_ray.cli.help_page import verb_page
 from sfss_ray.cli.options import ARCHITECTURE, REQUIRED, model_argument, option_name, parameters
 from sfss_ray.cli.verbs import Verb
-from sfss_ray.cli.words import option_names, refuse_unknown_options, take_flag, take_value
+from sfss_ray.cli.words import (
+    option_names,
+    refuse_unknown_options,
+    split_lists,
+    take_flag,
+    take_value,
+)
 from sfss_ray.config import Config, find_preset, load_config, override
 from sfss_ray.errors import ConfigError, SfssError
 
@@ -103,6 +109,7 @@ def parse(program: Program, words: Sequence[str]) -> Call:
     preset, words = take_value(words, "--preset")
     config_file, words = take_value(words, "--config")
     architecture, words = take_value(words, ARCHITECTURE)
+    words = split_lists(verb, words)
     config = override(program.config, find_preset(preset)) if preset else program.config
     config = load_config(config_file, config) if config_file else config
     defaults = dict(program.defaults)

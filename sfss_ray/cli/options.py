@@ -79,9 +79,10 @@ def _as_path(annotation: Any) -> Any:
 
 
 def _as_names(annotation: Any) -> Any:
-    """Return a tuple of names for a sequence of objects that may be given by name."""
+    """Return a tuple of names for a sequence of names, or of objects that may be given by name."""
     if get_origin(annotation) is Sequence:
-        for part in get_args(get_args(annotation)[0]):
+        entry = get_args(annotation)[0]
+        for part in (entry, *get_args(entry)):
             if get_origin(part) is Literal:
                 return tuple[part, ...]
     return annotation

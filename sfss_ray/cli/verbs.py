@@ -89,8 +89,16 @@ _ALL_VERBS = (
         "masks import",
         "sfss_ray.masks.importing.import_folder",
         "import_masks",
-        "import masks that segment-anything's amg.py wrote",
+        "import masks that other tools made",
         ("white_level", "masks.images_per_shard"),
+        is_positional=True,
+    ),
+    Verb(
+        "masks export",
+        "sfss_ray.masks.importing.export_folder",
+        "export_masks",
+        "write masks as COCO JSON, or as amg.py does",
+        (),
         is_positional=True,
     ),
     Verb(

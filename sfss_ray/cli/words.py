@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from sfss_ray.cli.options import all_options, option_name
+from sfss_ray.cli.options import all_options, argument_options, option_name
 from sfss_ray.cli.verbs import VERBS, Verb
 from sfss_ray.config.knobs import list_knobs
 from sfss_ray.errors import ConfigError
@@ -55,6 +55,21 @@ def take_value(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
         if not value or value.startswith("--"):
             raise ConfigError(f"{name} has no value: give one, as in {name} VALUE")
     return value, rest
+
+
+def split_lists(verb: Verb, words: Sequence[str]) -> list[str]:
+    """Return the words with `--formats coco,cvat` as `--formats coco cvat`, for lists of names."""
+    lists = {o.name for o in argument_options(verb) if o.choices and o.metavar.endswith("...]")}
+    result: list[str] = []
+    is_list = False
+    for word in words:
+        if word.startswith("--"):
+            option, equals, joined = word.partition("=")
+            is_list = option.replace("_", "-") in lists
+            result += [option, *joined.split(",")] if is_list and equals else [word]
+        else:
+            result += word.split(",") if is_list else [word]
+    return result
 
 
 def refuse_unknown_options(verb: Verb, words: Sequence[str], program: str) -> None:

@@ -53,7 +53,7 @@ NOTES = {
     "sam": "segment-anything",
     "small_sam": "the small SAM shipped with this package, trained on drawn scenes alone",
     "felzenszwalb": "Felzenszwalb's graph segmentation: a classical segmenter, not SAM",
-    IMPORTED: "made elsewhere and imported from files of segment-anything's amg.py",
+    IMPORTED: "made elsewhere and imported",
 }
 
 

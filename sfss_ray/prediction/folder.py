@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from sfss_ray.errors import DataError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.models.user_code.carried_module import check_travels
+from sfss_ray.prediction.annotation_files import (
+    FILE_NAMES,
+    AnnotationFormat,
+    check_formats,
+    write_annotations,
+)
 from sfss_ray.prediction.outputs import PredictionFolder
 from sfss_ray.prediction.result import PredictionResult
 from sfss_ray.prediction.workers import PredictionJob, predict_locally, predict_on_ray
@@ -37,6 +44,7 @@ def predict(
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
+    formats: Sequence[AnnotationFormat] = (),
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> PredictionResult:
@@ -59,6 +67,8 @@ def predict(
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
+        formats: Annotation files to write beside the PNGs, for people who check the predictions: coco
+            (coco.json) and cvat (cvat.xml, for images 1.1). They hold a mask per class and image.
         config: `evaluation` and `compute` are used.
         progress: Called with a line of text as work goes on.
 
@@ -71,33 +81,45 @@ def predict(
             the images.
         ResumeError: the folder holds predictions of another model, or other files.
         ClusterError: the cluster cannot be reached.
+        ConfigError: a format is unknown.
     """
     config = config or Config()
+    formats_to_write = check_formats(formats)
     started = time.monotonic()
     source = open_source(model, card, config.source_weights, class_groups)
+    files = _open_images(images, source, config, progress)
+    cluster.check_address(config.compute)
+    cluster.local_device(config.compute)
+    _refuse_inside(output_dir, images)
+    folder = PredictionFolder(require_lasting(output_dir), source.classes)
+    result = _predict_files(source, files, folder, config, progress)
+    predicted = [file for file in files if file.image_id not in result.errors]
+    annotations = write_annotations(folder, predicted, formats_to_write, progress)
+    return replace(result, annotations=annotations, seconds=time.monotonic() - started)
+
+
+def _open_images(
+    images: Path | str, source: Source, config: Config, progress: ProgressSink
+) -> list[ImageFile]:
+    """Return the images, after notes on them and on the model."""
     if source.mark:
         progress(f"WARNING: {source.mark}")
     files, notes = open_images(images, config, source.white_level, "images")
     for note in notes:
         progress(note)
-    cluster.check_address(config.compute)
-    cluster.local_device(config.compute)
-    _refuse_inside(output_dir, images)
-    return _predict_files(source, files, require_lasting(output_dir), config, progress, started)
+    return files
 
 
 def _predict_files(
     source: Source,
     files: Sequence[ImageFile],
-    root: Path,
+    folder: PredictionFolder,
     config: Config,
     progress: ProgressSink,
-    started: float,
 ) -> PredictionResult:
     """Predict the images that have no predictions yet, after the last checks."""
-    record = _record(source, config, files)
+    root, record = folder.root, _record(source, config, files)
     refuse_other_run(root, record)
-    folder = PredictionFolder(root, source.classes)
     remaining, changed = folder.remaining(files)
     if changed:
         progress(f"{len(changed)} images were changed since they were predicted: predicted again")
@@ -121,7 +143,6 @@ def _predict_files(
         images=len(files) - len(errors),
         made=len(remaining) - len(errors),
         kinds=folder.kinds,
-        seconds=time.monotonic() - started,
         errors=errors,
         changed=len(changed),
     )
@@ -158,5 +179,6 @@ def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[
 
 def _remove_leftovers(root: Path) -> None:
     """Remove half-written files of calls that were killed."""
-    for leftover in root.rglob(".*.png.*"):
+    annotations = (leftover for name in FILE_NAMES.values() for leftover in root.glob(f".{name}.*"))
+    for leftover in (*root.rglob(".*.png.*"), *annotations):
         leftover.unlink(missing_ok=True)

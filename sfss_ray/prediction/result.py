@@ -24,6 +24,8 @@ class PredictionResult:
     """image_id -> why it could not be predicted."""
     changed: int = 0
     """Images that were predicted again because their files had changed."""
+    annotations: tuple[Path, ...] = ()
+    """Annotation files with all images."""
 
     def lines(self) -> list[str]:
         """Return the result for people."""
@@ -35,6 +37,8 @@ class PredictionResult:
             + (f" ({self.changed} changed since and predicted again)" if self.changed else ""),
             f"each as: {', '.join(f'{kind}/ID.png' for kind in self.kinds)}",
         ]
+        if self.annotations:
+            lines.append(f"annotations: {', '.join(map(str, self.annotations))}")
         if LABEL_IDS not in self.kinds:
             lines.append("no label_ids: the model has classes that Cityscapes has no labelId for")
         if self.errors:

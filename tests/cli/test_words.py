@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from sfss_ray import cli
-from sfss_ray.cli.words import option_names, refuse_unknown_options, take_flag, take_value
+from sfss_ray.cli.words import (
+    option_names,
+    refuse_unknown_options,
+    split_lists,
+    take_flag,
+    take_value,
+)
 from sfss_ray.errors import ConfigError
 
 
@@ -37,6 +43,24 @@ def test_a_value_is_taken_out(words, value, rest):
 def test_a_missing_value_is_refused(words):
     with pytest.raises(ConfigError, match="--preset has no value: give one"):
         take_value(words, "--preset")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a,b", "--formats", "coco,cvat"], ["a,b", "--formats", "coco", "cvat"]),
+        (["--formats=coco,cvat", "--card", "a,b"], ["--formats", "coco", "cvat", "--card", "a,b"]),
+        (["--formats", "coco", "cvat"], ["--formats", "coco", "cvat"]),
+        (["--evaluation.mode", "a,b"], ["--evaluation.mode", "a,b"]),
+    ],
+)
+def test_names_in_a_list_may_be_joined_by_commas(words, expected):
+    assert split_lists(cli.VERBS["predict"], words) == expected
+
+
+def test_trackers_are_a_list_of_names_too():
+    words = split_lists(cli.VERBS["adapt"], ["--trackers", "mlflow,wandb"])
+    assert words == ["--trackers", "mlflow", "wandb"]
 
 
 def refusal(verb: str, *words: str) -> str:

@@ -19,6 +19,8 @@ from sfss_ray.streets.default import SOURCE_MODEL
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 
+FORMATS = ("coco", "cvat")
+
 
 def files_below(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.png")}
@@ -31,9 +33,17 @@ def test_actors_write_what_one_process_writes(streets, tiny_config, tmp_path: Pa
     try:
         lines: list[str] = []
         there = predict(
-            SOURCE_MODEL, images, tmp_path / "ray", config=on_ray, progress=lines.append
+            *(SOURCE_MODEL, images, tmp_path / "ray"),
+            formats=FORMATS,
+            config=on_ray,
+            progress=lines.append,
         )
-        here = predict(SOURCE_MODEL, images, tmp_path / "one", config=tiny_config, progress=str)
+        here = predict(
+            *(SOURCE_MODEL, images, tmp_path / "one"),
+            formats=FORMATS,
+            config=tiny_config,
+            progress=str,
+        )
     finally:
         (images / "cut.png").unlink()
     assert there.images == here.images == 12
@@ -43,6 +53,9 @@ def test_actors_write_what_one_process_writes(streets, tiny_config, tmp_path: Pa
     ours = files_below(tmp_path / "ray")
     assert ours == files_below(tmp_path / "one")
     assert len(ours) == 12 * 4
+    for path in there.annotations:
+        assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
+    assert len(there.annotations) == len(FORMATS)
     for name in [n for n in ours if n.startswith("train_ids")][:5]:
         (tmp_path / "ray" / name).unlink()
     assert predict(SOURCE_MODEL, images, tmp_path / "ray", config=on_ray, progress=str).made == 5

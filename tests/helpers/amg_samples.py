@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from segment_anything.utils.amg import coco_encode_rle, mask_to_rle_pytorch
 
 from sfss_ray import import_masks
 from sfss_ray.config import Config, override
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary
 
 SIZE = (24, 40)
@@ -102,3 +104,13 @@ def import_quietly(source: Path, images: Path, folder: Path, **settings) -> Mask
     """Import masks without progress lines; `settings` are those of `masks` in the config."""
     config = override(Config(), {f"masks.{name}": setting for name, setting in settings.items()})
     return import_masks(source, images, folder, config=config, progress=str)
+
+
+def refuse_frame2(source: Path, images: Path, folder: Path, reason: str) -> None:
+    """Import MASKS, and check that only frame2 fails, with a reason of one line."""
+    summary = import_quietly(source, images, folder)
+    assert set(summary.errors) == {"frame2"}
+    assert re.search(reason, summary.errors["frame2"]), summary.errors["frame2"]
+    assert "\n" not in summary.errors["frame2"]
+    assert MaskStore(folder).load("frame2")["masks"] == []
+    assert summary.masks == 8

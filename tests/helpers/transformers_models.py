@@ -206,3 +206,30 @@ def make(builder: Any) -> Any:
         if any(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules()):
             model.train()(torch.randn(4, 3, 64, 64, generator=generator))
     return model.eval()
+
+
+def mask_pipeline() -> Any:
+    """Return a mask-generation pipeline with a small SamModel."""
+    torch.manual_seed(0)
+    vision = {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 64},
+        **{"image_size": 64, "patch_size": 8, "output_channels": 32, "window_size": 4},
+        **{"global_attn_indexes": [1], "num_pos_feats": 16},
+    }
+    decoder = {
+        **{"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2},
+    }
+    config = transformers.SamConfig(
+        vision_config=vision,
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64, "patch_size": 8},
+        mask_decoder_config=decoder,
+    )
+    processor = transformers.SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    )
+    model = transformers.SamModel(config).eval()
+    return transformers.pipeline("mask-generation", model=model, image_processor=processor)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
+from sfss_ray import cli
 from sfss_ray.config import Config, EvaluationConfig, override
 from sfss_ray.data.class_sets import (
     CAMVID_11,
@@ -21,7 +24,7 @@ from sfss_ray.data.class_sets import (
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import read_labels
 from sfss_ray.data.shipped_groups import shipped_grouping
-from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.errors import ConfigError, DataError, ResumeError
 from sfss_ray.evaluation import examination
 from sfss_ray.evaluation.examination import predict_probabilities
 from sfss_ray.models.architectures.catalogue import build_network
@@ -249,3 +252,45 @@ def test_groups_are_predicted_and_other_groups_refused(images, tmp_path: Path):
     assert not (out / "label_ids").exists()
     with pytest.raises(ResumeError, match=r"inputs\.class_groups: sky; .* -> None"):
         predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
+
+
+def test_annotation_files_hold_every_predicted_image(images, tmp_path: Path, capsys):
+    """They may be added to finished predictions, and an unreadable image is not in them."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(images, folder)
+    (folder / "empty.png").write_bytes(b"")
+    predict(SOURCE_MODEL, folder, out, config=CPU, progress=str)
+    (out / ".coco.json.99").touch()
+    words = [
+        "predict",
+        SOURCE_MODEL,
+        folder,
+        out,
+        "--formats",
+        "coco,cvat",
+        "--compute.device",
+        "cpu",
+    ]
+    assert cli.main([*map(str, words)]) == 0
+    assert f"annotations: {out / 'coco.json'}, {out / 'cvat.xml'}" in capsys.readouterr().out
+    assert not (out / ".coco.json.99").exists()
+    api = COCO(out / "coco.json")
+    names = sorted(image["file_name"] for image in api.loadImgs(api.getImgIds()))
+    assert names == sorted(str(path.relative_to(folder)) for path in folder.rglob("aachen*.png"))
+    for image in api.loadImgs(api.getImgIds()):
+        ids = np.full((image["height"], image["width"]), 255)
+        for annotation in api.loadAnns(api.getAnnIds(imgIds=[image["id"]])):
+            ids[api.annToMask(annotation) > 0] = annotation["category_id"] - 1
+        assert np.array_equal(ids, Image.open(out / "train_ids" / image["file_name"]))
+    tree = ElementTree.parse(out / "cvat.xml").getroot()
+    assert sorted(image.get("name", "") for image in tree.iter("image")) == names
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(images, tmp_path: Path, capsys):
+    words = ["predict", SOURCE_MODEL, images, tmp_path / "out", "--formats", "coco,yolo"]
+    assert cli.main([*map(str, words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "yolo" in line
+    with pytest.raises(ConfigError, match="formats contains 'yolo'"):
+        predict(SOURCE_MODEL, images, tmp_path / "out", formats=["yolo"], progress=str)  # pyright: ignore
+    assert not (tmp_path / "out").exists()

@@ -39,6 +39,11 @@ def test_earlier_and_changed_predictions_are_counted(changes, line):
     assert lines_of(**changes)[1] == line
 
 
+def test_annotation_files_are_named():
+    lines = lines_of(annotations=(Path("out/coco.json"), Path("out/cvat.xml")))
+    assert lines[-1] == "annotations: out/coco.json, out/cvat.xml"
+
+
 def test_classes_without_a_label_id_are_explained():
     lines = lines_of(kinds=("colour", "overlay", "train_ids"))
     assert lines[-1] == "no label_ids: the model has classes that Cityscapes has no labelId for"

@@ -1,4 +1,4 @@
-"""Imports masks that segment-anything's scripts/amg.py wrote into Parquet shards.
+"""Imports masks that other tools made into Parquet shards.
 
 Plain threads suffice, without a cluster, because all the work is reading files. A shard is written
 whole or not at all, so that an interrupted import resumes.
@@ -7,11 +7,9 @@ whole or not at all, so that an interrupted import resumes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,15 +26,18 @@ from sfss_ray.masks.bank.claims import claim_folder
 from sfss_ray.masks.bank.schema import as_stored, content_columns, shard_name, write_shard
 from sfss_ray.masks.bank.shards import Shard
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.importing.amg_files import METADATA, read_masks
+from sfss_ray.masks.importing.formats import ID_MAPS, MaskFormat
+from sfss_ray.masks.importing.mask_sources import (
+    ImageMasks,
+    MaskCollection,
+    MaskFile,
+    open_collection,
+)
 from sfss_ray.masks.regions import IMPORTED, RegionRecipe
 from sfss_ray.masks.resume import StoredRow, changed_images, find_rows, remove_leftovers
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 from sfss_ray.storage.files import require_lasting
-
-_MaskSource = Path | str
-"""The folder or JSON file of an image's masks, or the reason why it has none."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,20 @@ def import_masks(
     images: Path | str,
     output_dir: Path | str,
     *,
+    format: MaskFormat = "auto",
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> MaskSummary:
-    """Make a folder of masks from the output of segment-anything's scripts/amg.py.
+    """Make a folder of masks from masks that other tools made.
 
     Args:
-        source: Output folder of amg.py. For each image it has NAME/ with 0.png, 1.png, ... and
-            metadata.csv, or NAME.json (`--convert-to-rle`). NAME is an image's path below `images`
-            without suffix, or its file name alone if no two images share it.
+        source: COCO JSON file, or folder with a file for each image. Those are NAME.json, NAME.npz,
+            NAME.txt, an id map NAME.png, or the folder NAME/ of segment-anything's amg.py. NAME is an
+            image's path below `images` without suffix, or the end of it if no two images share that.
         images: Folder of the images; its subfolders are searched too.
         output_dir: Folder for the Parquet shards. Existing rows are kept, except those of images or
             mask files that changed since, and of images whose masks could not be read.
+        format: Format of the masks: auto recognises it from the content of the first files.
         config: The whole config; `masks.images_per_shard` is used.
         progress: Called with a line of text during the import.
 
@@ -74,8 +77,8 @@ def import_masks(
         Counts, and the images without masks with the reason.
 
     Raises:
-        DataError: a folder is missing, `source` lies among the images, no image has masks, or the
-            output folder is a file.
+        DataError: a file or folder is missing, `source` lies among the images, its format is unknown,
+            no image has masks, or the output folder is a file.
         ResumeError: the folder contains masks that were not imported, or masks of other images, or
             another run is writing masks there.
     """
@@ -86,19 +89,19 @@ def import_masks(
     files, notes = open_images(images, config, role="images")
     for note in notes:
         progress(note)
-    sources = _find_sources(root, files)
-    if not any(isinstance(mask_source, Path) for mask_source in sources.values()):
-        raise DataError(_no_masks_message(root, files))
+    collection = open_collection(root, {file.image_id for file in files}, format)
+    for line in collection.lines():
+        progress(line)
     recipe = RegionRecipe(IMPORTED, "", "", {}).for_images(files)
     with claim_folder(folder):
         remove_leftovers(folder)
         rows = find_rows(folder, recipe, remove_damaged=True)
-        outdated = _outdated_images(folder, rows, files, sources)
+        outdated = _outdated_images(folder, rows, files, collection)
         shards = [
             *_shards_to_update(rows, outdated),
             *_new_shards(folder, files, rows, config.masks.images_per_shard),
         ]
-        num_made = _write_all(shards, sources, recipe, progress)
+        num_made = _write_all(shards, collection, recipe, progress)
     seconds = time.monotonic() - started
     summary = summarise(MaskStore(folder), files, IMPORTED, num_made, seconds)
     return dataclasses.replace(summary, folder=folder)
@@ -106,57 +109,18 @@ def import_masks(
 
 def _checked_source(source: Path | str, images: Path | str) -> Path:
     root = Path(source).absolute()
-    if not root.is_dir():
-        reason = "is a file" if root.exists() else "does not exist"
-        raise DataError(f"masks to import: {str(source)!r} {reason}; give amg.py's output folder")
+    if not root.exists():
+        raise DataError(
+            f"masks to import: {str(source)!r} does not exist; give a COCO file, or a folder of masks"
+        )
     image_folder = require_folder(images, "images").resolve()
-    if root.resolve().is_relative_to(image_folder):
+    is_picture = root.is_dir() or root.suffix.lower() in ID_MAPS
+    if is_picture and root.resolve().is_relative_to(image_folder):
         raise DataError(
             f"masks to import: {str(source)!r} lies in the image folder, where its PNG files count as"
             " images; move it out"
         )
     return root
-
-
-def _find_sources(root: Path, files: Sequence[ImageFile]) -> dict[str, _MaskSource]:
-    """Return the source of each image's masks by image id."""
-    name_counts = Counter(Path(file.image_id).name for file in files)
-    return {file.image_id: _find_source(root, file.image_id, name_counts) for file in files}
-
-
-def _find_source(root: Path, image_id: str, name_counts: Counter[str]) -> _MaskSource:
-    name = Path(image_id).name
-    for stem in dict.fromkeys((image_id, name)):
-        paths = (root / f"{stem}.json", root / stem)
-        path = next((path for path in paths if _has_masks(path)), None)
-        if path is None:
-            continue
-        if stem != image_id and name_counts[name] > 1:
-            return (
-                f"{str(path)!r} may belong to each of {name_counts[name]} images named {name!r}: put"
-                " masks into folders as the images are"
-            )
-        return path
-    return f"no masks: neither {name}/{METADATA} nor {name}.json in {str(root)!r}"
-
-
-def _has_masks(path: Path) -> bool:
-    """Return whether a file or folder is output of amg.py.
-
-    A folder without a table must contain a mask, because subfolders of images may have that name.
-    """
-    if path.suffix == ".json" and path.is_file():
-        return True
-    return path.is_dir() and ((path / METADATA).exists() or (path / "0.png").exists())
-
-
-def _no_masks_message(root: Path, files: Sequence[ImageFile]) -> str:
-    name = files[0].image_id
-    entries = ", ".join(repr(n) for n in sorted(os.listdir(root))[:3]) or "nothing"
-    return (
-        f"masks to import: none of the {len(files)} images has masks in {str(root)!r}; expected is"
-        f" {name}/{METADATA} with 0.png, 1.png, ..., or {name}.json; found is {entries}"
-    )
 
 
 def _new_shards(
@@ -173,7 +137,7 @@ def _outdated_images(
     folder: Path,
     rows: Mapping[str, StoredRow],
     files: Sequence[ImageFile],
-    sources: Mapping[str, _MaskSource],
+    collection: MaskCollection,
 ) -> list[ImageFile]:
     """Return the images whose row has an error, and those that changed themselves or in their masks."""
     changed_ids = changed_images(folder, rows, files)
@@ -182,27 +146,20 @@ def _outdated_images(
         for file in files
         if (row := rows.get(file.image_id)) is not None
         and (
-            row.failed or file.image_id in changed_ids or _is_outdated(row, sources[file.image_id])
+            row.failed
+            or file.image_id in changed_ids
+            or _is_outdated(row, collection.masks.get(file.image_id))
         )
     ]
 
 
-def _is_outdated(row: StoredRow, source: _MaskSource) -> bool:
+def _is_outdated(row: StoredRow, masks: ImageMasks | None) -> bool:
     """Return whether the imported files were rewritten; imported masks outlive deleted files."""
-    if isinstance(source, str):
+    if masks is None:
         return False
-    if row.imported_from is not None:
-        return row.imported_from != stamp_of(source)
-    files = [source, *source.iterdir()] if source.is_dir() else [source]
-    return max(file.stat().st_mtime_ns for file in files) > row.shard.stat().st_mtime_ns
-
-
-def stamp_of(source: Path) -> str:
-    """Return a hash of the names, sizes and times of the files of one image's masks."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    statuses = [(file.name, file.stat()) for file in files]
-    lines = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}" for name, status in statuses]
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    if row.imported_from is not None or not isinstance(masks, MaskFile):
+        return row.imported_from != masks.stamp()
+    return masks.modified_ns() > row.shard.stat().st_mtime_ns
 
 
 def _shards_to_update(
@@ -222,21 +179,22 @@ def _shards_to_update(
 
 def _write_all(
     shards: Sequence[_PlannedShard],
-    sources: dict[str, _MaskSource],
+    collection: MaskCollection,
     recipe: RegionRecipe,
     progress: ProgressSink,
 ) -> int:
     """Write shards with new rows; return the number of images with new masks or a new error."""
     total = sum(len(shard.images) for shard in shards)
     if total:
-        num_done = len(sources) - total
+        num_images = len(collection.masks) + len(collection.reasons)
+        num_done = num_images - total
         note = f", {num_done} are imported already" if num_done else ""
-        progress(f"masks: {total} of {len(sources)} images to import{note}")
+        progress(f"masks: {total} of {num_images} images to import{note}")
     bar, num_made, num_errors = Progress("imported", total, progress), 0, 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for shard in shards:
             rows = []
-            for row in pool.map(lambda file: _make_row(file, sources[file.image_id]), shard.images):
+            for row in pool.map(lambda file: _make_row(file, collection), shard.images):
                 rows.append(row)
                 num_errors += row["error"] is not None
                 bar.advance(1, f", {num_errors} without masks" if num_errors else "")
@@ -254,18 +212,16 @@ def _result(row: Mapping[str, Any]) -> str:
     return json.dumps([row[name] for name in ("image_id", "height", "width", "masks", "error")])
 
 
-def _make_row(file: ImageFile, source: _MaskSource) -> dict[str, Any]:
+def _make_row(file: ImageFile, collection: MaskCollection) -> dict[str, Any]:
     row: dict[str, Any] = {"image_id": file.image_id, "path": printable(file.path), "error": None}
     try:
-        if isinstance(source, str):
-            raise DataError(source)
-        row |= {"imported_from": stamp_of(source)}
+        masks = collection.masks.get(file.image_id)
+        if masks is None:
+            raise DataError(collection.reasons[file.image_id])
+        row |= {"imported_from": masks.stamp()}
         height, width = file.read().shape[:2]
         row |= content_columns(Content.of_file(file.path))
-        return row | {
-            "height": height,
-            "width": width,
-            "masks": read_masks(source, (height, width)),
-        }
+        records = masks.read((height, width))
+        return row | {"height": height, "width": width, "masks": records}
     except DataError as error:
         return row | {"height": 0, "width": 0, "masks": [], "error": str(error)}
