@@ -62,7 +62,8 @@ def parse_entry(entry: str) -> Dimension:
     match = _ENTRY.fullmatch(entry.strip())
     if match is None:
         raise _refused(entry, f"allowed is {GRAMMAR}")
-    name, scale, rest = match["name"], match["scale"], match["rest"]
+    name, rest = match["name"], match["rest"]
+    scale: Literal["log", "gap"] | None = match["scale"]  # pyright: ignore[reportAssignmentType]
     low, dots, high = rest.partition("..")
     if not dots:
         return _choices(entry, name, scale, rest)
