@@ -19,7 +19,7 @@ TOP_K = 3
 as three of five are never disjoint."""
 
 
-def output_contrast(
+def contrast_outputs(
     student: Tensor, teacher: Tensor, mask_ids: Tensor, temperature: float
 ) -> Tensor:
     """Pull a mask's mean output to the teacher's, away from masks that share none of its classes.

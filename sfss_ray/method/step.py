@@ -16,7 +16,7 @@ from sfss_ray.method.contrast import StudentOutput, contrast_losses, fetch_pair_
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.losses import entropy_sum, rule_out_sum, segmentation_loss
 from sfss_ray.method.memory import Memory
-from sfss_ray.method.output_contrast import output_contrast
+from sfss_ray.method.output_contrast import contrast_outputs
 from sfss_ray.method.pseudo_labels import pixel_weights
 from sfss_ray.method.teacher_view import TeacherView, predict_teacher
 
@@ -160,7 +160,7 @@ def mask_losses(
         part = global_mean(total, accepted.float().sum())
         losses["loss_rule_out"] = (config.rule_out_weight, part)
     if view.pixel_probabilities is not None:
-        part = output_contrast(
+        part = contrast_outputs(
             logits.softmax(1), view.pixel_probabilities, batch["mask_ids"], config.temperature
         )
         losses["loss_output"] = (config.output_weight, part)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sfss_ray.method.output_contrast import output_contrast
+from sfss_ray.method.output_contrast import contrast_outputs
 
 
 def drawn(seed=0, classes=12):
@@ -45,15 +45,15 @@ def test_it_is_the_formula(temperature):
     student, teacher, ids = drawn()
     expected, counted = slow_loss(student, teacher, ids, temperature)
     assert 2 <= counted <= 8
-    loss = output_contrast(student, teacher, ids, temperature)
+    loss = contrast_outputs(student, teacher, ids, temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_order_of_images_and_ids_of_masks_do_not_matter():
     student, teacher, ids = drawn()
-    loss = output_contrast(student, teacher, ids, 0.1)
+    loss = contrast_outputs(student, teacher, ids, 0.1)
     renamed = torch.tensor([0, 11, 4, 9, 2])[ids]
-    other = output_contrast(student.flip(0), teacher.flip(0), renamed.flip(0), 0.1)
+    other = contrast_outputs(student.flip(0), teacher.flip(0), renamed.flip(0), 0.1)
     torch.testing.assert_close(other, loss)
 
 
@@ -61,8 +61,8 @@ def test_labels_have_no_say_but_through_the_classes_of_masks():
     """With classes renamed alike in both views, the loss is the same."""
     student, teacher, ids = drawn()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    other = output_contrast(student[:, order], teacher[:, order], ids, 0.1)
-    torch.testing.assert_close(other, output_contrast(student, teacher, ids, 0.1))
+    other = contrast_outputs(student[:, order], teacher[:, order], ids, 0.1)
+    torch.testing.assert_close(other, contrast_outputs(student, teacher, ids, 0.1))
 
 
 def test_it_pulls_a_mask_to_the_teacher():
@@ -71,7 +71,7 @@ def test_it_pulls_a_mask_to_the_teacher():
     optimizer = torch.optim.SGD([logits], lr=5.0)
     losses = []
     for _ in range(60):
-        loss = output_contrast(logits.softmax(1), teacher, ids, 0.1)
+        loss = contrast_outputs(logits.softmax(1), teacher, ids, 0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,7 +83,7 @@ def test_it_pulls_a_mask_to_the_teacher():
 def test_without_masks_or_negatives_it_is_zero_and_has_a_gradient(ids):
     student, teacher, _ = drawn(classes=1)
     student.requires_grad_()
-    loss = output_contrast(student, teacher, ids, 0.1)
+    loss = contrast_outputs(student, teacher, ids, 0.1)
     assert loss == 0
     loss.backward()
     assert not student.grad.any()

@@ -1,0 +1,35 @@
+"""The study of news in masks as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "pair_news.py"
+
+
+def test_labels_and_gradients_of_drawn_streets(tmp_path):
+    results = tmp_path / "results"
+    command = [sys.executable, str(SCRIPT), "--pair", "streets", "--regions", "ground_truth"]
+    command += ["--images", "24", "--judged", "24", "--batches", "1", "--warm-up", "2"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(results)]
+    output = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert output.returncode == 0, output.stdout + output.stderr
+    rows = json.loads((results / "pair_news_streets_ground_truth.json").read_text())["rows"]
+    labels = {(r["labels"], r.get("weight")): r for r in rows if "labels" in r}
+    # In a region of one object the true majority is right everywhere.
+    assert labels["true majority", None]["accuracy"] == 100
+    assert labels["true majority", None]["miou"] > 99
+    vote, control = labels["vote", None], labels["random masks (control)", 2.0]
+    assert 40 < vote["accuracy"] < 90
+    assert control["miou"] < vote["miou"]
+    assert labels["geometry", 1.0]["miou"] > control["miou"]
+    likeliest = [r["masks"] for r in rows if "classes" in r]
+    assert likeliest == sorted(likeliest)
+    assert likeliest[0] == pytest.approx(vote["accuracy"], abs=0.01)
+    gradients = {r["loss"]: r for r in rows if "loss" in r}
+    assert gradients["L_cls"]["cosine"] > 0  # its pairs come from the same teacher
+    assert all(-1 <= row["cosine"] <= 1 and row["norm"] > 0 for row in gradients.values())
