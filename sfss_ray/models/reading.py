@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Any:
 
 def _read_file(path: Path) -> Any:
     try:
-        if _is_safetensors(path):
+        if is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -98,8 +98,8 @@ def _read_file(path: Path) -> Any:
         ) from error
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file starts as the format does: 8 bytes with the header's length, then JSON."""
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file starts as the format does: 8 bytes with the header's length, then JSON."""
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size

@@ -16,6 +16,7 @@ If a caller replaced one of them (replaced_parts.py), the inherited methods run 
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from sfss_ray.masks.sam.generator_checks import (
     check_points,
     wraps_around,
 )
+from sfss_ray.masks.sam.loading import load_promptable
 from sfss_ray.masks.sam.promptable import EncodedCrop, PromptableModel
 from sfss_ray.masks.sam.recognition import promptable_model
 from sfss_ray.masks.sam.replaced_parts import mismatch, replaced_part
@@ -69,8 +71,9 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
     processor and the image encoder of transformers.
 
     Args:
-        model: segment_anything's Sam; a SamModel, Sam2Model or Sam3TrackerModel of transformers; or
-            what load_promptable() returns. Its device is used.
+        model: segment_anything's Sam, or a SamModel, Sam2Model or Sam3TrackerModel of transformers;
+            its device is used. Or the path of weights, or the name of a model in the local cache of
+            the Hugging Face Hub (loading.py).
         points_per_side: the grid has points_per_side ** 2 points; None if `point_grids` is given.
         points_per_batch: points decoded at once, at most. On a CPU fewer are decoded at once, as many
             as fit its caches (at most 8). Masks do not depend on it.
@@ -95,7 +98,8 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             masks of all crops together, box_nms_thresh does not apply (conventions.py).
 
     Raises:
-        ConfigError: a parameter is out of range.
+        ConfigError: a parameter is out of range, or the model cannot be used.
+        CheckpointError: the weights cannot be loaded.
     """
 
     # Class defaults, for callers who set the stock attributes without calling this constructor.
@@ -139,6 +143,8 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             "crop_n_points_downscale_factor": crop_n_points_downscale_factor,
             "min_mask_region_area": min_mask_region_area,
         }
+        if isinstance(model, str | Path):
+            model = load_promptable(model)
         self._model = promptable_model(model)
         check_convention(convention, is_stock=self._model is None)
         self.convention = convention

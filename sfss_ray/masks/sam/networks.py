@@ -137,7 +137,23 @@ def load_sam(
     if sam_type not in allowed:
         raise CheckpointError(f"sam_type is {sam_type!r}; allowed are {', '.join(allowed)}")
     path = Path(checkpoint)
-    state_dict = _read_state_dict(path)
+    return load_state(read_state_dict(path), path, sam_type, device)
+
+
+def load_state(
+    state_dict: Mapping[str, torch.Tensor], path: Path, sam_type: str, device: torch.device | str
+) -> Sam:
+    """Return the SAM of these weights: float32, evaluation mode, no gradients.
+
+    Args:
+        state_dict: tensors of any floating type.
+        path: from which they were read.
+        sam_type: the type that they must have; "auto" accepts every type.
+        device: of the network.
+
+    Raises:
+        CheckpointError: they are the weights of another network or of another type.
+    """
     try:
         actual_type = recognise_sam_type(state_dict)
     except CheckpointError as error:
@@ -152,12 +168,22 @@ def load_sam(
     return sam.float().eval().requires_grad_(False).to(device)
 
 
+def is_sam_state(state_dict: Mapping[str, Any]) -> bool:
+    """Return whether these tensors have the names of segment_anything's Sam."""
+    return any(key in state_dict for key in _SAM_KEYS[:2])  # transformers has the third one too
+
+
 def shipped_small_sam() -> Path:
     """Return the path of the small SAM's weights in this package (float16, 4 MB)."""
     return Path(__file__).resolve().parents[2] / "streets" / "weights" / "small_sam.pt"
 
 
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of torch.save by name; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or contains more than weights.
+    """
     if not path.is_file():
         raise CheckpointError(f"no SAM checkpoint at {path}: {_HOW_TO_GET_WEIGHTS}")
     try:
@@ -172,6 +198,9 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); the file may "
             f"be truncated: download it again, or {_HOW_TO_GET_WEIGHTS}"
         ) from None
+    for key in ("model", "state_dict"):  # training programs save more beside the weights
+        if isinstance(content, dict) and _is_state_dict(content.get(key)):
+            content = content[key]
     if not _is_state_dict(content):
         raise CheckpointError(
             f"{path} contains a {type(content).__name__}, not a state dict (names to tensors) of a "

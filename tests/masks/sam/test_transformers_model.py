@@ -87,11 +87,10 @@ def test_logits_and_scores_are_those_of_the_models_forward_pass(model):
 def test_logits_are_enlarged_as_by_the_image_processor(model):
     wrapped, image = TransformersModel(model), drawn_image(70, 40)
     crop = wrapped.encode(image, torch.float32)
-    low = crop.decoder.decode(crop.to_model_input(np.array([[20.0, 30.0]])), None)
+    point = crop.to_model_input(np.array([[20.0, 30.0]]))
+    low = crop.decoder.decode(point, None)
     sizes = {} if wrapped.kind != "hf_sam" else {"reshaped_input_sizes": [crop.input_size]}
-    outputs = wrapped._call(
-        wrapped_levels(wrapped, image), crop.to_model_input(np.array([[20.0, 30.0]]))
-    )
+    outputs = wrapped._call(levels_of(wrapped, image), point)
     expected = wrapped.processor.post_process_masks(
         [outputs[0]], [(70, 40)], binarize=False, **sizes
     )[0][0]
@@ -162,7 +161,7 @@ def test_weights_that_cannot_be_used_are_refused():
     with pytest.raises(ConfigError, match=r"Linear is on the meta device.*load it with weights"):
         check_weights(torch.nn.Linear(1, 1, device="meta"))
     with pytest.raises(
-        ConfigError, match=r"Sequential are torch\.float16 and must be float32: call model\.float"
+        ConfigError, match=r"Sequential are torch\.float16 and must be float32: call"
     ):
         check_weights(network, network[0])
     check_weights(network)
