@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, Sam
+from torch import nn
 
 from sfss_ray.masks.sam.promptable import PromptableModel
+from sfss_ray.masks.sam.resize import PillowResize
+from sfss_ray.masks.sam.sam_like_model import PARTS, SamLikeModel, takes_features
+from sfss_ray.masks.sam.segment_anything_model import SegmentAnythingModel
+from sfss_ray.masks.sam.stock_modules import is_stock
 from sfss_ray.masks.sam.transformers_model import TransformersModel, check_weights
 
 
@@ -14,17 +20,26 @@ def promptable_model(model: Any) -> PromptableModel | None:
     """Return the promptable model of a network, or None for a Sam, which needs a stock predictor.
 
     Args:
-        model: a Sam, a model of transformers, or a promptable model, which is returned unchanged.
+        model: a Sam, a module with the parts of one, a model of transformers, or a promptable model,
+            which is returned unchanged.
 
     Raises:
         ConfigError: the network is not one of the family, or its weights cannot be used.
     """
-    if isinstance(model, Sam):
-        parts = model.mask_decoder, model.prompt_encoder
-        # Another encoder may well have weights of another type, and is only called.
-        encoder = [model.image_encoder] if type(model.image_encoder) is ImageEncoderViT else []
-        check_weights(model, *parts, *encoder)
-        return None
     if hasattr(model, "encode") and hasattr(model, "kind"):
         return model
-    return TransformersModel(model)
+    if not _has_parts(model):
+        return TransformersModel(model)
+    parts = model.mask_decoder, model.prompt_encoder
+    # Another encoder may well have weights of another type, and is only called.
+    encoder = [model.image_encoder] if type(model.image_encoder) is ImageEncoderViT else []
+    check_weights(model, *parts, *encoder)
+    if isinstance(model, Sam) and not takes_features(model.mask_decoder):
+        return None
+    if is_stock(model):
+        return SegmentAnythingModel(SamPredictor(model), PillowResize())
+    return SamLikeModel(model)
+
+
+def _has_parts(model: Any) -> bool:
+    return isinstance(model, nn.Module) and all(hasattr(model, part) for part in PARTS)
