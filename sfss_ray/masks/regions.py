@@ -170,6 +170,8 @@ def make_recipe(
         knobs |= {
             k: v for k, v in _knobs(config, tuple(_CROP_DEFAULTS)).items() if v != _CROP_DEFAULTS[k]
         }
+    if config.skip_covered_iou is not None:  # earlier releases had no such setting
+        knobs["skip_covered_iou"] = config.skip_covered_iou
     sha256 = checkpoint_sha256(checkpoint)
     return RegionRecipe(source, actual_type, sha256, knobs, config.precision), checkpoint
 

@@ -200,10 +200,16 @@ def _decode_batches(
         yield decoded, torch.as_tensor(points[batch])
 
 
+def batch_size(crop: EncodedCrop, points_per_batch: int) -> int:
+    """Return how many points are decoded at once; on a CPU as many as fit its caches."""
+    if crop.device.type != "cpu":
+        return points_per_batch
+    fits_cache = max(1, _CPU_BATCH_BYTES // crop.key_bytes)
+    return min(points_per_batch, _CPU_MAX_POINTS, fits_cache)
+
+
 def _batches(crop: EncodedCrop, n_points: int, points_per_batch: int) -> Iterator[slice]:
-    if crop.device.type == "cpu":
-        fits_cache = max(1, _CPU_BATCH_BYTES // crop.key_bytes)
-        points_per_batch = min(points_per_batch, _CPU_MAX_POINTS, fits_cache)
+    points_per_batch = batch_size(crop, points_per_batch)
     return (slice(k, k + points_per_batch) for k in range(0, n_points, points_per_batch))
 
 
@@ -251,6 +257,15 @@ def _select_stable(candidates: Candidates[Pixels], thresholds: Thresholds) -> Ca
         return candidates
     stable = thresholds.stable(candidates.stability_score)
     return candidates if stable.all() else candidates.select(stable)
+
+
+def concatenate(parts: list[CropMasks]) -> CropMasks:
+    """Join masks of one crop, in order; there must be at least one part."""
+    packed = [part for part in parts if isinstance(part.masks, PackedMasks)]
+    deferred = [part for part in parts if isinstance(part.masks, DeferredMasks)]
+    if packed:
+        return _concatenate_packed(packed)  # pyright: ignore[reportArgumentType]
+    return _concatenate_deferred(deferred)  # pyright: ignore[reportArgumentType]
 
 
 def _concatenate_packed(batches: list[Candidates[PackedMasks]]) -> Candidates[PackedMasks]:

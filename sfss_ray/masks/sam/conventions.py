@@ -28,6 +28,7 @@ from sfss_ray.masks.sam.candidates import CropMasks, Thresholds, find_candidates
 from sfss_ray.masks.sam.image_masks import ImageMasks, concatenate
 from sfss_ray.masks.sam.promptable import EncodedCrop
 from sfss_ray.masks.sam.recheck import recompute_ambiguous
+from sfss_ray.masks.sam.skipping import find_without_covered
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class ImageRequest:
         points_per_batch: points decoded at once, at most.
         thresholds: quality filters.
         suppression: of duplicates.
+        skip_covered_iou: predicted IoU from which on a mask hides later points; None skips none.
     """
 
     size: tuple[int, int]
@@ -76,6 +78,7 @@ class ImageRequest:
     points_per_batch: int
     thresholds: Thresholds
     suppression: Suppression
+    skip_covered_iou: float | None = None
 
 
 DecodedCrop = tuple[CropRequest, EncodedCrop, CropMasks]
@@ -134,7 +137,11 @@ def _uncut_candidates(
     request: ImageRequest, crop: CropRequest, encoded: EncodedCrop, points: NDArray[Any]
 ) -> CropMasks:
     """Return the masks that pass the thresholds and do not end at a crop edge."""
-    candidates = find_candidates(encoded, points, request.points_per_batch, request.thresholds)
+    prompts = encoded, points, request.points_per_batch, request.thresholds
+    if request.skip_covered_iou is None:
+        candidates = find_candidates(*prompts)
+    else:
+        candidates = find_without_covered(*prompts, request.skip_covered_iou)
     # The cheap filters come first: rechecking and run lengths cost time for each mask.
     return candidates.select(~near_crop_edge(candidates.boxes, crop.box, request.size))
 

@@ -96,6 +96,8 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
         convention: "segment_anything" gives all parameters the meaning above. "transformers", for its
             models, gives the masks of its mask-generation pipeline: crop_nms_thresh applies to the
             masks of all crops together, box_nms_thresh does not apply (conventions.py).
+        skip_covered_iou: points inside a mask already found with at least this predicted IoU are
+            skipped. That is faster and loses masks; None skips no point.
 
     Raises:
         ConfigError: a parameter is out of range, or the model cannot be used.
@@ -105,6 +107,7 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
     # Class defaults, for callers who set the stock attributes without calling this constructor.
     dtype: torch.dtype = torch.float32
     convention: str = "segment_anything"
+    skip_covered_iou: float | None = None
     _model: PromptableModel | None = None
     _resize: PillowResize | None = None
     _warned_topics: frozenset[str] = frozenset()
@@ -127,6 +130,7 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
         output_mode: str = "binary_mask",
         dtype: torch.dtype = torch.float32,
         convention: str = "segment_anything",
+        skip_covered_iou: float | None = None,
     ) -> None:
         check_options(output_mode, dtype)
         check_counts(points_per_batch, crop_n_layers)
@@ -147,7 +151,7 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             model = load_promptable(model)
         self._model = promptable_model(model)
         check_convention(convention, is_stock=self._model is None)
-        self.convention = convention
+        self.convention, self.skip_covered_iou = convention, skip_covered_iou
         if self._model is None:
             super().__init__(model, points_per_side, point_grids=point_grids, **settings)  # pyright: ignore[reportArgumentType]
         else:  # there is no stock predictor for other models
@@ -234,7 +238,14 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset
         )
         suppression = Suppression(self.box_nms_thresh, self.crop_nms_thresh)
-        request = ImageRequest(image_size, crops, self.points_per_batch, thresholds, suppression)
+        request = ImageRequest(
+            image_size,
+            crops,
+            self.points_per_batch,
+            thresholds,
+            suppression,
+            self.skip_covered_iou,
+        )
         make = masks_of_pipeline if self.convention == "transformers" else masks_of_image
         masks = make(request)
         if self.min_mask_region_area > 0 and masks.counts:
