@@ -119,8 +119,7 @@ def adapt(
         card: Entries that replace the preprocessing known for the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
-        sam_checkpoint: SAM weights: a file, a folder of transformers, or a name in the cache of the
-            Hugging Face Hub; without them `config.masks.regions` selects the region source.
+        sam_checkpoint: SAM weights; without them `config.masks.regions` selects the region source.
         sam_type: Architecture of the SAM checkpoint; auto recognises it by its weights.
         masks: Folder of existing masks (`generate_masks`, `import_masks`); none are made then.
         val_images: Labelled images, used to report mIoU only.

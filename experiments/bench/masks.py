@@ -26,10 +26,11 @@ from mask_family import FAMILY, SIZES, family
 from mask_images import CAMVID, CITYSCAPES, Options
 from mask_memory import BATCHES, ENCODERS, memory_here, memory_of
 from mask_models import OBJECTS, PASSING
+from mask_skipping import SKIPPED_FROM, skipping
 from mask_speed import post_processing, small_image, whole_image
 from records import RESULTS, keep, markdown
 
-PARTS = ("same", "post", "image", "small", "memory", "bf16", "family")
+PARTS = ("same", "post", "image", "small", "memory", "bf16", "family", "skip")
 GPU_BATCHES = (64, 256, 1024)
 SIMULATED = (
     "Simulated: random weights have no masks of objects, so in `post`, `image` and `memory` the"
@@ -65,6 +66,9 @@ def measurements(
         for kind in FAMILY:
             work = lambda kind=kind, size=size: family(options, kind, size)  # noqa: E731
             every.append(("family", f"{kind}, {size}", work))
+    for min_iou in SKIPPED_FROM:
+        work = lambda min_iou=min_iou: skipping(options, min_iou)  # noqa: E731
+        every.append(("skip", f"predicted IoU from {min_iou}", work))
     whole_name = any(name == only for _, name, _ in every)
     for selected in parts:
         for part, name, work in every:
@@ -103,6 +107,11 @@ def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
         parts["family"],
         _FAMILY,
     )
+    lines += _table(
+        "Prompts inside masks already found skipped, small SAM, CamVid, 1024 points",
+        parts["skip"],
+        _SKIP,
+    )
     lines += ["## Machines", "", *sorted({_facts(row) for row in rows.values()})]
     return "\n".join(lines) + "\n"
 
@@ -121,6 +130,10 @@ _BF16 = (
 _FAMILY = (
     "reference_seconds", "our_seconds", "times_faster", "points", "images", "same_count",
     "reference_masks", "identical",
+)  # fmt: skip
+_SKIP = (
+    "images", "seconds", "skipping_seconds", "times_faster", "masks", "skipping_masks",
+    "masks_lost",
 )  # fmt: skip
 _SAME = (
     "images", "stock_failed", "stock_masks", "our_masks", "same_count", "same_order",

@@ -190,6 +190,14 @@ def test_the_recipe_contains_crop_settings_only_if_they_differ_from_sams():
     assert not set(names) & set(without.knobs)
 
 
+def test_the_recipe_contains_skipping_only_if_it_is_on():
+    """Runs of earlier releases without this setting can be resumed."""
+    plain = make_recipe(MaskConfig(regions="small_sam"), None)[0]
+    skipping = make_recipe(MaskConfig(regions="small_sam", skip_covered_iou=0.8), None)[0]
+    assert "skip_covered_iou" not in plain.knobs
+    assert skipping.knobs == plain.knobs | {"skip_covered_iou": 0.8}
+
+
 def test_crops_have_the_configured_number_of_points():
     image = render_scene("camera", 5, 0).image
     knobs = {

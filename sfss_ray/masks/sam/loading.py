@@ -136,7 +136,8 @@ def _kind_of_config(config: Mapping[str, Any], path: Path) -> str:
 def _load_folder(path: Path, kind: str, device: torch.device | str) -> TransformersModel:
     model, info = _from_pretrained(path, kind, pretrained=str(path))
     _require_all_weights(path, info)
-    return TransformersModel(model.float().to(device), _processor(path, kind))
+    model = model.float().requires_grad_(False).to(device)
+    return TransformersModel(model, _processor(path, kind))
 
 
 def _load_state(
@@ -156,7 +157,9 @@ def _load_state(
         path, kind, pretrained=None, state_dict=dict(state), config=model_config
     )
     _require_all_weights(path, info)
-    return TransformersModel(model.float().to(device), _processor(path.parent, kind))
+    return TransformersModel(
+        model.float().requires_grad_(False).to(device), _processor(path.parent, kind)
+    )
 
 
 def _from_pretrained(

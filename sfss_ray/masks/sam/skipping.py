@@ -66,7 +66,7 @@ def _smallest_good_masks(masks: CropMasks, size: tuple[int, int], min_iou: float
     runs = good.counts_in_image((0, 0), size)
     smallest: dict[tuple[float, ...], Counts] = {}
     for point, counts in zip(good.points.tolist(), runs, strict=True):
-        known = smallest.get(tuple(point))
-        if known is None or area(counts) < area(known):
+        earlier = smallest.get(tuple(point))
+        if earlier is None or area(counts) < area(earlier):
             smallest[tuple(point)] = counts
     return list(smallest.values())

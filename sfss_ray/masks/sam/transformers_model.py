@@ -46,7 +46,7 @@ class TransformersModel:
     def __init__(self, model: Any, processor: Any = None) -> None:
         self.kind = kind_of_module(model)
         check_weights(model, model)
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval()
         self.input_side: int = model.prompt_encoder.input_image_size
         self.processor = processor or _default_processor(self.kind, self.input_side)
         self._parts = family_parts(model, self.input_side) if is_stock_decoder(model) else None

@@ -150,6 +150,11 @@ def test_floats_are_images_from_0_to_1(model):
     assert torch.equal(wrapped._pixel_values(image / np.float32(255) + 1e-4), pixels)
 
 
+def test_the_callers_model_can_still_be_trained(model):
+    AutomaticMaskGenerator(model, 2).generate(drawn_image(20, 30))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_kinds_are_told_from_the_class():
     assert [kind_of_module(build()) for build in MODELS.values()] == ["hf_sam", "sam2", "sam3"]
     with pytest.raises(ConfigError, match=r"model is a Linear; allowed are .*Sam2Model"):
