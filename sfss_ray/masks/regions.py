@@ -58,6 +58,7 @@ NOTES = {
 
 
 _NETWORK_NOTES = {
+    **{name: f"segment-anything, {name}" for name in ("vit_b", "vit_l", "vit_h")},
     "hf_sam": "SAM, from transformers",
     "sam2": "SAM 2, from transformers",
     "sam3": "SAM 3, from transformers",

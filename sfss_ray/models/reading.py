@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> Any:
 
 def _read_file(path: Path) -> Any:
     try:
-        if is_safetensors(path):
+        if _is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -98,11 +98,14 @@ def _read_file(path: Path) -> Any:
         ) from error
 
 
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file starts as the format does: 8 bytes with the header's length, then JSON."""
+def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+        return starts_as_safetensors(file.read(9), path)
+
+
+def starts_as_safetensors(start: bytes, path: Path) -> bool:
+    """Return whether a file's first bytes are the format's: 8 with the header's length, then JSON."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _unsafe_pickle_message(path: Path, torch_message: str) -> str:

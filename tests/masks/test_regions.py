@@ -272,7 +272,8 @@ def test_the_recipe_names_the_kind_of_a_network_of_transformers(kind: str, tmp_p
 
 
 def test_notes_of_shards_without_a_network_of_transformers_are_those_of_their_source():
-    assert note_of({"source": "sam", "sam_type": "vit_b"}) == NOTES["sam"]
+    assert note_of({"source": "sam", "sam_type": "small"}) == NOTES["sam"]
+    assert note_of({"source": "sam", "sam_type": "vit_b"}) == "segment-anything, vit_b"
     assert note_of({"source": "felzenszwalb", "sam_type": ""}) == NOTES["felzenszwalb"]
     assert note_of({"source": "imported"}) == NOTES["imported"]
     assert note_of({}) == note_of({"source": "x"}) == "a source that this version does not know"

@@ -29,7 +29,6 @@ from sfss_ray.models.huggingface_folder import (
     refuse_partial_file,
     with_configurations,
 )
-from sfss_ray.models.reading import is_safetensors, read_checkpoint
 
 NetworkType = SamType | Literal["hf_sam", "sam2", "sam3"]
 NETWORK_TYPES: tuple[str, ...] = (*get_args(SamType), "hf_sam", "sam2", "sam3")
@@ -237,10 +236,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the tensors of a file by name, and the JSON files that belong to it."""
     if path.is_file():
         refuse_partial_file(path)
-    if path.is_file() and is_safetensors(path):
-        content = read_checkpoint(path)
-    else:
-        content = with_configurations(path, read_state_dict(path))
+    content = with_configurations(path, read_state_dict(path))
     state = content.get("state_dict")
     return (state, content) if isinstance(state, dict) else (content, {})
 

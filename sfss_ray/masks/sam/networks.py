@@ -23,6 +23,7 @@ from segment_anything.modeling import (
 from torch import nn
 
 from sfss_ray.errors import CheckpointError
+from sfss_ray.models.reading import read_checkpoint, starts_as_safetensors
 
 SamType = Literal["vit_b", "vit_l", "vit_h", "small"]
 
@@ -179,7 +180,10 @@ def shipped_small_sam() -> Path:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file of torch.save by name; nothing in the file is executed.
+    """Return the tensors of a file by name; nothing in the file is executed.
+
+    Args:
+        path: of a file written by torch.save or as safetensors.
 
     Raises:
         CheckpointError: the file is missing or damaged, or contains more than weights.
@@ -187,7 +191,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no SAM checkpoint at {path}: {_HOW_TO_GET_WEIGHTS}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            if starts_as_safetensors(file.read(9), path):
+                content = read_checkpoint(path)
+                return content.get("state_dict", content)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} contains more than weights: "
