@@ -169,8 +169,10 @@ def _from_pretrained(
     model_class = getattr(transformers, _CLASS_NAMES[kind])
     if pretrained is not None:
         options["local_files_only"] = True
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # missing tensors become one line of ours
+    logging = transformers.logging
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # missing tensors become one line of ours
+    logging.disable_progress_bar()
     try:
         return model_class.from_pretrained(
             pretrained, dtype=torch.float32, output_loading_info=True, **options
@@ -182,7 +184,9 @@ def _from_pretrained(
             f" ({type(error).__name__}: {line}): copy the whole folder again"
         ) from error
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def _require_all_weights(path: Path, info: Mapping[str, Any]) -> None:

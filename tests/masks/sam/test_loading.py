@@ -17,9 +17,9 @@ from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
 from sfss_ray.masks.sam.loading import load_promptable, resolve_checkpoint, type_of_network
 from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
 
-pytest.importorskip("transformers")
-from family_models import MODELS
-from safetensors.torch import load_file, save_file
+transformers = pytest.importorskip("transformers")
+from family_models import MODELS  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 SETTINGS = {
     "points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.2,
@@ -78,6 +78,30 @@ def test_the_image_processor_beside_the_weights_is_used(saved, tmp_path):
     model.save_pretrained(tmp_path)
     assert list(load_promptable(tmp_path).processor.image_mean) == [0.1, 0.2, 0.3]
     assert list(load_promptable(folder).processor.image_mean) != [0.1, 0.2, 0.3]
+
+
+def test_the_video_model_of_sam_2_gives_its_image_part(tmp_path):
+    """Published weights of SAM 2 are those of the video model."""
+    config = MODELS["sam2"]().config.to_dict()
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    video = transformers.Sam2VideoModel(
+        transformers.Sam2VideoConfig(
+            **{part: config[part] for part in parts}, image_size=128, mask_downsampler_embed_dim=32,
+            memory_attention_hidden_size=32, memory_attention_num_layers=1,
+            memory_attention_feed_forward_hidden_size=32, memory_attention_num_attention_heads=1,
+            memory_encoder_hidden_size=32, memory_encoder_output_channels=16,
+            memory_fuser_embed_dim=32,
+        )
+    )  # fmt: skip
+    video.save_pretrained(tmp_path)
+    loaded, tensors = load_promptable(tmp_path), video.state_dict()
+    assert type_of_network(loaded) == "sam2"
+    assert all(torch.equal(value, tensors[k]) for k, value in loaded.model.state_dict().items())
+
+
+def test_loading_prints_nothing(saved, capfd):
+    load_promptable(saved[2])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_segment_anythings_weights_may_be_a_safetensors_file_of_any_name(tmp_path):
