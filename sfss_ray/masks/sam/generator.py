@@ -47,7 +47,7 @@ from sfss_ray.masks.sam.generator_checks import (
 )
 from sfss_ray.masks.sam.loading import load_promptable
 from sfss_ray.masks.sam.promptable import EncodedCrop, PromptableModel
-from sfss_ray.masks.sam.recognition import promptable_model
+from sfss_ray.masks.sam.recognition import check_float32, promptable_model
 from sfss_ray.masks.sam.replaced_parts import mismatch, replaced_part
 from sfss_ray.masks.sam.resize import PillowResize
 from sfss_ray.masks.sam.segment_anything_model import SegmentAnythingModel
@@ -72,8 +72,9 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
 
     Args:
         model: segment_anything's Sam, or a SamModel, Sam2Model or Sam3TrackerModel of transformers;
-            its device is used. Or the path of weights, or the name of a model in the local cache of
-            the Hugging Face Hub (loading.py).
+            its device is used. Or a module with image_encoder, prompt_encoder and mask_decoder like
+            Sam's. Or the path of weights, or the name of a model in the local cache of the Hugging
+            Face Hub (loading.py).
         points_per_side: the grid has points_per_side ** 2 points; None if `point_grids` is given.
         points_per_batch: points decoded at once, at most. On a CPU fewer are decoded at once, as many
             as fit its caches (at most 8). Masks do not depend on it.
@@ -259,6 +260,7 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
         """Return the model; a Sam is that of the current predictor, which a caller may replace."""
         if self._model is not None:
             return self._model
+        check_float32(self.predictor.model)
         if self._resize is None:
             self._resize = PillowResize()
         return SegmentAnythingModel(self.predictor, self._resize)

@@ -126,8 +126,8 @@ def _kind_of_config(config: Mapping[str, Any], path: Path) -> str:
     kind = _KIND_OF_MODEL_TYPE.get(str(model_type))
     if kind is None:
         raise CheckpointError(
-            f"{path}: its config.json describes a network of type {model_type!r}, which is not"
-            f" promptable by points; allowed are {', '.join(_KIND_OF_MODEL_TYPE)}; {_ALLOWED}"
+            f"{path}: its config.json describes a network of type {model_type!r}; allowed are"
+            f" {', '.join(_KIND_OF_MODEL_TYPE)}; {_ALLOWED}"
         )
     return kind
 

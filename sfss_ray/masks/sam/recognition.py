@@ -30,15 +30,19 @@ def promptable_model(model: Any) -> PromptableModel | None:
         return model
     if not _has_parts(model):
         return TransformersModel(model)
-    parts = model.mask_decoder, model.prompt_encoder
-    # Another encoder may well have weights of another type, and is only called.
-    encoder = [model.image_encoder] if type(model.image_encoder) is ImageEncoderViT else []
-    check_weights(model, *parts, *encoder)
     if isinstance(model, Sam) and not takes_features(model.mask_decoder):
         return None
+    check_float32(model)
     if is_stock(model):
         return SegmentAnythingModel(SamPredictor(model), PillowResize())
     return SamLikeModel(model)
+
+
+def check_float32(model: Any) -> None:
+    """Raise ConfigError if a module with the parts of a Sam has weights that cannot be used."""
+    # Another encoder may well have weights of another type, and is only called.
+    encoder = [model.image_encoder] if type(model.image_encoder) is ImageEncoderViT else []
+    check_weights(model, model.mask_decoder, model.prompt_encoder, *encoder)
 
 
 def _has_parts(model: Any) -> bool:

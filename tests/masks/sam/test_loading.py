@@ -161,7 +161,7 @@ def test_a_network_without_points_is_refused(saved, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     message = refusal(tmp_path)
-    assert "describes a network of type 'segformer', which is not promptable by points" in message
+    assert "describes a network of type 'segformer'; allowed are sam, sam2, sam2_video" in message
 
 
 @pytest.mark.parametrize(

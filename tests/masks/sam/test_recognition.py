@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from random_sam import random_sam
+from random_sam import drawn_image, random_sam
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
@@ -31,7 +31,7 @@ def test_a_model_of_transformers_is_wrapped_once():
 )
 def test_weights_that_cannot_be_used_are_refused_in_one_line(change, expected):
     with pytest.raises(ConfigError, match=expected) as error:
-        AutomaticMaskGenerator(change(random_sam()))
+        AutomaticMaskGenerator(change(random_sam())).generate(drawn_image())
     assert "\n" not in str(error.value)
 
 
