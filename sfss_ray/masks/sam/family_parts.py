@@ -87,8 +87,15 @@ def is_stock_decoder(model: Any) -> bool:
 def _is_stock_module(module: nn.Module) -> bool:
     cls = type(module)
     is_known = cls.__module__.startswith(("transformers.", "torch.nn."))
-    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
-    return is_known and not has_hooks and "forward" not in vars(module)
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    # Those of transformers only record outputs, and stay after a call with output_attentions.
+    others = [hook for hook in hooks if not _module_of(hook).startswith("transformers.")]
+    return is_known and not others and "forward" not in vars(module)
+
+
+def _module_of(function: Any) -> str:
+    """Return the name of the module in which a hook was written."""
+    return getattr(function, "__module__", None) or ""
 
 
 def _decoder(decoder: Any) -> _Parts:

@@ -53,3 +53,15 @@ def test_a_hook_or_another_class_in_the_decoder_is_noticed(model):
     model.mask_decoder.activation = torch.nn.GELU()
     model.mask_decoder.transformer.forward = lambda *_, **__: None
     assert not is_stock_decoder(model)
+
+
+@torch.no_grad()
+def test_hooks_by_which_transformers_records_attention_change_nothing(model):
+    side = model.prompt_encoder.input_image_size
+    inputs = {
+        "pixel_values": torch.zeros(1, 3, side, side),
+        "input_points": torch.zeros(1, 1, 1, 2),
+    }
+    model(**inputs, output_attentions=True)
+    assert any(module._forward_hooks for module in model.mask_decoder.modules())
+    assert is_stock_decoder(model)

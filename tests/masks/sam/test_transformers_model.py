@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from random_sam import drawn_image
+from random_sam import assert_nearly_same_masks, drawn_image
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
@@ -13,6 +13,7 @@ from sfss_ray.masks.sam.transformers_model import TransformersModel, check_weigh
 
 transformers = pytest.importorskip("transformers")
 from family_models import MODELS, pipeline_masks  # noqa: E402
+from family_predictor import stock_records  # noqa: E402
 
 SETTINGS = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.3}
 NMS = 0.97
@@ -45,6 +46,27 @@ def test_masks_are_those_of_the_pipeline_in_its_order(model, crops):
         expected = pytest.approx(scores.tolist(), rel=1e-4, abs=1e-5)
         assert [record["predicted_iou"] for record in records] == expected
     assert total >= 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"crop_n_layers": 1, "crop_nms_thresh": 0.98, "crop_n_points_downscale_factor": 2},
+        {"min_mask_region_area": 30},
+    ],
+    ids=["whole image", "crops", "small regions"],
+)
+def test_all_parameters_mean_the_same_as_in_segment_anythings_generator(model, changes):
+    """Its generator runs the same network by a predictor that calls transformers."""
+    settings = {
+        "points_per_side": 8, "box_nms_thresh": 0.95, "stability_score_offset": 0.8,
+        "output_mode": "coco_rle", **SETTINGS, **changes,
+    }  # fmt: skip
+    image = drawn_image(80, 200)
+    expected = stock_records(model, image, **settings)
+    ours = AutomaticMaskGenerator(model, **settings).generate(image)
+    assert_nearly_same_masks([(expected, ours)], at_least=1)
 
 
 @pytest.mark.slow
