@@ -89,8 +89,8 @@ def _is_stock_module(module: nn.Module) -> bool:
     is_known = cls.__module__.startswith(("transformers.", "torch.nn."))
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     # Those of transformers only record outputs, and stay after a call with output_attentions.
-    others = [hook for hook in hooks if not _module_of(hook).startswith("transformers.")]
-    return is_known and not others and "forward" not in vars(module)
+    has_hooks = any(not _module_of(hook).startswith("transformers.") for hook in hooks)
+    return is_known and not has_hooks and "forward" not in vars(module)
 
 
 def _module_of(function: Any) -> str:
