@@ -27,9 +27,9 @@ from records import machine, median_seconds, seconds_of
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 
+from sfss_ray.masks.sam import conventions as conventions_module
 from sfss_ray.masks.sam import crop as crop_module
-from sfss_ray.masks.sam import generator as generator_module
-from sfss_ray.masks.sam import recheck as recheck_module
+from sfss_ray.masks.sam import segment_anything_model as stock_model_module
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
 from sfss_ray.masks.sam.networks import load_sam, shipped_small_sam
 from sfss_ray.masks.sam.resize import PillowResize
@@ -93,8 +93,12 @@ def _clock_of_others(name: str, sam: Sam, drawn: DrawnMasks, device: str) -> Ite
 
     replacements = {
         "ours": (
-            (generator_module, "encode_crop", timed(generator_module.encode_crop)),
-            (generator_module, "recompute_ambiguous", lambda crop, candidates, offset: candidates),
+            (stock_model_module, "encode_crop", timed(crop_module.encode_crop)),
+            (
+                conventions_module,
+                "recompute_ambiguous",
+                lambda crop, candidates, offset: candidates,
+            ),
             (crop_module, "SharedImageDecoder", lambda *_: Decoder(drawn)),
         ),
         "stock": (
@@ -140,7 +144,7 @@ def _encoder_seconds(predictor: SamPredictor, image: np.ndarray, who: str, repea
     """Return the seconds of the image encoder with its preprocessing, on a GPU."""
     dtype = torch.bfloat16 if who == "bf16" else torch.float32
     resize = PillowResize()
-    work = lambda: generator_module.encode_crop(predictor, image, dtype, resize)  # noqa: E731
+    work = lambda: crop_module.encode_crop(predictor, image, dtype, resize)  # noqa: E731
     return median_seconds(work, repeats, "cuda")[0]
 
 
@@ -164,7 +168,7 @@ def drawn_logits(sam: Sam, drawn: Any, who: str) -> Iterator[None]:
     with (
         patch.object(crop_module, "SharedImageDecoder", drawn_shared_decoder(drawn)),
         patch.object(
-            recheck_module, "ReferenceDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
+            crop_module, "ReferenceDecoder", drawn_stock_order(drawn, (4 * height, 4 * width))
         ),
     ):
         yield

@@ -1,6 +1,7 @@
-"""Compare the automatic mask generator with that of segment_anything: masks, time, memory.
+"""Compare the automatic mask generator with those of segment_anything and transformers.
 
     OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR [--parts ...] [--device cuda]
+    OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR --parts family --only small
 
 The benchmark uses one compute thread. It writes results/masks_DEVICE.md and .json. Parts that are not
 selected keep the rows of earlier runs. The text above the table states the simulated parts.
@@ -21,13 +22,15 @@ from typing import Any
 
 import torch
 from mask_agreement import SAME_CASES, agreement, same_masks
+from mask_family import FAMILY, SIZES, family
 from mask_images import CAMVID, CITYSCAPES, Options
 from mask_memory import BATCHES, ENCODERS, memory_here, memory_of
 from mask_models import OBJECTS, PASSING
+from mask_skipping import SKIPPED_FROM, skipping
 from mask_speed import post_processing, small_image, whole_image
 from records import RESULTS, keep, markdown
 
-PARTS = ("same", "post", "image", "small", "memory", "bf16")
+PARTS = ("same", "post", "image", "small", "memory", "bf16", "family", "skip")
 GPU_BATCHES = (64, 256, 1024)
 SIMULATED = (
     "Simulated: random weights have no masks of objects, so in `post`, `image` and `memory` the"
@@ -59,6 +62,13 @@ def measurements(
     if options.device == "cpu":
         every += [("memory", who, lambda who=who: memory_of(who)) for who in (*BATCHES, *ENCODERS)]
     every.append(("bf16", "small SAM, CamVid", lambda: agreement(options)))
+    for size in SIZES:
+        for kind in FAMILY:
+            work = lambda kind=kind, size=size: family(options, kind, size)  # noqa: E731
+            every.append(("family", f"{kind}, {size}", work))
+    for min_iou in SKIPPED_FROM:
+        work = lambda min_iou=min_iou: skipping(options, min_iou)  # noqa: E731
+        every.append(("skip", f"predicted IoU from {min_iou}", work))
     whole_name = any(name == only for _, name, _ in every)
     for selected in parts:
         for part, name, work in every:
@@ -92,6 +102,16 @@ def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
         _MEMORY,
     )
     lines += _table("bf16 against fp32 (both ours)", parts["bf16"], _BF16)
+    lines += _table(
+        "Networks of transformers with random weights, beside its mask-generation pipeline",
+        parts["family"],
+        _FAMILY,
+    )
+    lines += _table(
+        "Prompts inside masks already found skipped, small SAM, CamVid, 1024 points",
+        parts["skip"],
+        _SKIP,
+    )
     lines += ["## Machines", "", *sorted({_facts(row) for row in rows.values()})]
     return "\n".join(lines) + "\n"
 
@@ -106,6 +126,14 @@ _MEMORY = ("extra_gb", "masks")
 _BF16 = (
     "images", "fp32_masks", "bf16_masks", "count_difference_percent", "mean_iou",
     "share_below_iou_90", "worst_iou",
+)  # fmt: skip
+_FAMILY = (
+    "reference_seconds", "our_seconds", "times_faster", "points", "images", "same_count",
+    "reference_masks", "identical",
+)  # fmt: skip
+_SKIP = (
+    "images", "seconds", "skipping_seconds", "times_faster", "masks", "skipping_masks",
+    "masks_lost",
 )  # fmt: skip
 _SAME = (
     "images", "stock_failed", "stock_masks", "our_masks", "same_count", "same_order",

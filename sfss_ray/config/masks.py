@@ -39,6 +39,9 @@ class MaskConfig:
     """Overlap of the crops in layer 1, as a share of the image's short side. Each layer halves it."""
     crop_nms_thresh: Share = 0.7
     """Like box_nms_thresh, between crops. The mask of the smaller crop is kept."""
+    skip_covered_iou: Share | None = None
+    """Prompts inside a mask that was already found with at least this predicted IoU are skipped: faster,
+    but some masks are lost. None, the default, skips no prompt."""
     min_mask_region_area: Count = 0
     """Holes and islands smaller than this many pixels are removed. 0 removes none."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -28,7 +28,7 @@ from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
 from sfss_ray.inputs.request import Inputs, Request, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.existing import open_masks
-from sfss_ray.masks.regions import NOTES, RegionRecipe, make_recipe
+from sfss_ray.masks.regions import RegionRecipe, make_recipe, note_of
 from sfss_ray.models.source import Source, open_source
 from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
@@ -195,7 +195,7 @@ def _check_labels(request: Request, survey: Survey) -> tuple[tuple[LabelledImage
 
 def _check_regions(request: Request) -> tuple[tuple[RegionRecipe | None, Path | None], str]:
     recipe, weights = make_recipe(request.config.masks, request.sam_checkpoint, request.sam_type)
-    return (recipe, weights), f"{recipe.sam_type or recipe.source} ({NOTES[recipe.source]})"
+    return (recipe, weights), f"{recipe.sam_type or recipe.source} ({note_of(recipe.as_dict())})"
 
 
 def _check_masks(request: Request, survey: Survey) -> tuple[MaskStore | None, str]:

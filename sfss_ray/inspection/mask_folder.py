@@ -11,7 +11,7 @@ from sfss_ray.inspection.mask_sheet import choose_images, draw_sheet, refuse_amo
 from sfss_ray.inspection.mask_statistics import MaskStatistics
 from sfss_ray.masks.bank.schema import parquet_files, read_recipe
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.regions import NOTES
+from sfss_ray.masks.regions import note_of
 from sfss_ray.runtime.progress import ProgressSink, print_line
 
 SHEET_FILE = "inspect.png"
@@ -60,7 +60,7 @@ def inspect_masks(
     return MaskReport(
         folder=Path(folder),
         source=source,
-        note=NOTES.get(source, "a source that this version does not know"),
+        note=note_of(store.recipe),
         recipe=store.recipe,
         images=len(store),
         masks=store.num_masks,

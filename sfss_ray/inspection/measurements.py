@@ -24,6 +24,8 @@ SLOW_STEP_S = 10.0
 """Seconds from which on a step is measured once only."""
 _STEPS = 3
 _FEW_POINTS_PER_SIDE = 4
+_ENCODERS = ("ImageEncoderViT", "SamVisionEncoder", "Sam2VisionModel", "Sam3VisionModel")
+"""Classes of image encoders, of segment_anything and of transformers."""
 
 
 def measure_mask_generation(
@@ -95,7 +97,7 @@ class _EncoderClock:
 
 
 def _is_encoder(module: Any) -> bool:
-    return type(module).__name__ == "ImageEncoderViT"
+    return type(module).__name__ in _ENCODERS
 
 
 def _scale_to_all_points(

@@ -51,7 +51,8 @@ def generate_masks(
         target_images: Folder of images; its subfolders are searched too.
         output_dir: Folder for the Parquet shards, on a disk that all nodes share. Finished shards in it
             are kept: run again to resume after an interruption.
-        sam_checkpoint: SAM weights; without them `config.masks.regions` finds the regions.
+        sam_checkpoint: SAM weights: a file, a folder of transformers, or a name in the cache of the
+            Hugging Face Hub; without them `config.masks.regions` finds the regions.
         sam_type: The SAM type that the checkpoint must contain; auto recognises it from the weights.
         strict: Raise an error for images that cannot be read, after all other images are done.
         config: The whole config; `masks` and `compute` are used.

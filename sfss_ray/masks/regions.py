@@ -21,7 +21,7 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
 
 RegionSource = Callable[[np.ndarray], list[dict[str, Any]]]
-SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small"]
+SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small", "hf_sam", "sam2", "sam3"]
 
 _SAM_KNOBS = (
     "points_per_side",
@@ -55,6 +55,21 @@ NOTES = {
     "felzenszwalb": "Felzenszwalb's graph segmentation: a classical segmenter, not SAM",
     IMPORTED: "made elsewhere and imported",
 }
+
+
+_NETWORK_NOTES = {
+    **{name: f"segment-anything, {name}" for name in ("vit_b", "vit_l", "vit_h")},
+    "hf_sam": "SAM, from transformers",
+    "sam2": "SAM 2, from transformers",
+    "sam3": "SAM 3, from transformers",
+}
+
+
+def note_of(recipe: Mapping[str, Any]) -> str:
+    """Return the words for the source of masks, from the metadata of their shards."""
+    network_note = _NETWORK_NOTES.get(recipe.get("sam_type", ""))
+    unknown = "a source that this version does not know"
+    return network_note or NOTES.get(str(recipe.get("source", "unknown")), unknown)
 
 
 @dataclass(frozen=True)
@@ -128,11 +143,12 @@ def make_recipe(
 
     Args:
         config: settings of masks.
-        sam_checkpoint: SAM weights, or None.
+        sam_checkpoint: SAM weights (a file, a folder, or a name in the Hub's cache), or None.
         sam_type: the type that the checkpoint must contain.
 
     Raises:
-        CheckpointError: the file is missing, not a SAM, or of another type than `sam_type`.
+        CheckpointError: the weights are missing, not of the SAM family, or of another type than
+            `sam_type`.
         ConfigError: region source and checkpoint contradict each other, or a layer of crops has no
             points.
     """
@@ -140,20 +156,24 @@ def make_recipe(
     if source == "felzenszwalb":
         return RegionRecipe(source, "", "", _knobs(config, _FELZENSZWALB_KNOBS)), None
     _require_points(config)
-    from sfss_ray.masks.sam.networks import load_sam, recognise_sam_type, shipped_small_sam
-    from sfss_ray.models.reading import file_sha256
+    from sfss_ray.masks.sam.loading import load_promptable, resolve_checkpoint, type_of_network
+    from sfss_ray.masks.sam.networks import shipped_small_sam
+    from sfss_ray.models.reading import checkpoint_sha256
 
-    checkpoint = shipped_small_sam() if source == "small_sam" else Path(sam_checkpoint or "")
-    actual_type = recognise_sam_type(load_sam(checkpoint, sam_type).state_dict())
+    is_small = source == "small_sam"
+    checkpoint = shipped_small_sam() if is_small else resolve_checkpoint(sam_checkpoint or "")
+    actual_type = type_of_network(load_promptable(checkpoint, sam_type))
     # Thresholds that the user did not set are those of the weights.
-    defaults = _small_sam_thresholds(checkpoint) if source == "small_sam" else SAM_THRESHOLDS
+    defaults = _small_sam_thresholds(checkpoint) if is_small else SAM_THRESHOLDS
     configured = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
     knobs = {name: configured.get(name, defaults.get(name)) for name in _SAM_KNOBS}
     if config.crop_n_layers:
         knobs |= {
             k: v for k, v in _knobs(config, tuple(_CROP_DEFAULTS)).items() if v != _CROP_DEFAULTS[k]
         }
-    sha256 = file_sha256(checkpoint)
+    if config.skip_covered_iou is not None:  # earlier releases had no such setting
+        knobs["skip_covered_iou"] = config.skip_covered_iou
+    sha256 = checkpoint_sha256(checkpoint)
     return RegionRecipe(source, actual_type, sha256, knobs, config.precision), checkpoint
 
 
@@ -193,11 +213,11 @@ def build_region_source(
     import torch
 
     from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
-    from sfss_ray.masks.sam.networks import load_sam
+    from sfss_ray.masks.sam.loading import load_promptable
 
     assert checkpoint is not None
     generator = AutomaticMaskGenerator(
-        load_sam(checkpoint, device=device),
+        load_promptable(checkpoint, device=device),
         points_per_batch=points_per_batch,
         output_mode="coco_rle",
         dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,

@@ -9,7 +9,7 @@ from pathlib import Path
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.regions import NOTES
+from sfss_ray.masks.regions import note_of
 
 _SAM_ADVICE = "lower masks.pred_iou_thresh or masks.stability_score_thresh, in another folder"
 HOW_TO_GET_MASKS = {
@@ -77,7 +77,7 @@ def summarise(
     return MaskSummary(
         folder=store.folder,
         source=source,
-        note=NOTES.get(source, "a source that this version does not know"),
+        note=note_of({**store.recipe, "source": source}),
         images=len(image_ids),
         masks=store.count(image_ids),
         made=num_made,

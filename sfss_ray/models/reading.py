@@ -99,10 +99,13 @@ def _read_file(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file starts as the format does: 8 bytes with the header's length, then JSON."""
     with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+        return starts_as_safetensors(file.read(9), path)
+
+
+def starts_as_safetensors(start: bytes, path: Path) -> bool:
+    """Return whether a file's first bytes are the format's: 8 with the header's length, then JSON."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _unsafe_pickle_message(path: Path, torch_message: str) -> str:

@@ -17,6 +17,7 @@ OUT_OF_RANGE = {
     "masks.crop_n_points_downscale_factor": [0],
     "masks.crop_overlap_ratio": [-0.1, 1.1],
     "masks.crop_nms_thresh": [-0.1, 1.1],
+    "masks.skip_covered_iou": [-0.1, 1.1],
     "masks.felzenszwalb_scale": [0.0],
     "masks.images_per_shard": [0],
 }

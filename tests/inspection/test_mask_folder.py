@@ -35,7 +35,7 @@ def test_the_command_prints_the_whole_report(mask_folder: Path, capsys):
     assert cli.main(["masks", "inspect", str(mask_folder), "--pictures", "2"]) == 0
     page = capsys.readouterr().out
     assert "4 images, 4 masks" in page
-    assert "regions: sam (segment-anything)" in page
+    assert "regions: sam (segment-anything, vit_b)" in page
     assert f"made with: code_version {__version__}, sam_type vit_b, points_per_side 32" in page
     assert "images with an error: 1\n  broken: the file is empty (0 bytes)" in page
     assert "images without a mask: 1\n  drive/c" in page

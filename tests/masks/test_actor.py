@@ -208,3 +208,15 @@ def test_an_actor_of_a_killed_run_writes_nothing_to_the_folder_of_another_run(tm
         assert not list(folder.glob(".*.parquet.*"))
         MaskActor(spec | {"claim": present})(shard)
         assert len(shard_paths(folder)) == 1
+
+
+def test_an_actor_loads_a_folder_of_transformers_and_names_its_kind(tmp_path: Path):
+    models = pytest.importorskip("family_models", reason="pip install transformers")
+    models.sam2().save_pretrained(tmp_path / "weights")
+    config = MaskConfig(points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    recipe, checkpoint = make_recipe(config, tmp_path / "weights")
+    spec = actor_spec(recipe, checkpoint, tmp_path, config) | {"threads": 1, "pool": 1}
+    store = work(MaskActor(json.loads(json.dumps(spec))), put_pictures(tmp_path, a=(40, 60)))
+    assert store.recipe["sam_type"] == "sam2"
+    assert store.errors == {}
+    assert store.num_masks >= 1

@@ -21,9 +21,10 @@ from sfss_ray.masks.regions import (
     build_region_source,
     choose_source,
     make_recipe,
+    note_of,
 )
 from sfss_ray.masks.sam.networks import build_small_sam, shipped_small_sam
-from sfss_ray.models.reading import file_sha256
+from sfss_ray.models.reading import checkpoint_sha256, file_sha256
 from sfss_ray.streets.scenes import render_scene
 
 
@@ -189,6 +190,14 @@ def test_the_recipe_contains_crop_settings_only_if_they_differ_from_sams():
     assert not set(names) & set(without.knobs)
 
 
+def test_the_recipe_contains_skipping_only_if_it_is_on():
+    """Runs of earlier releases without this setting can be resumed."""
+    plain = make_recipe(MaskConfig(regions="small_sam"), None)[0]
+    skipping = make_recipe(MaskConfig(regions="small_sam", skip_covered_iou=0.8), None)[0]
+    assert "skip_covered_iou" not in plain.knobs
+    assert skipping.knobs == plain.knobs | {"skip_covered_iou": 0.8}
+
+
 def test_crops_have_the_configured_number_of_points():
     image = render_scene("camera", 5, 0).image
     knobs = {
@@ -244,3 +253,27 @@ def test_the_recipe_contains_bf16_and_omits_fp32(tmp_path):
     assert recipes["bf16"] == recipes["fp32"] | {"precision": "bf16"}
     assert "precision" not in recipes["fp32"]
     assert masks["fp32"] != masks["bf16"]
+
+
+@pytest.mark.parametrize("kind", ["hf_sam", "sam2", "sam3"])
+def test_the_recipe_names_the_kind_of_a_network_of_transformers(kind: str, tmp_path: Path):
+    models = pytest.importorskip("family_models", reason="pip install transformers")
+    models.MODELS[kind]().save_pretrained(tmp_path)
+    config = MaskConfig(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.3)
+    recipe, checkpoint = make_recipe(config, tmp_path)
+    assert (recipe.source, recipe.sam_type, checkpoint) == ("sam", kind, tmp_path)
+    assert recipe.sam_sha256 == checkpoint_sha256(tmp_path)
+    assert RegionRecipe(**json.loads(json.dumps(recipe.as_dict()))) == recipe
+    assert note_of(recipe.as_dict()).endswith("from transformers")
+    records = build_region_source(recipe, checkpoint, 2, "cpu")(scene())
+    assert records
+    for record, mask in zip(records, decoded(records, scene()), strict=True):
+        assert record["area"] == mask.sum()
+
+
+def test_notes_of_shards_without_a_network_of_transformers_are_those_of_their_source():
+    assert note_of({"source": "sam", "sam_type": "small"}) == NOTES["sam"]
+    assert note_of({"source": "sam", "sam_type": "vit_b"}) == "segment-anything, vit_b"
+    assert note_of({"source": "felzenszwalb", "sam_type": ""}) == NOTES["felzenszwalb"]
+    assert note_of({"source": "imported"}) == NOTES["imported"]
+    assert note_of({}) == note_of({"source": "x"}) == "a source that this version does not know"

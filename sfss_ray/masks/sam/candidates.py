@@ -7,14 +7,13 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sfss_ray.masks.bank.run_lengths import Counts
-from sfss_ray.masks.sam.crop import EncodedCrop
 from sfss_ray.masks.sam.decoder import DecodedPoints
 from sfss_ray.masks.sam.measure_cpu import PackedMasks, measure_mask
 from sfss_ray.masks.sam.measure_gpu import DeferredMasks, FullImageUpsampler, measure_masks
+from sfss_ray.masks.sam.promptable import EncodedCrop
 from sfss_ray.masks.sam.upsample import RegionUpsampler
 
 # Bytes of image keys that a CPU decodes at once: more would not fit its caches.
@@ -34,11 +33,18 @@ class Thresholds:
         stability_score_thresh: masks need at least this stability score, the IoU of the masks
             thresholded at mask_threshold +- stability_score_offset.
         stability_score_offset: in logits.
+        above: whether a stability score must be greater than its threshold.
     """
 
     pred_iou_thresh: float
     stability_score_thresh: float
     stability_score_offset: float
+    above: bool = False
+
+    def stable(self, scores: Tensor) -> Tensor:
+        """Return which scores pass. That of an empty mask is 0 / 0, a NaN, and never passes."""
+        limit = self.stability_score_thresh
+        return scores > limit if self.above else scores >= limit
 
 
 Pixels = TypeVar("Pixels", PackedMasks, DeferredMasks)
@@ -86,13 +92,13 @@ def find_candidates(
         points_per_batch: points decoded at once, at most.
         thresholds: quality filters.
     """
-    find = _find_mask_by_mask if _runs_mask_by_mask(crop.sam) else _find_in_batches
+    find = _find_mask_by_mask if _runs_mask_by_mask(crop.device) else _find_in_batches
     return find(crop, points, points_per_batch, thresholds)
 
 
-def _runs_mask_by_mask(sam: Sam) -> bool:
+def _runs_mask_by_mask(device: torch.device) -> bool:
     """Return whether single masks are faster than batches; the device alone decides."""
-    return sam.device.type == "cpu"
+    return device.type == "cpu"
 
 
 def _find_mask_by_mask(
@@ -113,7 +119,7 @@ def _find_in_batches(
     The CPU waits for the GPU where the decoder needs it, and once at the end. If the logits exceed
     _MAX_LOGIT_BYTES, unstable masks are dropped earlier, which costs one more wait each time.
     """
-    mask_threshold = crop.sam.mask_threshold
+    mask_threshold = crop.mask_threshold
     pending: list[_MeasuredBatch] = []
     candidates: list[Candidates[DeferredMasks]] = []
     for decoded, batch in _decode_batches(crop, points, points_per_batch, thresholds):
@@ -189,17 +195,21 @@ def _decode_batches(
     """Yield the masks of each batch with the batch's points in pixels of the crop."""
     input_points = crop.to_model_input(points)
     pred_iou_thresh = thresholds.pred_iou_thresh if thresholds.pred_iou_thresh > 0 else None
-    for batch in _batches(crop.sam, len(points), points_per_batch, crop.dtype):
+    for batch in _batches(crop, len(points), points_per_batch):
         decoded = crop.decoder.decode(input_points[batch], pred_iou_thresh)
         yield decoded, torch.as_tensor(points[batch])
 
 
-def _batches(sam: Sam, n_points: int, points_per_batch: int, dtype: torch.dtype) -> Iterator[slice]:
-    if sam.device.type == "cpu":
-        h, w = sam.prompt_encoder.image_embedding_size
-        key_bytes = dtype.itemsize * h * w * sam.prompt_encoder.embed_dim
-        fits_cache = max(1, _CPU_BATCH_BYTES // key_bytes)
-        points_per_batch = min(points_per_batch, _CPU_MAX_POINTS, fits_cache)
+def batch_size(crop: EncodedCrop, points_per_batch: int) -> int:
+    """Return how many points are decoded at once; on a CPU as many as fit its caches."""
+    if crop.device.type != "cpu":
+        return points_per_batch
+    fits_cache = max(1, _CPU_BATCH_BYTES // crop.key_bytes)
+    return min(points_per_batch, _CPU_MAX_POINTS, fits_cache)
+
+
+def _batches(crop: EncodedCrop, n_points: int, points_per_batch: int) -> Iterator[slice]:
+    points_per_batch = batch_size(crop, points_per_batch)
     return (slice(k, k + points_per_batch) for k in range(0, n_points, points_per_batch))
 
 
@@ -222,7 +232,7 @@ def _measure_batch(
         measure_mask(
             logits,
             upsampler,
-            crop.sam.mask_threshold,
+            crop.mask_threshold,
             thresholds.stability_score_offset,
             check_rounding=crop.can_match_stock,
         )
@@ -242,11 +252,20 @@ def _measure_batch(
 
 
 def _select_stable(candidates: Candidates[Pixels], thresholds: Thresholds) -> Candidates[Pixels]:
-    """Drop unstable masks. The score of an empty mask is 0 / 0, a NaN, and fails every threshold."""
+    """Drop unstable masks."""
     if thresholds.stability_score_thresh <= 0:
         return candidates
-    stable = candidates.stability_score >= thresholds.stability_score_thresh
+    stable = thresholds.stable(candidates.stability_score)
     return candidates if stable.all() else candidates.select(stable)
+
+
+def concatenate(parts: list[CropMasks]) -> CropMasks:
+    """Join masks of one crop, in order; there must be at least one part."""
+    packed = [part for part in parts if isinstance(part.masks, PackedMasks)]
+    deferred = [part for part in parts if isinstance(part.masks, DeferredMasks)]
+    if packed:
+        return _concatenate_packed(packed)  # pyright: ignore[reportArgumentType]
+    return _concatenate_deferred(deferred)  # pyright: ignore[reportArgumentType]
 
 
 def _concatenate_packed(batches: list[Candidates[PackedMasks]]) -> Candidates[PackedMasks]:

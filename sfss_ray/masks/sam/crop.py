@@ -1,59 +1,21 @@
 """The image encoder on one crop: pixels in, an embedding and a mask decoder out."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from segment_anything import SamPredictor
-from segment_anything.modeling import Sam
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from sfss_ray.masks.sam.decoder import SharedImageDecoder
 from sfss_ray.masks.sam.encoder import encode_image
+from sfss_ray.masks.sam.promptable import EncodedCrop
+from sfss_ray.masks.sam.reference_decoder import ReferenceDecoder
 from sfss_ray.masks.sam.replaced_parts import not_one_tensor
 from sfss_ray.masks.sam.resize import PillowResize
-
-
-@dataclass(frozen=True)
-class EncodedCrop:
-    """A crop after the image encoder: all that is needed to turn points into masks.
-
-    Attributes:
-        sam: the model.
-        embedding: float32 (1, C, h, w), the image encoder's output.
-        decoder: the mask decoder with this embedding.
-        size: (h, w) of the crop in pixels.
-        input_size: (h, w) of the crop at the network's size, without padding.
-        dtype: of the image side of the decoder.
-    """
-
-    sam: Sam
-    embedding: Tensor
-    decoder: SharedImageDecoder
-    size: tuple[int, int]
-    input_size: tuple[int, int]
-    dtype: torch.dtype
-
-    @property
-    def can_match_stock(self) -> bool:
-        """Whether masks differ from the stock masks by the order of float32 sums alone."""
-        return self.dtype == torch.float32 and self.sam.device.type == "cpu"
-
-    @property
-    def upsampling_sizes(self) -> tuple[int, tuple[int, int], tuple[int, int]]:
-        """The sizes that an upsampler takes after the size of the logits."""
-        return self.sam.image_encoder.img_size, self.input_size, self.size
-
-    def to_model_input(self, points: NDArray[np.float64]) -> Tensor:
-        """Convert points (n, 2) from pixels of the crop to pixels of the model input.
-
-        The result lies on the model's device.
-        """
-        scale = np.array([[new / old for new, old in zip(self.input_size, self.size, strict=True)]])
-        return torch.as_tensor(points * scale[:, ::-1], device=self.sam.device)
 
 
 def encode_crop(
@@ -85,7 +47,18 @@ def encode_crop(
     grid = sam.prompt_encoder.image_embedding_size
     embedding = embedding.float().expand(1, -1, *grid)
     decoder = SharedImageDecoder(sam, embedding, dtype, input_size)
-    return EncodedCrop(sam, embedding, decoder, (height, width), input_size, dtype)
+    is_exact = dtype == torch.float32 and sam.device.type == "cpu"
+    return EncodedCrop(
+        decoder=decoder,
+        size=(height, width),
+        upsampling_sizes=(sam.image_encoder.img_size, input_size, (height, width)),
+        point_scale=(input_size[1] / width, input_size[0] / height),
+        input_side=sam.image_encoder.img_size,
+        mask_threshold=sam.mask_threshold,
+        device=sam.device,
+        key_bytes=dtype.itemsize * embedding[0].numel(),
+        reference=partial(ReferenceDecoder, sam, embedding) if is_exact else None,
+    )
 
 
 def _embed_on_cpu(predictor: SamPredictor, cropped: NDArray[Any]) -> Any:

@@ -10,8 +10,10 @@ the positions of the padding, half of all positions for an image twice as wide a
 are made from them.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from segment_anything.modeling import PromptEncoder, Sam
@@ -26,6 +28,9 @@ from sfss_ray.masks.sam.image_attention import (
     layer_norm,
 )
 from sfss_ray.masks.sam.upsample import unpadded_low_size
+
+if TYPE_CHECKING:
+    from sfss_ray.masks.sam.family_parts import FamilyParts, PromptParts
 
 # Points whose masks are upscaled together: the 16 pixels of a position are the decoder's largest
 # arrays, and for a single point they fit a CPU's caches.
@@ -50,27 +55,55 @@ class DecodedPoints:
     low_size: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class FineFeatures:
+    """Features that SAM 2 adds in the upscaling, after its first and its second convolution.
+
+    Attributes:
+        half: float32 (1, C / 4, 2 h, 2 w).
+        full: float32 (1, C / 8, 4 h, 4 w).
+    """
+
+    half: Tensor
+    full: Tensor
+
+    def rows(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return both in the order of the decoder's rows: (4 n, C / 4) and (16 n, C / 8)."""
+        half = self.half[0].unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, h, dy, w, dx)
+        full = self.full[0].unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2))
+        rows = half.permute(1, 3, 2, 4, 0), full.permute(1, 4, 2, 5, 3, 6, 0)
+        return rows[0].flatten(0, 3).to(dtype), rows[1].flatten(0, 5).to(dtype)
+
+
 class SharedImageDecoder:
     """The stock mask decoder, rearranged as the module's docstring explains.
 
     Tokens stay in float32 for every dtype because they cost little.
 
     Args:
-        sam: a model for which stock_modules.is_stock() is true.
+        sam: a model for which stock_modules.is_stock() is true, or the parts of another model of the
+            family under the same names (family_parts.py).
         embedding: float32 (1, C, h, w), the image encoder's output.
         dtype: of the image side, torch.float32 or torch.bfloat16.
         input_size: (h, w) of the image at the network's size, without padding; None for no padding.
+        fine: of an image of SAM 2, which has no padding.
     """
 
     def __init__(
         self,
-        sam: Sam,
+        sam: Sam | FamilyParts,
         embedding: Tensor,
         dtype: torch.dtype,
         input_size: tuple[int, int] | None = None,
+        fine: FineFeatures | None = None,
     ) -> None:
-        self._sam, self._dtype = sam, dtype
+        self._sam, self.embedding, self._dtype = sam, embedding, dtype
+        self._fine = None if fine is None else fine.rows(dtype)
         self._decoder: Any = sam.mask_decoder  # its layers are typed as plain modules
+        tokens = [self._decoder.iou_token.weight, self._decoder.mask_tokens.weight]
+        # SAM 2 puts the token of its object score first.
+        first = getattr(self._decoder, "obj_score_token", None)
+        self._output_tokens = torch.cat(tokens if first is None else [first.weight, *tokens])
         height, width = embedding.shape[-2:]
         self._grid = height, width
         self._low_size = 4 * height, 4 * width
@@ -127,9 +160,7 @@ class SharedImageDecoder:
     def _attend(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the final IoU token (B, C), the tokens of M masks (B, M, C) and keys (B, N, C)."""
         sparse = embed_points(self._sam.prompt_encoder, points)
-        output_tokens = torch.cat(
-            [self._decoder.iou_token.weight, self._decoder.mask_tokens.weight]
-        )
+        output_tokens = self._output_tokens
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
         queries, keys = tokens, self._keys.expand(len(sparse), -1, -1)
         for layer in self._layers:
@@ -142,15 +173,19 @@ class SharedImageDecoder:
 
     def _used_tokens(self, tokens: Tensor) -> Tensor:
         """Select the tokens of the IoU and of the multimask outputs."""
-        multimask = slice(2, 1 + self._decoder.num_mask_tokens)
-        return torch.cat([tokens[:, :1], tokens[:, multimask]], dim=1)
+        iou = len(self._output_tokens) - 1 - self._decoder.num_mask_tokens
+        multimask = slice(iou + 2, len(self._output_tokens))
+        return torch.cat([tokens[:, iou : iou + 1], tokens[:, multimask]], dim=1)
 
     def _mask_rasters(self, mask_tokens: Tensor, keys: Tensor) -> Tensor:
         """Return logits (b, M, n * 16) of the multimask outputs of b points, 16 per position."""
         conv1, norm, act1, conv2, act2 = self._decoder.output_upscaling
         x = _conv_as_product(conv1, keys)
+        if self._fine is not None:
+            x = x + self._fine[0]
         x = act1(layer_norm(x, norm.weight, norm.bias, norm.eps))
-        x = act2(_conv_as_product(conv2, x))
+        x = _conv_as_product(conv2, x)
+        x = act2(x if self._fine is None else x + self._fine[1])
         networks = self._decoder.output_hypernetworks_mlps[1:]
         pairs = zip(networks, mask_tokens.unbind(1), strict=True)
         filters = torch.stack([network(token) for network, token in pairs], dim=1)
@@ -167,7 +202,7 @@ class SharedImageDecoder:
         return pixels.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(rasters), 4 * h, 4 * w)
 
 
-def embed_points(encoder: PromptEncoder, points: Tensor) -> Tensor:
+def embed_points(encoder: PromptEncoder | PromptParts, points: Tensor) -> Tensor:
     """Return the stock encoder's sparse embedding (B, 2, C) of foreground points (B, 2).
 
     Each point is one prompt. The second token says that there is no box. The stock encoder finds it by

@@ -15,20 +15,29 @@ If a caller replaced one of them (replaced_parts.py), the inherited methods run 
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.modeling import Sam
+from segment_anything.utils.amg import build_all_layer_point_grids
 
 from sfss_ray.errors import ConfigError, DataError
-from sfss_ray.masks.sam.boxes import Box, crop_boxes, near_crop_edge, nms_indices
-from sfss_ray.masks.sam.candidates import Thresholds, find_candidates
-from sfss_ray.masks.sam.crop import encode_crop
+from sfss_ray.masks.sam.boxes import Box, crop_boxes
+from sfss_ray.masks.sam.candidates import Thresholds
+from sfss_ray.masks.sam.conventions import (
+    CropRequest,
+    ImageRequest,
+    Suppression,
+    masks_of_image,
+    masks_of_pipeline,
+)
 from sfss_ray.masks.sam.generator_checks import (
     FLOATS_ABOVE_ONE,
+    check_convention,
     check_counts,
     check_image,
     check_options,
@@ -36,10 +45,12 @@ from sfss_ray.masks.sam.generator_checks import (
     check_points,
     wraps_around,
 )
-from sfss_ray.masks.sam.image_masks import ImageMasks, concatenate
-from sfss_ray.masks.sam.recheck import recompute_ambiguous
+from sfss_ray.masks.sam.loading import load_promptable
+from sfss_ray.masks.sam.promptable import EncodedCrop, PromptableModel
+from sfss_ray.masks.sam.recognition import check_float32, promptable_model
 from sfss_ray.masks.sam.replaced_parts import mismatch, replaced_part
 from sfss_ray.masks.sam.resize import PillowResize
+from sfss_ray.masks.sam.segment_anything_model import SegmentAnythingModel
 
 
 class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
@@ -56,8 +67,14 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
     The result, errors included, is that of the stock generator, and a warning names the replaced part.
     Replacing the image encoder does not need this and costs no speed.
 
+    Models of transformers go the same fast way: SAM, SAM 2 and the tracker of SAM 3, with the image
+    processor and the image encoder of transformers.
+
     Args:
-        model: the Sam; its device is used.
+        model: segment_anything's Sam, or a SamModel, Sam2Model or Sam3TrackerModel of transformers;
+            its device is used. Or a module with image_encoder, prompt_encoder and mask_decoder like
+            Sam's. Or the path of weights, or the name of a model in the local cache of the Hugging
+            Face Hub (loading.py).
         points_per_side: the grid has points_per_side ** 2 points; None if `point_grids` is given.
         points_per_batch: points decoded at once, at most. On a CPU fewer are decoded at once, as many
             as fit its caches (at most 8). Masks do not depend on it.
@@ -77,19 +94,28 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             size and counts, as pycocotools).
         dtype: torch.bfloat16 makes encoder and decoder faster. Masks then differ: their IoU with the
             float32 masks is typically .97 to .99, and lower for single masks.
+        convention: "segment_anything" gives all parameters the meaning above. "transformers", for its
+            models, gives the masks of its mask-generation pipeline: crop_nms_thresh applies to the
+            masks of all crops together, box_nms_thresh does not apply (conventions.py).
+        skip_covered_iou: points inside a mask already found with at least this predicted IoU are
+            skipped. That is faster and loses masks; None skips no point.
 
     Raises:
-        ConfigError: a parameter is out of range.
+        ConfigError: a parameter is out of range, or the model cannot be used.
+        CheckpointError: the weights cannot be loaded.
     """
 
     # Class defaults, for callers who set the stock attributes without calling this constructor.
     dtype: torch.dtype = torch.float32
+    convention: str = "segment_anything"
+    skip_covered_iou: float | None = None
+    _model: PromptableModel | None = None
     _resize: PillowResize | None = None
     _warned_topics: frozenset[str] = frozenset()
 
     def __init__(
         self,
-        model: Sam,
+        model: Any,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -104,25 +130,38 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
         dtype: torch.dtype = torch.float32,
+        convention: str = "segment_anything",
+        skip_covered_iou: float | None = None,
     ) -> None:
         check_options(output_mode, dtype)
         check_counts(points_per_batch, crop_n_layers)
         check_points(points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor)
-        super().__init__(
-            model=model,
-            points_per_side=points_per_side,
-            points_per_batch=points_per_batch,
-            pred_iou_thresh=pred_iou_thresh,
-            stability_score_thresh=stability_score_thresh,
-            stability_score_offset=stability_score_offset,
-            box_nms_thresh=box_nms_thresh,
-            crop_n_layers=crop_n_layers,
-            crop_nms_thresh=crop_nms_thresh,
-            crop_overlap_ratio=crop_overlap_ratio,
-            crop_n_points_downscale_factor=crop_n_points_downscale_factor,
-            point_grids=point_grids,  # pyright: ignore[reportArgumentType]
-            min_mask_region_area=min_mask_region_area,
-        )
+        settings: dict[str, Any] = {
+            "points_per_batch": points_per_batch,
+            "pred_iou_thresh": pred_iou_thresh,
+            "stability_score_thresh": stability_score_thresh,
+            "stability_score_offset": stability_score_offset,
+            "box_nms_thresh": box_nms_thresh,
+            "crop_n_layers": crop_n_layers,
+            "crop_nms_thresh": crop_nms_thresh,
+            "crop_overlap_ratio": crop_overlap_ratio,
+            "crop_n_points_downscale_factor": crop_n_points_downscale_factor,
+            "min_mask_region_area": min_mask_region_area,
+        }
+        if isinstance(model, str | Path):
+            model = load_promptable(model)
+        self._model = promptable_model(model)
+        check_convention(convention, is_stock=self._model is None)
+        self.convention, self.skip_covered_iou = convention, skip_covered_iou
+        if self._model is None:
+            super().__init__(model, points_per_side, point_grids=point_grids, **settings)  # pyright: ignore[reportArgumentType]
+        else:  # there is no stock predictor for other models
+            vars(self).update(settings)
+            self.point_grids: Any = point_grids
+            if points_per_side is not None:
+                self.point_grids = build_all_layer_point_grids(
+                    points_per_side, crop_n_layers, crop_n_points_downscale_factor
+                )
         # Set here because the stock constructor imports pycocotools for "coco_rle".
         self.output_mode = output_mode
         self.dtype = dtype
@@ -144,7 +183,7 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             ConfigError: an attribute was set to a value out of range, or the predictor cannot run the
                 model.
         """
-        clause = replaced_part(self)
+        clause = replaced_part(self) if self._model is None else None
         if clause is not None:
             self._warn_once("stock calls", _replacement_warning(clause, self.dtype))
             return self._generate_with_stock_calls(image)
@@ -181,19 +220,35 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
     @torch.no_grad()
     def _generate_fast(self, image: NDArray[Any]) -> list[dict[str, Any]]:
         """Compute the stock masks without the stock calls, none of which was replaced."""
-        image_size = image.shape[:2]
+        model, image_size = self._promptable_model(), (image.shape[0], image.shape[1])
         boxes, layers = crop_boxes(image_size, self.crop_n_layers, self.crop_overlap_ratio)
-        if not self._has_pixels(boxes[0]):
-            side = self.predictor.model.image_encoder.img_size
+        if not _has_pixels(model, boxes[0]):
             raise DataError(
                 f"image is {image_size[1]}x{image_size[0]} pixels, too narrow for a network that"
-                f" resizes the longer side to {side}: the shorter side has no pixel left; crop the"
-                " image"
+                f" resizes the longer side to {model.input_side}: the shorter side has no pixel left;"
+                " crop the image"
             )
-        crops = [(b, k) for b, k in zip(boxes, layers, strict=True) if self._has_pixels(b)]
-        masks = concatenate([self._process_fast(image, *crop) for crop in crops])
-        if len(boxes) > 1:
-            masks = masks.without_crop_duplicates(self.crop_nms_thresh)
+        crops = [
+            CropRequest(
+                box, self.point_grids[layer], partial(_encode, model, image, box, self.dtype)
+            )
+            for box, layer in zip(boxes, layers, strict=True)
+            if _has_pixels(model, box)
+        ]
+        thresholds = Thresholds(
+            self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset
+        )
+        suppression = Suppression(self.box_nms_thresh, self.crop_nms_thresh)
+        request = ImageRequest(
+            image_size,
+            crops,
+            self.points_per_batch,
+            thresholds,
+            suppression,
+            self.skip_covered_iou,
+        )
+        make = masks_of_pipeline if self.convention == "transformers" else masks_of_image
+        masks = make(request)
         if self.min_mask_region_area > 0 and masks.counts:
             iou_threshold = max(self.box_nms_thresh, self.crop_nms_thresh)
             masks = masks.without_small_regions(
@@ -201,38 +256,27 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             )
         return masks.to_records(image_size, self.output_mode)
 
-    def _has_pixels(self, box: Box) -> bool:
-        """Return whether a crop has a pixel at the network's size; tiny crops may have none."""
-        x0, y0, x1, y1 = box
-        if x1 <= x0 or y1 <= y0:
-            return False
-        side = self.predictor.model.image_encoder.img_size
-        return min(self.predictor.transform.get_preprocess_shape(y1 - y0, x1 - x0, side)) > 0
-
-    def _process_fast(self, image: NDArray[Any], box: Box, layer: int) -> ImageMasks:
-        """Return the masks of one crop, without duplicates within the crop."""
-        x0, y0, x1, y1 = box
-        image_size = image.shape[:2]
+    def _promptable_model(self) -> PromptableModel:
+        """Return the model; a Sam is that of the current predictor, which a caller may replace."""
+        if self._model is not None:
+            return self._model
+        check_float32(self.predictor.model)
         if self._resize is None:
             self._resize = PillowResize()
-        crop = encode_crop(self.predictor, image[y0:y1, x0:x1], self.dtype, self._resize)
-        points = np.asarray(self.point_grids[layer]) * np.array([crop.size[::-1]])
-        thresholds = Thresholds(
-            self.pred_iou_thresh, self.stability_score_thresh, self.stability_score_offset
-        )
-        candidates = find_candidates(crop, points, self.points_per_batch, thresholds)
-        # The cheap filters come first: rechecking and run lengths cost time for each mask.
-        candidates = candidates.select(~near_crop_edge(candidates.boxes, box, image_size))
-        survivors = nms_indices(candidates.boxes, candidates.predicted_iou, self.box_nms_thresh)
-        masks = recompute_ambiguous(crop, candidates.select(survivors), self.stability_score_offset)
-        return ImageMasks(
-            masks.counts_in_image((y0, x0), image_size),
-            masks.predicted_iou,
-            masks.stability_score,
-            masks.points + torch.tensor([x0, y0]),
-            masks.boxes + torch.tensor([x0, y0, x0, y0]),
-            torch.tensor(box).repeat(len(masks.boxes), 1),
-        )
+        return SegmentAnythingModel(self.predictor, self._resize)
+
+
+def _has_pixels(model: PromptableModel, box: Box) -> bool:
+    """Return whether a crop has a pixel at the network's size; tiny crops may have none."""
+    x0, y0, x1, y1 = box
+    return x1 > x0 and y1 > y0 and model.has_pixels(y1 - y0, x1 - x0)
+
+
+def _encode(
+    model: PromptableModel, image: NDArray[Any], box: Box, dtype: torch.dtype
+) -> EncodedCrop:
+    x0, y0, x1, y1 = box
+    return model.encode(image[y0:y1, x0:x1], dtype)
 
 
 def _replacement_warning(clause: str, dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sfss_ray.errors import ConfigError, DataError
 
 _OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+_CONVENTIONS = ("segment_anything", "transformers")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 FLOATS_ABOVE_ONE = (
@@ -25,6 +26,22 @@ def check_options(output_mode: str, dtype: torch.dtype) -> None:
         raise ConfigError(f"output_mode is {output_mode!r}; choose one of {_OUTPUT_MODES}")
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype is {dtype}; choose torch.float32 or torch.bfloat16")
+
+
+def check_convention(convention: str, is_stock: bool) -> None:
+    """Raise ConfigError unless the convention exists and the model's reference follows it.
+
+    Args:
+        convention: of suppression and points, see conventions.py.
+        is_stock: whether the model is segment_anything's Sam.
+    """
+    if convention not in _CONVENTIONS:
+        raise ConfigError(f"convention is {convention!r}; choose one of {_CONVENTIONS}")
+    if is_stock and convention != "segment_anything":
+        raise ConfigError(
+            f"convention is {convention!r}, but the model is segment_anything's Sam, which its"
+            " pipeline does not run: leave convention out, or give a model of transformers"
+        )
 
 
 def check_image(image: NDArray[Any]) -> None:

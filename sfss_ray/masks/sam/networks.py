@@ -23,6 +23,7 @@ from segment_anything.modeling import (
 from torch import nn
 
 from sfss_ray.errors import CheckpointError
+from sfss_ray.models.reading import read_checkpoint, starts_as_safetensors
 
 SamType = Literal["vit_b", "vit_l", "vit_h", "small"]
 
@@ -137,7 +138,23 @@ def load_sam(
     if sam_type not in allowed:
         raise CheckpointError(f"sam_type is {sam_type!r}; allowed are {', '.join(allowed)}")
     path = Path(checkpoint)
-    state_dict = _read_state_dict(path)
+    return load_state(read_state_dict(path), path, sam_type, device)
+
+
+def load_state(
+    state_dict: Mapping[str, torch.Tensor], path: Path, sam_type: str, device: torch.device | str
+) -> Sam:
+    """Return the SAM of these weights: float32, evaluation mode, no gradients.
+
+    Args:
+        state_dict: tensors of any floating type.
+        path: from which they were read.
+        sam_type: the type that they must have; "auto" accepts every type.
+        device: of the network.
+
+    Raises:
+        CheckpointError: they are the weights of another network or of another type.
+    """
     try:
         actual_type = recognise_sam_type(state_dict)
     except CheckpointError as error:
@@ -152,16 +169,34 @@ def load_sam(
     return sam.float().eval().requires_grad_(False).to(device)
 
 
+def is_sam_state(state_dict: Mapping[str, Any]) -> bool:
+    """Return whether these tensors have the names of segment_anything's Sam."""
+    return any(key in state_dict for key in _SAM_KEYS[:2])  # transformers has the third one too
+
+
 def shipped_small_sam() -> Path:
     """Return the path of the small SAM's weights in this package (float16, 4 MB)."""
     return Path(__file__).resolve().parents[2] / "streets" / "weights" / "small_sam.pt"
 
 
-def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by name; nothing in the file is executed.
+
+    Args:
+        path: of a file written by torch.save or as safetensors.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or contains more than weights.
+    """
     if not path.is_file():
         raise CheckpointError(f"no SAM checkpoint at {path}: {_HOW_TO_GET_WEIGHTS}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            if starts_as_safetensors(file.read(9), path):
+                content = read_checkpoint(path)
+                return content.get("state_dict", content)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} contains more than weights: "
@@ -172,6 +207,9 @@ def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path} cannot be read as a PyTorch checkpoint ({_first_line(error)}); the file may "
             f"be truncated: download it again, or {_HOW_TO_GET_WEIGHTS}"
         ) from None
+    for key in ("model", "state_dict"):  # training programs save more beside the weights
+        if isinstance(content, dict) and _is_state_dict(content.get(key)):
+            content = content[key]
     if not _is_state_dict(content):
         raise CheckpointError(
             f"{path} contains a {type(content).__name__}, not a state dict (names to tensors) of a "

@@ -5,9 +5,8 @@ from dataclasses import replace
 import torch
 
 from sfss_ray.masks.sam.candidates import CropMasks
-from sfss_ray.masks.sam.crop import EncodedCrop
 from sfss_ray.masks.sam.measure_cpu import PackedMasks, measure_mask
-from sfss_ray.masks.sam.reference_decoder import ReferenceDecoder
+from sfss_ray.masks.sam.promptable import EncodedCrop
 from sfss_ray.masks.sam.upsample import RegionUpsampler
 
 _MASKS_AT_ONCE = 16  # bounds the low-resolution logits in memory
@@ -28,14 +27,14 @@ def recompute_ambiguous(
         stability_score_offset: in logits.
     """
     packed = candidates.masks
-    if not isinstance(packed, PackedMasks) or not crop.can_match_stock:
+    if not isinstance(packed, PackedMasks) or crop.reference is None:
         return candidates
     ambiguous = [k for k, mask in enumerate(packed.masks) if mask.ambiguous]
     if not ambiguous:
         return candidates
     # Masks of one point come next to each other, so that they are decoded together.
     ambiguous.sort(key=lambda k: candidates.points[k].tolist())
-    decoder, mask_threshold = ReferenceDecoder(crop.sam, crop.embedding), crop.sam.mask_threshold
+    decoder, mask_threshold = crop.reference(), crop.mask_threshold
     masks, boxes = list(packed.masks), candidates.boxes.clone()
     for start in range(0, len(ambiguous), _MASKS_AT_ONCE):
         indices = ambiguous[start : start + _MASKS_AT_ONCE]

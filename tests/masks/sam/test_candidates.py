@@ -37,7 +37,7 @@ def points():
 
 @pytest.fixture(params=[False, True], ids=["mask by mask", "in batches"])
 def in_batches(request, monkeypatch):
-    monkeypatch.setattr(candidates, "_runs_mask_by_mask", lambda sam: not request.param)
+    monkeypatch.setattr(candidates, "_runs_mask_by_mask", lambda device: not request.param)
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def test_without_filters_each_point_has_three_masks_in_order(crop, points, in_ba
 @torch.no_grad()
 def test_scores_are_those_of_the_stock_functions(sam, crop, points, in_batches):
     masks = find_candidates(crop, points, 64, NO_FILTER)
-    stock = StockDecoder(sam, crop.embedding, torch.float32)
+    stock = StockDecoder(sam, crop.decoder.embedding, torch.float32)
     decoded = stock.decode(crop.to_model_input(points), None)
     logits = sam.postprocess_masks(decoded.logits[:, None], crop.input_size, crop.size)[:, 0]
     expected = calculate_stability_score(logits, sam.mask_threshold, 1.0)
@@ -105,7 +105,7 @@ def test_the_score_of_an_empty_mask_is_nan_and_fails_every_threshold(points, in_
 @pytest.mark.parametrize("limit", [0, 3 * LOGIT_BYTES * 20])
 def test_unstable_masks_are_dropped_early_if_there_are_many(sam, case, limit, monkeypatch):
     """The masks do not depend on it, and the logits in memory stay near the limit."""
-    monkeypatch.setattr(candidates, "_runs_mask_by_mask", lambda sam: False)
+    monkeypatch.setattr(candidates, "_runs_mask_by_mask", lambda device: False)
     settings = {**LOOSE, "points_per_batch": 5, "output_mode": "coco_rle", **CASES[case]}
     generator = AutomaticMaskGenerator(sam, **settings)
     expected = generator.generate(drawn_image())

@@ -97,7 +97,7 @@ def test_a_model_of_bgr_images_gets_bgr_images(sam, monkeypatch):
     predictor.set_image(image)
     expected = predictor.get_image_embedding()
     with torch.no_grad():
-        on_cpu = encode_crop(predictor, image, torch.float32, resize).embedding
+        on_cpu = encode_crop(predictor, image, torch.float32, resize).decoder.embedding
     assert torch.equal(on_cpu, expected)
     assert torch.equal(embed_on_device(predictor, image[..., ::-1], resize), expected)
 

@@ -167,7 +167,7 @@ def test_parameters_are_those_of_the_stock_generator():
         inspect.signature(cls).parameters
         for cls in (SamAutomaticMaskGenerator, AutomaticMaskGenerator)
     )
-    assert list(ours) == [*stock, "dtype"]
+    assert list(ours) == [*stock, "dtype", "convention", "skip_covered_iou"]
     assert all(ours[name].default == stock[name].default for name in stock)
 
 

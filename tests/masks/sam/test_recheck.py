@@ -13,8 +13,9 @@ from random_sam import (
     random_sam,
 )
 
-from sfss_ray.masks.sam import measure_cpu, recheck
+from sfss_ray.masks.sam import crop, measure_cpu
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+from sfss_ray.masks.sam.reference_decoder import ReferenceDecoder
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,9 @@ def test_ambiguous_masks_equal_the_stock_masks(sam, case, monkeypatch):
 def test_only_ambiguous_masks_are_decoded_again(sam, monkeypatch):
     settings = {**LOOSE, "pred_iou_thresh": 1.0, "output_mode": "coco_rle"}
     masks, batch_sizes = AutomaticMaskGenerator(sam, **settings).generate(drawn_image()), []
-    decode = recheck.ReferenceDecoder.logits
+    decode = ReferenceDecoder.logits
     monkeypatch.setattr(
-        recheck.ReferenceDecoder,
+        ReferenceDecoder,
         "logits",
         lambda self, points, outputs: (
             batch_sizes.append(len(points)) or decode(self, points, outputs)
@@ -62,6 +63,6 @@ def test_only_ambiguous_masks_are_decoded_again(sam, monkeypatch):
 
 def test_nothing_is_decoded_again_in_bfloat16(sam, monkeypatch):
     monkeypatch.setattr(measure_cpu, "_ROUNDING", math.inf)
-    monkeypatch.setattr(recheck, "ReferenceDecoder", None)
+    monkeypatch.setattr(crop, "ReferenceDecoder", None)
     generator = AutomaticMaskGenerator(sam, **LOOSE, pred_iou_thresh=1.0, dtype=torch.bfloat16)
     assert len(generator.generate(drawn_image())) >= 5
