@@ -11,6 +11,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
+from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_torch
 from sfss_ray.train.run_state import append_progress, load_state, save_state
@@ -59,10 +60,12 @@ def train_on_worker(payload: dict[str, Any]) -> None:
     """Run a training job. Ray Train calls it on every worker.
 
     Args:
-        payload: `job`, a `TrainingJob`, `folder` of the progress file, and `threads` per worker.
+        payload: `job`, a `TrainingJob`, `folder` of the progress file, `threads` per worker, and
+            `device` of the workers, 'cpu' or 'cuda'.
     """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
+    worker_device(payload["device"])  # Ray would compute on the CPU without a word
     job = payload["job"]
     run = RayRun(Path(payload["folder"]))
     job.train(job.task, run, job.watch if run.rank == 0 else None)

@@ -73,10 +73,10 @@ def test_trials_at_the_same_time_demand_the_workers_of_all():
 
 
 @pytest.mark.parametrize(
-    ("device", "process"), [("cpu", (1.0, 0.0)), ("cuda", (0.0, 1.0))], ids=["cpu", "cuda"]
+    ("gpus", "process"), [(0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))], ids=["cpu", "cuda"]
 )
-def test_an_actor_has_a_cpu_or_a_gpu(device, process):
-    demand = actor_demand("mask", 3, device)
+def test_an_actor_has_a_cpu_or_a_gpu(gpus, process):
+    demand = actor_demand("mask", 3, gpus)
     assert (demand.cpus, demand.gpus) == process
     demand.require(Resources(3.0, 3))
     with pytest.raises(ClusterError, match=r"3 mask actors of .* lower compute\.mask_actors"):
@@ -84,4 +84,4 @@ def test_an_actor_has_a_cpu_or_a_gpu(device, process):
 
 
 def test_as_many_actors_as_fit_is_never_refused():
-    actor_demand("predict", 0, "cuda").require(Resources(1.0, 0))
+    actor_demand("predict", 0, 1.0).require(Resources(1.0, 0))

@@ -90,7 +90,7 @@ def test_the_job_runs_with_its_watch_on_rank_zero_alone(monkeypatch, tmp_path, r
     threads, calls = [], []
     monkeypatch.setattr(worker, "use_threads", threads.append)
     job = TrainingJob(lambda *arguments: calls.append(arguments), "task", "watch")
-    train_on_worker({"job": job, "folder": str(tmp_path), "threads": 2.0})
+    train_on_worker({"job": job, "folder": str(tmp_path), "threads": 2.0, "device": "cpu"})
     ((task, run, watch),) = calls
     assert task == "task"
     assert (run.rank, run.folder) == (rank, tmp_path)

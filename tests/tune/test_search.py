@@ -36,6 +36,7 @@ def prepared(tmp_path_factory) -> Prepared:
 def no_cluster(monkeypatch):
     monkeypatch.setattr(cluster, "connected", lambda compute: contextlib.nullcontext(RESOURCES))
     monkeypatch.setattr(cluster, "resolve_device", lambda compute: "cpu")
+    monkeypatch.setattr(cluster, "wait_for_nodes", lambda *_: RESOURCES)
 
 
 def use_trials(monkeypatch, *trials: Trial) -> list:
