@@ -127,10 +127,10 @@ def mask_images(
         drop_rows_of(work.retried | work.changed, rows, recipe)
         if work.images:
             progress(f"masks by {recipe.source}: {work.describe(len(images))}")
-            with cluster.connected(config.compute):
+            with cluster.connected(config.compute) as resources:
                 device = cluster.resolve_device(config.compute) if recipe.is_network else "cpu"
                 demand = _pool_demand(config.compute, device)
-                resources = cluster.wait_for_nodes(config.compute, demand, progress)
+                resources = cluster.wait_for_nodes(config.compute, demand, resources, progress)
                 spec = actor_spec(recipe, checkpoint, folder, config.masks, device, claim)
                 _run_pool(work.images, spec, config, resources, progress)
     return len(work.images)

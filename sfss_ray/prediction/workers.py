@@ -66,11 +66,11 @@ def predict_on_ray(job: PredictionJob, progress: ProgressSink) -> dict[str, str]
     }
     errors: dict[str, str] = {}
     compute = job.config.compute
-    with cluster.connected(compute):
+    with cluster.connected(compute) as resources:
         spec["device"] = cluster.resolve_device(compute)
         gpus = actor_gpus(compute, spec["device"])
         demand = actor_demand("predict", compute.predict_actors, gpus)
-        resources = cluster.wait_for_nodes(compute, demand, progress)
+        resources = cluster.wait_for_nodes(compute, demand, resources, progress)
         pool, items = _make_pool(job, gpus, resources)
         with (
             Progress("predicted", len(job.files), progress) as bar,

@@ -230,13 +230,20 @@ def _resources(compute: ComputeConfig) -> Resources:
     return resources
 
 
-def wait_for_nodes(compute: ComputeConfig, demand: Demand, progress: ProgressSink) -> Resources:
+def wait_for_nodes(
+    compute: ComputeConfig, demand: Demand, resources: Resources, progress: ProgressSink
+) -> Resources:
     """Wait until the nodes of the connected cluster hold a demand, and return their resources.
+
+    Args:
+        compute: `wait_for_nodes_s` limits the wait.
+        demand: Of the stage that is to start.
+        resources: Of the cluster, as `connected` gives them.
+        progress: Called with lines while it waits.
 
     Raises:
         ClusterError: they can never hold it, or do not within `compute.wait_for_nodes_s`.
     """
-    resources = _resources(compute)
     demand.require(resources)
     if demand.fitting_now(resources) >= demand.least:
         return resources
@@ -284,12 +291,12 @@ def stream(
     if device == "cuda" or resolve_device(compute) == "cpu":
         yield from function(argument, device)
         return
-    with connected(compute):
+    with connected(compute) as resources:
         import ray
         import ray.exceptions
 
         demand = task_demand(compute)
-        wait_for_nodes(compute, demand, progress)
+        wait_for_nodes(compute, demand, resources, progress)
         options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus}
         options |= placement_options(compute, demand.gpus)
         task: Any = ray.remote(function).options(num_returns="streaming", **options)

@@ -55,14 +55,15 @@ def fit(
     compute = config.compute
     device = cluster.resolve_device(compute)
     with (
-        cluster.connected(compute),
+        cluster.connected(compute) as resources,
         following(
             lambda: {"train": folder / "train"}, progress, on_record, score=config.tune.score
         ),
     ):
         from sfss_ray.train.run_state import load_state
 
-        cluster.wait_for_nodes(compute, training_demand(compute, device), progress)
+        demand = training_demand(compute, device)
+        cluster.wait_for_nodes(compute, demand, resources, progress)
         trainer = _build_trainer(job, folder, compute, device, callbacks)
         checkpoint = _fit_or_explain(trainer).checkpoint
         assert checkpoint is not None, "the last step always saves a checkpoint"

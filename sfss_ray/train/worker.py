@@ -10,6 +10,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 
 from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
@@ -22,12 +23,14 @@ class RayRun:
 
     Args:
         folder: Folder of the progress file. Every node must see it.
+        device: 'cuda' for the GPU that Ray assigned, or 'cpu'.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, device: str = "cpu"):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        on_gpu = device == "cuda"
+        self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.folder = folder
 
     def resume_state(self) -> dict[str, Any] | None:
@@ -65,7 +68,6 @@ def train_on_worker(payload: dict[str, Any]) -> None:
     """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
-    worker_device(payload["device"])  # Ray would compute on the CPU without a word
     job = payload["job"]
-    run = RayRun(Path(payload["folder"]))
+    run = RayRun(Path(payload["folder"]), worker_device(payload["device"]))
     job.train(job.task, run, job.watch if run.rank == 0 else None)

@@ -83,9 +83,9 @@ def _load_or_run(
     compute = config.compute
     device = cluster.resolve_device(compute)
     plan = SearchPlan(prepared, folder, override(config, {"compute.device": device}), score)
-    with cluster.connected(compute):
+    with cluster.connected(compute) as resources:
         demand = trials_demand(compute, device, compute.concurrent_trials)
-        resources = cluster.wait_for_nodes(compute, demand, progress)
+        resources = cluster.wait_for_nodes(compute, demand, resources, progress)
         trials = run_trials(plan, resources, progress, on_record)
     # If no trial finished, the cause may be temporary: the next run trains them again.
     if any(trial.status == "finished" for trial in trials):

@@ -36,7 +36,6 @@ def prepared(tmp_path_factory) -> Prepared:
 def no_cluster(monkeypatch):
     monkeypatch.setattr(cluster, "connected", lambda compute: contextlib.nullcontext(RESOURCES))
     monkeypatch.setattr(cluster, "resolve_device", lambda compute: "cpu")
-    monkeypatch.setattr(cluster, "wait_for_nodes", lambda *_: RESOURCES)
 
 
 def use_trials(monkeypatch, *trials: Trial) -> list:
