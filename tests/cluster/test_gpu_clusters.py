@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 
 HEADER = """
-import faulthandler, json, sys, threading, time
+import faulthandler, json, sys
 from pathlib import Path
 
 import sfss_ray
@@ -30,14 +30,19 @@ job = json.loads(sys.argv[1])
 out, config = Path(job["out"]), override(sfss_ray.Config(), job["config"])
 found = {}
 
-def masks(name, **compute):
+def masks(name, on_line=str, **compute):
     lines = []
+
+    def progress(line):
+        lines.append(line)
+        on_line(line)
+
     settings = {f"compute.{key}": value for key, value in compute.items()}
     small_sam = {"masks.regions": "small_sam", "masks.points_per_side": 4}
     try:
         sfss_ray.generate_masks(
             job["images"], out / name, config=override(config, settings | small_sam),
-            progress=lines.append,
+            progress=progress,
         )
     except SfssError as error:
         lines.append(f"{type(error).__name__}: {error}")
@@ -222,14 +227,11 @@ cluster = start_cluster({"num_cpus": 2, "num_gpus": 0})
 found["too late"] = masks("late", device="cuda", wait_for_nodes_s=3)
 found["auto"] = masks("auto")
 
-def add_node():
-    time.sleep(6)
-    cluster.add_node(num_cpus=1, num_gpus=1)
+def add_node(line):
+    if line.startswith("waiting up to"):
+        cluster.add_node(num_cpus=1, num_gpus=1)
 
-node = threading.Thread(target=add_node)
-node.start()
-found["unusable"] = masks("unusable", device="cuda")
-node.join()
+found["unusable"] = masks("unusable", add_node, device="cuda")
 data = job["source"], job["images"], out / "auto", out / "unusable"
 found["training"] = refusal(sfss_ray.train_student, *data)
 
