@@ -232,7 +232,7 @@ def add_node(line):
         cluster.add_node(num_cpus=1, num_gpus=1)
 
 found["unusable"] = masks("unusable", add_node, device="cuda")
-data = job["source"], job["images"], out / "auto", out / "unusable"
+data = job["source"], job["images"], out / "auto", out / "student"
 found["training"] = refusal(sfss_ray.train_student, *data)
 
 # An autoscaler that may add three more; Ray Data works with the actor that has a GPU.
