@@ -34,7 +34,6 @@ from sfss_ray.runtime.resources import (
     Resources,
     actor_demand,
     actor_gpus,
-    placement_options,
 )
 
 
@@ -146,8 +145,8 @@ def _run_pool(
     gpus = actor_gpus(config.compute, spec["device"])
     size = pool_size(config.compute.mask_actors, resources, gpus)
     shards = list(_shard_items(images, _images_per_shard(len(images), size, config)))
-    placement = placement_options(config.compute, gpus)
-    pool = Pool("masks", Path(spec["folder"]), MaskActor, size, gpus, resources, placement)
+    folder = Path(spec["folder"])
+    pool = Pool("masks", folder, MaskActor, size, gpus, resources, config.compute)
     bar, num_errors = Progress("masks", len(images), progress), 0
     with pool.results(shards, spec) as results:
         for counts in results:

@@ -20,7 +20,7 @@ from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
 from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink
-from sfss_ray.runtime.resources import Resources, actor_demand, actor_gpus, placement_options
+from sfss_ray.runtime.resources import Resources, actor_demand, actor_gpus
 from sfss_ray.runtime.threads import use_threads
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def _make_pool(
     # Short items for few images: every actor gets work, and progress advances.
     images_per_item = max(1, min(MAX_IMAGES_PER_ITEM, len(job.files) // (4 * size)))
     items = list(_items(job.files, images_per_item))
-    placement = placement_options(job.config.compute, gpus)
-    pool = Pool("predictions", job.folder.root, PredictionActor, size, gpus, resources, placement)
+    compute = job.config.compute
+    pool = Pool("predictions", job.folder.root, PredictionActor, size, gpus, resources, compute)
     return pool, items
 
 

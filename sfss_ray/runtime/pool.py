@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.crash_guard import forget_crashes
-from sfss_ray.runtime.resources import Resources
+from sfss_ray.runtime.resources import Resources, placement_options
 
 _MOST_ACTORS = 1000
 """A limit of an autoscaler that allows more is none: the pool keeps to the GPUs that are there."""
@@ -69,8 +70,8 @@ class Pool:
     """GPUs of each actor; 0 on CPUs."""
     resources: Resources
     """Resources of the cluster."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of Ray that choose nodes; see `resources.placement_options`."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Says which nodes the actors run on, and what Ray itself may print."""
 
     @contextlib.contextmanager
     def results(
@@ -90,18 +91,18 @@ class Pool:
         import ray.data
         import ray.exceptions
 
-        # The import sets the level to INFO; our own error replaces Ray's stack traces.
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         size = min(self.size, len(items))
         threads = threads_of_actor(self.resources, size)
-        dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map_batches(
+        with _output_of_ray(self.compute):
+            dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+        dataset = dataset.map_batches(
             self.actor,
             fn_constructor_args=(spec | {"threads": threads, "pool": size},),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=cpus_of_actor(self.resources, size, self.gpus),
             num_gpus=self.gpus,
-            **self.placement,
+            **placement_options(self.compute, self.gpus),
         )
         # Crashes of earlier runs do not count, and this run's are of no use to later ones.
         forget_crashes(self.folder)
@@ -113,6 +114,26 @@ class Pool:
         finally:
             _end_execution(dataset)
             forget_crashes(self.folder)
+
+
+@contextlib.contextmanager
+def _output_of_ray(compute: ComputeConfig) -> Iterator[None]:
+    """Choose what Ray Data prints: its logs, and the progress of a data set made in the block."""
+    import ray.data
+
+    # The import sets the level to INFO; our own error replaces Ray's stack traces.
+    level = logging.INFO if compute.ray_logs else logging.CRITICAL
+    logging.getLogger("ray.data").setLevel(level)
+    # Where the output is no terminal, Ray Data logs its progress instead of drawing bars.
+    progress_level = logging.INFO if compute.ray_progress else logging.NOTSET
+    logging.getLogger("ray.data._internal.progress").setLevel(progress_level)
+    context = ray.data.DataContext.get_current()
+    by_default = context.enable_progress_bars
+    context.enable_progress_bars = by_default or compute.ray_progress
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = by_default
 
 
 def _end_execution(dataset: Any) -> None:

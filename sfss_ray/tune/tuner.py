@@ -102,7 +102,7 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
             name=name,
             storage_path=str(storage),
             failure_config=ray.tune.FailureConfig(max_failures=max_restarts(config)),
-            verbose=0,
+            verbose=1 if config.compute.ray_progress else 0,
         ),
     )
 

@@ -10,6 +10,7 @@ import pytest
 import ray.data
 import ray.exceptions
 
+from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.pool import Pool, cpus_of_actor, pool_size, threads_of_actor
 from sfss_ray.runtime.resources import Resources
@@ -53,8 +54,10 @@ def calls(monkeypatch) -> list[dict]:
     calls: list[dict] = []
 
     def from_items(items, override_num_blocks):
+        bars = ray.data.DataContext.get_current().enable_progress_bars
+
         def map_batches(actor, fn_constructor_args, **options):
-            calls.append(options | {"blocks": override_num_blocks})
+            calls.append(options | {"blocks": override_num_blocks, "bars": bars})
             executor = SimpleNamespace(shutdown=lambda force: calls.append({"shutdown": force}))
 
             def iter_rows():
@@ -107,10 +110,21 @@ def test_a_node_of_many_gpus_and_few_cpus_holds_an_actor_per_gpu():
 
 
 def test_the_pools_actors_are_placed_as_the_user_says(calls, tmp_path: Path):
+    compute = ComputeConfig(label_selector="market-type=spot", accelerator_type="A100")
     placement = {"label_selector": {"market-type": "spot"}, "accelerator_type": "A100"}
-    chosen = dataclasses.replace(pool(tmp_path, gpus=0.5), placement=placement)
+    chosen = dataclasses.replace(pool(tmp_path, gpus=0.5), compute=compute)
     all_results(chosen, [{"item": "1"}])
     assert calls[0].items() >= (placement | {"num_gpus": 0.5}).items()
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_rays_own_bars_are_shown_on_request(shown, calls, tmp_path: Path):
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars
+    chosen = dataclasses.replace(pool(tmp_path), compute=ComputeConfig(ray_progress=shown))
+    all_results(chosen, [{"item": "1"}])
+    assert calls[0]["bars"] is (shown or before)
+    assert context.enable_progress_bars is before, "other data sets of the process are as before"
 
 
 def test_a_pool_that_is_interrupted_ends_before_its_cluster(calls, tmp_path: Path):
