@@ -178,7 +178,7 @@ def test_a_job_uploads_the_code_and_none_of_the_data_beside_it(tmp_path):
 def test_the_data_that_the_readme_names_is_covered():
     """Every relative path of the README's commands that is data, not code."""
     options = r"--(?:target-images|images|labels|source-model|sam-checkpoint|output-dir) (\S+)"
-    named = {name.strip("`") for name in re.findall(options, (ROOT / "README.md").read_text())}
+    named = {name.strip("`:") for name in re.findall(options, (ROOT / "README.md").read_text())}
     assert {"images", "day/images", "gta5.pth", "runs/night"} <= named
     tops = {name.split("/")[0] for name in named if not name.endswith((".pt", ".pth"))}
     assert tops <= {name.split("/")[0] for name in DATA}
