@@ -81,7 +81,7 @@ def _build_trainer(
     import ray.train
     import ray.train.torch
 
-    from sfss_ray.train.worker import train_on_worker
+    from sfss_ray.train.worker import CheckedTorchConfig, train_on_worker
 
     payload = {
         "job": job,
@@ -93,6 +93,7 @@ def _build_trainer(
     return ray.train.torch.TorchTrainer(
         train_on_worker,
         train_loop_config=payload,
+        torch_config=CheckedTorchConfig() if device == "cuda" else None,
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=device == "cuda",

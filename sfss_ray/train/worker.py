@@ -59,6 +59,26 @@ class RayRun:
         write_torch(self.folder / name, content)
 
 
+class CheckedTorchConfig(ray.train.torch.TorchConfig):
+    """Ray's configuration of PyTorch, with a check of each worker's GPU before the workers are joined.
+
+    NCCL, which joins workers with GPUs, is built before the training function runs. Where torch cannot
+    use the GPU it fails with an error that names no node.
+    """
+
+    @property
+    def backend_cls(self) -> Any:
+        """Ray's own backend, which checks first."""
+        ray_backend: Any = super().backend_cls
+
+        class CheckedBackend(ray_backend):
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                worker_group.execute(worker_device, "cuda")
+                super().on_start(worker_group, backend_config)
+
+        return CheckedBackend
+
+
 def train_on_worker(payload: dict[str, Any]) -> None:
     """Run a training job. Ray Train calls it on every worker.
 
