@@ -37,6 +37,14 @@ from sfss_ray.report.report_record import (
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.train.launch import TrainResult
+from sfss_ray.train.run_networks import (
+    ADAPTED,
+    SOURCE_ONLY,
+    TEACHER,
+    Examined,
+    RunNetworks,
+    examine_networks,
+)
 from sfss_ray.train.student_watch import KEEP_SCORE
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.search import SearchResult
@@ -46,13 +54,8 @@ from sfss_ray.version import __version__
 if TYPE_CHECKING:
     import numpy as np
 
-    from sfss_ray.evaluation.examination import Examination, Score
-    from sfss_ray.models.segmenter import Segmenter
+    from sfss_ray.evaluation.examination import Score
     from sfss_ray.report.pictures import Strip
-
-SOURCE_ONLY, BATCH_NORM_ONLY = "source-only", "BatchNorm-only"
-ADAPTED, TEACHER = "adapted", "teacher"
-"""Rows of the report, in this order; baselines follow. The adapted network is the student."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,11 @@ def write_run_report(finished: FinishedRun, progress: ProgressSink) -> RunRecord
     from sfss_ray.report.page import write_report
 
     started, config, run = time.monotonic(), finished.config, finished.run
-    networks = _load_networks(finished, cluster.local_device(config.compute))
-    scores = _score_networks(networks, run.prepared.examination(config), progress)
     files = images_to_draw(run.prepared, config)
+    examined = _examine(finished, files, progress)
+    scores = examined.scores
     load_mask_ids = _mask_loader(run, files, config, progress)
-    drawn = {name: networks[name] for name in (SOURCE_ONLY, ADAPTED)}
-    strips = draw_strips(run.prepared, files, drawn, load_mask_ids, config)
+    strips = draw_strips(run.prepared, files, examined.predictions, load_mask_ids)
     record = describe_run(finished, scores, time.monotonic() - started)
     if record.verdict is not None and record.verdict.is_worse:
         mark_model(finished.trained.model, record.verdict.word, record.verdict.reason)
@@ -102,46 +104,23 @@ def write_run_report(finished: FinishedRun, progress: ProgressSink) -> RunRecord
     return record
 
 
-def _load_networks(finished: FinishedRun, device: str) -> dict[str, Segmenter]:
-    """Load the networks of a run by row name, in the order of the rows."""
-    from sfss_ray.models.model_file import load_model
-    from sfss_ray.train.batch_norm import with_statistics
-
-    source, trained = finished.run.prepared.source, finished.trained
-
-    def load(path: Path) -> Segmenter:
-        return load_model(path, device, module=source.architecture).network
-
-    source_only = source.load(device).network
-    networks = {SOURCE_ONLY: source_only}
-    if trained.statistics is not None:
-        networks[BATCH_NORM_ONLY] = with_statistics(source_only, trained.statistics)
-    networks[ADAPTED] = load(trained.model)
+def _examine(finished: FinishedRun, files: Sequence[ImageFile], progress: ProgressSink) -> Examined:
+    """Score all networks and predict the images to draw, on a GPU of the cluster if there is one."""
+    config, trained = finished.config, finished.trained
+    models = {ADAPTED: trained.model}
     if trained.teacher is not None:
-        networks[TEACHER] = load(trained.teacher)
-    return networks | {name: load(result.model) for name, result in finished.baselines.items()}
-
-
-def _score_networks(
-    networks: dict[str, Segmenter], examination: Examination, progress: ProgressSink
-) -> dict[str, Score]:
-    """Score source-only, then the other networks.
-
-    The balanced score needs the source model's class shares, so source-only is completed after its
-    first scoring.
-    """
-    source = networks[SOURCE_ONLY]
-    progress(f"evaluating {SOURCE_ONLY}")
-    first = examination.score(source)
-    examination = examination.with_source(first)
-    scores = {SOURCE_ONLY: examination.add_balanced_score(first, source)}
-    for name, network in networks.items():
-        if network is source:  # with its own BatchNorm statistics
-            scores[name] = scores[SOURCE_ONLY]
+        models[TEACHER] = trained.teacher
+    models |= {name: result.model for name, result in finished.baselines.items()}
+    task = RunNetworks(finished.run.prepared, config, trained.statistics, models, files)
+    lines_and_result = cluster.stream(examine_networks, task, config.compute, progress)
+    examined = None
+    for item in lines_and_result:
+        if isinstance(item, str):
+            progress(item)
         else:
-            progress(f"evaluating {name}")
-            scores[name] = examination.score(network)
-    return scores
+            examined = item
+    assert examined is not None, "the last item is the result"
+    return examined
 
 
 def _mask_loader(
@@ -283,32 +262,24 @@ def images_to_draw(prepared: Prepared, config: Config) -> list[ImageFile]:
 def draw_strips(
     prepared: Prepared,
     files: Sequence[ImageFile],
-    networks: dict[str, Segmenter],
+    predictions: Sequence[dict[str, np.ndarray]],
     load_mask_ids: Callable[[str], np.ndarray | None],
-    config: Config,
 ) -> list[Strip]:
-    """Predict some images with both networks.
+    """Return images with their masks, predictions and labels, to be drawn side by side.
 
     Args:
         prepared: The run's inputs; labels are drawn where it has them.
         files: Images to draw.
-        networks: Network by row name.
+        predictions: For each image the (H, W) classes by row name.
         load_mask_ids: image_id -> (H, W) mask ids, None if unknown.
-        config: Its `evaluation` says how images are predicted.
     """
-    from sfss_ray.evaluation.examination import predict_probabilities
     from sfss_ray.report.pictures import Strip
 
     labelled = {item.image_id: item for item in prepared.labelled}
     strips = []
-    for file in files:
-        image = file.read()
-        predictions = {
-            name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
-            for name, network in networks.items()
-        }
+    for file, classes in zip(files, predictions, strict=True):
         item = labelled.get(file.image_id)
         labels = item.labels() if item else None
         mask_ids = load_mask_ids(file.image_id)
-        strips.append(Strip(file.image_id, image, mask_ids, predictions, labels))
+        strips.append(Strip(file.image_id, file.read(), mask_ids, classes, labels))
     return strips

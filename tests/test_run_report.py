@@ -24,7 +24,6 @@ from sfss_ray.models.source import open_source
 from sfss_ray.report.report_record import IMPROVED, WORSE, Verdict, read_record
 from sfss_ray.run_report import (
     ADAPTED,
-    BATCH_NORM_ONLY,
     SOURCE_ONLY,
     TEACHER,
     FinishedRun,
@@ -36,6 +35,7 @@ from sfss_ray.run_report import (
 from sfss_ray.storage.files import write_torch
 from sfss_ray.train.batch_norm import read_statistics
 from sfss_ray.train.launch import TrainResult
+from sfss_ray.train.run_networks import BATCH_NORM_ONLY
 from sfss_ray.tune.search import SearchResult, Trial
 
 CONFIG = override(Config(), {"compute.device": "cpu", "evaluation.pictures": 2, "seed": 5})

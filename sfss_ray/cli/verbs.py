@@ -19,8 +19,17 @@ _SCORING = ("evaluation.batch_size", *_VIEWS)
 _HELD_OUT = ("evaluation.held_out_share", "evaluation.held_out_max")
 _LABELS = ("labels_format", "labels_classes")
 _CLUSTER = ("compute.address", "compute.device")
+_NODES = (
+    *_CLUSTER,
+    "compute.wait_for_nodes_s",
+    "compute.accelerator_type",
+    "compute.label_selector",
+    "compute.ray_logs",
+    "compute.ray_progress",
+)
 _WORKERS = (
     "compute.num_workers",
+    "compute.gpus_per_worker",
     "compute.cpus_per_worker",
     "compute.loader_processes",
     "compute.max_failures",
@@ -31,9 +40,10 @@ _ADAPTATION = (
     "masks",
     "evaluation.pictures",
     "report",
-    *_CLUSTER,
+    *_NODES,
     *_WORKERS,
     "compute.mask_actors",
+    "compute.gpus_per_actor",
 )
 
 
@@ -83,7 +93,7 @@ _ALL_VERBS = (
         "sfss_ray.masks.generate",
         "generate_masks",
         "make SAM masks for a folder of images",
-        ("white_level", "masks", *_CLUSTER, "compute.mask_actors"),
+        ("white_level", "masks", *_NODES, "compute.mask_actors", "compute.gpus_per_actor"),
     ),
     Verb(
         "masks import",
@@ -114,14 +124,14 @@ _ALL_VERBS = (
         "sfss_ray.train.launch",
         "pretrain_source",
         "train a source model on labelled images",
-        ("seed", *_LABELS, "white_level", "pretrain", *_SCORING, *_CLUSTER, *_WORKERS),
+        ("seed", *_LABELS, "white_level", "pretrain", *_SCORING, *_NODES, *_WORKERS),
     ),
     Verb(
         "train",
         "sfss_ray.train.launch",
         "train_student",
         "adapt a source model with existing masks, without a report",
-        (*_TRAINING, *_CLUSTER, *_WORKERS),
+        (*_TRAINING, *_NODES, *_WORKERS),
     ),
     Verb(
         "adapt",
@@ -171,8 +181,9 @@ _ALL_VERBS = (
             "source_weights",
             "white_level",
             *_VIEWS,
-            *_CLUSTER,
+            *_NODES,
             "compute.predict_actors",
+            "compute.gpus_per_actor",
             "compute.predict_on_ray_from",
         ),
         is_positional=True,

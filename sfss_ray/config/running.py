@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from sfss_ray.config.node_labels import Selector
 from sfss_ray.config.ranges import (
     Common,
     Count,
@@ -109,15 +110,26 @@ class ComputeConfig:
     """Ray cluster: auto, local or HOST:PORT. auto joins the cluster of RAY_ADDRESS or of a job, and
     otherwise starts one on this machine. local always starts one here. HOST:PORT must be reachable."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Common] = "auto"
-    """Device of the networks: auto, cpu or cuda. auto: CUDA when this machine has it."""
+    """Device of the networks: auto, cpu or cuda. auto: CUDA when the cluster has GPUs, or an autoscaler
+    that may add some. cuda also waits for the first GPU of a running cluster that has none."""
+    wait_for_nodes_s: Annotated[float, Range(0)] = 600.0
+    """Seconds to wait for nodes that an autoscaler adds, or that join by hand. 0: no wait."""
+    accelerator_type: str | None = None
+    """Use only GPUs of this type, as Ray names it: A100, H100, T4. null: any."""
+    label_selector: Annotated[str, Selector()] = ""
+    """Use only nodes whose labels meet these conditions: market-type=spot, region=!in(a, b)."""
     num_workers: Annotated[int, Range(1), Common] = 1
-    """Data-parallel training workers (one GPU each on CUDA)."""
+    """Data-parallel training workers."""
+    gpus_per_worker: Annotated[float, Range(0.01, 1)] = 1.0
+    """GPUs reserved per training worker on CUDA. With a fraction, trials of a search share a GPU."""
     cpus_per_worker: Annotated[float, Range(0, above=True)] = 1.0
     """CPUs reserved per training worker. This is also its number of compute threads."""
     mask_actors: Count = 0
-    """Processes that generate masks. 0: one per GPU, or one per CPU."""
+    """Processes that generate masks. 0: as many as fit, which is one per GPU, or one per CPU."""
     predict_actors: Count = 0
-    """Processes that predict images on Ray. 0: one per GPU, or one per CPU."""
+    """Processes that predict images on Ray. 0: as many as fit, which is one per GPU, or one per CPU."""
+    gpus_per_actor: Annotated[float, Range(0.01, 1)] = 1.0
+    """GPUs reserved per process that generates masks or predicts. With .5 two of them share a GPU."""
     predict_on_ray_from: PositiveInt = 200
     """Number of remaining images from which prediction starts or joins a cluster. Fewer images are
     predicted in this process. 1: always on Ray."""
@@ -127,6 +139,10 @@ class ComputeConfig:
     """Processes per training worker that read and augment images. 2 to 8 keep a GPU busy."""
     max_failures: Annotated[int, Range(-1)] = 2
     """Restarts of a training from its last checkpoint after a worker died. -1: no limit."""
+    ray_logs: bool = False
+    """Print what Ray and its workers log."""
+    ray_progress: bool = False
+    """Show Ray's own progress bars and tables beside the progress lines."""
 
     def __post_init__(self):
         check_knobs(self)

@@ -32,7 +32,7 @@ from sfss_ray.masks.regions import RegionRecipe, make_recipe, note_of
 from sfss_ray.models.source import Source, open_source
 from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
-from sfss_ray.runtime.resources import actor_demand
+from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import refuse_other_run
 from sfss_ray.storage.files import require_lasting
 
@@ -245,10 +245,13 @@ def _check_device(request: Request, survey: Survey) -> tuple[str, str]:
     config = request.config
     device, resources = check_cluster(config, is_search=request.kind == "tune")
     if survey.recipe is not None and survey.recipe.is_network:
-        actor_demand("mask", config.compute.mask_actors, device).require(resources)
+        gpus = actor_gpus(config.compute, device)
+        actor_demand("mask", config.compute.mask_actors, gpus).require(resources)
     description = f"{device} ({resources.describe()})"
     local_device = cluster.local_device(config.compute)
     if local_device != device:
         description += f"; this machine itself computes on {local_device}"
+    if resources.awaits_gpus:
+        description += f"; a run waits up to {config.compute.wait_for_nodes_s:g} s for a GPU"
     survey.notes.append(f"device: {description}")
     return device, description

@@ -17,6 +17,7 @@ from sfss_ray.masks.bank.claims import is_claimed_by
 from sfss_ray.masks.bank.schema import content_columns, shard_name, write_shard
 from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_source
 from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
+from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
 
 _MAX_REASON_LENGTH = 300
@@ -69,9 +70,8 @@ class MaskActor:
 
     def _load_source(self) -> RegionSource:
         checkpoint = Path(self.spec["checkpoint"]) if self.spec["checkpoint"] else None
-        return build_region_source(
-            self.recipe, checkpoint, self.spec["points_per_batch"], self.spec["device"]
-        )
+        device = worker_device(self.spec["device"])
+        return build_region_source(self.recipe, checkpoint, self.spec["points_per_batch"], device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make the shards of a batch; return counts for each shard, which drive the progress line.

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfss_ray.config import Config
+from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
@@ -26,9 +26,15 @@ from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining_work, remove_leftovers
 from sfss_ray.masks.summary import HOW_TO_GET_MASKS, MaskSummary, summarise
 from sfss_ray.runtime import cluster
+from sfss_ray.runtime.devices import choose_device
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
-from sfss_ray.runtime.resources import Resources, actor_demand
+from sfss_ray.runtime.resources import (
+    Demand,
+    Resources,
+    actor_demand,
+    actor_gpus,
+)
 
 
 def generate_masks(
@@ -95,9 +101,13 @@ def _check_pool(recipe: RegionRecipe, config: Config, progress: ProgressSink) ->
     cluster.check_address(compute)
     cluster.local_device(compute)
     resources = cluster.capacity(compute)
-    device = cluster.choose_device(compute, resources) if recipe.is_network else "cpu"
-    actor_demand("mask", compute.mask_actors, device).require(resources)
+    device = choose_device(compute, resources) if recipe.is_network else "cpu"
+    _pool_demand(compute, device).require(resources)
     progress(f"device: {device} ({resources.describe()})")
+
+
+def _pool_demand(compute: ComputeConfig, device: str) -> Demand:
+    return actor_demand("mask", compute.mask_actors, actor_gpus(compute, device))
 
 
 def mask_images(
@@ -119,6 +129,8 @@ def mask_images(
             progress(f"masks by {recipe.source}: {work.describe(len(images))}")
             with cluster.connected(config.compute) as resources:
                 device = cluster.resolve_device(config.compute) if recipe.is_network else "cpu"
+                demand = _pool_demand(config.compute, device)
+                resources = cluster.wait_for_nodes(config.compute, demand, resources, progress)
                 spec = actor_spec(recipe, checkpoint, folder, config.masks, device, claim)
                 _run_pool(work.images, spec, config, resources, progress)
     return len(work.images)
@@ -131,10 +143,11 @@ def _run_pool(
     resources: Resources,
     progress: ProgressSink,
 ) -> None:
-    on_gpu = spec["device"] == "cuda"
-    size = pool_size(config.compute.mask_actors, resources, on_gpu)
+    gpus = actor_gpus(config.compute, spec["device"])
+    size = pool_size(config.compute.mask_actors, resources, gpus)
     shards = list(_shard_items(images, _images_per_shard(len(images), size, config)))
-    pool = Pool("masks", Path(spec["folder"]), MaskActor, size, on_gpu, resources)
+    folder = Path(spec["folder"])
+    pool = Pool("masks", folder, MaskActor, size, gpus, resources, config.compute)
     bar, num_errors = Progress("masks", len(images), progress), 0
     with pool.results(shards, spec) as results:
         for counts in results:

@@ -26,8 +26,9 @@ from sfss_ray.prediction.outputs import PredictionFolder
 from sfss_ray.prediction.result import PredictionResult
 from sfss_ray.prediction.workers import PredictionJob, predict_locally, predict_on_ray
 from sfss_ray.runtime import cluster
+from sfss_ray.runtime.devices import choose_device
 from sfss_ray.runtime.progress import ProgressSink, print_line
-from sfss_ray.runtime.resources import actor_demand
+from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
 from sfss_ray.storage.files import require_lasting
 
@@ -151,8 +152,8 @@ def _predict_files(
 def _check_pool(compute: ComputeConfig) -> None:
     """Raise a ClusterError, before anything starts, if the cluster cannot hold the pool."""
     resources = cluster.capacity(compute)
-    device = cluster.choose_device(compute, resources)
-    actor_demand("predict", compute.predict_actors, device).require(resources)
+    gpus = actor_gpus(compute, choose_device(compute, resources))
+    actor_demand("predict", compute.predict_actors, gpus).require(resources)
 
 
 def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:

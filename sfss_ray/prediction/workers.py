@@ -17,9 +17,10 @@ from sfss_ray.models.source import Source
 from sfss_ray.prediction.outputs import PredictionFolder, predict_file
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
+from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink
-from sfss_ray.runtime.resources import Resources
+from sfss_ray.runtime.resources import Resources, actor_demand, actor_gpus
 from sfss_ray.runtime.threads import use_threads
 
 if TYPE_CHECKING:
@@ -64,9 +65,13 @@ def predict_on_ray(job: PredictionJob, progress: ProgressSink) -> dict[str, str]
         "white": next((file.white for file in job.files if file.white), None),
     }
     errors: dict[str, str] = {}
-    with cluster.connected(job.config.compute) as resources:
-        spec["device"] = cluster.resolve_device(job.config.compute)
-        pool, items = _make_pool(job, spec["device"] == "cuda", resources)
+    compute = job.config.compute
+    with cluster.connected(compute) as resources:
+        spec["device"] = cluster.resolve_device(compute)
+        gpus = actor_gpus(compute, spec["device"])
+        demand = actor_demand("predict", compute.predict_actors, gpus)
+        resources = cluster.wait_for_nodes(compute, demand, resources, progress)
+        pool, items = _make_pool(job, gpus, resources)
         with (
             Progress("predicted", len(job.files), progress) as bar,
             pool.results(items, spec) as results,
@@ -82,14 +87,15 @@ def _unreadable_note(errors: dict[str, str]) -> str:
 
 
 def _make_pool(
-    job: PredictionJob, on_gpu: bool, resources: Resources
+    job: PredictionJob, gpus: float, resources: Resources
 ) -> tuple[Pool, list[dict[str, str]]]:
     """Return the pool for a job, and the items of work for it."""
-    size = pool_size(job.config.compute.predict_actors, resources, on_gpu)
+    size = pool_size(job.config.compute.predict_actors, resources, gpus)
     # Short items for few images: every actor gets work, and progress advances.
     images_per_item = max(1, min(MAX_IMAGES_PER_ITEM, len(job.files) // (4 * size)))
     items = list(_items(job.files, images_per_item))
-    pool = Pool("predictions", job.folder.root, PredictionActor, size, on_gpu, resources)
+    compute = job.config.compute
+    pool = Pool("predictions", job.folder.root, PredictionActor, size, gpus, resources, compute)
     return pool, items
 
 
@@ -114,7 +120,7 @@ class PredictionActor:
         source: Source = spec["source"]
         self.white: White | None = spec["white"]
         with loading_network(Path(spec["folder"]), spec["pool"]):
-            self.network = source.load(spec["device"]).network
+            self.network = source.load(worker_device(spec["device"])).network
         classes = class_set_of(source.classes.classes, source.classes.name)
         self.folder = PredictionFolder(Path(spec["folder"]), classes)
 

@@ -1,22 +1,35 @@
-"""The connection to a Ray cluster: joined or started, its resources, and the device of workers."""
+"""The connection to a Ray cluster: joined or started, its nodes, and the device of workers."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 from sfss_ray.config import ComputeConfig
-from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.resources import Resources
-
-AUTO, LOCAL = "auto", "local"
-_ADDRESS_VARIABLE = "RAY_ADDRESS"
-_TIMEOUT_S = 5.0
+from sfss_ray.errors import ClusterError, SfssError
+from sfss_ray.runtime.address import (
+    ADDRESS_VARIABLE,
+    AUTO,
+    LOCAL,
+    check_address,
+    cluster_address,
+)
+from sfss_ray.runtime.devices import choose_device, requires_gpu
+from sfss_ray.runtime.node_wait import wait_until_held
+from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.runtime.resources import (
+    Demand,
+    Resources,
+    placement_options,
+    process_bundle,
+    read_nodes,
+    task_demand,
+)
 
 
 def local_device(compute: ComputeConfig) -> str:
@@ -40,34 +53,26 @@ def local_device(compute: ComputeConfig) -> str:
 
 
 def resolve_device(compute: ComputeConfig) -> str:
-    """Return the device of a cluster's workers, 'cpu' or 'cuda'; see `choose_device`."""
-    local_device(compute)
+    """Return the device of a cluster's workers, 'cpu' or 'cuda'; see `devices.choose_device`."""
+    if local_device(compute) == compute.device == "cpu":
+        return "cpu"
     return choose_device(compute, capacity(compute))
 
 
-def choose_device(compute: ComputeConfig, resources: Resources) -> str:
-    """Return the device of workers, 'cpu' or 'cuda', from the GPUs of the cluster.
-
-    The GPUs of the driver's own machine do not count. A head node without a GPU may drive a cluster
-    with GPUs. A workstation with a GPU may drive a cluster without, where Ray would wait for ever.
+def capacity(compute: ComputeConfig) -> Resources:
+    """Return the resources of this config's cluster; a local one is not started for that.
 
     Raises:
-        ClusterError: CUDA is requested and the cluster has no GPU.
+        ClusterError: the cluster cannot be joined, or the label selector excludes every node.
     """
-    if compute.device == "cpu":
-        return "cpu"
-    if resources.gpus or (resources.limit and resources.limit[1]):
-        return "cuda"
-    if compute.device == "cuda":
-        raise ClusterError("device is 'cuda' but the cluster has no GPU: choose device cpu or auto")
-    return "cpu"
-
-
-def capacity(compute: ComputeConfig) -> Resources:
-    """Return the resources of this config's cluster; a local one is not started for that."""
     if _uses_running_cluster(compute):
         with connected(compute) as resources:
             return resources
+    if compute.label_selector:
+        raise ClusterError(
+            f"label_selector is {compute.label_selector!r} but a cluster that starts on this machine"
+            " has no labels: give the address of a cluster, or leave it empty"
+        )
     import torch
     from ray._private.utils import get_num_cpus  # heeds a container's limit, as ray.init does
 
@@ -84,49 +89,10 @@ def _is_connected() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def cluster_address(compute: ComputeConfig) -> str:
-    """Return `local`, or the address of the cluster to join; an empty RAY_ADDRESS counts as unset."""
-    if compute.address != AUTO:
-        return compute.address
-    return os.environ.get(_ADDRESS_VARIABLE, "").strip() or LOCAL
-
-
-def check_address(compute: ComputeConfig) -> None:
-    """Check that an explicit HOST:PORT answers; joining would wait for minutes.
-
-    Raises:
-        ClusterError: it does not answer, or it is no address that a driver can join.
-    """
-    address = cluster_address(compute)
-    if address in (AUTO, LOCAL):
-        return
-    _refuse_dashboard(address)
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ClusterError(f"Ray address {address!r}: allowed is auto, local or HOST:PORT")
-    try:
-        socket.create_connection((host, int(port)), _TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"Ray address {address!r} cannot be reached ({error}): start the cluster with `ray start"
-            " --head`, correct the address, or use address local"
-        ) from error
-
-
-def _refuse_dashboard(address: str) -> None:
-    """Refuse the address that `ray job submit` takes; a driver cannot join it."""
-    if address.startswith(("http://", "https://")):
-        raise ClusterError(
-            f"Ray address {address!r} is that of the dashboard, which takes jobs: submit the command"
-            f" with `ray job submit --address {address}`, or give HOST:PORT of the head node (the port"
-            " of `ray start --head`, 6379 by default)"
-        )
-
-
 def prepare_environment() -> None:
     """Set what Ray reads when it starts; values that the user has set stay."""
-    if not os.environ.get(_ADDRESS_VARIABLE, "unset").strip():
-        del os.environ[_ADDRESS_VARIABLE]  # set but empty, as a shell script leaves it
+    if not os.environ.get(ADDRESS_VARIABLE, "unset").strip():
+        del os.environ[ADDRESS_VARIABLE]  # set but empty, as a shell script leaves it
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     # Ray would otherwise throttle metrics to one report every few seconds.
@@ -151,12 +117,12 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
     prepare_environment()
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(log_level(compute))
     if ray.is_initialized():
         yield _resources(compute)
         return
     if cluster_address(compute) == LOCAL:
-        _start_local()
+        _start_local(compute)
     else:
         # Ray itself reads RAY_ADDRESS, by which the driver of a submitted job joins.
         _join(None if compute.address == AUTO else compute.address, compute)
@@ -166,7 +132,7 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
         ray.shutdown()
 
 
-def _start_local() -> None:
+def _start_local(compute: ComputeConfig) -> None:
     """Start a cluster on this machine, with one retry.
 
     A busy machine may take longer than the 30 s that Ray waits. Ray raises plain exceptions then.
@@ -174,19 +140,32 @@ def _start_local() -> None:
     Raises:
         ClusterError: it does not start at the second try either.
     """
+    options = _no_gpus_for_torch(compute)
     try:
-        _init("local")
+        _init("local", compute, options)
         return
     except Exception as first:
         logging.getLogger(__name__).debug("Ray did not start: %s", first)
     try:
-        _init("local")
+        _init("local", compute, options)
     except Exception as error:
         raise ClusterError(
             f"no Ray cluster could be started on this machine ({_first_line(error)}): it may be"
             " overloaded, or out of memory or of disk for Ray's files (/tmp/ray); free some and run"
             " again: finished work is kept"
         ) from error
+
+
+def _no_gpus_for_torch(compute: ComputeConfig) -> dict[str, Any]:
+    """Return options that hide GPUs from Ray which torch cannot use on this machine.
+
+    Ray counts the GPUs of the driver's machine by their devices, whatever torch was built for.
+    """
+    if compute.device == "cpu":
+        return {}
+    import torch
+
+    return {} if torch.cuda.is_available() else {"num_gpus": 0}
 
 
 def _join(address: str | None, compute: ComputeConfig) -> None:
@@ -196,9 +175,9 @@ def _join(address: str | None, compute: ComputeConfig) -> None:
         ClusterError: it cannot be joined.
     """
     try:
-        _init(address)
+        _init(address, compute)
     except Exception as error:
-        address_text = compute.address if address else os.environ.get(_ADDRESS_VARIABLE)
+        address_text = compute.address if address else os.environ.get(ADDRESS_VARIABLE)
         raise ClusterError(
             f"Ray address {address_text!r} cannot be joined ({_first_line(error)}): check that the"
             " cluster runs, with the same versions of Ray and Python, and that its token is set here"
@@ -206,10 +185,22 @@ def _join(address: str | None, compute: ComputeConfig) -> None:
         ) from error
 
 
-def _init(address: str | None) -> None:
+def _init(
+    address: str | None, compute: ComputeConfig, options: dict[str, Any] | None = None
+) -> None:
     import ray
 
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    ray.init(
+        address=address,
+        logging_level=log_level(compute),
+        log_to_driver=compute.ray_logs,
+        **(options or {}),
+    )
+
+
+def log_level(compute: ComputeConfig) -> int:
+    """Return the level from which Ray's messages are printed."""
+    return logging.INFO if compute.ray_logs else logging.ERROR
 
 
 def _first_line(error: Exception) -> str:
@@ -217,18 +208,109 @@ def _first_line(error: Exception) -> str:
 
 
 def _resources(compute: ComputeConfig) -> Resources:
+    """Return what the nodes of the connected cluster have for a run.
+
+    Raises:
+        ClusterError: CUDA is requested and there is no GPU, or the label selector excludes every node.
+    """
     import ray
 
-    total = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    resources = Resources(
-        total.get("CPU", 0.0),
-        int(total.get("GPU", 0)),
-        tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes),
-        _autoscaler_limit(),
+    nodes, limit = ray.nodes(), _autoscaler_limit()
+    # Nodes may also join without an autoscaler that says so: by hand, or by KubeRay's older one.
+    awaits_gpus = (
+        requires_gpu(compute) and compute.wait_for_nodes_s > 0 and cluster_address(compute) != LOCAL
     )
+    resources = read_nodes(nodes, compute, limit, awaits_gpus)
+    if not (resources.nodes or limit):
+        raise ClusterError(
+            f"label_selector is {compute.label_selector!r} but none of the {len(nodes)} nodes of the"
+            " cluster has these labels: correct it, or leave it empty"
+        )
     choose_device(compute, resources)
     return resources
+
+
+def wait_for_nodes(
+    compute: ComputeConfig, demand: Demand, resources: Resources, progress: ProgressSink
+) -> Resources:
+    """Wait until the nodes of the connected cluster hold a demand, and return their resources.
+
+    Args:
+        compute: `wait_for_nodes_s` limits the wait.
+        demand: Of the stage that is to start.
+        resources: Of the cluster, as `connected` gives them.
+        progress: Called with lines while it waits.
+
+    Raises:
+        ClusterError: they can never hold it, or do not within `compute.wait_for_nodes_s`.
+    """
+    demand.require(resources)
+    if demand.fitting_now(resources) >= demand.least:
+        return resources
+    with _announced(demand, compute):
+        return wait_until_held(
+            demand, lambda: _resources(compute), compute.wait_for_nodes_s, progress
+        )
+
+
+@contextlib.contextmanager
+def _announced(demand: Demand, compute: ComputeConfig) -> Iterator[None]:
+    """Make a demand pending for the block: an autoscaler adds nodes for what is pending."""
+    import ray.util
+
+    bundles = [process_bundle(demand, compute)] * demand.least
+    selector = placement_options(compute, demand.gpus).get("label_selector")
+    options: dict[str, Any] = {}
+    if selector:
+        options["bundle_label_selector"] = [selector] * demand.least
+    group = ray.util.placement_group(bundles, **options)
+    try:
+        yield
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+def stream(
+    function: Callable[[Any, str], Iterator[Any]],
+    argument: Any,
+    compute: ComputeConfig,
+    progress: ProgressSink,
+) -> Iterator[Any]:
+    """Yield what a generator function yields: in this process, or in a task with a GPU.
+
+    Args:
+        function: Called with `argument` and its device, 'cpu' or 'cuda'.
+        argument: Sent to the worker, as are the results to this process.
+        compute: The cluster. The task is used where it has GPUs and this process has none.
+        progress: Called with a line where nodes are awaited.
+
+    Raises:
+        ClusterError: no node has room for the task, or its worker was lost.
+    """
+    device = local_device(compute)
+    if device == "cuda" or resolve_device(compute) == "cpu":
+        yield from function(argument, device)
+        return
+    with connected(compute) as resources:
+        import ray
+        import ray.exceptions
+
+        demand = task_demand(compute)
+        wait_for_nodes(compute, demand, resources, progress)
+        options: dict[str, Any] = {"num_cpus": demand.cpus, "num_gpus": demand.gpus}
+        options |= placement_options(compute, demand.gpus)
+        task: Any = ray.remote(function).options(num_returns="streaming", **options)
+        try:
+            for result in task.remote(argument, "cuda"):
+                yield ray.get(result)
+        except ray.exceptions.RayTaskError as error:
+            # Ray's text is a traceback; errors of this package say in one line what to do.
+            raise error.cause if isinstance(error.cause, SfssError) else error from None
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"the worker of a task with a GPU was lost ({_first_line(error)}): run again, finished"
+                " work is kept"
+            ) from error
 
 
 def _autoscaler_limit() -> tuple[float, float] | None:

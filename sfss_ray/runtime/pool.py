@@ -6,23 +6,51 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.crash_guard import forget_crashes
-from sfss_ray.runtime.resources import Resources
+from sfss_ray.runtime.resources import Resources, placement_options
+
+_MOST_ACTORS = 1000
+"""A limit of an autoscaler that allows more is none: the pool keeps to the GPUs that are there."""
 
 
-def pool_size(requested: int, resources: Resources, on_gpu: bool) -> int:
-    """Return the number of actors: as requested, or with 0 one per GPU, or per CPU without GPUs."""
-    return requested or max(1, resources.gpus if on_gpu else int(resources.cpus))
+def pool_size(requested: int, resources: Resources, gpus: float) -> int:
+    """Return the number of actors: as requested, or with 0 as many as the GPUs hold, or one per CPU.
+
+    GPUs that an autoscaler may add count. Ray Data works with the actors that have started, and those
+    that wait are what makes the cluster grow.
+
+    Args:
+        requested: Actors that the user asks for; 0 leaves it to the cluster.
+        resources: Of the cluster.
+        gpus: GPUs of each actor; 0 for a pool on CPUs.
+    """
+    if requested or not gpus:
+        return requested or max(1, int(resources.cpus))
+    size = resources.holds(0.0, gpus)
+    return max(1, size if size <= _MOST_ACTORS else resources.holds_now(0.0, gpus))
 
 
 def threads_of_actor(resources: Resources, pool: int) -> int:
     """Return the compute threads of each of `pool` actors: its share of the cluster's CPUs."""
     return max(1, int(resources.cpus / pool))
+
+
+def cpus_of_actor(resources: Resources, pool: int, gpus: float) -> float:
+    """Return the CPUs that each of `pool` actors reserves, at most one.
+
+    Ray Data needs some CPU for itself: actors that hold every CPU starve it for ever. A node with few
+    CPUs and many GPUs must hold an actor for each of its GPUs.
+    """
+    shares = [resources.cpus / pool]
+    if gpus:
+        shares += [cpus * gpus / node_gpus for cpus, node_gpus in resources.nodes if node_gpus]
+    return min(1.0, 0.9 * min(shares))
 
 
 @dataclass(frozen=True)
@@ -38,10 +66,12 @@ class Pool:
     network inside `crash_guard.loading_network`, and counts its work with `crash_guard.Attempts`."""
     size: int
     """Largest number of actors; there are never more than items."""
-    on_gpu: bool
-    """Whether each actor gets a GPU."""
+    gpus: float
+    """GPUs of each actor; 0 on CPUs."""
     resources: Resources
     """Resources of the cluster."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Says which nodes the actors run on, and what Ray itself may print."""
 
     @contextlib.contextmanager
     def results(
@@ -61,18 +91,18 @@ class Pool:
         import ray.data
         import ray.exceptions
 
-        # The import sets the level to INFO; our own error replaces Ray's stack traces.
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         size = min(self.size, len(items))
         threads = threads_of_actor(self.resources, size)
-        dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map_batches(
+        with _output_of_ray(self.compute):
+            dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+        dataset = dataset.map_batches(
             self.actor,
             fn_constructor_args=(spec | {"threads": threads, "pool": size},),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=size),
-            # Ray Data needs some CPU for itself: actors that hold every CPU starve it for ever.
-            num_cpus=min(1.0, 0.9 * self.resources.cpus / size),
-            num_gpus=1 if self.on_gpu else 0,
+            num_cpus=cpus_of_actor(self.resources, size, self.gpus),
+            num_gpus=self.gpus,
+            **placement_options(self.compute, self.gpus),
         )
         # Crashes of earlier runs do not count, and this run's are of no use to later ones.
         forget_crashes(self.folder)
@@ -84,6 +114,26 @@ class Pool:
         finally:
             _end_execution(dataset)
             forget_crashes(self.folder)
+
+
+@contextlib.contextmanager
+def _output_of_ray(compute: ComputeConfig) -> Iterator[None]:
+    """Choose what Ray Data prints: its logs, and the progress of a data set made in the block."""
+    import ray.data
+
+    # The import sets the level to INFO; our own error replaces Ray's stack traces.
+    level = logging.INFO if compute.ray_logs else logging.CRITICAL
+    logging.getLogger("ray.data").setLevel(level)
+    # Where the output is no terminal, Ray Data logs its progress instead of drawing bars.
+    progress_level = logging.INFO if compute.ray_progress else logging.NOTSET
+    logging.getLogger("ray.data._internal.progress").setLevel(progress_level)
+    context = ray.data.DataContext.get_current()
+    by_default = context.enable_progress_bars
+    context.enable_progress_bars = by_default or compute.ray_progress
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = by_default
 
 
 def _end_execution(dataset: Any) -> None:

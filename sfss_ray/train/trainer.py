@@ -11,6 +11,7 @@ from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.errors import TrainingError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.resources import placement_options, training_demand
 from sfss_ray.storage.files import is_disk_full
 from sfss_ray.train.progress_tail import RecordSink, following
 
@@ -51,16 +52,19 @@ def fit(
     Raises:
         TrainingError: the training failed, or workers died more often than `max_failures`.
     """
-    device = cluster.resolve_device(config.compute)
+    compute = config.compute
+    device = cluster.resolve_device(compute)
     with (
-        cluster.connected(config.compute),
+        cluster.connected(compute) as resources,
         following(
             lambda: {"train": folder / "train"}, progress, on_record, score=config.tune.score
         ),
     ):
         from sfss_ray.train.run_state import load_state
 
-        trainer = _build_trainer(job, folder, config.compute, device, callbacks)
+        demand = training_demand(compute, device)
+        cluster.wait_for_nodes(compute, demand, resources, progress)
+        trainer = _build_trainer(job, folder, compute, device, callbacks)
         checkpoint = _fit_or_explain(trainer).checkpoint
         assert checkpoint is not None, "the last step always saves a checkpoint"
         with checkpoint.as_directory() as checkpoint_folder:
@@ -77,20 +81,24 @@ def _build_trainer(
     import ray.train
     import ray.train.torch
 
-    from sfss_ray.train.worker import train_on_worker
+    from sfss_ray.train.worker import CheckedTorchConfig, train_on_worker
 
     payload = {
         "job": job,
         "folder": str(folder / "train"),
         "threads": compute.cpus_per_worker,
+        "device": device,
     }
+    gpus = compute.gpus_per_worker if device == "cuda" else 0.0
     return ray.train.torch.TorchTrainer(
         train_on_worker,
         train_loop_config=payload,
+        torch_config=CheckedTorchConfig() if device == "cuda" else None,
         scaling_config=ray.train.ScalingConfig(
             num_workers=compute.num_workers,
             use_gpu=device == "cuda",
             resources_per_worker=_worker_resources(compute, device),
+            **placement_options(compute, gpus),
         ),
         run_config=ray.train.RunConfig(
             name="train",
@@ -103,7 +111,7 @@ def _build_trainer(
 
 
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:
-    gpus = {"GPU": 1.0} if device == "cuda" else {}
+    gpus = {"GPU": compute.gpus_per_worker} if device == "cuda" else {}
     return {"CPU": compute.cpus_per_worker} | gpus
 
 

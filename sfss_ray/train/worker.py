@@ -10,7 +10,9 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 
+from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_torch
 from sfss_ray.train.run_state import append_progress, load_state, save_state
@@ -21,12 +23,14 @@ class RayRun:
 
     Args:
         folder: Folder of the progress file. Every node must see it.
+        device: 'cuda' for the GPU that Ray assigned, or 'cpu'.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, device: str = "cpu"):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        on_gpu = device == "cuda"
+        self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.folder = folder
 
     def resume_state(self) -> dict[str, Any] | None:
@@ -55,14 +59,35 @@ class RayRun:
         write_torch(self.folder / name, content)
 
 
+class CheckedTorchConfig(ray.train.torch.TorchConfig):
+    """Ray's configuration of PyTorch, with a check of each worker's GPU before the workers are joined.
+
+    NCCL, which joins workers with GPUs, is built before the training function runs. Where torch cannot
+    use the GPU it fails with an error that names no node.
+    """
+
+    @property
+    def backend_cls(self) -> Any:
+        """Ray's own backend, which checks first."""
+        ray_backend: Any = super().backend_cls
+
+        class CheckedBackend(ray_backend):
+            def on_start(self, worker_group: Any, backend_config: Any) -> None:
+                worker_group.execute(worker_device, "cuda")
+                super().on_start(worker_group, backend_config)
+
+        return CheckedBackend
+
+
 def train_on_worker(payload: dict[str, Any]) -> None:
     """Run a training job. Ray Train calls it on every worker.
 
     Args:
-        payload: `job`, a `TrainingJob`, `folder` of the progress file, and `threads` per worker.
+        payload: `job`, a `TrainingJob`, `folder` of the progress file, `threads` per worker, and
+            `device` of the workers, 'cpu' or 'cuda'.
     """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
     job = payload["job"]
-    run = RayRun(Path(payload["folder"]))
+    run = RayRun(Path(payload["folder"]), worker_device(payload["device"]))
     job.train(job.task, run, job.watch if run.rank == 0 else None)

@@ -11,6 +11,7 @@ from sfss_ray.config.consistency import require_held_out, score_name
 from sfss_ray.errors import ConfigError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.resources import trials_demand
 from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.training_inputs import Prepared
@@ -79,9 +80,12 @@ def _load_or_run(
     if results.exists():
         return [Trial.from_json(values) for values in json.loads(results.read_text())]
     # Resolved once: on a node with GPUs, a trial that reserved none would choose the GPU.
-    device = cluster.resolve_device(config.compute)
+    compute = config.compute
+    device = cluster.resolve_device(compute)
     plan = SearchPlan(prepared, folder, override(config, {"compute.device": device}), score)
-    with cluster.connected(config.compute) as resources:
+    with cluster.connected(compute) as resources:
+        demand = trials_demand(compute, device, compute.concurrent_trials)
+        resources = cluster.wait_for_nodes(compute, demand, resources, progress)
         trials = run_trials(plan, resources, progress, on_record)
     # If no trial finished, the cause may be temporary: the next run trains them again.
     if any(trial.status == "finished" for trial in trials):

@@ -10,6 +10,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from sfss_ray.config import Config, override
 from sfss_ray.errors import TrainingError
+from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.progress import silent
 from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.runtime.threads import use_threads
@@ -59,7 +60,7 @@ def _train_in_process(plan: SearchPlan, config: Config, folder: Path) -> bool:
         ray.tune.report(metrics)
 
     try:
-        run = LocalRun(folder, config.compute.device, report)
+        run = LocalRun(folder, worker_device(config.compute.device), report)
         adapt_student(prepared.task(config), run, plan.watch(config))
     except TrainingError as error:
         write_text(failure, str(error))

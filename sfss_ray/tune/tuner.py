@@ -15,7 +15,14 @@ from sfss_ray.config import Config
 from sfss_ray.config.space import Dimension, parse_space
 from sfss_ray.config.space_check import is_whole_number
 from sfss_ray.runtime.progress import ProgressSink
-from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources, trials_demand
+from sfss_ray.runtime.resources import (
+    TRIAL_DRIVER_CPUS,
+    Resources,
+    placement_options,
+    process_bundle,
+    training_demand,
+    trials_demand,
+)
 from sfss_ray.train.progress_tail import RecordSink, following
 from sfss_ray.tune.search_space import (
     Point,
@@ -92,7 +99,7 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
 
     storage, name = plan.folder / "ray", "search"
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(_trial, plan=plan), _trial_resources(plan.config)
+        ray.tune.with_parameters(_trial, plan=plan), _trial_request(plan.config)
     )
     path = str(storage / name)
     if ray.tune.Tuner.can_restore(path):
@@ -119,7 +126,7 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
             name=name,
             storage_path=str(storage),
             failure_config=ray.tune.FailureConfig(max_failures=max_restarts(config)),
-            verbose=0,
+            verbose=1 if config.compute.ray_progress else 0,
         ),
     )
 
@@ -157,7 +164,20 @@ def _trial_resources(config: Config) -> dict[str, float]:
     compute = config.compute
     if compute.num_workers > 1:
         return {"CPU": TRIAL_DRIVER_CPUS}
-    return {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if compute.device == "cuda" else {})
+    return process_bundle(training_demand(compute, compute.device), compute)
+
+
+def _trial_request(config: Config) -> Any:
+    """Return the resources of a trial in Ray Tune's form, with the labels of its node."""
+    import ray.tune
+
+    selector = placement_options(config.compute, 0).get("label_selector")
+    # A driver of workers may run anywhere; Ray Train places its workers.
+    if selector is None or config.compute.num_workers > 1:
+        return _trial_resources(config)
+    return ray.tune.PlacementGroupFactory(
+        [_trial_resources(config)], bundle_label_selector=[selector]
+    )
 
 
 def _concurrent_trials(config: Config, resources: Resources) -> int:

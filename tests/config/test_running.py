@@ -19,6 +19,9 @@ OUT_OF_RANGE = {
     "compute.num_workers": [0],
     "compute.cpus_per_worker": [0.0],
     "compute.max_failures": [-2],
+    "compute.wait_for_nodes_s": [-1.0],
+    "compute.gpus_per_worker": [0.0, 1.5],
+    "compute.gpus_per_actor": [0.0, 2.0],
 }
 
 

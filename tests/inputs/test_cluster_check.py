@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sfss_ray.config import Config, override
-from sfss_ray.errors import ClusterError
+from sfss_ray.errors import ClusterError, ConfigError
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import Resources
@@ -51,3 +51,17 @@ def test_more_trials_than_fit_are_refused_for_a_search_only():
     check_cluster(config)
     with pytest.raises(ClusterError, match=r"3 training workers of 3 trials at the same time"):
         check_cluster(config, is_search=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "share", "refused"), [(2, 0.5, True), (1, 0.5, False), (2, 1.0, False)]
+)
+def test_workers_of_one_training_do_not_share_a_gpu(workers, share, refused, monkeypatch):
+    monkeypatch.setattr(cluster, "capacity", lambda compute: Resources(8.0, 4))
+    config = config_of(num_workers=workers, gpus_per_worker=share)
+    if refused:
+        with pytest.raises(ConfigError, match=r"gpus_per_worker is 0\.5 with 2 workers"):
+            check_cluster(config)
+        assert check_cluster(config_of(num_workers=2, gpus_per_worker=0.5, device="cpu"))
+    else:
+        assert check_cluster(config)[0] == "cuda"

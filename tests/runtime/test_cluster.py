@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 
 import pytest
@@ -197,3 +198,68 @@ def test_an_existing_connection_may_have_gpus(machine):
     machine(False, 2)
     assert cluster.local_device(ComputeConfig(device="cuda")) == "cpu"
     assert cluster.resolve_device(ComputeConfig(device="cuda")) == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("device", "usable", "expected"),
+    [("auto", False, 0), ("auto", True, None), ("cpu", False, None)],
+)
+def test_gpus_that_torch_cannot_use_here_are_hidden_from_a_cluster_that_starts_here(
+    device, usable, expected, machine, monkeypatch
+):
+    machine(usable, None)
+    options: dict = {}
+    monkeypatch.setattr(ray, "init", lambda address, **keywords: options.update(keywords))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connected(ComputeConfig(device=device)):
+        pass
+    assert options.get("num_gpus") == expected
+
+
+def test_labels_need_a_cluster_that_has_them(machine):
+    machine(False, None)
+    with pytest.raises(ClusterError, match="has no labels: give the address of a cluster"):
+        cluster.capacity(ComputeConfig(label_selector="zone=a"))
+    machine(False, 2)
+    with pytest.raises(ClusterError, match="none of the 1 nodes of the cluster has these labels"):
+        cluster.capacity(ComputeConfig(label_selector="zone=a"))
+
+
+def test_only_a_cluster_that_was_joined_is_waited_for(machine, monkeypatch):
+    machine(False, 0)
+    compute = ComputeConfig(device="cuda")
+    with pytest.raises(ClusterError, match="the cluster has no GPU"), cluster.connected(compute):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    monkeypatch.setattr(cluster, "check_address", lambda compute: None)
+    with cluster.connected(compute) as resources:
+        assert resources.awaits_gpus
+    with (
+        pytest.raises(ClusterError, match="the cluster has no GPU"),
+        cluster.connected(ComputeConfig(device="cuda", wait_for_nodes_s=0)),
+    ):
+        pass
+
+
+def devices_of(argument, device):
+    """A generator that says where it runs."""
+    yield argument
+    yield device
+
+
+@pytest.mark.parametrize(("cuda", "gpus", "device"), [(True, 1, "cuda"), (False, 0, "cpu")])
+def test_work_stays_in_this_process_where_it_has_the_device(cuda, gpus, device, machine):
+    machine(cuda, gpus)
+    assert list(cluster.stream(devices_of, 7, ComputeConfig(), str)) == [7, device]
+
+
+@pytest.mark.parametrize(("ray_logs", "level"), [(False, "ERROR"), (True, "INFO")])
+def test_logs_of_ray_are_shown_on_request(ray_logs, level, machine, monkeypatch):
+    machine(False, None)
+    options: dict = {}
+    monkeypatch.setattr(ray, "init", lambda address, **keywords: options.update(keywords))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connected(ComputeConfig(device="cpu", ray_logs=ray_logs)):
+        assert logging.getLevelName(logging.getLogger("ray").level) == level
+    assert options["log_to_driver"] is ray_logs
+    assert logging.getLevelName(options["logging_level"]) == level

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,22 +10,27 @@ import pytest
 import ray.data
 import ray.exceptions
 
+from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.pool import Pool, pool_size, threads_of_actor
+from sfss_ray.runtime.pool import Pool, cpus_of_actor, pool_size, threads_of_actor
 from sfss_ray.runtime.resources import Resources
 
 
 @pytest.mark.parametrize(
-    ("requested", "resources", "on_gpu", "size"),
+    ("requested", "resources", "gpus", "size"),
     [
-        (0, Resources(8.0, 2), False, 8),
-        (0, Resources(8.0, 2), True, 2),
-        (3, Resources(8.0, 2), True, 3),
-        (0, Resources(0.5, 0), False, 1),
+        (0, Resources(8.0, 2), 0.0, 8),
+        (0, Resources(8.0, 2), 1.0, 2),
+        (3, Resources(8.0, 2), 1.0, 3),
+        (0, Resources(0.5, 0), 0.0, 1),
+        (0, Resources(8.0, 2), 0.5, 4),
+        (0, Resources(8.0, 3, ((4.0, 1.0), (4.0, 2.0))), 0.3, 9),
+        (0, Resources(8.0, 1, ((8.0, 1.0),), limit=(64.0, 8.0)), 1.0, 8),
+        (0, Resources(8.0, 1, ((8.0, 1.0),), limit=(9e18, 9e18)), 1.0, 1),
     ],
 )
-def test_a_pool_fills_the_cluster_unless_a_size_is_requested(requested, resources, on_gpu, size):
-    assert pool_size(requested, resources, on_gpu) == size
+def test_a_pool_fills_the_cluster_unless_a_size_is_requested(requested, resources, gpus, size):
+    assert pool_size(requested, resources, gpus) == size
 
 
 @pytest.mark.parametrize(("cpus", "pool", "threads"), [(8.0, 3, 2), (2.0, 4, 1), (16.0, 1, 16)])
@@ -48,8 +54,10 @@ def calls(monkeypatch) -> list[dict]:
     calls: list[dict] = []
 
     def from_items(items, override_num_blocks):
+        bars = ray.data.DataContext.get_current().enable_progress_bars
+
         def map_batches(actor, fn_constructor_args, **options):
-            calls.append(options | {"blocks": override_num_blocks})
+            calls.append(options | {"blocks": override_num_blocks, "bars": bars})
             executor = SimpleNamespace(shutdown=lambda force: calls.append({"shutdown": force}))
 
             def iter_rows():
@@ -65,8 +73,8 @@ def calls(monkeypatch) -> list[dict]:
     return calls
 
 
-def pool(folder: Path, actor: type = Doubler, size: int = 4, on_gpu: bool = False) -> Pool:
-    return Pool("masks", folder, actor, size, on_gpu, Resources(6.0, 2))
+def pool(folder: Path, actor: type = Doubler, size: int = 4, gpus: float = 0.0) -> Pool:
+    return Pool("masks", folder, actor, size, gpus, Resources(6.0, 2))
 
 
 def all_results(pool: Pool, items: list[dict]) -> list[dict]:
@@ -87,10 +95,36 @@ def test_each_item_has_a_result(calls, tmp_path: Path):
 def test_ray_data_keeps_a_share_of_the_cpus(calls, tmp_path: Path):
     items = [{"item": str(number)} for number in range(12)]
     all_results(pool(tmp_path, size=6), items)
-    all_results(pool(tmp_path, size=2, on_gpu=True), items)
+    all_results(pool(tmp_path, size=2, gpus=1.0), items)
     on_cpus, on_gpus = (call for call in calls if "num_cpus" in call)
     assert 6 * on_cpus["num_cpus"] == pytest.approx(0.9 * 6.0)
     assert (on_gpus["num_cpus"], on_gpus["num_gpus"]) == (1.0, 1)
+
+
+def test_a_node_of_many_gpus_and_few_cpus_holds_an_actor_per_gpu():
+    resources = Resources(34.0, 4, ((32.0, 0.0), (2.0, 4.0)))
+    cpus = cpus_of_actor(resources, 4, 1.0)
+    assert cpus == pytest.approx(0.9 * 2.0 / 4)
+    assert cpus_of_actor(resources, 8, 0.5) == pytest.approx(cpus / 2)
+    assert cpus_of_actor(resources, 4, 0.0) == 1.0, "on CPUs any node will do"
+
+
+def test_the_pools_actors_are_placed_as_the_user_says(calls, tmp_path: Path):
+    compute = ComputeConfig(label_selector="market-type=spot", accelerator_type="A100")
+    placement = {"label_selector": {"market-type": "spot"}, "accelerator_type": "A100"}
+    chosen = dataclasses.replace(pool(tmp_path, gpus=0.5), compute=compute)
+    all_results(chosen, [{"item": "1"}])
+    assert calls[0].items() >= (placement | {"num_gpus": 0.5}).items()
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_rays_own_bars_are_shown_on_request(shown, calls, tmp_path: Path):
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars
+    chosen = dataclasses.replace(pool(tmp_path), compute=ComputeConfig(ray_progress=shown))
+    all_results(chosen, [{"item": "1"}])
+    assert calls[0]["bars"] is (shown or before)
+    assert context.enable_progress_bars is before, "other data sets of the process are as before"
 
 
 def test_a_pool_that_is_interrupted_ends_before_its_cluster(calls, tmp_path: Path):

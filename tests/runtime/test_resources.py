@@ -10,6 +10,11 @@ from sfss_ray.runtime.resources import (
     TRIAL_DRIVER_CPUS,
     Resources,
     actor_demand,
+    actor_gpus,
+    placement_options,
+    process_bundle,
+    read_nodes,
+    task_demand,
     training_demand,
     trials_demand,
 )
@@ -73,10 +78,10 @@ def test_trials_at_the_same_time_demand_the_workers_of_all():
 
 
 @pytest.mark.parametrize(
-    ("device", "process"), [("cpu", (1.0, 0.0)), ("cuda", (0.0, 1.0))], ids=["cpu", "cuda"]
+    ("gpus", "process"), [(0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))], ids=["cpu", "cuda"]
 )
-def test_an_actor_has_a_cpu_or_a_gpu(device, process):
-    demand = actor_demand("mask", 3, device)
+def test_an_actor_has_a_cpu_or_a_gpu(gpus, process):
+    demand = actor_demand("mask", 3, gpus)
     assert (demand.cpus, demand.gpus) == process
     demand.require(Resources(3.0, 3))
     with pytest.raises(ClusterError, match=r"3 mask actors of .* lower compute\.mask_actors"):
@@ -84,4 +89,67 @@ def test_an_actor_has_a_cpu_or_a_gpu(device, process):
 
 
 def test_as_many_actors_as_fit_is_never_refused():
-    actor_demand("predict", 0, "cuda").require(Resources(1.0, 0))
+    actor_demand("predict", 0, 1.0).require(Resources(1.0, 0))
+
+
+def test_shares_of_gpus_are_demanded():
+    compute = ComputeConfig(gpus_per_worker=0.5, gpus_per_actor=0.25, cpus_per_worker=2)
+    assert training_demand(compute, "cuda").gpus == 0.5
+    assert training_demand(compute, "cpu").gpus == 0.0
+    assert (actor_gpus(compute, "cuda"), actor_gpus(compute, "cpu")) == (0.25, 0.0)
+    # Half a GPU is left on each node of one and a half.
+    nodes = Resources(8.0, 3, ((4.0, 1.5), (4.0, 1.5)))
+    assert training_demand(compute, "cuda").fitting(nodes) == 4
+    task = task_demand(ComputeConfig(num_workers=4))
+    assert (task.count, task.cpus, task.gpus) == (1, 1.0, 1.0)
+
+
+def test_nodes_count_by_their_labels_and_the_type_of_their_gpus():
+    a100 = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:A100": 1.0}
+    rows = [
+        {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {}},
+        {"Alive": True, "Resources": a100, "Labels": {"zone": "a"}},
+        {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}, "Labels": {"zone": "b"}},
+        {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 9.0}, "Labels": {"zone": "a"}},
+    ]
+    assert read_nodes(rows, ComputeConfig()).nodes == ((4.0, 0.0), (8.0, 2.0), (16.0, 4.0))
+    typed = read_nodes(rows, ComputeConfig(accelerator_type="A100"))
+    assert (typed.cpus, typed.gpus) == (28.0, 2)
+    assert typed.nodes[2] == (16.0, 0.0), "its CPUs are as good as any"
+    zone = read_nodes(rows, ComputeConfig(label_selector="zone=in(a, b)"))
+    assert zone.nodes == ((8.0, 2.0), (16.0, 4.0))
+    assert read_nodes(rows, ComputeConfig(label_selector="zone=c")) == Resources(0, 0)
+
+
+def test_gpus_are_awaited_only_where_there_are_none():
+    head = {"Alive": True, "Resources": {"CPU": 4.0}}
+    gpu = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+    compute = ComputeConfig(device="cuda", num_workers=2)
+    awaiting = read_nodes([head], compute, awaits_gpus=True)
+    assert awaiting.may_have_gpus
+    training_demand(compute, "cuda").require(awaiting)
+    with pytest.raises(ClusterError, match="holds 1"):
+        training_demand(compute, "cuda").require(read_nodes([gpu], compute, awaits_gpus=True))
+    with pytest.raises(ClusterError, match="holds 4"):
+        training_demand(ComputeConfig(num_workers=5), "cpu").require(awaiting)
+
+
+def test_nodes_that_have_joined_are_told_from_those_that_may():
+    resources = Resources(2.0, 1, ((2.0, 1.0),), limit=(64.0, 8.0))
+    demand = training_demand(ComputeConfig(num_workers=3), "cuda")
+    assert (demand.fitting(resources), demand.fitting_now(resources)) == (8, 1)
+    assert demand.least == 3
+    assert [actor_demand("mask", 0, gpus).least for gpus in (0.0, 1.0)] == [0, 1]
+
+
+def test_nodes_are_chosen_in_rays_words():
+    compute = ComputeConfig(accelerator_type="A100", label_selector="zone=!a")
+    assert placement_options(compute, 0.0) == {"label_selector": {"zone": "!a"}}
+    assert placement_options(compute, 0.5) == {
+        "label_selector": {"zone": "!a"},
+        "accelerator_type": "A100",
+    }
+    assert placement_options(ComputeConfig(), 1.0) == {}
+    bundle = process_bundle(training_demand(compute, "cuda"), compute)
+    assert bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
+    assert process_bundle(training_demand(compute, "cpu"), compute) == {"CPU": 1.0}

@@ -10,7 +10,7 @@ import torch
 from sfss_ray.train import worker
 from sfss_ray.train.run_state import load_state, read_progress, save_state
 from sfss_ray.train.trainer import TrainingJob
-from sfss_ray.train.worker import RayRun, train_on_worker
+from sfss_ray.train.worker import CheckedTorchConfig, RayRun, train_on_worker
 
 
 class RecordedRay:
@@ -90,9 +90,27 @@ def test_the_job_runs_with_its_watch_on_rank_zero_alone(monkeypatch, tmp_path, r
     threads, calls = [], []
     monkeypatch.setattr(worker, "use_threads", threads.append)
     job = TrainingJob(lambda *arguments: calls.append(arguments), "task", "watch")
-    train_on_worker({"job": job, "folder": str(tmp_path), "threads": 2.0})
+    train_on_worker({"job": job, "folder": str(tmp_path), "threads": 2.0, "device": "cpu"})
     ((task, run, watch),) = calls
     assert task == "task"
     assert (run.rank, run.folder) == (rank, tmp_path)
     assert watch == ("watch" if rank == 0 else None)
     assert threads == [2.0]
+
+
+def test_gpus_are_checked_before_the_workers_are_joined(monkeypatch):
+    steps = []
+    backend_class = CheckedTorchConfig().backend_cls
+    ray_backend = backend_class.__mro__[1]
+    monkeypatch.setattr(ray_backend, "on_start", lambda self, group, config: steps.append("join"))
+    group = SimpleNamespace(execute=lambda function, *words: steps.append((function, *words)))
+    backend_class().on_start(group, CheckedTorchConfig())
+    assert steps == [(worker.worker_device, "cuda"), "join"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_has_the_device_that_ray_assigned_or_the_cpu(device, monkeypatch, tmp_path):
+    recorded = use(monkeypatch, RecordedRay(0))
+    recorded.torch = SimpleNamespace(get_device=lambda: torch.device("cuda:1"))
+    expected = torch.device("cuda:1" if device == "cuda" else "cpu")
+    assert RayRun(tmp_path, device).device == expected

@@ -135,3 +135,36 @@ def test_dimensions_become_distributions_of_tune():
     assert set(draws[words]) == {"auto", "frozen"}
     assert all(isinstance(n, (int, np.integer)) and 64 <= n <= 128 for n in draws[whole])
     assert 1e-4 <= min(draws[gap]) < 1e-3 < max(draws[gap]) <= 1e-2
+
+
+def test_a_trial_is_placed_by_the_labels_and_the_type_of_its_gpu():
+    compute = {"device": "cuda", "gpus_per_worker": 0.5, "accelerator_type": "A100"}
+    compute |= {"label_selector": "zone=!a"}
+    config = override(Config(), {f"compute.{name}": value for name, value in compute.items()})
+    request = tuner._trial_request(config)
+    assert request.bundles == [{"CPU": 1.0, "GPU": 0.5, "accelerator_type:A100": 0.001}]
+    assert request._bound.arguments["bundle_label_selector"] == [{"zone": "!a"}]
+    anywhere = override(config, {"compute.label_selector": ""})
+    assert tuner._trial_request(anywhere) == tuner._trial_resources(anywhere)
+    several = override(config, {"compute.num_workers": 2})
+    assert tuner._trial_request(several) == {"CPU": TRIAL_DRIVER_CPUS}
+
+
+@pytest.mark.parametrize(("shown", "verbose"), [(False, 0), (True, 1)])
+def test_the_tables_of_ray_tune_are_shown_on_request(shown, verbose, tmp_path, monkeypatch):
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(ray.tune, "Tuner", RecordedTuner.into(settings))
+    tuner._build_tuner(plan(tmp_path, compute__ray_progress=shown), 1)
+    assert settings["run_config"].verbose == verbose
+
+
+class RecordedTuner:
+    """Stands for Ray's Tuner."""
+
+    @staticmethod
+    def into(settings: dict[str, Any]) -> Any:
+        def build(trainable, **keywords):
+            settings.update(keywords)
+
+        build.can_restore = lambda path: False
+        return build
