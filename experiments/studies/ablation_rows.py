@@ -149,6 +149,7 @@ _NEIGHBOURS = {"train.loss.neighbour_weight": 1.0}
 _RULE_OUT = {"train.loss.rule_out_weight": 1.0}
 _BY_PIXEL = _RULE_OUT | {"train.loss.rule_out_by": "pixel"}
 _OUTPUT = {"train.loss.output_weight": 0.1}
+_RINGS = {"train.loss.ring_weight": 0.1}
 
 
 def _news(regions: str) -> tuple[Row, ...]:
@@ -160,6 +161,7 @@ def _news(regions: str) -> tuple[Row, ...]:
         ("rule_out_pixel", "vote + rule-out by pixel (control)", _BY_PIXEL),
         ("neighbours_rule_out", "vote + neighbours + rule-out", _NEIGHBOURS | _RULE_OUT),
         ("output", "vote + contrast of outputs", _OUTPUT),
+        ("rings", "vote + contrast at boundaries", _RINGS),
     )
     return tuple(
         Row(f"{key}_{regions}", name, regions, VOTE | knobs) for key, name, knobs in designs

@@ -61,6 +61,8 @@ EXTRA_LOSSES = {
     "rule-out by mask": {"rule_out_weight": 1.0},
     "rule-out by pixel (control)": {"rule_out_weight": 1.0, "rule_out_by": "pixel"},
     "contrast of outputs": {"output_weight": 0.1},
+    "contrast at boundaries": {"ring_weight": 0.1},
+    "contrast at boundaries, no projection head": {"ring_weight": 0.1, "projection": "none"},
     "neighbours": {"neighbour_weight": 1.0},
 }
 """Name of a loss -> settings of `train.loss` that add it to self-training with the vote."""

@@ -122,6 +122,8 @@ class PairConfig:
     """Positive vectors per anchor, of each kind (intra-instance, intra-class)."""
     negatives: PositiveInt = 512
     """Negative vectors per anchor: half uniform over classes, half semi-hard."""
+    ring_negatives: Annotated[int, Range(1), Research] = 32
+    """Negative vectors per anchor of the contrast at boundaries."""
     unlabelled_top_k: Annotated[int, Range(1), Research] = 3
     """A mask may be a negative of an unlabelled one only outside its top-k classes."""
     bank_size: Count = 512
@@ -181,6 +183,9 @@ class LossConfig:
     output_weight: Annotated[float, Range(0, 1000), Research] = 0.0
     """Weight of the contrast of outputs: the student's mean probabilities over a mask against the
     teacher's over the same mask and over masks of other classes. 0 switches it off."""
+    ring_weight: Annotated[float, Range(0, 1000), Research] = 0.0
+    """Weight of the contrast at boundaries: the inside of a mask against cells of other classes just
+    around it. 0 switches it off."""
     teacher_scales: Annotated[tuple[float, ...], Zooms(0.1, 4)] = (1.0,)
     """Zooms of the teacher's views for pseudo-labels. Its probabilities are the mean over them."""
     teacher_flip: bool = False

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sfss_ray.config import TrainConfig
 from sfss_ray.method.anchors import ImageAnchors, draw_anchors
+from sfss_ray.method.boundary_rings import draw_ring_pairs, sum_ring_contrast
 from sfss_ray.method.cell_grid import cell_mask_ids
 from sfss_ray.method.collective import global_mean
 from sfss_ray.method.losses import Push, pull
@@ -135,8 +136,9 @@ def contrast_losses(
         draw: False draws no pairs and only fills the bank, as before the ramp.
 
     Returns:
-        `loss_ins` and `loss_cls`, means over the anchors of all workers, 0 without anchors. `masks`
-        per image, share of `reliable` masks, number of `anchors`.
+        `loss_ins` and `loss_cls`, means over the anchors of all workers, 0 without anchors or where
+        `contrast_weight` is 0. `loss_ring` the same where `ring_weight` is above 0. `masks` per image,
+        share of `reliable` masks, number of `anchors`.
     """
     embeddings = student.embeddings
     # max, because argmax is four times slower on a CPU. Both return the first of equals.
@@ -144,7 +146,12 @@ def contrast_losses(
     masks = inputs.describe(config)
     fresh = gather_prototypes(masks.tables, masks.origins)
     sums = embeddings.new_zeros(4)
-    if draw:
+    rings = {}
+    if config.loss.ring_weight > 0:
+        rings["loss_ring"] = embeddings.new_zeros(())
+        if draw:
+            rings["loss_ring"] = _ring_loss(embeddings, inputs, masks, config, seed)
+    if draw and config.loss.contrast_weight > 0:
         pool = pool_with_bank(fresh, bank, masks.num_classes)
         (labels,) = student_labels.wait()
         images = _draw_all_anchors(masks, labels, config, seed)
@@ -159,13 +166,32 @@ def contrast_losses(
     loss_ins, loss_cls = global_mean(totals, weights).unbind()
     num_masks = sum(len(table) for table in masks.tables)
     num_reliable = sum(int(table.reliable.sum()) for table in masks.tables)
-    return {
+    return rings | {
         "loss_ins": loss_ins,
         "loss_cls": loss_cls,
         "masks": embeddings.new_full((), num_masks / len(masks.tables)),
         "reliable": embeddings.new_full((), num_reliable / max(num_masks, 1)),
         "anchors": sums[1].detach(),
     }
+
+
+def _ring_loss(
+    embeddings: Tensor, inputs: PairInputs, masks: BatchMasks, config: TrainConfig, seed: int
+) -> Tensor:
+    """Return the contrast at the boundaries of masks, a mean over the anchors of all workers."""
+    pairs, (height, width) = config.pairs, embeddings.shape[-2:]
+    images = [
+        draw_ring_pairs(
+            table,
+            (height, width),
+            (pairs.anchors_per_image, pairs.positives, pairs.ring_negatives),
+            seed * 1_000_003 + number,
+        )
+        for table, number in zip(masks.tables, masks.sample_numbers, strict=True)
+    ]
+    vectors = gather_cell_vectors(embeddings, [image.anchors for image in images])
+    total, count = sum_ring_contrast(vectors, inputs.teacher_cells, images, config.loss.temperature)
+    return global_mean(total, count)
 
 
 def _draw_all_anchors(

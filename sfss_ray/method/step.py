@@ -50,6 +50,7 @@ def adaptation_losses(
 
         loss = loss_seg + contrast_weight * ramp * (beta * loss_ins + (1 - beta) * loss_cls)
                         + rule_out_weight * ramp * loss_rule_out + output_weight * ramp * loss_output
+                        + ring_weight * ramp * loss_ring
 
     with beta = `instance_share`. A part of weight 0 is not computed.
 
@@ -72,7 +73,7 @@ def adaptation_losses(
     segmenter = networks.teacher.segmenter
     batch, view, thresholds = _pseudo_label(networks, batch, config, info)
     pair_inputs = None
-    if config.loss.contrast_weight > 0:
+    if config.loss.contrast_weight > 0 or config.loss.ring_weight > 0:
         # Before the student, so that the CPU describes masks during the GPU's forward pass.
         pair_inputs = fetch_pair_inputs(view, thresholds, batch, config, segmenter.align_corners)
     output = StudentOutput(*networks.student(batch["strong"]))
@@ -98,6 +99,8 @@ def adaptation_losses(
         loss_ins, loss_cls = contrast_metrics["loss_ins"], contrast_metrics["loss_cls"]
         mixed = beta * loss_ins + (1 - beta) * loss_cls
         loss = loss + config.loss.contrast_weight * ramp_value * mixed
+        if "loss_ring" in contrast_metrics:
+            loss = loss + config.loss.ring_weight * ramp_value * contrast_metrics["loss_ring"]
     metrics["loss"] = loss
     return loss, {name: scalar.detach() for name, scalar in metrics.items()}
 

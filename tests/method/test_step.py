@@ -379,3 +379,19 @@ def test_neighbours_change_labels_of_masks_once_the_ring_has_masks():
     second = predict_teacher(*arguments)
     changed = second.labels != first.labels
     assert 0 < changed.float().mean() < 1
+
+
+def test_the_contrast_at_boundaries_is_added_after_the_ramp_begins():
+    networks = StepNetworks(
+        **NEWS | {"loss__rule_out_weight": 0.0, "loss__output_weight": 0.0},
+        loss__ring_weight=0.6,
+        pairs__min_cells=2,
+    )
+    networks.step(drawn_batch([2, 3]))
+    loss, parts = networks.step(drawn_batch([0, 1]), step=6)
+    assert parts["loss_ring"] > 0
+    assert parts["loss_ins"] == parts["loss_cls"] == 0
+    expected = parts["loss_seg"] + 0.6 * parts["loss_ring"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    _, before = networks.step(drawn_batch([0, 1]), step=0)
+    assert before["loss_ring"] == 0

@@ -92,6 +92,7 @@ def adapt_in_two_parts(root, source, config, folder, at: int) -> LocalRun:
             "loss__neighbour_weight": 1.0,
             "loss__rule_out_weight": 1.0,
             "loss__output_weight": 0.5,
+            "loss__ring_weight": 0.5,
             "augment__class_mix": 0.5,
         },
     ],

@@ -60,6 +60,7 @@ SCENARIOS = {
         "loss__neighbour_weight": 1.0,
         "loss__rule_out_weight": 1.0,
         "loss__output_weight": 0.5,
+        "loss__ring_weight": 0.5,
         "augment__class_mix": 0.7,
     },
     "finer_logits": FROZEN
