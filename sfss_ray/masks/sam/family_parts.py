@@ -63,7 +63,7 @@ class _Parts:
         vars(self).update(parts)
 
 
-def family_parts(model: Any, input_side: int) -> FamilyParts:
+def read_family_parts(model: Any, input_side: int) -> FamilyParts:
     """Return the parts of a model of transformers whose decoder is_stock_decoder() accepts.
 
     Args:

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.sam.decoder import FineFeatures, SharedImageDecoder
-from sfss_ray.masks.sam.family_parts import family_parts, is_stock_decoder
+from sfss_ray.masks.sam.family_parts import is_stock_decoder, read_family_parts
 from sfss_ray.masks.sam.module_decoder import ModuleDecoder
 from sfss_ray.masks.sam.promptable import EncodedCrop, PointDecoder
 
@@ -49,7 +49,7 @@ class TransformersModel:
         self.model = model.eval()
         self.input_side: int = model.prompt_encoder.input_image_size
         self.processor = processor or _default_processor(self.kind, self.input_side)
-        self._parts = family_parts(model, self.input_side) if is_stock_decoder(model) else None
+        self._parts = read_family_parts(model, self.input_side) if is_stock_decoder(model) else None
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ pytest.importorskip("transformers")
 from family_models import MODELS
 
 from sfss_ray.masks.sam.decoder import embed_points
-from sfss_ray.masks.sam.family_parts import family_parts, is_stock_decoder
+from sfss_ray.masks.sam.family_parts import is_stock_decoder, read_family_parts
 
 
 @pytest.fixture(params=MODELS)
@@ -17,7 +17,7 @@ def model(request):
 
 @torch.no_grad()
 def test_attention_is_that_of_transformers_with_the_same_weights(model):
-    parts = family_parts(model, 128)
+    parts = read_family_parts(model, 128)
     layers = model.mask_decoder.transformer.layers
     for block, layer in zip(parts.mask_decoder.transformer.layers, layers, strict=True):
         assert block.norm2 is layer.layer_norm2
@@ -31,7 +31,7 @@ def test_attention_is_that_of_transformers_with_the_same_weights(model):
 @torch.no_grad()
 def test_points_are_embedded_as_by_the_models_prompt_encoder(model):
     side = model.prompt_encoder.input_image_size
-    parts, points = family_parts(model, side), side * torch.rand(6, 2)
+    parts, points = read_family_parts(model, side), side * torch.rand(6, 2)
     labels = torch.ones(1, 6, 1, dtype=torch.int64)
     expected, dense = model.prompt_encoder(points[None, :, None], labels, None, None)
     assert torch.equal(embed_points(parts.prompt_encoder, points), expected[0])
