@@ -35,8 +35,8 @@ class Importance:
     """Names of the settings whose order of values follows the scores by more than chance."""
     num_trials: int
 
-    def sentence(self) -> str:
-        """Return the finding in words."""
+    def text(self) -> str:
+        """Return the finding in words, with the shares where a setting matters."""
         if not self.matters:
             return (
                 f"None of the searched settings matters measurably: over {self.num_trials} trials their"
@@ -44,7 +44,16 @@ class Importance:
             )
         names = " and ".join(self.matters)
         verb = "matters" if len(self.matters) == 1 else "matter"
-        return f"{names} {verb} over {self.num_trials} trials. Importance by PED-ANOVA:"
+        others = (
+            " The other settings explain the score no better than chance."
+            if len(self.matters) < len(self.shares)
+            else ""
+        )
+        shares = [f"{name} {100 * share:.0f} %" for name, share in self.shares.items()]
+        return (
+            f"{names} {verb} over {self.num_trials} trials.{others} Importance by PED-ANOVA:"
+            f" {', '.join(shares)}."
+        )
 
 
 def find_importance(trials: Sequence[TrialRow]) -> Importance | None:
@@ -86,9 +95,7 @@ def importance_lines(record: RunRecord) -> list[str]:
     importance = find_importance(record.trials)
     if importance is None:
         return []
-    shares = [f"{name} {100 * share:.0f} %" for name, share in importance.shares.items()]
-    text = importance.sentence()
-    return ["", f"{text} {', '.join(shares)}" if importance.matters else text]
+    return ["", importance.text()]
 
 
 def _shares(trials: Sequence[TrialRow], names: Sequence[str], scores: np.ndarray) -> list[float]:

@@ -33,9 +33,10 @@ def test_the_setting_that_decides_the_score_matters():
     assert importance.shares["temperature"] > 0.6
     assert sum(importance.shares.values()) == pytest.approx(1)
     (_, line) = importance_lines(RunRecord(trials=trials(20, score)))
-    assert line.startswith(
-        "temperature matters over 20 trials. Importance by PED-ANOVA: temperature"
-    )
+    sentences = line.split(". ")
+    assert sentences[0] == "temperature matters over 20 trials"
+    assert sentences[1] == "The other settings explain the score no better than chance"
+    assert sentences[2].startswith("Importance by PED-ANOVA: temperature")
 
 
 def test_a_name_that_decides_the_score_matters():
@@ -52,8 +53,8 @@ def test_scores_by_chance_matter_in_at_most_one_search_of_five():
     significant = [importance for importance in found if importance and importance.matters]
     assert len(significant) <= 4
     quiet = next(importance for importance in found if importance and not importance.matters)
-    assert quiet.sentence().startswith("None of the searched settings matters measurably")
-    assert "20 trials" in quiet.sentence()
+    assert quiet.text().startswith("None of the searched settings matters measurably")
+    assert "20 trials" in quiet.text()
 
 
 def test_few_trials_or_equal_scores_say_nothing():
