@@ -44,14 +44,14 @@ class Importance:
             )
         names = " and ".join(self.matters)
         verb = "matters" if len(self.matters) == 1 else "matter"
-        others = (
+        remark = (
             " The other settings explain the score no better than chance."
             if len(self.matters) < len(self.shares)
             else ""
         )
         shares = [f"{name} {100 * share:.0f} %" for name, share in self.shares.items()]
         return (
-            f"{names} {verb} over {self.num_trials} trials.{others} Importance by PED-ANOVA:"
+            f"{names} {verb} over {self.num_trials} trials.{remark} Importance by PED-ANOVA:"
             f" {', '.join(shares)}."
         )
 
