@@ -6,7 +6,6 @@ almost no CPU and starts Ray Train, so that trials cannot starve their own worke
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,11 @@ def run_trials(
     Raises:
         ClusterError: the cluster is too small for the trials.
     """
+    import optuna
+
     warnings.filterwarnings("ignore", module="optuna")
-    logging.getLogger("optuna").setLevel(logging.ERROR)
+    # Not by `logging`: Optuna sets the level of its logger when it is first used.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     tuner = _build_tuner(plan, _concurrent_trials(plan.config, resources))
     with following(lambda: _progress_folders(plan), progress, on_record, score=plan.score):
         results = tuner.fit()
