@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import add_pair_options, make_pair
-from ablation_rows import VOTE
+from ablation import Job, add_pair_options, make_pair, with_target_statistics
+from ablation_rows import STATISTICS, VOTE
 from domain_pairs import REGIONS, DomainPair
 from study_record import write_record
 from torch import Tensor
@@ -40,11 +40,9 @@ from sfss_ray.method.mask_neighbours import MaskNeighbours
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
 from sfss_ray.method.teacher import make_teacher
-from sfss_ray.models.model_file import load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import build_student
 from sfss_ray.train.batch_norm import set_batch_norm
-from sfss_ray.train.norm_choice import StatisticsImages, set_initial_statistics
 from sfss_ray.train.samples import TargetSamples, step_loader
 
 VOID = 255
@@ -100,13 +98,6 @@ class LabelledMasks:
             "accuracy": 100 * float(hits.mean()),
             "class_accuracy": 100 * float(torch.stack(of_classes).mean()),
         }
-
-
-def prepare_network(pair: DomainPair) -> Segmenter:
-    """Return the source model with the BatchNorm statistics that a training starts from."""
-    network = load_model(pair.source_model).network
-    set_initial_statistics(network, StatisticsImages(pair.images), pair.config)
-    return network.eval()
 
 
 @torch.no_grad()
@@ -316,7 +307,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure one pair and write its tables."""
     torch.set_num_threads(1)
     pair = make_pair(arguments)
-    network = prepare_network(pair)
+    network = with_target_statistics(Job(pair, STATISTICS, 0, "cpu"))
     masks = label_masks(pair, network, arguments.regions, arguments.judged)
     tables = {
         "Labels of masks, percent": label_rows(masks),

@@ -33,10 +33,11 @@ def check_space(config: Config) -> None:
                 f"tune.space has a range of {dimension.name!r}: list its values instead, such as"
                 f" {dimension.name}={values.replace(' ', '')}"
             )
-        if knob.plain is int and not all(float(end).is_integer() for end in dimension.ends):
+        is_whole_range = knob.plain is int and not dimension.choices
+        if is_whole_range and not all(end.is_integer() for end in dimension.ends):
             raise ConfigError(f"tune.space has {dimension.name!r}: its values are whole numbers")
         for end in dimension.ends:
-            value = int(end) if knob.plain is int else end
+            value = int(end) if is_whole_range else end
             changed = override(config, {dimension.name: value})
             check_stage(changed.train, changed.compute)
 

@@ -35,6 +35,8 @@ def test_the_default_space_and_numbers_flags_and_names_pass():
         ("train.loss.teacher_flip=0..1", "list its values instead, .*teacher_flip=true,false"),
         ("train.augment.scale_range=0.5..1", "which is a list"),
         ("train.pairs.negatives=0.5..8", "whole numbers"),
+        ("train.pairs.negatives=64,many", "negatives is 'many': allowed is a int"),
+        ("train.pairs.negatives=64,64.5", "negatives is 64.5: allowed is a int"),
         ("train.batch_norm=auto,batch", "batch_norm is 'batch': allowed is one of"),
     ],
 )
