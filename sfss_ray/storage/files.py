@@ -1,4 +1,5 @@
-"""Atomic writes: a file appears whole or not at all, and a failed write is an error of one line."""
+"""Atomic writes to any place: a file appears whole or not at all, and a failed write is an error of
+one line."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sfss_ray.errors import OutputError
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -24,7 +27,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 @contextlib.contextmanager
-def writing(path: Path | str) -> Iterator[None]:
+def writing(path: Place | str) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError that names `path`.
 
     Raises:
@@ -34,26 +37,36 @@ def writing(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        advice = (
-            "free some space, or give an output folder on another disk"
-            if is_disk_full(error)
-            else "give a path that you may write to"
-        )
         raise OutputError(
-            f"{os.fspath(path)!r} cannot be written ({reason}): {advice}, and run again; files"
+            f"{str(path)!r} cannot be written ({reason}): {_advice(path, error)}, and run again; files"
             " that were written before are whole and are kept"
         ) from error
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a hidden temporary path, which is renamed to `path` if the block ends without an error.
+def _advice(path: Place | str, error: OSError) -> str:
+    if is_disk_full(error):
+        return "free some space, or give an output folder on another disk"
+    if isinstance(path, ObjectPath):
+        return "check the address, the network and this machine's credentials"
+    return "give a path that you may write to"
 
-    Missing folders are created. Readers never see half a file, and a failed write leaves none behind.
+
+@contextlib.contextmanager
+def whole_file(path: Place) -> Iterator[Path]:
+    """Yield a temporary path, whose file becomes `path` if the block ends without an error.
+
+    On a disk the file is renamed, in object storage it is uploaded. Missing folders are created. Readers
+    never see half a file, and a failed write leaves none behind.
 
     Raises:
         OutputError: see `writing`.
     """
+    if isinstance(path, ObjectPath):
+        with writing(path), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, path.name)
+            yield file
+            path.upload(file)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,19 +79,19 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
+def write_bytes(path: Place, data: bytes) -> Place:
     """Write a file, whole or not at all; see `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
     return path
 
 
-def write_text(path: Path, text: str) -> Path:
+def write_text(path: Place, text: str) -> Place:
     """Write a UTF-8 text file, whole or not at all; see `whole_file`."""
     return write_bytes(path, text.encode())
 
 
-def write_torch(path: Path, content: Any) -> Path:
+def write_torch(path: Place, content: Any) -> Place:
     """Write a file with `torch.save`, whole or not at all; see `whole_file`."""
     import torch
 
@@ -92,8 +105,8 @@ def write_torch(path: Path, content: Any) -> Path:
     return path
 
 
-def require_lasting(path: Path | str, name: str = "output folder") -> Path:
-    """Return the absolute path, after a check that it outlives a submitted job.
+def require_lasting(path: Place | str, name: str = "output folder") -> Place:
+    """Return the place of a path or an address, after a check that it outlives a submitted job.
 
     Args:
         path: Where results are to be written.
@@ -103,11 +116,13 @@ def require_lasting(path: Path | str, name: str = "output folder") -> Path:
         OutputError: the path lies in the folder that Ray unpacked for the job and will delete. Every
             relative path of a job does.
     """
-    absolute = Path(path).absolute()
-    if _PACKAGE_CACHE.search(f"{absolute.as_posix()}/"):
+    place = to_place(path)
+    if isinstance(place, ObjectPath):
+        return place
+    if _PACKAGE_CACHE.search(f"{place.as_posix()}/"):
         raise OutputError(
-            f"{name} {os.fspath(path)!r} lies in the folder that Ray unpacked for this job"
-            f" ({str(absolute)!r}) and deletes after it: give an absolute path on a disk that stays,"
+            f"{name} {str(path)!r} lies in the folder that Ray unpacked for this job"
+            f" ({str(place)!r}) and deletes after it: give an absolute path on a disk that stays,"
             " such as one that all nodes mount"
         )
-    return absolute
+    return place

@@ -1,0 +1,287 @@
+"""Places: files on disks, and objects at addresses that pyarrow.fs opens, such as `s3://bucket/folder`.
+
+A place on a disk is a `pathlib.Path`. An object is an `ObjectPath`, which has the part of pathlib's
+interface that this package uses, with the same errors. Code that is handed a place needs no other case.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
+
+from sfss_ray.errors import DataError
+
+_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
+_SECRET = re.compile(r"://[^/@]*@")
+_GOOGLE = ("gs", "gcs")
+_GOOGLE_RETRY_SECONDS = 30
+"""Google's client reports missing credentials after 15 minutes of retries by default."""
+
+
+class ObjectStatus(NamedTuple):
+    """Size and modification time of an object, named as in `os.stat_result`."""
+
+    st_size: int
+    """In bytes."""
+    st_mtime_ns: int
+    """Nanoseconds since the epoch."""
+
+
+@dataclass(frozen=True, order=True)
+class ObjectPath:
+    """A file or a folder in object storage. It is a text, so that it can be sent to other processes.
+
+    A folder is a prefix of names and exists where an object has it. An object is written by one
+    upload, so that readers see all of it or nothing. The methods raise OSError as pathlib's do:
+    FileNotFoundError for an object that is missing.
+    """
+
+    root: str
+    """Scheme and bucket as given, which may contain a secret: 's3://bucket'."""
+    key: str
+    """Name inside the bucket, '' for the bucket itself: 'runs/first/config.json'."""
+    options: str = ""
+    """Options of pyarrow.fs after the '?' of the address: 'region=eu-central-1'."""
+
+    @property
+    def address(self) -> str:
+        """The address as pyarrow.fs reads it. It may contain a secret."""
+        return f"{self._folder_address}{f'?{self.options}' if self.options else ''}"
+
+    @property
+    def _folder_address(self) -> str:
+        return f"{self.root}/{quote(self.key)}" if self.key else self.root
+
+    def __str__(self) -> str:
+        """Return the address for messages and records: without user, password and options."""
+        return without_secret(f"{self.root}/{self.key}" if self.key else self.root)
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return replace(self, key=str(PurePosixPath(self.key, name)))
+
+    @property
+    def name(self) -> str:
+        """Last part of the key."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        """Last part of the key without its suffix."""
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the last part of the key, with its dot."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> ObjectPath:
+        """The folder that contains it; the bucket is its own parent."""
+        parent = str(PurePosixPath(self.key).parent)
+        return replace(self, key="" if parent == "." else parent)
+
+    def with_name(self, name: str) -> ObjectPath:
+        """Return the place beside this one with another name."""
+        return self.parent / name
+
+    def absolute(self) -> ObjectPath:
+        """Return itself: an address is always absolute."""
+        return self
+
+    def exists(self) -> bool:
+        """Return whether there is such an object or folder."""
+        return self._info().type != FileType.NotFound
+
+    def is_file(self) -> bool:
+        """Return whether there is such an object."""
+        return self._info().type == FileType.File
+
+    def is_dir(self) -> bool:
+        """Return whether there is an object below this name."""
+        return self._info().type == FileType.Directory
+
+    def stat(self) -> ObjectStatus:
+        """Return size and modification time of an object.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        info = self._info()
+        if info.type != FileType.File:
+            raise FileNotFoundError(f"there is no object {str(self)!r}")
+        return _status(info)
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        """Yield the objects and folders directly in this folder, by name."""
+        for info in self._list(recursive=False):
+            yield self / info.base_name
+
+    def glob(self, pattern: str) -> Iterator[ObjectPath]:
+        """Yield the objects and folders directly in this folder whose name matches the pattern."""
+        return (child for child in self.iterdir() if fnmatch.fnmatchcase(child.name, pattern))
+
+    def files(self) -> Iterator[tuple[ObjectPath, ObjectStatus]]:
+        """Yield all objects below this folder by name, with their status, from one listing."""
+        for info in self._list(recursive=True):
+            if info.type == FileType.File:
+                relative = info.path[len(self._path) :].lstrip("/")
+                yield self / relative, _status(info)
+
+    def open_input(self) -> Any:
+        """Open the object for reading at any position; a pyarrow.NativeFile.
+
+        Raises:
+            OSError: it is missing, or cannot be read.
+        """
+        return self.filesystem.open_input_file(self._path)
+
+    def read_bytes(self) -> bytes:
+        """Return the content of the object.
+
+        Raises:
+            OSError: it is missing, or cannot be read.
+        """
+        with self.filesystem.open_input_stream(self._path) as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        """Return the content of the object as UTF-8 text."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> int:
+        """Write the object, whole or not at all, and return its size.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self.filesystem.open_output_stream(self._path) as stream:
+            stream.write(data)
+        return len(data)
+
+    def upload(self, file: Path) -> None:
+        """Write the object from a file on this machine, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be read, or the object cannot be written.
+        """
+        copy_files(str(file), self._path, destination_filesystem=self.filesystem)
+
+    def download(self, file: Path) -> None:
+        """Write the content of the object to a file on this machine.
+
+        Raises:
+            OSError: the object cannot be read, or the file cannot be written.
+        """
+        with self.filesystem.open_input_stream(self._path) as stream, open(file, "wb") as output:
+            while block := stream.read(2**20):
+                output.write(block)
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a folder exists as soon as an object lies in it."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete the object.
+
+        Raises:
+            FileNotFoundError: there is none, and `missing_ok` is False.
+        """
+        try:
+            self.filesystem.delete_file(self._path)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """The file system of the bucket.
+
+        Raises:
+            DataError: pyarrow.fs cannot open addresses of this kind.
+        """
+        return _open_bucket(self.root, self.options)[0]
+
+    @property
+    def _path(self) -> str:
+        """The name by which the file system knows it: bucket and key."""
+        bucket = _open_bucket(self.root, self.options)[1]
+        return f"{bucket}/{self.key}" if self.key else bucket
+
+    def _info(self) -> FileInfo:
+        return self.filesystem.get_file_info(self._path)
+
+    def _list(self, recursive: bool) -> list[FileInfo]:
+        selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(infos, key=lambda info: info.path)
+
+
+Place = Path | ObjectPath
+"""A file or a folder: on a disk, or in object storage."""
+
+
+def to_place(address: Place | str) -> Place:
+    """Return the place of an absolute or relative path, or of an address.
+
+    Args:
+        address: A path, or an address that pyarrow.fs opens. `file:///folder` is a path.
+
+    Raises:
+        DataError: an address names no bucket.
+    """
+    if isinstance(address, ObjectPath):
+        return address
+    text = os.fspath(address)
+    scheme = _ADDRESS.match(text)
+    if scheme is None:
+        return Path(text).absolute()
+    # A Path that was made from an address has lost slashes: s3:/bucket, file:/folder.
+    location, _, options = text[scheme.end() :].partition("?")
+    if scheme[1] == "file":
+        return Path("/", unquote(location))
+    bucket, _, key = location.partition("/")
+    if not bucket:
+        raise DataError(
+            f"{text!r} names no bucket: write an address as {scheme[1]}://bucket/folder"
+        )
+    key = unquote(key).strip("/")
+    return ObjectPath(f"{scheme[1]}://{bucket}", "/".join(filter(None, key.split("/"))), options)
+
+
+def without_secret(address: str) -> str:
+    """Return an address without user and password, for messages."""
+    return _SECRET.sub("://", address)
+
+
+def _status(info: FileInfo) -> ObjectStatus:
+    return ObjectStatus(info.size or 0, info.mtime_ns or 0)
+
+
+@lru_cache(maxsize=64)
+def _open_bucket(root: str, options: str) -> tuple[FileSystem, str]:
+    """Return the file system of a bucket, and the bucket's path in it."""
+    scheme = root.partition(":")[0]
+    if scheme in _GOOGLE and "retry_limit_seconds=" not in options:
+        options = "&".join(filter(None, (options, f"retry_limit_seconds={_GOOGLE_RETRY_SECONDS}")))
+    try:
+        return FileSystem.from_uri(f"{root}{f'?{options}' if options else ''}")
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:400]
+        raise DataError(
+            f"{without_secret(root)!r} cannot be reached ({reason}): check the address, the network and"
+            " this machine's credentials"
+        ) from error
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(
+            f"{without_secret(root)!r}: unknown kind of address ({error}); give a path, or an address"
+            " that begins with s3://, gs:// or file://"
+        ) from error
