@@ -10,10 +10,12 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sfss_ray.errors import OutputError
-from sfss_ray.storage.places import ObjectPath, Place, to_place
+from sfss_ray.storage.places import ObjectPath, Place
+
+_Place = TypeVar("_Place", Path, ObjectPath)
 
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -79,19 +81,19 @@ def whole_file(path: Place) -> Iterator[Path]:
             raise
 
 
-def write_bytes(path: Place, data: bytes) -> Place:
+def write_bytes(path: _Place, data: bytes) -> _Place:
     """Write a file, whole or not at all; see `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
     return path
 
 
-def write_text(path: Place, text: str) -> Place:
+def write_text(path: _Place, text: str) -> _Place:
     """Write a UTF-8 text file, whole or not at all; see `whole_file`."""
     return write_bytes(path, text.encode())
 
 
-def write_torch(path: Place, content: Any) -> Place:
+def write_torch(path: _Place, content: Any) -> _Place:
     """Write a file with `torch.save`, whole or not at all; see `whole_file`."""
     import torch
 
@@ -105,8 +107,8 @@ def write_torch(path: Place, content: Any) -> Place:
     return path
 
 
-def require_lasting(path: Place | str, name: str = "output folder") -> Place:
-    """Return the place of a path or an address, after a check that it outlives a submitted job.
+def require_lasting(path: Path | str, name: str = "output folder") -> Path:
+    """Return the absolute path, after a check that it outlives a submitted job.
 
     Args:
         path: Where results are to be written.
@@ -116,13 +118,11 @@ def require_lasting(path: Place | str, name: str = "output folder") -> Place:
         OutputError: the path lies in the folder that Ray unpacked for the job and will delete. Every
             relative path of a job does.
     """
-    place = to_place(path)
-    if isinstance(place, ObjectPath):
-        return place
-    if _PACKAGE_CACHE.search(f"{place.as_posix()}/"):
+    absolute = Path(path).absolute()
+    if _PACKAGE_CACHE.search(f"{absolute.as_posix()}/"):
         raise OutputError(
-            f"{name} {str(path)!r} lies in the folder that Ray unpacked for this job"
-            f" ({str(place)!r}) and deletes after it: give an absolute path on a disk that stays,"
+            f"{name} {os.fspath(path)!r} lies in the folder that Ray unpacked for this job"
+            f" ({str(absolute)!r}) and deletes after it: give an absolute path on a disk that stays,"
             " such as one that all nodes mount"
         )
-    return place
+    return absolute

@@ -10,7 +10,7 @@ import pytest
 from object_storage import bucket_address, s3_options  # noqa: F401
 
 from sfss_ray.errors import DataError, OutputError
-from sfss_ray.storage.files import require_lasting, whole_file, write_text, write_torch
+from sfss_ray.storage.files import whole_file, write_text, write_torch
 from sfss_ray.storage.places import ObjectPath, Place, to_place, without_secret
 
 
@@ -194,7 +194,3 @@ def test_addresses_that_name_nothing():
 def test_secrets_do_not_show():
     assert without_secret("s3://user:secret@fleet/a") == "s3://fleet/a"
     assert "secret" not in str(to_place("s3://user:secret@fleet/a"))
-
-
-def test_an_address_lasts():
-    assert require_lasting("s3://fleet/run") == to_place("s3://fleet/run")
