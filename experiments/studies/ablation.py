@@ -184,6 +184,7 @@ def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return student and teacher of the last step, and the curve of the student."""
     from sfss_ray.train.adaptation import AdaptationTask, adapt_student
     from sfss_ray.train.run_state import LocalRun, load_state, read_progress
+    from sfss_ray.train.weight_average import average_weights
 
     masks = job.pair.masks(job.row.regions or "felzenszwalb")
     task = AdaptationTask(job.pair.source_model, job.pair.images, masks, job.config)
@@ -194,9 +195,12 @@ def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for name in ("student", "teacher"):
         networks[name] = source_network(job)
         prefix = "segmenter."
-        networks[name].load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state[name].items() if k.startswith(prefix)}
-        )
+        weights = {
+            k.removeprefix(prefix): v for k, v in state[name].items() if k.startswith(prefix)
+        }
+        share = job.config.train.source_share if name == "student" else 0.0
+        source = networks[name].state_dict()
+        networks[name].load_state_dict(average_weights(weights, source, share))
     return networks, read_progress(job.folder)
 
 

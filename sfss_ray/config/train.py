@@ -236,6 +236,10 @@ class TrainConfig:
     """Student of the result. last: that of the last step. best: that of the evaluation with the best
     label-free score on the held-out images, collapsed ones left out. Trials of a search keep the last,
     its final training follows this knob."""
+    source_share: Share = 0.25
+    """Share of the source model in the student of the result. Its weights and statistics are
+    (1 - source_share) * student + source_share * source. The source model remembers rare classes that a
+    student forgets. 0 is the student alone."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     pairs: PairConfig = field(default_factory=PairConfig)

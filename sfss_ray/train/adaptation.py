@@ -23,7 +23,7 @@ from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import CarriedModule
 from sfss_ray.train.batch_norm import NORM_LAYERS, read_statistics, set_batch_norm
-from sfss_ray.train.best_student import BestStudent
+from sfss_ray.train.best_student import BestStudent, copy_weights
 from sfss_ray.train.data_parallel import distribute, share_of
 from sfss_ray.train.gradients import Batch, Learner, Metrics, StepContext, split_batch
 from sfss_ray.train.loop import Schedule, run_loop
@@ -31,6 +31,7 @@ from sfss_ray.train.norm_choice import StatisticsImages, set_initial_statistics
 from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sfss_ray.train.run_state import STATISTICS_FILE, Run
 from sfss_ray.train.samples import TargetSamples, step_loader
+from sfss_ray.train.weight_average import averaged_with
 
 Watch = Callable[[Segmenter, Segmenter], dict[str, float]]
 """Scores student and teacher at each checkpoint. The scores are reported and never used for training."""
@@ -77,6 +78,7 @@ class Adaptation:
         self.task, self.run, self.watch = task, run, watch
         self.config = config = task.config.train
         source = task.load_source(run.device)
+        self.source_weights = copy_weights(source.network) if config.source_share > 0 else {}
         self.student = build_student(source.network, task.config, run.device)
         self.teacher = make_teacher(self.student)
         heads = [*self.student.segmenter.heads, self.student.projection]
@@ -152,9 +154,13 @@ class Adaptation:
         return metrics
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Return the watch's scores of student and teacher, and keep them if they are the best."""
+        """Return the watch's scores of student and teacher, and keep them if they are the best.
+
+        The student is scored as it would be delivered, with the source model's share.
+        """
         student, teacher = self.student.segmenter.eval(), self.teacher.segmenter
-        scores = self.watch(student, teacher) if self.watch else {}
+        with averaged_with(self.source_weights, student, self.config.source_share):
+            scores = self.watch(student, teacher) if self.watch else {}
         if self.config.keep == "best":
             self.best.offer(step, scores, self.student, self.teacher)
         return scores
