@@ -102,7 +102,7 @@ def as_markdown(pair: DomainPair, regions: str, rows: list[dict[str, Any]], comm
         "",
         f"`{command}`",
         "",
-        f"Last step, seeds {', '.join(map(str, seeds))}. The last column is the class that loses the most,"
+        f"Last step, seeds {', '.join(map(str, seeds))}. The last column is the class that loses most,"
         f" relative to its IoU, in the worst seed. Classes below {FOUND_AT:.0f} % are left out.",
         "",
         "| network | source share | mIoU % | gain | class that loses most |",
