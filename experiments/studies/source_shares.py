@@ -123,7 +123,7 @@ def as_markdown(pair: DomainPair, regions: str, rows: list[dict[str, Any]], comm
 
 
 def _worst_class(pair: DomainPair, source: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    kept = [
+    remaining = [
         (row["per_class"][index] / before, name, before, row["per_class"][index])
         for row in rows
         for index, (name, before) in enumerate(
@@ -131,7 +131,7 @@ def _worst_class(pair: DomainPair, source: dict[str, Any], rows: list[dict[str, 
         )
         if before is not None and before >= FOUND_AT
     ]
-    _, name, before, after = min(kept)
+    _, name, before, after = min(remaining)
     return f"{name} {before:.1f} to {after:.1f}"
 
 

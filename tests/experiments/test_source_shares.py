@@ -16,12 +16,14 @@ def test_every_share_of_every_seed_has_a_row(tmp_path):
     command = [sys.executable, str(SCRIPT), "--pair", "streets", "--images", "8", "--steps", "2"]
     command += ["--seeds", "2", "--jobs", "1"]
     command += ["--work", str(tmp_path / "work"), "--results", str(results)]
-    for attempt in range(2):  # the second call trains nothing
+    records = []
+    for _ in range(2):  # the second call trains nothing
         output = subprocess.run(command, capture_output=True, text=True, timeout=500)
         assert output.returncode == 0, output.stdout + output.stderr
-        record = json.loads((results / "source_shares_streets_felzenszwalb.json").read_text())
-        rows = record["rows"] if attempt == 0 else rows
-        assert record["rows"] == rows
+        path = results / "source_shares_streets_felzenszwalb.json"
+        records.append(json.loads(path.read_text())["rows"])
+    rows, again = records
+    assert rows == again
     assert [row["seed"] for row in rows] == [0] * 8 + [1] * 8
     source, teacher, *students = rows[:8]
     assert (source["network"], teacher["network"]) == ("source-only", "teacher")
