@@ -25,7 +25,7 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.geometry import GEOMETRY_WIDTH
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.method.mask_neighbours import MASK_GEOMETRY
+from sfss_ray.method.mask_space import MASK_GEOMETRY
 
 
 def image_of_sample(seed: int, number: int, num_images: int) -> int:
