@@ -86,8 +86,14 @@ class Adaptation:
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(source.classes), embedding_dim, config, run.device)
         augment = fit_crop(config.augment, source.network.size_multiple)
+        asks_neighbours = config.loss.neighbour_weight > 0
         self.samples = TargetSamples(
-            task.images, task.masks, augment, task.config.seed, config.loss.neighbour_weight > 0
+            task.images,
+            task.masks,
+            augment,
+            task.config.seed,
+            with_geometry=asks_neighbours,
+            with_embeddings=asks_neighbours and config.loss.neighbour_space == "sam",
         )
         self.best = BestStudent()
 
