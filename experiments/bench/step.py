@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from sfss_ray.config import Config, TrainConfig, override
-from sfss_ray.method.contrast import StudentOutput, contrast_losses, fetch_pair_inputs
-from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.method.contrast import contrast_losses, fetch_pair_inputs
+from sfss_ray.method.contrast_net import ContrastNet, NetworkOutput
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
 from sfss_ray.method.teacher import make_teacher, update_teacher
@@ -214,7 +214,7 @@ def contrast_alone(
         view = TeacherView(q, teacher, labels, q.max(1).values)
     thresholds = torch.full((CLASSES,), 0.5, device=device)
     inputs = fetch_pair_inputs(view, thresholds, batch, config)
-    parts = contrast_losses(StudentOutput(logits, z), inputs, full_bank.bank, config, seed=0)
+    parts = contrast_losses(NetworkOutput(logits, z), inputs, full_bank.bank, config, seed=0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
 
 

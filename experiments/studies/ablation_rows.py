@@ -146,6 +146,8 @@ _OTHER_WAYS = tuple(
     )
 )
 _NEIGHBOURS = {"train.loss.neighbour_weight": 1.0}
+_BY_FEATURES = _NEIGHBOURS | {"train.loss.neighbour_space": "features"}
+_LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
 _RULE_OUT = {"train.loss.rule_out_weight": 1.0}
 _BY_PIXEL = _RULE_OUT | {"train.loss.rule_out_by": "pixel"}
 _OUTPUT = {"train.loss.output_weight": 0.1}
@@ -157,6 +159,8 @@ def _news(regions: str) -> tuple[Row, ...]:
     designs = (
         ("vote", "A1 + pooled vote", {}),
         ("neighbours", "vote + neighbours", _NEIGHBOURS),
+        ("neighbours_by_features", "vote + neighbours by features", _BY_FEATURES),
+        ("neighbours_learned", "vote + neighbours in a learned space", _LEARNED),
         ("rule_out", "vote + rule-out by mask", _RULE_OUT),
         ("rule_out_pixel", "vote + rule-out by pixel (control)", _BY_PIXEL),
         ("neighbours_rule_out", "vote + neighbours + rule-out", _NEIGHBOURS | _RULE_OUT),

@@ -36,7 +36,7 @@ from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.mask_evidence import Evidence, MaskPixels
-from sfss_ray.method.mask_neighbours import MaskNeighbours
+from sfss_ray.method.mask_neighbours import NEIGHBOUR_FLOOR, MaskNeighbours
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
 from sfss_ray.method.teacher import make_teacher
@@ -62,6 +62,8 @@ EXTRA_LOSSES = {
     "contrast at boundaries": {"ring_weight": 0.1},
     "contrast at boundaries, no projection head": {"ring_weight": 0.1, "projection": "none"},
     "neighbours": {"neighbour_weight": 1.0},
+    "neighbours by features": {"neighbour_weight": 1.0, "neighbour_space": "features"},
+    "learned space": {"neighbour_weight": 1.0, "neighbour_space": "learned"},
 }
 """Name of a loss -> settings of `train.loss` that add it to self-training with the vote."""
 
@@ -72,8 +74,8 @@ class LabelledMasks:
 
     evidence: Tensor
     """(K, C) corrected for the prior, in nats."""
-    spaces: dict[str, Tensor]
-    """Name of a space -> (K, D) what describes each mask in it."""
+    spaces: dict[str, tuple[Tensor, ...]]
+    """Name of a space -> blocks (K, D) that describe each mask in it."""
     images: Tensor
     """(K,) number of the image."""
     truth: Tensor
@@ -129,7 +131,7 @@ def label_masks(pair: DomainPair, network: Segmenter, regions: str, count: int) 
     g = torch.cat(geometry)
     return LabelledMasks(
         torch.cat(scores) - pair_power(pair) * prior.log(),
-        {"features": v - v.mean(0), "geometry": g, "both": _joined(v, g)},
+        {"features": (v,), "geometry": (g,), "both": (v, g)},
         torch.cat(images),
         torch.cat(truths),
     )
@@ -138,12 +140,6 @@ def label_masks(pair: DomainPair, network: Segmenter, regions: str, count: int) 
 def pair_power(pair: DomainPair) -> float:
     """Return the power of the class prior in the rows with a vote."""
     return override(pair.config, VOTE).train.loss.prior_power
-
-
-def _joined(v: Tensor, g: Tensor) -> Tensor:
-    """Return features and geometry side by side, each with the same weight in a dot product."""
-    v, g = v - v.mean(0), (g - g.mean(0)) / g.std(0)
-    return torch.cat([F.normalize(v, dim=1), F.normalize(g, dim=1)], 1)
 
 
 def _true_pixels(labels: np.ndarray, masks: MaskPixels, classes: int) -> Tensor:
@@ -160,16 +156,15 @@ def opinions_in(masks: LabelledMasks, space: str, shuffle: bool = False) -> Tens
 
     With `shuffle` every mask asks the neighbours of another one, as a control.
     """
-    description = masks.spaces[space]
-    ring = MaskNeighbours(masks.evidence.shape[1], len(description), description.shape[1])
-    ring.write(description, masks.images, masks.evidence.softmax(1))
-    asking = description
+    blocks = masks.spaces[space]
+    ring = MaskNeighbours(masks.evidence.shape[1], len(masks.images))
+    ring.write(blocks, masks.images, masks.evidence.softmax(1))
     if shuffle:
-        order = torch.randperm(len(description), generator=torch.Generator().manual_seed(0))
-        asking = description[order]
-    opinions = ring.opinions(asking, masks.images)
+        order = torch.randperm(len(masks.images), generator=torch.Generator().manual_seed(0))
+        blocks = tuple(block[order] for block in blocks)
+    opinions = ring.opinions(blocks, masks.images)
     assert opinions is not None
-    return opinions
+    return (opinions + NEIGHBOUR_FLOOR).log()
 
 
 def label_rows(masks: LabelledMasks) -> list[dict[str, Any]]:

@@ -171,8 +171,16 @@ class LossConfig:
     prior_power: Share = 0.25
     """Teacher probabilities are divided by their running class share to this power."""
     neighbour_weight: Annotated[float, Range(0, 10), Research] = 0.0
-    """pooled: weight of the opinion of masks of like place and size in other images. The evidence of a
-    mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""
+    """pooled: weight of the opinion of the masks that are most like a mask in other images. The evidence
+    of a mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""
+    neighbour_space: Annotated[
+        Literal["geometry", "features", "both", "learned", "sam"], Research
+    ] = "geometry"
+    """What masks are compared by: place and size, the teacher's features, both, an embedding of both
+    that is learned without class labels, or SAM's embedding (masks.embeddings)."""
+    metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
+    """learned: weight of the loss that trains the embedding. It pulls two views of a mask together, and
+    pushes masks of other images away whose neighbours are of other classes."""
     rule_out_weight: Annotated[float, Range(0, 1000), Research] = 0.0
     """Weight of the rule-out contrast of pixels below the thresholds. Their mask's likeliest classes
     attract them together, and all other classes repel them. 0 switches it off."""

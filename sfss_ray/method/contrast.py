@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from sfss_ray.method.anchors import ImageAnchors, draw_anchors
 from sfss_ray.method.boundary_rings import draw_ring_pairs, sum_ring_contrast
 from sfss_ray.method.cell_grid import cell_mask_ids
 from sfss_ray.method.collective import global_mean
+from sfss_ray.method.contrast_net import NetworkOutput
 from sfss_ray.method.losses import Push, pull
 from sfss_ray.method.mask_table import CellPredictions, MaskOrigins, MaskTable, describe_masks
 from sfss_ray.method.pairs import Pairs, sample_pairs
@@ -24,13 +24,6 @@ from sfss_ray.method.prototype_pool import PrototypePool
 from sfss_ray.method.prototypes import gather_prototypes, origins_of, pool_with_bank, remember
 from sfss_ray.method.teacher_view import TeacherView
 from sfss_ray.method.transfer import Fetched, send_arrays
-
-
-class StudentOutput(NamedTuple):
-    """The student's logits (B, C, h', w') and embeddings (B, D, h, w), each on its own grid."""
-
-    logits: Tensor
-    embeddings: Tensor
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ def _region_ids(
 
 
 def contrast_losses(
-    student: StudentOutput,
+    student: NetworkOutput,
     inputs: PairInputs,
     bank: PrototypeBank,
     config: TrainConfig,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,22 @@ from torch.nn import functional as F
 
 from sfss_ray.config import TrainConfig
 from sfss_ray.method.cell_grid import cell_means
+from sfss_ray.method.mask_space import MaskSpace
 from sfss_ray.models.segmenter import Segmenter
 
 MIN_STRIDE = 4
 """Pixels per cell of the contrast, at least. Halving the stride makes it four times as expensive."""
+
+
+class NetworkOutput(NamedTuple):
+    """Outputs of a `ContrastNet`, each on its own grid."""
+
+    logits: Tensor
+    """(B, C, h, w), float32."""
+    embeddings: Tensor
+    """(B, D, h', w') of length 1, float32."""
+    mask_features: Tensor | None = None
+    """(B, W, h', w'), what masks are described by; None where their geometry is enough."""
 
 
 class ContrastNet(nn.Module):
@@ -38,8 +51,12 @@ class ContrastNet(nn.Module):
                 nn.Conv2d(embedding_dim, embedding_dim, 1),
             )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (B, C, h, w) and embeddings (B, D, h', w') of length 1, both float32.
+        space = config.loss.neighbour_space
+        needs_space = config.loss.neighbour_weight > 0 and space not in ("geometry", "sam")
+        self.mask_space = MaskSpace(space, width) if needs_space else None
+
+    def forward(self, images: Tensor) -> NetworkOutput:
+        """Return logits, embeddings, and the features of masks where they are needed.
 
         Args:
             images: (B, 3, H, W) float in [0, 1].
@@ -47,8 +64,11 @@ class ContrastNet(nn.Module):
         # Autocast covers the networks alone: losses and similarities stay in float32.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast_to_bf16):
             features, logits = self.segmenter(images)
-            embeddings = self.projection(self._on_contrast_grid(features, images))
-        return logits.float(), F.normalize(embeddings.float(), dim=1)
+            features = self._on_contrast_grid(features, images)
+            embeddings = self.projection(features)
+            mask_features = self.mask_space(features).float() if self.mask_space else None
+        embeddings = F.normalize(embeddings.float(), dim=1)
+        return NetworkOutput(logits.float(), embeddings, mask_features)
 
     def _on_contrast_grid(self, features: Tensor, images: Tensor) -> Tensor:
         """Average features that are finer than stride MIN_STRIDE, whose contrast would cost too much."""

@@ -12,9 +12,11 @@ from sfss_ray.config import LossConfig, TrainConfig
 from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.method.class_mix import mix_classes
 from sfss_ray.method.collective import global_mean, sum_over_workers
-from sfss_ray.method.contrast import StudentOutput, contrast_losses, fetch_pair_inputs
-from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.method.contrast import contrast_losses, fetch_pair_inputs
+from sfss_ray.method.contrast_net import ContrastNet, NetworkOutput
 from sfss_ray.method.losses import entropy_sum, rule_out_sum, segmentation_loss
+from sfss_ray.method.mask_metric import MetricOptions, metric_loss
+from sfss_ray.method.mask_space import MaskSpace
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.output_contrast import contrast_outputs
 from sfss_ray.method.pseudo_labels import pixel_weights
@@ -29,6 +31,8 @@ class TeacherStudent:
     """Forward pass of a `ContrastNet`, possibly wrapped by DDP or torch.compile."""
     teacher: ContrastNet
     memory: Memory
+    space: MaskSpace | None = None
+    """The student's, not wrapped, where masks have a space of their own."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def adaptation_losses(
 
         loss = loss_seg + contrast_weight * ramp * (beta * loss_ins + (1 - beta) * loss_cls)
                         + rule_out_weight * ramp * loss_rule_out + output_weight * ramp * loss_output
-                        + ring_weight * ramp * loss_ring
+                        + ring_weight * ramp * loss_ring + metric_weight * loss_metric
 
     with beta = `instance_share`. A part of weight 0 is not computed.
 
@@ -76,7 +80,7 @@ def adaptation_losses(
     if config.loss.contrast_weight > 0 or config.loss.ring_weight > 0:
         # Before the student, so that the CPU describes masks during the GPU's forward pass.
         pair_inputs = fetch_pair_inputs(view, thresholds, batch, config, segmenter.align_corners)
-    output = StudentOutput(*networks.student(batch["strong"]))
+    output: NetworkOutput = networks.student(batch["strong"])
 
     weights = pixel_weights(view.labels, view.confidence, thresholds, config.loss)
     full_logits = segmenter.upsample(output.logits, batch["strong"].shape[-2:])
@@ -89,20 +93,49 @@ def adaptation_losses(
     for name, (weight, part) in mask_losses(full_logits, view, batch, weights, config.loss).items():
         metrics[name] = part
         loss = loss + weight * ramp_value * part
+    if networks.space is not None and networks.space.space == "learned":
+        options = MetricOptions(config.loss.temperature, info.seed)
+        metrics["loss_metric"] = _metric_part(networks, output, view, batch, options)
+        loss = loss + config.loss.metric_weight * metrics["loss_metric"]
     if pair_inputs is not None:
         on_cells = _on_cells(output, full_logits, segmenter.align_corners)
         contrast_metrics = contrast_losses(
             on_cells, pair_inputs, networks.memory.bank, config, info.seed, draw=ramp_value > 0
         )
         metrics |= contrast_metrics
-        beta = config.loss.instance_share
-        loss_ins, loss_cls = contrast_metrics["loss_ins"], contrast_metrics["loss_cls"]
-        mixed = beta * loss_ins + (1 - beta) * loss_cls
-        loss = loss + config.loss.contrast_weight * ramp_value * mixed
-        if "loss_ring" in contrast_metrics:
-            loss = loss + config.loss.ring_weight * ramp_value * contrast_metrics["loss_ring"]
+        loss = loss + ramp_value * _weigh_contrasts(contrast_metrics, config.loss)
     metrics["loss"] = loss
     return loss, {name: scalar.detach() for name, scalar in metrics.items()}
+
+
+def _weigh_contrasts(parts: Mapping[str, Tensor], config: LossConfig) -> Tensor:
+    """Return the weighted sum of the contrasts of pairs, before the ramp."""
+    beta = config.instance_share
+    mixed = beta * parts["loss_ins"] + (1 - beta) * parts["loss_cls"]
+    total = config.contrast_weight * mixed
+    return total + config.ring_weight * parts["loss_ring"] if "loss_ring" in parts else total
+
+
+def _metric_part(
+    networks: TeacherStudent,
+    output: NetworkOutput,
+    view: TeacherView,
+    batch: Mapping[str, Tensor],
+    options: MetricOptions,
+) -> Tensor:
+    """Return the loss of the learned space, 0 while the ring is empty."""
+    space, neighbours = networks.space, networks.memory.neighbours
+    assert space is not None
+    assert output.mask_features is not None
+    assert neighbours is not None
+    # DDP needs a gradient of every parameter also then.
+    nothing = sum(
+        (parameter.sum() for parameter in space.parameters()), output.logits.new_zeros(())
+    )
+    if view.metric is None:
+        return 0.0 * (nothing + output.mask_features.sum())
+    part = metric_loss(output.mask_features, batch, view.metric, space, neighbours, options)
+    return part + 0.0 * nothing
 
 
 def _pseudo_label(
@@ -124,7 +157,7 @@ def _pseudo_label(
 
 
 @torch.no_grad()
-def _on_cells(output: StudentOutput, full_logits: Tensor, align_corners: bool) -> StudentOutput:
+def _on_cells(output: NetworkOutput, full_logits: Tensor, align_corners: bool) -> NetworkOutput:
     """Return the student's output with scores of the classes on the grid of the embeddings.
 
     They are the logits, or where those have another grid the mean probabilities of each cell's pixels,

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from sfss_ray.config import LossConfig
 from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.method.collective import sum_over_workers
-from sfss_ray.method.contrast_net import ContrastNet
-from sfss_ray.method.mask_evidence import Evidence
+from sfss_ray.method.contrast_net import ContrastNet, NetworkOutput
+from sfss_ray.method.mask_evidence import Evidence, MaskPixels
+from sfss_ray.method.mask_metric import MetricTargets
 from sfss_ray.method.mask_neighbours import ask_neighbours
+from sfss_ray.method.mask_space import DescribedMasks, describe_masks
 from sfss_ray.method.mask_vote import plausible_classes, relabel
 from sfss_ray.method.memory import Memory
 
@@ -35,6 +37,8 @@ class TeacherView:
     """(B, k, H, W) classes that the rule-out contrast leaves possible, where it is on."""
     pixel_probabilities: Tensor | None = None
     """(B, C, H, W), where the contrast of outputs is on."""
+    metric: MetricTargets | None = None
+    """Of the masks before class-mix, where their space is learned and the ring has masks."""
 
 
 @torch.no_grad()
@@ -56,7 +60,8 @@ def predict_teacher(
         first_part: False for the second and later parts of an accumulated batch.
     """
     weak, segmenter = batch["weak"], teacher.segmenter
-    logits, embeddings = teacher(weak)
+    output: NetworkOutput = teacher(weak)
+    logits, embeddings, _ = output
     full = segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
     height, width = embeddings.shape[-2:]
     several_views = config.teacher_scales != (1.0,) or config.teacher_flip
@@ -71,27 +76,76 @@ def predict_teacher(
 
     if config.prior_power > 0:
         memory.prior.update(sum_over_workers(full.sum((0, 2, 3)).double()), first_part)
-    labels, confidence, plausible = _label_pixels(full, batch, memory, config)
-    pixel_probabilities = full if config.output_weight > 0 else None
-    return TeacherView(grid, embeddings, labels, confidence, plausible, pixel_probabilities)
+    evidence, metric = _gather_evidence(full, batch, memory, config, (teacher, output))
+    labels, confidence, plausible = _label_pixels(full, evidence, config)
+    return TeacherView(
+        grid,
+        embeddings,
+        labels,
+        confidence,
+        plausible,
+        full if config.output_weight > 0 else None,
+        metric,
+    )
+
+
+def _gather_evidence(
+    full: Tensor,
+    batch: Mapping[str, Tensor],
+    memory: Memory,
+    config: LossConfig,
+    prediction: tuple[ContrastNet, NetworkOutput],
+) -> tuple[Evidence | None, MetricTargets | None]:
+    """Return the evidence of pixels and masks, None where pixels alone decide, and the metric's targets.
+
+    Args:
+        full: (B, C, H, W) probabilities.
+        batch: As of `predict_teacher`.
+        memory: Its neighbours are asked and updated.
+        config: Of the vote.
+        prediction: The teacher, and its output for the weak views.
+    """
+    rules_out = config.rule_out_weight > 0
+    if config.prior_power == 0 and config.mask_vote == "none" and not rules_out:
+        return None, None
+    prior = memory.prior.share()
+    evidence = Evidence.gather(full, batch["mask_ids"], prior, config.prior_power)
+    if memory.neighbours is None:
+        return evidence, None
+    teacher, output = prediction
+    masks = evidence.masks
+    described = describe_masks(masks, batch, teacher.mask_space, output.mask_features)
+    evidence, opinions = ask_neighbours(
+        evidence, described, memory.neighbours, config.neighbour_weight
+    )
+    if opinions is None or config.neighbour_space != "learned":
+        return evidence, None
+    return evidence, _metric_targets(described, opinions, masks)
+
+
+def _metric_targets(
+    described: DescribedMasks, opinions: Tensor, masks: MaskPixels
+) -> MetricTargets:
+    numbers, per_image = described.numbers, masks.ids_per_image
+    rows = torch.div(numbers, per_image, rounding_mode="floor")
+    (embeddings,) = described.blocks
+    return MetricTargets(
+        embeddings, described.geometry, opinions, described.images, rows, numbers % per_image
+    )
 
 
 def _label_pixels(
-    full: Tensor, batch: Mapping[str, Tensor], memory: Memory, config: LossConfig
+    full: Tensor, evidence: Evidence | None, config: LossConfig
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return labels and confidence (B, H, W), and the plausible classes (B, k, H, W) if used."""
-    rules_out = config.rule_out_weight > 0
-    if config.prior_power == 0 and config.mask_vote == "none" and not rules_out:
+    if evidence is None:
         confidence, labels = full.max(1)
         return labels, confidence, None
-    prior = memory.prior.share()
-    evidence = Evidence.gather(full, batch["mask_ids"], prior, config.prior_power)
-    if memory.neighbours is not None:
-        evidence = ask_neighbours(evidence, batch, memory.neighbours, config.neighbour_weight)
     labels, confidence = relabel(evidence, config)
+    if config.rule_out_weight == 0:
+        return labels, confidence, None
     by_pixel = config.rule_out_by == "pixel"
-    plausible = plausible_classes(evidence, config.rule_out_top_k, by_pixel) if rules_out else None
-    return labels, confidence, plausible
+    return labels, confidence, plausible_classes(evidence, config.rule_out_top_k, by_pixel)
 
 
 def average_views(teacher: ContrastNet, weak: Tensor, plain: Tensor, config: LossConfig) -> Tensor:
@@ -118,7 +172,7 @@ def average_views(teacher: ContrastNet, weak: Tensor, plain: Tensor, config: Los
                 sides = [side * scale / multiple for side in weak.shape[-2:]]
                 size = [multiple * max(1, round(side)) for side in sides]
                 view = F.interpolate(view, size=size, mode="bilinear", align_corners=False)
-            logits, _ = teacher(view)
+            logits = teacher(view).logits
             probabilities = teacher.segmenter.upsample(logits, weak.shape[-2:]).softmax(1)
             views.append(probabilities.flip(3) if mirrored else probabilities)
     return torch.stack(views).mean(0)

@@ -81,14 +81,21 @@ class Adaptation:
         self.source_weights = copy_weights(source.network) if config.source_share > 0 else {}
         self.student = build_student(source.network, task.config, run.device)
         self.teacher = make_teacher(self.student)
-        heads = [*self.student.segmenter.heads, self.student.projection]
+        new_layers = [self.student.projection, self.student.mask_space]
+        heads = [*self.student.segmenter.heads, *filter(None, new_layers)]
         self.optimizer = build_optimizer(self.student.segmenter.body, heads, config.optim)
         self.learner = Learner(self.student, self.optimizer, config.optim.max_grad_norm)
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(source.classes), embedding_dim, config, run.device)
         augment = fit_crop(config.augment, source.network.size_multiple)
+        asks_neighbours = config.loss.neighbour_weight > 0
         self.samples = TargetSamples(
-            task.images, task.masks, augment, task.config.seed, config.loss.neighbour_weight > 0
+            task.images,
+            task.masks,
+            augment,
+            task.config.seed,
+            with_geometry=asks_neighbours,
+            with_embeddings=asks_neighbours and config.loss.neighbour_space == "sam",
         )
         self.best = BestStudent()
 
@@ -166,7 +173,9 @@ class Adaptation:
         return scores
 
     def _losses(self, step: int, index: int, part: Batch) -> tuple[Tensor, Metrics]:
-        networks = TeacherStudent(self.learner.module, self.teacher, self.memory)
+        networks = TeacherStudent(
+            self.learner.module, self.teacher, self.memory, self.student.mask_space
+        )
         info = StepInfo(step, self.task.config.seed, first_part=index == 0)
         return adaptation_losses(networks, part, self.config, info)
 
@@ -174,9 +183,11 @@ class Adaptation:
         """Move the teacher towards the student."""
         momentum = self.config.ema_momentum
         update_teacher(self.teacher.segmenter, self.student.segmenter, momentum)
-        # The projection starts from random weights, which the teacher's average should forget soon.
+        # New layers start from random weights, which the teacher's average should forget soon.
         warm_up = warm_up_momentum(step, momentum)
         update_teacher(self.teacher.projection, self.student.projection, warm_up)
+        if self.teacher.mask_space is not None and self.student.mask_space is not None:
+            update_teacher(self.teacher.mask_space, self.student.mask_space, warm_up)
 
 
 def build_student(network: Segmenter, config: Config, device: torch.device) -> ContrastNet:

@@ -11,12 +11,12 @@ from train_samples import CLASSES, drawn_batch
 
 from sfss_ray.method import negatives
 from sfss_ray.method.contrast import (
-    StudentOutput,
     contrast_losses,
     fetch_pair_inputs,
     gather_cell_vectors,
     sum_contrasts,
 )
+from sfss_ray.method.contrast_net import NetworkOutput
 from sfss_ray.method.losses import pair_loss
 from sfss_ray.method.pairs import Pairs
 from sfss_ray.method.prototype_pool import PrototypePool
@@ -82,7 +82,7 @@ def test_the_contrast_reads_nothing_from_the_networks_device(monkeypatch):
     )
     networks.step(batch)  # puts entries into the bank
     view = networks.view(batch["weak"])
-    logits, embeddings = networks.student(batch["strong"])
+    logits, embeddings, _ = networks.student(batch["strong"])
     bank = networks.memory.bank
     entries_before = len(bank.contents()[1])
     bank.vectors = bank.vectors.to("meta")
@@ -90,7 +90,7 @@ def test_the_contrast_reads_nothing_from_the_networks_device(monkeypatch):
     view = replace(view, embeddings=view.embeddings.to("meta"))
     thresholds = torch.full((len(CLASSES),), 0.5)
     inputs = fetch_pair_inputs(view, thresholds, batch, networks.config)
-    student = StudentOutput(logits, z)
+    student = NetworkOutput(logits, z)
     parts = contrast_losses(student, inputs, bank, networks.config, seed=0)
     (parts["loss_ins"] + parts["loss_cls"]).backward()
     assert z.grad is not None
@@ -126,7 +126,7 @@ def test_before_the_ramp_no_pairs_are_drawn_and_the_bank_is_filled():
     networks, batch = StepNetworks(loss__projection="none"), drawn_batch([0, 1])
     view, bank = networks.view(batch["weak"]), networks.memory.bank
     inputs = fetch_pair_inputs(view, torch.full((len(CLASSES),), 0.5), batch, networks.config)
-    student = StudentOutput(*networks.student(batch["strong"]))
+    student = networks.student(batch["strong"])
     metrics = contrast_losses(student, inputs, bank, networks.config, seed=0, draw=False)
     assert metrics["anchors"] == metrics["loss_ins"] == metrics["loss_cls"] == 0
     assert metrics["masks"] == 16

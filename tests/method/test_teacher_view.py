@@ -15,7 +15,7 @@ PLAIN: dict = {"loss__mask_vote": "none", "loss__prior_power": 0.0}
 def test_a_plain_view_is_the_softmax_of_the_teacher():
     networks, weak = StepNetworks(**PLAIN), drawn_batch([0, 1])["weak"]
     view = networks.view(weak)
-    logits, embeddings = networks.teacher(weak)
+    logits, embeddings, _ = networks.teacher(weak)
     full = F.interpolate(logits, size=weak.shape[-2:], mode="bilinear").softmax(1)
     torch.testing.assert_close(view.confidence, full.amax(1))
     assert torch.equal(view.labels, full.argmax(1))

@@ -63,6 +63,16 @@ SCENARIOS = {
         "loss__ring_weight": 0.5,
         "augment__class_mix": 0.7,
     },
+    "learned_space": FROZEN
+    | {
+        "num_steps": 3,
+        "loss__mask_vote": "pooled",
+        "loss__prior_power": 0.5,
+        "loss__neighbour_weight": 1.0,
+        "loss__neighbour_space": "learned",
+        "loss__metric_weight": 0.5,
+        "augment__class_mix": 0.7,
+    },
     "finer_logits": FROZEN
     | {
         "num_steps": 2,

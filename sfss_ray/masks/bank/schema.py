@@ -67,6 +67,19 @@ _COMPRESSION |= {
 }
 
 
+EMBEDDING = "embedding"
+"""Field of a mask with its mean embedding by the network, where the recipe asks for it."""
+
+
+def schema_of(recipe: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of shards of a recipe: SCHEMA, with an embedding per mask if it has them."""
+    if not recipe.get("embeddings"):
+        return SCHEMA
+    mask_type = pa.struct([*MASK_TYPE, (EMBEDDING, pa.list_(pa.float16()))])
+    position = SCHEMA.get_field_index("masks")
+    return SCHEMA.set(position, pa.field("masks", pa.list_(mask_type)))
+
+
 def shard_name(image_ids: Iterable[str]) -> str:
     """Return the file name of the shard with these images: the same images give the same name."""
     digest = hashlib.sha256("\n".join(image_ids).encode()).hexdigest()[:16]
@@ -96,7 +109,9 @@ def write_shard(
         OutputError: the disk is full, or the folder cannot be written.
     """
     metadata = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: metadata}))
+    table = pa.Table.from_pylist(
+        rows, schema=schema_of(recipe).with_metadata({METADATA_KEY: metadata})
+    )
     # The name contains the node: processes of several nodes may write the same shard.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
     # No string occurs twice, so the file is smaller and faster to read without dictionaries.
