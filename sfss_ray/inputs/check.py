@@ -34,7 +34,8 @@ from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import refuse_other_run
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.places import ObjectPath
 
 _Result = TypeVar("_Result")
 
@@ -231,7 +232,12 @@ def _check_settings(request: Request, survey: Survey) -> str:
 
 
 def _check_output(request: Request, survey: Survey) -> str:
-    folder = require_lasting(request.output_dir)
+    folder = lasting_place(request.output_dir)
+    if request.masks is None and isinstance(folder, ObjectPath):
+        raise DataError(
+            f"the output is at {str(folder)!r} but masks are made in a folder on a disk: make them first"
+            " (`sfss-ray masks`), and give their folder or address as masks"
+        )
     if survey.missing:
         return str(folder)
     inputs = survey.complete()

@@ -15,23 +15,25 @@ import torch
 from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_torch
-from sfss_ray.train.run_state import append_progress, load_state, save_state
+from sfss_ray.storage.places import ObjectPath, Place
+from sfss_ray.train.run_state import ProgressLog, load_state, save_state
 
 
 class RayRun:
     """A `Run` inside a TorchTrainer worker.
 
     Args:
-        folder: Folder of the progress file. Every node must see it.
+        folder: Folder or address of the progress file. Every node must see it.
         device: 'cuda' for the GPU that Ray assigned, or 'cpu'.
     """
 
-    def __init__(self, folder: Path, device: str = "cpu"):
+    def __init__(self, folder: Place, device: str = "cpu"):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         on_gpu = device == "cuda"
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.folder = folder
+        self._progress = ProgressLog(folder)
 
     def resume_state(self) -> dict[str, Any] | None:
         """Return the newest checkpoint that Ray has of this run, or None."""
@@ -46,13 +48,30 @@ class RayRun:
         if self.rank:
             ray.train.report(metrics)
             return
+        if isinstance(self.folder, ObjectPath):
+            self._upload_behind(metrics, state())
+            return
         with tempfile.TemporaryDirectory() as folder:
             save_state(Path(folder), state())
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
+    def _upload_behind(self, metrics: dict[str, Any], state: dict[str, Any]) -> None:
+        """Report a checkpoint that Ray uploads while the training proceeds.
+
+        Ray counts a checkpoint once it is whole, and awaits the last one before the worker ends.
+        """
+        folder = tempfile.mkdtemp(prefix="sfss_ray-checkpoint-")
+        save_state(Path(folder), state)
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the run's progress file."""
-        append_progress(self.folder, record)
+        self._progress.append(record)
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         """Write a file into the run's folder."""
@@ -89,5 +108,5 @@ def train_on_worker(payload: dict[str, Any]) -> None:
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
     job = payload["job"]
-    run = RayRun(Path(payload["folder"]), worker_device(payload["device"]))
+    run = RayRun(payload["folder"], worker_device(payload["device"]))
     job.train(job.task, run, job.watch if run.rank == 0 else None)

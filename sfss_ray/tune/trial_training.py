@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -15,6 +14,7 @@ from sfss_ray.runtime.progress import silent
 from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_text
+from sfss_ray.storage.places import Place
 from sfss_ray.train.adaptation import adapt_student
 from sfss_ray.train.launch import STUDENT_FILE, save_network
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
@@ -44,7 +44,7 @@ def train_trial(point: Point, plan: SearchPlan) -> None:
         ray.tune.report(read_progress(progress_folder(folder, config))[-1])
 
 
-def _train_in_process(plan: SearchPlan, config: Config, folder: Path) -> bool:
+def _train_in_process(plan: SearchPlan, config: Config, folder: Place) -> bool:
     """Train in this process. Return whether anything was reported."""
     use_threads(config.compute.cpus_per_worker)
     prepared, failure = plan.prepared, folder / "failure.txt"
@@ -68,7 +68,7 @@ def _train_in_process(plan: SearchPlan, config: Config, folder: Path) -> bool:
     return bool(reports)
 
 
-def _train_on_workers(plan: SearchPlan, config: Config, folder: Path) -> None:
+def _train_on_workers(plan: SearchPlan, config: Config, folder: Place) -> None:
     """Train on Ray Train's workers, whose reports go to Tune."""
     prepared = plan.prepared
     job = TrainingJob(adapt_student, prepared.task(config), plan.watch(config))

@@ -12,7 +12,7 @@ from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import WORSE, Verdict
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.train.progress_tail import following
-from sfss_ray.train.run_state import append_progress
+from sfss_ray.train.run_state import ProgressLog
 
 
 @pytest.fixture
@@ -151,9 +151,9 @@ def test_records_that_are_added_to_progress_files_are_logged(lines, tmp_path):
     """Those of an earlier call were logged by that call."""
     recorder = Recorder()
     tracking = RunTracking([recorder], lines.append)
-    append_progress(tmp_path, {"step": 1, "num_steps": 3, "loss": 0.75})
+    ProgressLog(tmp_path).append({"step": 1, "num_steps": 3, "loss": 0.75})
     with following(lambda: {"train": tmp_path}, lines.append, on_record=tracking.log_record):
         for step, loss in ((2, 0.5), (3, 0.25)):
-            append_progress(tmp_path, {"step": step, "num_steps": 3, "loss": loss})
+            ProgressLog(tmp_path).append({"step": step, "num_steps": 3, "loss": loss})
     metrics = [call[1:] for call in recorder.calls]
     assert metrics == [({"train/loss": 0.5}, 2), ({"train/loss": 0.25}, 3)]

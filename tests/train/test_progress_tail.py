@@ -10,7 +10,7 @@ import pytest
 
 from sfss_ray.train import progress_tail
 from sfss_ray.train.progress_tail import following
-from sfss_ray.train.run_state import PROGRESS_FILE, append_progress
+from sfss_ray.train.run_state import PROGRESS_FILE, ProgressLog
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def polls_often(monkeypatch):
 
 
 def log(folder: Path, step: int, **metrics: float) -> None:
-    append_progress(folder, {"step": step, "num_steps": 40} | metrics)
+    ProgressLog(folder).append({"step": step, "num_steps": 40} | metrics)
 
 
 def shown(folder: Path, metrics: dict[str, float], **options: str) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from sfss_ray.train.run_state import (
     LocalRun,
-    append_progress,
+    ProgressLog,
     load_state,
     read_progress,
     save_state,
@@ -16,17 +16,17 @@ from sfss_ray.train.run_state import (
 
 def test_progress_survives_a_killed_process(tmp_path):
     for step, loss in ((10, 1.0), (20, 2.0)):
-        append_progress(tmp_path, {"step": step, "loss": loss})
+        ProgressLog(tmp_path).append({"step": step, "loss": loss})
     with open(tmp_path / "progress.jsonl", "a") as file:
         file.write(json.dumps({"step": 30})[:5] + "\n")
-    append_progress(tmp_path, {"step": 20, "loss": 3.0})
+    ProgressLog(tmp_path).append({"step": 20, "loss": 3.0})
     assert read_progress(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 3.0}]
     assert read_progress(tmp_path / "nowhere") == []
 
 
 def test_records_of_a_step_are_merged_and_sorted(tmp_path):
     for record in ({"step": 20, "loss": 2.0}, {"step": 10, "loss": 1.0}, {"step": 20, "miou": 5.0}):
-        append_progress(tmp_path, record)
+        ProgressLog(tmp_path).append(record)
     assert read_progress(tmp_path) == [
         {"step": 10, "loss": 1.0},
         {"step": 20, "loss": 2.0, "miou": 5.0},
