@@ -238,6 +238,12 @@ def _check_output(request: Request, survey: Survey) -> str:
             f"the output is at {str(folder)!r} but masks are made in a folder on a disk: make them first"
             " (`sfss-ray masks`), and give their folder or address as masks"
         )
+    if request.kind == "tune" and isinstance(folder, ObjectPath) and folder.has_password:
+        raise DataError(
+            f"the address {str(folder)!r} was given with a password, which Ray Tune would store in its"
+            " files there: set the credentials on the machines of the cluster"
+            " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and give the address without"
+        )
     if survey.missing:
         return str(folder)
     inputs = survey.complete()

@@ -12,6 +12,8 @@ from sfss_ray.storage.files import read_torch, write_text, write_torch, writing
 from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 PROGRESS_FILE = "progress.jsonl"
+STOP_FILE = "stop"
+"""Beside the progress file: the search asks the training's workers to end."""
 STATE_FILE = "state.pt"
 STATISTICS_FILE = "initial_statistics.pt"
 """BatchNorm statistics of the student before step 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pyarrow.fs
@@ -14,6 +15,7 @@ BUCKET = "fleet"
 @pytest.fixture(scope="module")
 def s3_options() -> Iterator[str]:
     """Options of an address, which lead it to an S3 server on this machine."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
