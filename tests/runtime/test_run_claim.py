@@ -71,7 +71,8 @@ def test_a_claim_that_nobody_renews_is_taken_over(folder, hurried):
 def test_a_claim_of_a_killed_process_of_this_machine_is_taken_over_at_once(folder, monkeypatch):
     """Without the wait for a renewal, which is 45 s here."""
     monkeypatch.setattr(run_claim, "_SETTLE_SECONDS", 0.1)
-    code = "import sys; from sfss_ray.runtime.run_claim import *; from sfss_ray.storage.places import *\n"
+    code = "import os, sys; from sfss_ray.runtime.run_claim import claimed\n"
+    code += "from sfss_ray.storage.places import to_place\n"
     code += "with claimed(to_place(sys.argv[1])): os.kill(os.getpid(), 9)"
     done = subprocess.run([sys.executable, "-c", code, folder.address], timeout=60)
     assert done.returncode == -9
