@@ -20,7 +20,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values
-from sfss_ray.storage.places import Place
+from sfss_ray.storage.places import ObjectPath, Place
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
-SourceLike = Union[Path, str, "SourceModel", "Segmenter"]
-"""The path of a checkpoint of any known family or of a model file, or a model in memory: a `SourceModel`
-or its network, such as `AdaptResult.student`."""
+SourceLike = Union[Path, str, ObjectPath, "SourceModel", "Segmenter"]
+"""The path or the address of a checkpoint of any known family or of a model file, or a model in memory: a
+`SourceModel` or its network, such as `AdaptResult.student`."""
 
 SOURCE_FILE = "source_model.pt"
 

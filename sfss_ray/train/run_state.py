@@ -36,6 +36,10 @@ class Run(Protocol):
         """Publish metrics and save `state()`. Every worker calls it, and rank 0 saves."""
         ...
 
+    def is_preempted(self) -> bool:
+        """Return whether a worker's node will go soon. Every worker calls it after the same steps."""
+        ...
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the progress file. Only rank 0 calls it."""
         ...
@@ -133,6 +137,10 @@ class LocalRun:
         save_state(self.folder, state())
         if self.on_report:
             self.on_report(metrics)
+
+    def is_preempted(self) -> bool:
+        """Return False: nobody warns a process of this machine."""
+        return False
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the folder's progress file."""

@@ -87,6 +87,13 @@ class RayRun:
             delete_local_checkpoint_after_upload=True,
         )
 
+    def is_preempted(self) -> bool:
+        """Return whether Ray knows that a worker's node will go, such as a spot node.
+
+        A trial has no checkpoint between two evaluations, because its reports go to Tune with scores.
+        """
+        return not self.may_stop and ray.train.get_preemption_info() is not None
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the run's progress file."""
         self._progress.append(record)

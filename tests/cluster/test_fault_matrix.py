@@ -44,7 +44,7 @@ KNOBS = {
     "tune.space": ["train.optim.learning_rate=log:0.00001..0.0001"],
     "compute.concurrent_trials": 1,
 }
-WORKERS = {"train": "ray::RayTrainWorker", "tune": "ray::_trial"}
+WORKERS = {"train": "ray::RayTrainWorker", "tune": "ray::ImplicitFunc"}
 
 
 class Fleet:
