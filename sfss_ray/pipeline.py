@@ -26,6 +26,9 @@ from sfss_ray.report.report_record import RunRecord, Verdict
 from sfss_ray.run_report import FinishedRun, MaskedRun, write_run_report
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.run_claim import RunClaim, claimed
+from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.places import Place, address_of, to_place
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.baseline import BASELINE_NAME, train_baseline
@@ -44,8 +47,8 @@ if TYPE_CHECKING:
 class AdaptResult:
     """The adapted model, its scores and its report."""
 
-    output_dir: Path
-    student_path: Path
+    output_dir: Place
+    student_path: Place
     """Model file of the student; `torch.load(..., weights_only=True)` reads it."""
     report: RunRecord
     """The content of report.json; `report.to_json()` gives plain values."""
@@ -71,15 +74,15 @@ class AdaptResult:
         return {row["name"]: row for row in self.report.to_json()["rows"]}
 
     @property
-    def report_html(self) -> Path:
+    def report_html(self) -> Place:
         """The report for people."""
         return self.output_dir / "report.html"
 
     @property
-    def masks_dir(self) -> Path:
+    def masks_dir(self) -> Place:
         """Folder of the Parquet mask shards: the run's own, or the one that was given."""
         folder = self.report.regions.folder if self.report.regions else None
-        return Path(folder) if folder else self.output_dir / "masks"
+        return to_place(folder) if folder else self.output_dir / "masks"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class TuneResult(AdaptResult):
 def adapt(
     source_model: SourceLike,
     target_images: Path | str,
-    output_dir: Path | str,
+    output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
@@ -115,7 +118,8 @@ def adapt(
     Args:
         source_model: A checkpoint of any known family, or a model file; in Python also a model.
         target_images: Folder of unlabelled images.
-        output_dir: The run's folder. Run again with the same arguments to resume it.
+        output_dir: The run's folder, or an address such as s3://bucket/run. Run again with the same
+            arguments to resume it.
         card: Entries that replace the preprocessing known for the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
@@ -159,7 +163,7 @@ def adapt(
 def tune_hyperparameters(
     source_model: SourceLike,
     target_images: Path | str,
-    output_dir: Path | str,
+    output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
@@ -213,6 +217,7 @@ class _TrackedRun(MaskedRun):
     """A run whose masks exist, with its trackers."""
 
     tracking: RunTracking
+    claim: RunClaim
 
 
 @contextlib.contextmanager
@@ -224,19 +229,21 @@ def _start_run(
     inputs = check_inputs(request)
     for note in inputs.notes:
         progress(note)
-    folder = claim_inputs(request, inputs, progress)
-    with (
-        cluster.connected(inputs.config.compute),
-        track_run(trackers, folder, inputs.config, progress) as tracking,
-    ):
-        store, summary = _provide_masks(request, inputs, folder, progress)
-        tracking.log_masks(summary)
-        prepared = prepare_training(inputs, store, inputs.config).placed(folder)
-        yield _TrackedRun(request, inputs, prepared, summary, folder, tracking)
+    with claimed(lasting_place(request.output_dir), progress) as claim:
+        folder = claim_inputs(request, inputs, progress)
+        with (
+            cluster.connected(inputs.config.compute),
+            track_run(trackers, folder, inputs.config, progress) as tracking,
+        ):
+            store, summary = _provide_masks(request, inputs, folder, progress)
+            tracking.log_masks(summary)
+            prepared = prepare_training(inputs, store, inputs.config).placed(folder)
+            claim.require()
+            yield _TrackedRun(request, inputs, prepared, summary, folder, tracking, claim)
 
 
 def _provide_masks(
-    request: Request, inputs: Inputs, folder: Path, progress: ProgressSink
+    request: Request, inputs: Inputs, folder: Place, progress: ProgressSink
 ) -> tuple[MaskStore, MaskSummary]:
     """Make masks of the target images, or use those that the user gave."""
     images = inputs.images
@@ -247,9 +254,14 @@ def _provide_masks(
     assert inputs.recipe is not None
     started, masks_dir = time.monotonic(), folder / "masks"
     num_masked = mask_images(
-        images, masks_dir, inputs.recipe, inputs.region_weights, inputs.config, progress
+        images,
+        masks_dir,  # pyright: ignore[reportArgumentType]
+        inputs.recipe,
+        inputs.region_weights,
+        inputs.config,
+        progress,
     )
-    store = MaskStore(masks_dir)
+    store = MaskStore(address_of(masks_dir))
     seconds = time.monotonic() - started
     return store, summarise(store, images, inputs.recipe.source, num_masked, seconds)
 
@@ -262,6 +274,7 @@ def _finish(
     progress: ProgressSink,
 ) -> RunRecord:
     """Train the baselines that the config asks for, write the report and send it to the trackers."""
+    run.claim.require()
     baselines = {}
     if config.report.baselines:
         trained_baseline = train_baseline(

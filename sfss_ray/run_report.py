@@ -7,7 +7,6 @@ import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config, flatten
@@ -36,6 +35,7 @@ from sfss_ray.report.report_record import (
 )
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.storage.places import Place, address_of, to_place
 from sfss_ray.train.launch import TrainResult
 from sfss_ray.train.run_networks import (
     ADAPTED,
@@ -66,7 +66,7 @@ class MaskedRun:
     inputs: Inputs
     prepared: Prepared
     masks: MaskSummary
-    folder: Path
+    folder: Place
     """The output folder."""
 
 
@@ -138,8 +138,8 @@ def _mask_loader(
         masked_ids = {file.image_id for file in files if has_masks_of(store, file)}
         return lambda image_id: store.id_map(image_id) if image_id in masked_ids else None
     folder, weights = run.folder / "masks_of_pictures", run.inputs.region_weights
-    mask_images(files, folder, run.inputs.recipe, weights, config, progress)
-    return MaskStore(folder).id_map
+    mask_images(files, folder, run.inputs.recipe, weights, config, progress)  # pyright: ignore[reportArgumentType]
+    return MaskStore(address_of(folder)).id_map
 
 
 def describe_run(
@@ -199,7 +199,7 @@ def _class_facts(prepared: Prepared) -> ClassSetFacts:
 
 def _mask_facts(run: MaskedRun) -> MaskFacts:
     masks, store = run.masks, run.inputs.masks
-    folder = str(store.folder) if store is not None else None
+    folder = str(to_place(store.folder)) if store is not None else None  # without a secret
     per_image = round(masks.masks / max(masks.images, 1), 1)
     return MaskFacts(masks.source, masks.note, masks.images, masks.masks, per_image, folder)
 

@@ -71,8 +71,9 @@ def _as_path(annotation: Any) -> Any:
     from sfss_ray.data.group_files import ClassGroupsLike
     from sfss_ray.models.card import CardLike
     from sfss_ray.models.source import SourceLike
+    from sfss_ray.storage.places import Place
 
-    kinds: tuple[Any, ...] = (Path | str, SourceLike, CardLike, ClassGroupsLike)
+    kinds: tuple[Any, ...] = (Path | str, Place | str, SourceLike, CardLike, ClassGroupsLike)
     path_types: dict[Any, Any] = dict.fromkeys(kinds, Path)
     optional_types = {kind | None: Path | None for kind in path_types}
     return (path_types | optional_types).get(annotation, _as_names(annotation))

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sfss_ray.runtime.progress import Progress, ProgressSink, silent
-from sfss_ray.storage.files import whole_file
+from sfss_ray.storage.files import file_on_disk, whole_file
+from sfss_ray.storage.places import Place
 
 UNREADABLE = "unreadable"
 """Takes the place of the hash of a file that cannot be opened."""
@@ -114,7 +115,7 @@ def changed_files(files: Mapping[str, Path], recorded: Mapping[str, Content]) ->
     ]
 
 
-def write_manifest(path: Path, contents: Mapping[str, Content]) -> None:
+def write_manifest(path: Place, contents: Mapping[str, Content]) -> None:
     """Write contents by name to a Parquet file, atomically."""
     columns = {
         "name": list(contents),
@@ -126,10 +127,11 @@ def write_manifest(path: Path, contents: Mapping[str, Content]) -> None:
         pq.write_table(pa.table(columns, _MANIFEST_SCHEMA), temporary, compression="zstd")
 
 
-def read_manifest(path: Path) -> dict[str, Content]:
+def read_manifest(path: Place) -> dict[str, Content]:
     """Return the contents of a manifest by name, or {} if the file is missing or damaged."""
     try:
-        table = pq.read_table(path)
+        with file_on_disk(path) as file:
+            table = pq.read_table(file)
         columns = [table[name].to_pylist() for name in ("size", "mtime_ns", "sha256")]
         names = table["name"].to_pylist()
     except (OSError, KeyError, pa.ArrowException):

@@ -14,7 +14,8 @@ from sfss_ray.errors import ResumeError
 from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.runtime.progress import ProgressSink, silent
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.places import Place
 
 MANIFEST_FILE = "inputs.parquet"
 """Size, time and hash of every input file of a run, beside its record."""
@@ -74,7 +75,7 @@ def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
 
 
 def unchanged_contents(
-    folder: Path, files: Mapping[str, Path], progress: ProgressSink = silent
+    folder: Place, files: Mapping[str, Path], progress: ProgressSink = silent
 ) -> dict[str, Content]:
     """Return the contents of input files, after a check against those that the run began with.
 
@@ -102,12 +103,12 @@ def unchanged_contents(
 
 
 def claim_run(
-    output_dir: Path | str,
+    output_dir: Place | str,
     record: Mapping[str, Any],
     files: Mapping[str, Path],
     file_contents: Mapping[str, Content] | None = None,
     progress: ProgressSink = silent,
-) -> Path:
+) -> Place:
     """Claim a folder for a run, or resume the run in it with the same record and input files.
 
     Args:
@@ -121,7 +122,7 @@ def claim_run(
         ResumeError: see `claim` and `unchanged_contents`.
         OutputError: see `claim`.
     """
-    folder = require_lasting(output_dir)
+    folder = lasting_place(output_dir)
     refuse_other_run(folder, record)
     if file_contents is None:
         file_contents = unchanged_contents(folder, files, progress)
@@ -131,7 +132,7 @@ def claim_run(
     return folder
 
 
-def claim_inputs(request: Request, inputs: Inputs, progress: ProgressSink) -> Path:
+def claim_inputs(request: Request, inputs: Inputs, progress: ProgressSink) -> Place:
     """Claim the output folder of a request with its checked inputs; see `claim_run`."""
     record, files = run_record(request, inputs), input_files(inputs)
     return claim_run(request.output_dir, record, files, inputs.contents, progress)

@@ -16,6 +16,7 @@ from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike
+from sfss_ray.storage.places import Place
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Request:
     kind: Literal["adapt", "tune", "train"]
     source_model: SourceLike | None
     target_images: Path | str | None
-    output_dir: Path | str
+    output_dir: Place | str
     config: Config
     card: CardLike | None = None
     class_groups: ClassGroupsLike | None = None

@@ -48,7 +48,8 @@ def draw_sheet(
     if not tiles:
         return None, not_shown
     path = require_lasting(file, "contact sheet")
-    return save_png(path, contact_sheet(tiles, _COLUMNS)), not_shown
+    save_png(path, contact_sheet(tiles, _COLUMNS))
+    return path, not_shown
 
 
 def _draw_tile(store: MaskStore, image_id: str) -> np.ndarray:

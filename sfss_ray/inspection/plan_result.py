@@ -102,10 +102,9 @@ class Plan:
         lines += [_HEADER] if self.stages else []
         lines += [_row(stage) for stage in self.stages]
         lines += [f"  {line}" for line in self.not_measured]
-        lines.append(
-            f"  total {duration(self.total_seconds)}, {self.disk_mb:.0f} MB of disk"
-            f" ({self.free_mb:.0f} MB free)"
-        )
+        # In object storage there is no end of space.
+        free = f" ({self.free_mb:.0f} MB free)" if math.isfinite(self.free_mb) else ""
+        lines.append(f"  total {duration(self.total_seconds)}, {self.disk_mb:.0f} MB of disk{free}")
         if self.disk_mb > self.free_mb:
             lines.append("  WARNING: the disk is too small")
         count = len(self.missing)

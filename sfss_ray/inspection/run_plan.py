@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -17,12 +18,13 @@ from sfss_ray.masks.regions import SamType
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 
 def plan(
     source_model: SourceLike | None,
     target_images: Path | str | None,
-    output_dir: Path | str,
+    output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
@@ -85,13 +87,15 @@ def _plan_request(request: Request, started: float, progress: ProgressSink) -> P
         trials=counts.trials,
         stages=tuple(estimates.stages),
         not_measured=tuple(estimates.not_measured),
-        free_mb=_free_mb(Path(request.output_dir).absolute()),
+        free_mb=_free_mb(to_place(request.output_dir)),
         seconds=time.monotonic() - started,
     )
 
 
-def _free_mb(folder: Path) -> float:
-    """Return the free space of the disk that `folder` is or will be on."""
+def _free_mb(folder: Place) -> float:
+    """Return the free space of the disk that `folder` is or will be on; inf for object storage."""
+    if isinstance(folder, ObjectPath):
+        return math.inf
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free / 1e6

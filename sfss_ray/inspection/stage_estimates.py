@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config
@@ -19,6 +18,7 @@ from sfss_ray.inspection.plan_result import Stage
 from sfss_ray.masks.resume import images_to_do
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.storage.places import ObjectPath, to_place
 
 _NETWORKS_SCORED = 4  # source-only, BatchNorm-only, student and teacher
 _CHECKPOINTS_KEPT = 2
@@ -47,10 +47,11 @@ class WorkCounts:
         _, held_out = split_target_images(survey.images, survey.masks, config)
         trials = config.tune.num_trials if request.kind == "tune" else 0
         masks = 0
-        if survey.recipe is not None and request.masks is None:
-            folder = Path(request.output_dir) / "masks"
+        is_remote = isinstance(to_place(request.output_dir), ObjectPath)
+        if survey.recipe is not None and request.masks is None and not is_remote:
+            folder = to_place(request.output_dir) / "masks"
             max_pixels = config.masks.max_pixels
-            masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))
+            masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))  # pyright: ignore[reportArgumentType]
         return cls(masks, len(held_out), len(survey.labelled), trials)
 
 

@@ -40,7 +40,8 @@ from sfss_ray.models.user_code.custom import (
 )
 from sfss_ray.models.user_code.layers import torch_methods
 from sfss_ray.models.user_code.probing import Probe, in_full_precision
-from sfss_ray.storage.files import write_torch
+from sfss_ray.storage.files import file_on_disk, write_torch
+from sfss_ray.storage.places import Place, to_place
 
 FORMAT = "sfss_ray.model/2"
 _FORMAT_WITH_OPTIONS = "sfss_ray.model/3"
@@ -160,7 +161,7 @@ def as_source_model(model: Any) -> SourceModel:
     )
 
 
-def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool = False) -> Path:
+def save_model(path: Place | str, model: SourceModel | Segmenter, *, half: bool = False) -> Place:
     """Write a model file, completely or not at all, and return its path.
 
     Args:
@@ -194,11 +195,11 @@ def save_model(path: Path | str, model: SourceModel | Segmenter, *, half: bool =
             "options": network.options,
             "class_groups": groups,
         }
-    return write_torch(Path(path), content)
+    return write_torch(to_place(path), content)
 
 
 def load_model(
-    path: Path | str, device: torch.device | str = "cpu", *, module: nn.Module | None = None
+    path: Place | str, device: torch.device | str = "cpu", *, module: nn.Module | None = None
 ) -> SourceModel:
     """Read a model file of this package onto a device, in float32 and eval mode.
 
@@ -212,7 +213,7 @@ def load_model(
         CheckpointError: the file is missing, is not a model file of this package, does not fit the
             network that it names, or needs `module`.
     """
-    content = read_checkpoint(Path(path))
+    content = read_content(to_place(path))
     if not is_model_file(content):
         keys = ", ".join(list(map(str, content))[:4]) if isinstance(content, dict) else "no dict"
         raise CheckpointError(
@@ -222,13 +223,31 @@ def load_model(
     return model_from_content(content, path, module).to(device).eval()
 
 
+def read_content(path: Place) -> dict[str, Any]:
+    """Return the content of a model file, on a disk or in object storage.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    if isinstance(path, Path):
+        return read_checkpoint(path)
+    try:
+        with file_on_disk(path) as file:
+            return read_checkpoint(file)
+    except OSError as error:
+        raise CheckpointError(
+            f"source model {str(path)!r} cannot be read ({str(error)[:200]}): give the address of a"
+            " model file, and check this machine's credentials"
+        ) from error
+
+
 def is_model_file(content: Any) -> bool:
     """Whether the content of a checkpoint is that of a model file of this package."""
     return isinstance(content, dict) and content.get("format") in _ADDED_KEYS
 
 
 def model_from_content(
-    content: dict[str, Any], path: Path | str, module: nn.Module | None
+    content: dict[str, Any], path: Place | str, module: nn.Module | None
 ) -> SourceModel:
     """Return the model in the content of a model file, on the CPU; `path` is for messages."""
     keys = (*_COMMON_KEYS, *_ADDED_KEYS[content["format"]])
@@ -262,7 +281,7 @@ def model_from_content(
     return model
 
 
-def _class_groups(content: dict[str, Any], path: Path | str, outputs: ClassSet) -> ClassGroups:
+def _class_groups(content: dict[str, Any], path: Place | str, outputs: ClassSet) -> ClassGroups:
     """Return the class groups of a file, after a check that they are groups of its outputs."""
     try:
         return ClassGroups.from_dict(content["class_groups"]).fitted(outputs)
@@ -273,7 +292,7 @@ def _class_groups(content: dict[str, Any], path: Path | str, outputs: ClassSet) 
         ) from error
 
 
-def _known_network(content: dict[str, Any], path: Path | str, num_classes: int) -> Segmenter:
+def _known_network(content: dict[str, Any], path: Place | str, num_classes: int) -> Segmenter:
     """Build the network that a file names, with random weights."""
     name = content["network"]
     if name not in NETWORKS:
@@ -303,7 +322,7 @@ def _network_options(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _custom_network(
-    content: dict[str, Any], path: Path | str, card: Card, module: nn.Module | None
+    content: dict[str, Any], path: Place | str, card: Card, module: nn.Module | None
 ) -> Segmenter:
     """Wrap a copy of the user's module that has the weights of a file."""
     if module is None:

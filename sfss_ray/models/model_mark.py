@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from sfss_ray.models.reading import read_checkpoint
+from sfss_ray.models.model_file import read_content
 from sfss_ray.storage.files import write_torch
+from sfss_ray.storage.places import Place
 
 _WORD, _REASON = "verdict", "verdict_reason"
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Place) -> dict[str, Any]:
     """Return the facts of a model file."""
-    return read_checkpoint(path)["facts"]
+    return read_content(path)["facts"]
 
 
-def mark_model(path: Path, word: str, reason: str) -> None:
+def mark_model(path: Place, word: str, reason: str) -> None:
     """Add a verdict to the facts of a model file, which is replaced in one step.
 
     Args:
@@ -25,7 +25,7 @@ def mark_model(path: Path, word: str, reason: str) -> None:
         word: The verdict, such as "worse: keep the source model".
         reason: One sentence.
     """
-    content = read_checkpoint(path)
+    content = read_content(path)
     facts = content["facts"] | {_WORD: word, _REASON: reason}
     if facts != content["facts"]:
         write_torch(path, content | {"facts": facts})

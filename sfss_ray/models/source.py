@@ -20,6 +20,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values
+from sfss_ray.storage.places import ObjectPath, Place
 
 if TYPE_CHECKING:
     import torch
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
-SourceLike = Union[Path, str, "SourceModel", "Segmenter"]
-"""The path of a checkpoint of any known family or of a model file, or a model in memory: a `SourceModel`
-or its network, such as `AdaptResult.student`."""
+SourceLike = Union[Path, str, ObjectPath, "SourceModel", "Segmenter"]
+"""The path or the address of a checkpoint of any known family or of a model file, or a model in memory: a
+`SourceModel` or its network, such as `AdaptResult.student`."""
 
 SOURCE_FILE = "source_model.pt"
 
@@ -40,7 +41,7 @@ SOURCE_FILE = "source_model.pt"
 class Source:
     """A checked source model. Call `placed` before sending it to workers."""
 
-    path: Path
+    path: Place
     """The model file that workers read; before `placed`, the path the user gave."""
     origin: str
     """Where the model came from, for reports: the user's path, or "a NAME in memory"."""
@@ -76,7 +77,7 @@ class Source:
         """The user's own module without its weights."""
         return self.carried.module if self.carried else None
 
-    def placed(self, folder: Path) -> Source:
+    def placed(self, folder: Place) -> Source:
         """Return the source with a model file that workers can read, saving it to `folder` if needed."""
         if self.unsaved is None:
             return self

@@ -44,6 +44,7 @@ from sfss_ray.report.pictures import (
 )
 from sfss_ray.report.report_record import RunRecord
 from sfss_ray.storage.files import write_text
+from sfss_ray.storage.places import Place, to_place
 
 PICTURE_BYTES = 1_900_000
 """Bytes of all pictures in the page, before base64 adds a third."""
@@ -70,13 +71,13 @@ class PagePicture:
     """Path of the full picture, relative to the page."""
 
 
-def write_report(output_dir: Path, record: RunRecord, strips: Sequence[Strip] = ()) -> Path:
-    """Write report.json, report.html and pictures/*.png into a folder.
+def write_report(output_dir: Place | str, record: RunRecord, strips: Sequence[Strip] = ()) -> Place:
+    """Write report.json, report.html and pictures/*.png into a folder or below an address.
 
     Files of an earlier report are replaced, each in one step, so that no reader meets half a file.
 
     Args:
-        output_dir: Folder, made if needed.
+        output_dir: Folder, made if needed, or address.
         record: What the report states; missing parts are left out of the page.
         strips: Images with masks and predictions to draw.
 
@@ -87,7 +88,7 @@ def write_report(output_dir: Path, record: RunRecord, strips: Sequence[Strip] = 
         DataError: the arrays of a strip do not fit together.
         OutputError: the disk is full or not writable.
     """
-    output_dir = Path(output_dir)
+    output_dir = to_place(output_dir)
     text = json.dumps(record.to_json(), indent=2, ensure_ascii=False)
     write_text(output_dir / "report.json", text + "\n")
     class_set = _class_set(record)

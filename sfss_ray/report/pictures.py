@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,6 +29,7 @@ from sfss_ray.report.formatting import format_number
 from sfss_ray.report.mask_overlay import draw_masks
 from sfss_ray.report.report_record import answer_name
 from sfss_ray.storage.files import write_bytes
+from sfss_ray.storage.places import Place
 
 NEWLY_RIGHT, NEWLY_WRONG = (64, 196, 99), (190, 24, 60)
 STILL_RIGHT, STILL_WRONG, NOT_LABELLED = (222, 222, 222), (150, 150, 150), (0, 0, 0)
@@ -257,7 +257,7 @@ def _detail_picture(text: str) -> np.ndarray:
     return draw_text(text, 15, FAINT_INK) if text else blank(1, 1)
 
 
-def save_png(path: Path, image: np.ndarray) -> Path:
+def save_png(path: Place, image: np.ndarray) -> Place:
     """Write a picture as PNG and make its folders; OutputError when it cannot be written."""
     return write_bytes(path, encode(image, ".png"))
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import differences
 from sfss_ray.errors import ResumeError
-from sfss_ray.storage.files import require_lasting, write_text
+from sfss_ray.runtime.run_claim import CLAIM_FILE
+from sfss_ray.storage.files import lasting_place, write_text, writing
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 RECORD_FILE = "config.json"
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Place, content: Any) -> None:
     """Write an indented JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def refuse_other_run(folder: Path | str, record: Mapping[str, Any]) -> bool:
+def refuse_other_run(folder: Place | str, record: Mapping[str, Any]) -> bool:
     """Refuse a folder that belongs to another run, without writing anything.
 
     Returns:
@@ -29,8 +30,16 @@ def refuse_other_run(folder: Path | str, record: Mapping[str, Any]) -> bool:
     Raises:
         ResumeError: the folder belongs to a run with another record (the message names the
             differences), or holds files but no record.
+        OutputError: an address cannot be reached.
     """
-    folder = Path(folder)
+    folder = to_place(folder)
+    if isinstance(folder, ObjectPath):
+        with writing(folder):
+            return _refuse_other_run(folder, record)
+    return _refuse_other_run(folder, record)
+
+
+def _refuse_other_run(folder: Place, record: Mapping[str, Any]) -> bool:
     path = folder / RECORD_FILE
     if path.exists():
         changed = differences(_read(path), _as_json(record))
@@ -41,29 +50,34 @@ def refuse_other_run(folder: Path | str, record: Mapping[str, Any]) -> bool:
                 " settings to resume it, or another output folder"
             )
         return True
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and _has_files(folder)):
         raise ResumeError(
             f"output folder {str(folder)!r} holds files of something else: give a new or empty folder"
         )
     return False
 
 
-def claim(folder: Path | str, record: Mapping[str, Any]) -> Path:
+def _has_files(folder: Place) -> bool:
+    """Return whether a folder holds anything but the claim of a run that is about to begin."""
+    return any(child.name != CLAIM_FILE for child in folder.iterdir())
+
+
+def claim(folder: Place | str, record: Mapping[str, Any]) -> Place:
     """Claim `folder` for this run, or resume the same run in it.
 
     Args:
-        folder: The output folder; it is created where it is missing.
+        folder: The output folder, a path or an address; it is created where it is missing.
         record: Everything that decides the result: the flattened config without `compute`, the
             inputs and their hashes. It is written to config.json.
 
     Returns:
-        The absolute path of the folder.
+        The folder, an absolute path or an address.
 
     Raises:
         ResumeError: see `refuse_other_run`.
         OutputError: the folder cannot be written, or Ray deletes it after the job that runs here.
     """
-    folder = require_lasting(folder)
+    folder = lasting_place(folder)
     if not refuse_other_run(folder, record):
         write_json(folder / RECORD_FILE, _as_json(record))
     return folder
@@ -74,10 +88,12 @@ def _as_json(record: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(record)))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Place) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
+        if isinstance(path, ObjectPath) and isinstance(error, OSError):
+            raise
         raise ResumeError(f"{str(path)!r} is damaged: give another output folder") from error
     if not isinstance(record, dict):
         raise ResumeError(f"{str(path)!r} is not the record of a run: give another output folder")

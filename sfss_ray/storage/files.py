@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfss_ray.errors import OutputError
-from sfss_ray.storage.places import ObjectPath, Place
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
-_Place = TypeVar("_Place", Path, ObjectPath)
+_Place = TypeVar("_Place", bound=Path | ObjectPath)
 
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -81,6 +81,22 @@ def whole_file(path: Place) -> Iterator[Path]:
             raise
 
 
+@contextlib.contextmanager
+def file_on_disk(path: Place) -> Iterator[Path]:
+    """Yield a file's path on this machine: its own, or that of a temporary copy of an object.
+
+    Raises:
+        OSError: the object is missing, or cannot be read.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        path.download(copy)
+        yield copy
+
+
 def write_bytes(path: _Place, data: bytes) -> _Place:
     """Write a file, whole or not at all; see `whole_file`."""
     with whole_file(path) as temporary:
@@ -107,12 +123,13 @@ def write_torch(path: _Place, content: Any) -> _Place:
     return path
 
 
-def require_lasting(path: Path | str, name: str = "output folder") -> Path:
+def require_lasting(path: Path | str, name: str = "output folder", alternative: str = "") -> Path:
     """Return the absolute path, after a check that it outlives a submitted job.
 
     Args:
         path: Where results are to be written.
         name: What the path is, for the error.
+        alternative: Another way out, which ends the error.
 
     Raises:
         OutputError: the path lies in the folder that Ray unpacked for the job and will delete. Every
@@ -123,6 +140,31 @@ def require_lasting(path: Path | str, name: str = "output folder") -> Path:
         raise OutputError(
             f"{name} {os.fspath(path)!r} lies in the folder that Ray unpacked for this job"
             f" ({str(absolute)!r}) and deletes after it: give an absolute path on a disk that stays,"
-            " such as one that all nodes mount"
+            f" such as one that all nodes mount{alternative}"
         )
     return absolute
+
+
+def read_torch(path: Place) -> Any:
+    """Read a file of tensors and plain values onto the CPU.
+
+    Raises:
+        OSError: the file is missing, or cannot be read.
+    """
+    import torch
+
+    with file_on_disk(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def lasting_place(address: Place | str, name: str = "output folder") -> Place:
+    """Return the place of an address or of a path, after the check of `require_lasting`.
+
+    Raises:
+        OutputError: see `require_lasting`. An address in object storage always outlives a job.
+        DataError: an address names no bucket.
+    """
+    folder = to_place(address)
+    if isinstance(folder, ObjectPath):
+        return folder
+    return require_lasting(folder, name, ", or an address such as s3://bucket/run")

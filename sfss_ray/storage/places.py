@@ -66,6 +66,14 @@ class ObjectPath:
         """Return the address for messages and records: without user, password and options."""
         return without_secret(f"{self.root}/{self.key}" if self.key else self.root)
 
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the address itself holds a user and a password."""
+        return _SECRET.search(self.root) is not None and ":" in self.root.partition("://")[2]
+
     def __truediv__(self, name: str) -> ObjectPath:
         return replace(self, key=str(PurePosixPath(self.key, name)))
 
@@ -211,8 +219,12 @@ class ObjectPath:
         return _open_bucket(self.root, self.options)[0]
 
     @property
-    def _path(self) -> str:
+    def filesystem_path(self) -> str:
         """The name by which the file system knows it: bucket and key."""
+        return self._path
+
+    @property
+    def _path(self) -> str:
         bucket = _open_bucket(self.root, self.options)[1]
         return f"{bucket}/{self.key}" if self.key else bucket
 
@@ -255,6 +267,11 @@ def to_place(address: Place | str) -> Place:
         )
     key = unquote(key).strip("/")
     return ObjectPath(f"{scheme[1]}://{bucket}", "/".join(filter(None, key.split("/"))), options)
+
+
+def address_of(location: Place) -> str:
+    """Return the text that `to_place` turns into the same place. It may contain a secret."""
+    return location.address if isinstance(location, ObjectPath) else str(location)
 
 
 def without_secret(address: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.storage.files import write_text
+from sfss_ray.storage.places import Place
 from sfss_ray.tracking.tracker import require_package
 
 EXPERIMENT = "sfss_ray"
@@ -27,10 +28,10 @@ class MlflowTracker:
     is used instead of MLflow's active run, which belongs to one thread.
 
     Args:
-        folder: Where the id is stored.
+        folder: Folder or address where the id is stored.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.id_file = folder / "mlflow_run_id"
 
     def start(self, run_name: str, config: Mapping[str, Any]) -> None:

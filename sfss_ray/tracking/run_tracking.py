@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, flatten
@@ -15,6 +15,8 @@ from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import RunRecord, TrialRow
 from sfss_ray.report.tables import results_table
 from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.storage.files import file_on_disk
+from sfss_ray.storage.places import Place
 from sfss_ray.tracking.tracker import Tracker, TrackerLike, create_trackers
 
 TRIAL_NUMBERS = ("steps", "miou", "score")
@@ -83,7 +85,7 @@ class RunTracking:
             text = f"{trial.status}{f': {trial.error}' if trial.error else ''}"
             self._call(lambda tracker, t=trial, s=text: tracker.log_text(t.name, s))
 
-    def log_report(self, record: RunRecord, output_dir: Path) -> None:
+    def log_report(self, record: RunRecord, output_dir: Place) -> None:
         """Send the scores, the results table, the verdict, report.json, report.html and the pictures."""
         steps = [point["step"] for curve in record.curves for point in curve.points]
         for row in record.rows:
@@ -95,9 +97,9 @@ class RunTracking:
         if record.verdict is not None:
             verdict = record.verdict.line()
             self._call(lambda tracker: tracker.log_text("verdict", verdict))
-        pictures = sorted((output_dir / "pictures").glob("*.png"))
+        pictures = sorted((output_dir / "pictures").glob("*.png"), key=lambda path: path.name)
         for path in (output_dir / "report.json", output_dir / "report.html", *pictures):
-            self._call(lambda tracker, path=path: tracker.log_artifact(path))
+            self._call(functools.partial(_send_file, path))
 
     def _log_numbers(self, prefix: str, numbers: Mapping[str, Any], step: int) -> None:
         """Send the finite numbers among some values."""
@@ -124,15 +126,21 @@ class RunTracking:
                     )
 
 
+def _send_file(path: Place, tracker: Tracker) -> None:
+    """Send a file, from a copy on this machine where it is an object in storage."""
+    with file_on_disk(path) as file:
+        tracker.log_artifact(file)
+
+
 @contextlib.contextmanager
 def track_run(
-    trackers: Sequence[TrackerLike], output_dir: Path, config: Config, progress: ProgressSink
+    trackers: Sequence[TrackerLike], output_dir: Place, config: Config, progress: ProgressSink
 ) -> Iterator[RunTracking]:
     """Start the trackers of a run, and finish them when the block ends or raises.
 
     Args:
         trackers: Names or objects that passed `check_trackers`.
-        output_dir: The run's claimed folder; its name is the name of the run.
+        output_dir: The run's claimed folder or address; its name is the name of the run.
         config: Sent flattened.
         progress: Called with a line about a tracker that fails.
     """

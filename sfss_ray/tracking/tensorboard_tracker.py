@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sfss_ray.storage.places import ObjectPath, Place
 from sfss_ray.tracking.tracker import require_package
 
 EMBEDDED_TEXTS = {".json", ".txt"}
@@ -19,10 +21,11 @@ class TensorBoardTracker:
     file to the same folder, which TensorBoard joins.
 
     Args:
-        folder: Where the event files go.
+        folder: Folder or address where the event files go. For an address they are written in a
+            temporary folder and uploaded at the end of the run.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder
 
     def start(self, run_name: str, config: Mapping[str, Any]) -> None:
@@ -30,7 +33,8 @@ class TensorBoardTracker:
         require_package("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder))
+        self._local = self.folder if isinstance(self.folder, Path) else Path(tempfile.mkdtemp())
+        self._writer = SummaryWriter(str(self._local))
         rows = [f"| {name} | {value} |" for name, value in sorted(config.items())]
         self.log_text("config", "\n".join([f"| {run_name} | value |", "|---|---|", *rows]))
 
@@ -59,6 +63,13 @@ class TensorBoardTracker:
     def finish(self, failed: bool) -> None:
         """Close the event file; TensorBoard does not store how a run ended."""
         self._writer.close()
+        self._upload()
+
+    def _upload(self) -> None:
+        """Write the event files to their address, each whole."""
+        if isinstance(self.folder, ObjectPath):
+            for file in self._local.iterdir():
+                (self.folder / file.name).upload(file)
 
 
 def _pixels(picture: Any) -> Any:

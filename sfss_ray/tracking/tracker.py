@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from sfss_ray.errors import ConfigError
+from sfss_ray.storage.places import Place
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 TRACKER_NAMES: tuple[str, ...] = get_args(TrackerName)
@@ -71,7 +72,7 @@ def check_trackers(trackers: Sequence[TrackerLike]) -> None:
             )
 
 
-def create_trackers(trackers: Sequence[TrackerLike], output_dir: Path) -> list[Tracker]:
+def create_trackers(trackers: Sequence[TrackerLike], output_dir: Place) -> list[Tracker]:
     """Return checked trackers as objects; named ones keep their files below the output folder."""
     return [
         _create_tracker(tracker, output_dir / "tracking") if isinstance(tracker, str) else tracker
@@ -79,7 +80,7 @@ def create_trackers(trackers: Sequence[TrackerLike], output_dir: Path) -> list[T
     ]
 
 
-def _create_tracker(name: str, folder: Path) -> Tracker:
+def _create_tracker(name: str, folder: Place) -> Tracker:
     if name == "tensorboard":
         from sfss_ray.tracking.tensorboard_tracker import TensorBoardTracker
 

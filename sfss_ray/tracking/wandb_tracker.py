@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.storage.files import write_text
+from sfss_ray.storage.places import Place
 from sfss_ray.tracking.tracker import require_package
 
 PROJECT = "sfss_ray"
@@ -24,10 +25,10 @@ class WandbTracker:
     run, so each prefix gets its own step metric instead, such as `train/step`.
 
     Args:
-        folder: Where the id and W&B's local files go.
+        folder: Where the id and W&B's local files go. At an address, the files go where W&B keeps them.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder
         self.id_file = folder / "wandb_run_id"
 
@@ -35,13 +36,15 @@ class WandbTracker:
         """Create the run, or continue the stored one."""
         self._wandb = require_package("wandb")
         run_id = self.id_file.read_text() if self.id_file.exists() else None
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder if isinstance(self.folder, Path) else None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             name=run_name,
             id=run_id,
             resume="allow",
-            dir=str(self.folder),
+            dir=None if folder is None else str(folder),
             config=dict(config),
             allow_val_change=True,
             reinit="create_new",  # a run that the caller has open stays as it is

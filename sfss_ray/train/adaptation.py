@@ -22,6 +22,7 @@ from sfss_ray.method.teacher import make_teacher, update_teacher, warm_up_moment
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import CarriedModule
+from sfss_ray.storage.places import Place
 from sfss_ray.train.batch_norm import NORM_LAYERS, read_statistics, set_batch_norm
 from sfss_ray.train.best_student import BestStudent, copy_weights
 from sfss_ray.train.data_parallel import distribute, share_of
@@ -41,7 +42,7 @@ Watch = Callable[[Segmenter, Segmenter], dict[str, float]]
 class AdaptationTask:
     """The inputs of an adaptation: a source model, unlabelled images, their masks, the config."""
 
-    source_model: Path
+    source_model: Place
     images: tuple[ImageFile, ...]
     masks: Path | str
     config: Config

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, override
 from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.storage.places import Place
 from sfss_ray.train.launch import TrainResult, run_training
 from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.training_inputs import Prepared
@@ -22,7 +22,7 @@ BASELINE_FOLDER, BASELINE_NAME = "self_training", "self-training"
 
 def train_baseline(
     prepared: Prepared,
-    folder: Path,
+    folder: Place,
     config: Config,
     progress: ProgressSink,
     on_record: RecordSink | None = None,

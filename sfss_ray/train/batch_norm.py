@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from sfss_ray.errors import TrainingError
 from sfss_ray.method.collective import average_buffers
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.storage.files import read_torch
+from sfss_ray.storage.places import Place
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 NORM_LAYERS = (BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -99,14 +100,14 @@ def read_statistics(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def with_statistics(network: Segmenter, path: Path) -> Segmenter:
+def with_statistics(network: Segmenter, path: Place) -> Segmenter:
     """Return a copy of a network with stored statistics, or the network itself if it has them already.
 
     Args:
         network: A network of the layers that the statistics were read from.
         path: File of `read_statistics`.
     """
-    statistics = torch.load(path, map_location="cpu", weights_only=True)
+    statistics = read_torch(path)
     present = read_statistics(network)
     if all(torch.equal(present[name], tensor) for name, tensor in statistics.items()):
         return network

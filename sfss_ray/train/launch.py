@@ -17,8 +17,10 @@ from sfss_ray.inputs.request import Request
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.runtime.run_claim import claimed
 from sfss_ray.runtime.run_folder import refuse_other_run, write_json
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.places import Place
 from sfss_ray.tracking.run_tracking import track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.progress_tail import RecordSink
@@ -38,7 +40,7 @@ SOURCE_FILE = "source.pt"
 class TrainResult:
     """A trained model and its training curve."""
 
-    model: Path
+    model: Place
     """The model file: student.pt, or the pretrained source model."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Metrics by step: losses, and the scores of evaluations."""
@@ -47,9 +49,9 @@ class TrainResult:
     """Step that the model was taken from."""
     kept: str = "last"
     """Which step that is: last or best, see `train.keep`."""
-    teacher: Path | None = None
+    teacher: Place | None = None
     """Model file of the student's teacher at the same step."""
-    statistics: Path | None = None
+    statistics: Place | None = None
     """BatchNorm statistics of the student before step 1."""
 
 
@@ -57,7 +59,7 @@ def train_student(
     source_model: SourceLike,
     target_images: Path | str,
     masks: Path | str,
-    output_dir: Path | str,
+    output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
@@ -73,7 +75,8 @@ def train_student(
         source_model: A checkpoint of any known family, or a model file; in Python also a model.
         target_images: Folder of unlabelled images.
         masks: Folder of masks of these images, made by `generate_masks` or `import_masks`.
-        output_dir: The run's folder. Call again with the same arguments to resume.
+        output_dir: The run's folder, or an address such as s3://bucket/run. Call again with the same
+            arguments to resume it.
         card: Entries that override the preprocessing of the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
@@ -110,14 +113,15 @@ def train_student(
     assert inputs.masks is not None
     config = inputs.config
     prepared = prepare_training(inputs, inputs.masks, config)
-    folder = claim_inputs(request, inputs, progress)
-    with track_run(trackers, folder, config, progress) as tracking:
-        return run_training(prepared, folder, config, progress, tracking.log_record)
+    with claimed(lasting_place(output_dir), progress):
+        folder = claim_inputs(request, inputs, progress)
+        with track_run(trackers, folder, config, progress) as tracking:
+            return run_training(prepared, folder, config, progress, tracking.log_record)
 
 
 def run_training(
     prepared: Prepared,
-    folder: Path,
+    folder: Place,
     config: Config,
     progress: ProgressSink,
     on_record: RecordSink | None = None,
@@ -156,7 +160,7 @@ def save_network(
     name: Literal["student", "teacher"],
     prepared: Prepared,
     config: Config,
-    path: Path,
+    path: Place,
 ) -> None:
     """Write the student or teacher of a training as a model file, with the facts of the training.
 
@@ -197,7 +201,7 @@ def save_network(
 def pretrain_source(
     images: Path | str,
     labels: Path | str,
-    output_dir: Path | str,
+    output_dir: Place | str,
     *,
     classes: str = "cityscapes-19",
     val_images: Path | str | None = None,
@@ -213,7 +217,8 @@ def pretrain_source(
         labels: Their label maps, same names: train ids (255 ignored), or ids of Cityscapes, GTA5,
             SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs of different sizes are left out
             and reported.
-        output_dir: The run's folder. Call again with the same arguments to resume.
+        output_dir: The run's folder, or an address such as s3://bucket/run. Call again with the same
+            arguments to resume it.
         classes: Class set of the model: cityscapes-19, synthia-16, camvid-11 or class names separated
             by commas.
         val_images: Labelled images to report mIoU on.
@@ -240,22 +245,23 @@ def pretrain_source(
     inputs = check_pretraining(folders, parse_classes(classes), config, progress)
     config = inputs.config
     record = inputs.record(config)
-    refuse_other_run(require_lasting(output_dir), record)
+    refuse_other_run(lasting_place(output_dir), record)
     device, resources = check_cluster(config)
     progress(f"device: {device} ({resources.describe()})")
-    folder = claim_run(output_dir, record, inputs.files(), progress=progress)
-    model = folder / SOURCE_FILE
-    if not model.exists():
-        with track_run(trackers, folder, config, progress) as tracking:
-            _train_source(inputs, folder, config, progress, tracking.log_record)
-    curve = read_progress(folder / "train")
-    write_json(folder / "curve.json", curve)
+    with claimed(lasting_place(output_dir), progress):
+        folder = claim_run(output_dir, record, inputs.files(), progress=progress)
+        model = folder / SOURCE_FILE
+        if not model.exists():
+            with track_run(trackers, folder, config, progress) as tracking:
+                _train_source(inputs, folder, config, progress, tracking.log_record)
+        curve = read_progress(folder / "train")
+        write_json(folder / "curve.json", curve)
     return TrainResult(model, curve, time.monotonic() - started)
 
 
 def _train_source(
     inputs: PretrainingInputs,
-    folder: Path,
+    folder: Place,
     config: Config,
     progress: ProgressSink,
     on_record: RecordSink,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from sfss_ray.method.losses import segmentation_loss
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import load_model
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.storage.places import Place
 from sfss_ray.train.data_parallel import autocast, distribute, share_of
 from sfss_ray.train.gradients import Batch, Learner, Metrics, StepContext, split_batch
 from sfss_ray.train.loop import Schedule, run_loop
@@ -38,7 +38,7 @@ class PretrainingTask:
     images: tuple[LabelledImage, ...]
     classes: ClassSet
     config: Config
-    start: Path | None = None
+    start: Place | None = None
     """Model file of this package to start from. None starts from random weights."""
 
 

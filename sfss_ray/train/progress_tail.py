@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.runtime.progress import Progress, ProgressSink
+from sfss_ray.storage.places import ObjectPath, ObjectStatus, Place
 from sfss_ray.train.norm_record import STATISTICS_SHARE, describe_choice
 
 RecordSink = Callable[[str, dict[str, Any]], None]
@@ -17,11 +17,13 @@ LABELLED_SCORE = "val_miou"
 AUTO_SCORE = "auto"
 _LABEL_FREE_SCORES = ("balanced_mask_information", "mask_information")
 _POLL_SECONDS = 1.0
+_REMOTE_POLL_SECONDS = 5.0
+"""Requests to object storage cost time and money."""
 
 
 @contextlib.contextmanager
 def following(
-    folders: Callable[[], dict[str, Path]],
+    folders: Callable[[], dict[str, Place]],
     progress: ProgressSink,
     on_record: RecordSink | None = None,
     *,
@@ -38,7 +40,7 @@ def following(
             has labels, and a label-free score elsewhere.
     """
     stop = threading.Event()
-    tail = _ProgressTail(folders, progress, on_record, score)
+    tail = _ProgressTail(_Files(folders), progress, on_record, score)
     thread = threading.Thread(target=tail.run, args=(stop,), daemon=True)
     thread.start()
     try:
@@ -48,29 +50,61 @@ def following(
         thread.join()
 
 
+class _Files:
+    """The progress files of trainings. An object in storage is read only when it has changed."""
+
+    def __init__(self, folders: Callable[[], dict[str, Place]]):
+        self.folders = folders
+        self.poll_seconds = _POLL_SECONDS
+        self._objects: dict[str, tuple[ObjectStatus, list[dict[str, Any]]]] = {}
+
+    def read(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yield the records of each training by its name; storage that is away yields nothing new."""
+        from sfss_ray.train.run_state import read_progress
+
+        with contextlib.suppress(OSError):
+            for name, folder in self.folders().items():
+                if isinstance(folder, ObjectPath):
+                    self.poll_seconds = _REMOTE_POLL_SECONDS
+                    yield name, self._read_object(name, folder)
+                else:
+                    yield name, read_progress(folder)
+
+    def _read_object(self, name: str, folder: ObjectPath) -> list[dict[str, Any]]:
+        from sfss_ray.train.run_state import PROGRESS_FILE, read_progress
+
+        try:
+            status = (folder / PROGRESS_FILE).stat()
+        except FileNotFoundError:
+            return []
+        if name not in self._objects or self._objects[name][0] != status:
+            self._objects[name] = status, read_progress(folder)
+        return self._objects[name][1]
+
+
 class _ProgressTail:
     """Shows the records that are added to progress files."""
 
     def __init__(
         self,
-        folders: Callable[[], dict[str, Path]],
+        files: _Files,
         progress: ProgressSink,
         on_record: RecordSink | None,
         score: str,
     ) -> None:
-        self.folders, self.progress = folders, progress
+        self.files, self.progress = files, progress
         self.on_record, self.score = on_record, score
         self._bars: dict[str, Progress] = {}
         self._latest: dict[str, dict[str, Any]] = {}
         # Records of an earlier call were shown by that call.
-        self._counts = {name: len(records) for name, records in self._read()}
+        self._counts = {name: len(records) for name, records in self.files.read()}
 
     def run(self, stop: threading.Event) -> None:
         """Poll the files until `stop` is set, and once more after it."""
         stopped = False
         while not stopped:
-            stopped = stop.wait(_POLL_SECONDS)
-            for name, records in self._read():
+            stopped = stop.wait(self.files.poll_seconds)
+            for name, records in self.files.read():
                 for record in records[self._counts.get(name, 0) :]:
                     self._show(name, record)
                     if self.on_record is not None:
@@ -78,12 +112,6 @@ class _ProgressTail:
                 self._counts[name] = len(records)
         for bar in self._bars.values():
             bar.close()
-
-    def _read(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        from sfss_ray.train.run_state import read_progress
-
-        for name, folder in self.folders().items():
-            yield name, read_progress(folder)
 
     def _show(self, name: str, record: dict[str, Any]) -> None:
         step, num_steps = record["step"], record["num_steps"]

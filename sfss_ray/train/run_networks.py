@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.runtime.devices import worker_device
+from sfss_ray.storage.places import Place
 from sfss_ray.train.training_inputs import Prepared
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class RunNetworks:
 
     prepared: Prepared
     config: Config
-    statistics: Path | None
+    statistics: Place | None
     """BatchNorm statistics of the BatchNorm-only row; None leaves the row out."""
-    models: Mapping[str, Path]
+    models: Mapping[str, Place]
     """Model files by row name, in the order of the rows after the source model's."""
     images: Sequence[ImageFile]
     """Images that source-only and adapted are shown on."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from sfss_ray.storage.files import write_torch, writing
+from sfss_ray.storage.files import read_torch, write_text, write_torch, writing
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 PROGRESS_FILE = "progress.jsonl"
+STOP_FILE = "stop"
+"""Beside the progress file: the search asks the training's workers to end."""
 STATE_FILE = "state.pt"
 STATISTICS_FILE = "initial_statistics.pt"
 """BatchNorm statistics of the student before step 1."""
@@ -34,6 +36,10 @@ class Run(Protocol):
         """Publish metrics and save `state()`. Every worker calls it, and rank 0 saves."""
         ...
 
+    def is_preempted(self) -> bool:
+        """Return whether a worker's node will go soon. Every worker calls it after the same steps."""
+        ...
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the progress file. Only rank 0 calls it."""
         ...
@@ -43,29 +49,46 @@ class Run(Protocol):
         ...
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
+def save_state(folder: Place, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all."""
     write_torch(folder / STATE_FILE, state)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Place) -> dict[str, Any]:
     """Read a checkpoint onto the CPU."""
-    return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    return read_torch(folder / STATE_FILE)
 
 
-def append_progress(folder: Path, record: dict[str, Any]) -> None:
-    """Append a record to the progress file as one JSON line.
+class ProgressLog:
+    """The progress file of a training, a JSON line per record. One process at a time appends to it.
 
-    A single write per line keeps the lines of a killed and of a resumed run apart.
+    On a disk a single write per line keeps the lines of a killed and of a resumed run apart. An object
+    cannot grow, so it is written whole with each record.
+
+    Args:
+        folder: The file's folder, created when needed.
     """
-    path = folder / PROGRESS_FILE
-    with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+
+    def __init__(self, folder: Place):
+        self.path = folder / PROGRESS_FILE
+        self._text: str | None = None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        line = json.dumps(record) + "\n"
+        with writing(self.path):
+            if isinstance(self.path, ObjectPath):
+                if self._text is None:
+                    self._text = self.path.read_text() if self.path.exists() else ""
+                self._text += line
+                write_text(self.path, self._text)
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a") as file:
+                file.write(line)
 
 
-def read_progress(folder: Path) -> list[dict[str, Any]]:
+def read_progress(folder: Place) -> list[dict[str, Any]]:
     """Read the progress file, sorted by step.
 
     Records of one step are merged. Where a step was repeated after a resume, later values win.
@@ -88,20 +111,21 @@ class LocalRun:
     """A `Run` in this process, with one folder for checkpoint and progress.
 
     Args:
-        folder: Created when needed.
+        folder: Created when needed; a path or an address.
         device: Name of a PyTorch device.
         on_report: Called with the metrics after each checkpoint. It may end the run by raising.
     """
 
     def __init__(
         self,
-        folder: Path | str,
+        folder: Place | str,
         device: str = "cpu",
         on_report: Callable[[dict[str, Any]], None] | None = None,
     ):
         self.rank, self.world = 0, 1
         self.device = torch.device(device)
-        self.folder = Path(folder)
+        self.folder = to_place(folder)
+        self._progress = ProgressLog(self.folder)
         self.on_report = on_report
 
     def resume_state(self) -> dict[str, Any] | None:
@@ -114,9 +138,13 @@ class LocalRun:
         if self.on_report:
             self.on_report(metrics)
 
+    def is_preempted(self) -> bool:
+        """Return False: nobody warns a process of this machine."""
+        return False
+
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the folder's progress file."""
-        append_progress(self.folder, record)
+        self._progress.append(record)
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         """Write a file into the folder."""

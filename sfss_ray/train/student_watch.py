@@ -6,11 +6,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.models.source import Source
 from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.storage.places import Place
 
 if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Examination, Score
@@ -33,7 +33,7 @@ class StudentWatch:
 
     examination: Examination
     source: Source
-    folder: Path
+    folder: Place
     """Where the scores of the source model are written, once for all evaluations."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:

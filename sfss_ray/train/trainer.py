@@ -13,6 +13,7 @@ from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.resources import placement_options, training_demand
 from sfss_ray.storage.files import is_disk_full
+from sfss_ray.storage.places import ObjectPath, Place
 from sfss_ray.train.progress_tail import RecordSink, following
 
 
@@ -30,7 +31,7 @@ class TrainingJob:
 
 def fit(
     job: TrainingJob,
-    folder: Path,
+    folder: Place,
     config: Config,
     progress: ProgressSink = print_line,
     callbacks: list[Any] | None = None,
@@ -43,7 +44,7 @@ def fit(
 
     Args:
         job: What to train.
-        folder: Every node must see it.
+        folder: A path that every node sees, or an address.
         config: `compute` is used.
         progress: Called with a line for each progress record.
         callbacks: Of Ray Train's RunConfig.
@@ -73,7 +74,7 @@ def fit(
 
 def _build_trainer(
     job: TrainingJob,
-    folder: Path,
+    folder: Place,
     compute: ComputeConfig,
     device: str,
     callbacks: list[Any] | None,
@@ -85,9 +86,10 @@ def _build_trainer(
 
     payload = {
         "job": job,
-        "folder": str(folder / "train"),
+        "folder": folder / "train",
         "threads": compute.cpus_per_worker,
         "device": device,
+        "may_stop": bool(callbacks),  # reports go to a search
     }
     gpus = compute.gpus_per_worker if device == "cuda" else 0.0
     return ray.train.torch.TorchTrainer(
@@ -102,12 +104,19 @@ def _build_trainer(
         ),
         run_config=ray.train.RunConfig(
             name="train",
-            storage_path=str(folder),
+            **ray_storage(folder),
             failure_config=ray.train.FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,
         ),
     )
+
+
+def ray_storage(folder: Place) -> dict[str, Any]:
+    """Return the arguments of Ray's RunConfig that keep its files in a folder or below an address."""
+    if isinstance(folder, ObjectPath):
+        return {"storage_path": folder.filesystem_path, "storage_filesystem": folder.filesystem}
+    return {"storage_path": str(folder)}
 
 
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:

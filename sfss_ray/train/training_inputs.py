@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config
@@ -15,6 +14,7 @@ from sfss_ray.errors import DataError
 from sfss_ray.inputs.request import Inputs, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.models.source import Source
+from sfss_ray.storage.places import Place
 
 if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Examination
@@ -40,7 +40,7 @@ class Prepared:
         """The source model's class set."""
         return self.source.classes
 
-    def placed(self, folder: Path) -> Prepared:
+    def placed(self, folder: Place) -> Prepared:
         """Return a copy whose source model workers can read. It is written to `folder` if needed."""
         return dataclasses.replace(self, source=self.source.placed(folder))
 

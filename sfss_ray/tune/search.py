@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from sfss_ray.config import Config, override
 from sfss_ray.config.consistency import require_held_out, score_name
-from sfss_ray.errors import ConfigError
+from sfss_ray.errors import ConfigError, OutputError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.resources import trials_demand
 from sfss_ray.runtime.run_folder import write_json
+from sfss_ray.storage.places import Place
 from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.trial import SearchPlan, Trial, best_trial
@@ -31,13 +31,13 @@ class SearchResult:
     score_name: str
     oracle: bool
     """True if target labels chose the best trial."""
-    best_config: Path
+    best_config: Place
     """JSON file with the best trial's values by dotted name."""
 
 
 def run_search(
     prepared: Prepared,
-    folder: Path,
+    folder: Place,
     config: Config,
     progress: ProgressSink = print_line,
     on_record: RecordSink | None = None,
@@ -69,7 +69,7 @@ def run_search(
 
 def _load_or_run(
     prepared: Prepared,
-    folder: Path,
+    folder: Place,
     config: Config,
     score: str,
     progress: ProgressSink,
@@ -78,7 +78,7 @@ def _load_or_run(
     """Return the trials of a finished search, or train them."""
     results = folder / "results.json"
     if results.exists():
-        return [Trial.from_json(values) for values in json.loads(results.read_text())]
+        return [Trial.from_json(values, folder) for values in json.loads(results.read_text())]
     # Resolved once: on a node with GPUs, a trial that reserved none would choose the GPU.
     compute = config.compute
     device = cluster.resolve_device(compute)
@@ -87,10 +87,22 @@ def _load_or_run(
         demand = trials_demand(compute, device, compute.concurrent_trials)
         resources = cluster.wait_for_nodes(compute, demand, resources, progress)
         trials = run_trials(plan, resources, progress, on_record)
+    _require_written(trials)
     # If no trial finished, the cause may be temporary: the next run trains them again.
     if any(trial.status == "finished" for trial in trials):
         write_json(results, [trial.as_json() for trial in trials])
     return trials
+
+
+def _require_written(trials: list[Trial]) -> None:
+    """Raise OutputError if a trial failed because its files could not be written.
+
+    That says nothing about its settings, so it must not count as one of the search's trials.
+    """
+    unwritten = [t for t in trials if t.status == "failed" and OutputError.__name__ in t.error]
+    if unwritten:
+        reason = unwritten[0].error.partition(f"{OutputError.__name__}: ")[2] or unwritten[0].error
+        raise OutputError(f"{len(unwritten)} of {len(trials)} trials stopped: {reason}")
 
 
 def _require_masks(score: str, prepared: Prepared) -> None:

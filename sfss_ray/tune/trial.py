@@ -11,6 +11,7 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.errors import TrainingError
+from sfss_ray.storage.places import Place
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune.trial_score import TrialWatch
 
@@ -20,7 +21,7 @@ class Trial:
     """One trained student."""
 
     name: str
-    folder: Path
+    folder: Place
     values: dict[str, Any]
     """The searched settings by dotted name."""
     metrics: dict[str, Any]
@@ -45,9 +46,13 @@ class Trial:
         return vars(self) | {"folder": str(self.folder)}
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> Trial:
-        """Rebuild a trial from `as_json`."""
-        return Trial(**{**values, "folder": Path(values["folder"])})
+    def from_json(values: dict[str, Any], root: Place) -> Trial:
+        """Rebuild a trial from `as_json`; `root` is the folder of the trials."""
+        folder = Path(values["folder"])
+        # The text of an address lacks its options, so the root gives them.
+        return Trial(
+            **{**values, "folder": folder if isinstance(root, Path) else root / folder.name}
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class SearchPlan:
     """What all trials of a search share. It is pickled and sent to them."""
 
     prepared: Prepared
-    folder: Path
+    folder: Place
     """Of the trials."""
     config: Config
     score: str
@@ -66,13 +71,13 @@ class SearchPlan:
         return TrialWatch(prepared.examination(config), self.score, prepared.source, self.folder)
 
 
-def trial_folder(root: Path, values: dict[str, Any]) -> Path:
+def trial_folder(root: Place, values: dict[str, Any]) -> Place:
     """Return a trial's folder, named by its values: the same point resumes from its checkpoint."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
     return root / f"trial-{digest}"
 
 
-def progress_folder(trial: Path, config: Config) -> Path:
+def progress_folder(trial: Place, config: Config) -> Place:
     """Return the folder of a trial's progress file. Ray Train's workers use one below the trial's."""
     return trial / "train" if config.compute.num_workers > 1 else trial
 

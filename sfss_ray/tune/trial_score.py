@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfss_ray.evaluation.label_free import worth
 from sfss_ray.models.source import Source
+from sfss_ray.storage.places import Place
 from sfss_ray.train.student_watch import IS_COLLAPSED, StudentWatch
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TrialWatch:
     examination: Examination
     score: str
     source: Source
-    folder: Path
+    folder: Place
     """Where the source model's own scores are written, once for all trials."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:

@@ -7,7 +7,6 @@ almost no CPU and starts Ray Train, so that trials cannot starve their own worke
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config
@@ -22,7 +21,9 @@ from sfss_ray.runtime.resources import (
     training_demand,
     trials_demand,
 )
+from sfss_ray.storage.places import Place
 from sfss_ray.train.progress_tail import RecordSink, following
+from sfss_ray.train.trainer import ray_storage
 from sfss_ray.tune.search_space import (
     Point,
     coordinate,
@@ -64,9 +65,9 @@ def run_trials(
     return _collect(plan, results)
 
 
-def _progress_folders(plan: SearchPlan) -> dict[str, Path]:
+def _progress_folders(plan: SearchPlan) -> dict[str, Place]:
     """Return the progress folders of the trials that exist, by the trials' names."""
-    trials = sorted(plan.folder.glob("trial-*"))
+    trials = sorted(plan.folder.glob("trial-*"), key=lambda trial: trial.name)
     return {trial.name: progress_folder(trial, plan.config) for trial in trials}
 
 
@@ -99,13 +100,19 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
     import ray.tune
     from ray.tune.search.optuna import OptunaSearch
 
-    storage, name = plan.folder / "ray", "search"
+    storage, name = ray_storage(plan.folder / "ray"), "search"
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(_trial, plan=plan), _trial_request(plan.config)
     )
-    path = str(storage / name)
-    if ray.tune.Tuner.can_restore(path):
-        return ray.tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
+    path, filesystem = f"{storage['storage_path']}/{name}", storage.get("storage_filesystem")
+    if ray.tune.Tuner.can_restore(path, storage_filesystem=filesystem):
+        return ray.tune.Tuner.restore(
+            path,
+            trainable,
+            resume_unfinished=True,
+            restart_errored=True,
+            storage_filesystem=filesystem,
+        )
 
     config = plan.config
     return ray.tune.Tuner(
@@ -122,11 +129,11 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
                 seed=config.seed,
                 points_to_evaluate=[start_point(config)],
             ),
-            scheduler=_scheduler(config),
+            scheduler=_scheduler(plan),
         ),
         run_config=ray.tune.RunConfig(
             name=name,
-            storage_path=str(storage),
+            **storage,
             failure_config=ray.tune.FailureConfig(max_failures=max_restarts(config)),
             verbose=1 if config.compute.ray_progress else 0,
         ),
@@ -145,21 +152,25 @@ def max_restarts(config: Config) -> int:
     return limit if limit >= 0 else _MAX_RESTARTS
 
 
-def _scheduler(config: Config) -> Any:
+def _scheduler(plan: SearchPlan) -> Any:
     """Return ASHA, or a scheduler that stops no trial."""
     import ray.tune.schedulers
 
-    # Workers of a trial that Tune stops keep their CPUs reserved, and the next trial would wait for
-    # them forever. So trials of several workers run to their end.
-    if not config.tune.early_stopping or config.compute.num_workers > 1:
+    from sfss_ray.tune.trial_training import WorkerTrialsScheduler
+
+    config = plan.config
+    if not config.tune.early_stopping:
         return ray.tune.schedulers.FIFOScheduler()
-    return ray.tune.schedulers.ASHAScheduler(
-        time_attr="step",  # Tune's own count of reports restarts when a trial is resumed
+    options: dict[str, Any] = {
+        "time_attr": "step",  # Tune's own count of reports restarts when a trial is resumed
         # ASHA stops every trial at max_t, also the best: no report gets that far.
-        max_t=config.train.num_steps + 1,
-        grace_period=grace_steps(config),
-        reduction_factor=config.tune.reduction_factor,
-    )
+        "max_t": config.train.num_steps + 1,
+        "grace_period": grace_steps(config),
+        "reduction_factor": config.tune.reduction_factor,
+    }
+    if config.compute.num_workers > 1:
+        return WorkerTrialsScheduler(plan.folder, config, **options)
+    return ray.tune.schedulers.ASHAScheduler(**options)
 
 
 def _trial_resources(config: Config) -> dict[str, float]:

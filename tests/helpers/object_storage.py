@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 
 import pyarrow.fs
 import pytest
-from moto.server import ThreadedMotoServer
+from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
+from werkzeug.serving import make_server
 
 BUCKET = "fleet"
 
@@ -14,6 +17,7 @@ BUCKET = "fleet"
 @pytest.fixture(scope="module")
 def s3_options() -> Iterator[str]:
     """Options of an address, which lead it to an S3 server on this machine."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -34,3 +38,31 @@ def bucket_address(s3_options, request) -> str:
     """Address format of a fresh folder in the bucket: '{}' takes the name inside it."""
     folder = request.node.name.replace("[", "-").rstrip("]")
     return f"s3://user:secret@{BUCKET}/{folder}/{{}}?{s3_options}"
+
+
+class FailingStorage:
+    """An S3 server on this machine that answers 503 while `is_away` is set."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._backend = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def options(self) -> str:
+        """Options of an address in the bucket of this server."""
+        return f"endpoint_override=127.0.0.1:{self._server.port}&scheme=http"
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._server.shutdown()
+        self._thread.join()
+
+    def _answer(self, environ, start_response):
+        if self.is_away:
+            start_response("503 Slow Down", [("Content-Type", "text/plain")])
+            return [b"the storage is away"]
+        return self._backend(environ, start_response)

@@ -4,15 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from object_storage import bucket_address, s3_options  # noqa: F401
 from report_samples import CLASSES, tune_report
 from tracked_runs import Recorder
 
 from sfss_ray.config import Config
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import WORSE, Verdict
+from sfss_ray.storage.files import write_text
+from sfss_ray.storage.places import to_place
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.train.progress_tail import following
-from sfss_ray.train.run_state import append_progress
+from sfss_ray.train.run_state import ProgressLog
 
 
 @pytest.fixture
@@ -92,6 +95,25 @@ def test_the_report_is_sent_with_scores_page_and_pictures(lines, tmp_path: Path)
     assert not [call for call in recorder.calls if call[1] == "verdict"]
 
 
+def test_a_report_at_an_address_is_sent_from_copies(lines, bucket_address):  # noqa: F811
+    folder = to_place(bucket_address.format("run"))
+    for name in ("report.json", "report.html", "pictures/01_a.png"):
+        write_text(folder / name, f"content of {name}")
+    contents: dict[str, str] = {}
+
+    class Reader(Recorder):
+        def log_artifact(self, path: Path) -> None:
+            contents[path.name] = path.read_text()
+
+    RunTracking([Reader()], lines.append).log_report(tune_report(), folder)
+    assert contents == {
+        "report.json": "content of report.json",
+        "report.html": "content of report.html",
+        "01_a.png": "content of pictures/01_a.png",
+    }
+    assert lines == []
+
+
 def test_the_verdict_is_sent(lines, tmp_path: Path):
     recorder = Recorder()
     report = replace(tune_report(), verdict=Verdict(WORSE, "With labels, mIoU falls."))
@@ -151,9 +173,9 @@ def test_records_that_are_added_to_progress_files_are_logged(lines, tmp_path):
     """Those of an earlier call were logged by that call."""
     recorder = Recorder()
     tracking = RunTracking([recorder], lines.append)
-    append_progress(tmp_path, {"step": 1, "num_steps": 3, "loss": 0.75})
+    ProgressLog(tmp_path).append({"step": 1, "num_steps": 3, "loss": 0.75})
     with following(lambda: {"train": tmp_path}, lines.append, on_record=tracking.log_record):
         for step, loss in ((2, 0.5), (3, 0.25)):
-            append_progress(tmp_path, {"step": step, "num_steps": 3, "loss": loss})
+            ProgressLog(tmp_path).append({"step": step, "num_steps": 3, "loss": loss})
     metrics = [call[1:] for call in recorder.calls]
     assert metrics == [({"train/loss": 0.5}, 2), ({"train/loss": 0.25}, 3)]

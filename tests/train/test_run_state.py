@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from object_storage import bucket_address, s3_options  # noqa: F401
 
+from sfss_ray.storage.places import to_place
 from sfss_ray.train.run_state import (
     LocalRun,
-    append_progress,
+    ProgressLog,
     load_state,
     read_progress,
     save_state,
@@ -16,17 +18,17 @@ from sfss_ray.train.run_state import (
 
 def test_progress_survives_a_killed_process(tmp_path):
     for step, loss in ((10, 1.0), (20, 2.0)):
-        append_progress(tmp_path, {"step": step, "loss": loss})
+        ProgressLog(tmp_path).append({"step": step, "loss": loss})
     with open(tmp_path / "progress.jsonl", "a") as file:
         file.write(json.dumps({"step": 30})[:5] + "\n")
-    append_progress(tmp_path, {"step": 20, "loss": 3.0})
+    ProgressLog(tmp_path).append({"step": 20, "loss": 3.0})
     assert read_progress(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 3.0}]
     assert read_progress(tmp_path / "nowhere") == []
 
 
 def test_records_of_a_step_are_merged_and_sorted(tmp_path):
     for record in ({"step": 20, "loss": 2.0}, {"step": 10, "loss": 1.0}, {"step": 20, "miou": 5.0}):
-        append_progress(tmp_path, record)
+        ProgressLog(tmp_path).append(record)
     assert read_progress(tmp_path) == [
         {"step": 10, "loss": 1.0},
         {"step": 20, "loss": 2.0, "miou": 5.0},
@@ -60,3 +62,26 @@ def test_a_local_run_saves_before_it_reports(tmp_path):
 def test_a_file_is_saved_beside_the_progress(tmp_path):
     LocalRun(tmp_path / "run").save("statistics.pt", {"mean": torch.tensor([1.0])})
     assert torch.load(tmp_path / "run" / "statistics.pt", weights_only=True)["mean"] == 1.0
+
+
+def test_a_run_at_an_address_resumes_from_its_objects(bucket_address):  # noqa: F811
+    """Another process, on another node, finds checkpoint and progress of the first."""
+    address = bucket_address.format("run")
+    first = LocalRun(address)
+    assert first.resume_state() is None
+    for step in (1, 2):
+        first.log({"step": step, "loss": 1.0 / step})
+    first.report({"loss": 0.5}, lambda: {"step": 2, "weights": torch.tensor([1.0])})
+    second = LocalRun(address)
+    state = second.resume_state()
+    assert state is not None
+    assert state["step"] == 2
+    second.log({"step": 3, "loss": 0.25})
+    second.save("statistics.pt", {"mean": torch.tensor([1.0])})
+    assert read_progress(to_place(address)) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 0.25},
+    ]
+    names = sorted(file.name for file in to_place(address).iterdir())
+    assert names == ["progress.jsonl", "state.pt", "statistics.pt"]

@@ -19,7 +19,7 @@ from sfss_ray.errors import TrainingError
 from sfss_ray.method.collective import average_buffers, gather_rows, sum_over_workers, world_size
 from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import adapt_student
-from sfss_ray.train.run_state import LocalRun, append_progress, load_state, read_progress
+from sfss_ray.train.run_state import LocalRun, ProgressLog, load_state, read_progress
 from sfss_ray.train.samples import image_of_sample
 
 WORLD = 2
@@ -96,7 +96,7 @@ class RankRun(LocalRun):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
     def report(self, metrics, state):
-        append_progress(self.folder / "metrics", metrics)
+        ProgressLog(self.folder / "metrics").append(metrics)
         super().report(metrics, state)
 
 
