@@ -6,11 +6,12 @@ interface that this package uses, with the same errors. Code that is handed a pl
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 
 from sfss_ray.errors import DataError
+from sfss_ray.storage.object_errors import meaning_of, patiently
 
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
 _SECRET = re.compile(r"://[^/@]*@")
@@ -52,6 +54,8 @@ class ObjectPath:
     """Name inside the bucket, '' for the bucket itself: 'runs/first/config.json'."""
     options: str = ""
     """Options of pyarrow.fs after the '?' of the address: 'region=eu-central-1'."""
+    listed: ObjectStatus | None = field(default=None, compare=False)
+    """Size and time of the object as a listing reported them; None where it was not listed."""
 
     @property
     def address(self) -> str:
@@ -67,7 +71,7 @@ class ObjectPath:
         return without_secret(f"{self.root}/{self.key}" if self.key else self.root)
 
     def __truediv__(self, name: str) -> ObjectPath:
-        return replace(self, key=str(PurePosixPath(self.key, name)))
+        return replace(self, key=str(PurePosixPath(self.key, name)), listed=None)
 
     @property
     def name(self) -> str:
@@ -88,7 +92,7 @@ class ObjectPath:
     def parent(self) -> ObjectPath:
         """The folder that contains it; the bucket is its own parent."""
         parent = str(PurePosixPath(self.key).parent)
-        return replace(self, key="" if parent == "." else parent)
+        return replace(self, key="" if parent == "." else parent, listed=None)
 
     def with_name(self, name: str) -> ObjectPath:
         """Return the place beside this one with another name."""
@@ -135,7 +139,8 @@ class ObjectPath:
         for info in self._list(recursive=True):
             if info.type == FileType.File:
                 relative = info.path[len(self._path) :].lstrip("/")
-                yield self / relative, _status(info)
+                status = _status(info)
+                yield replace(self / relative, listed=status), status
 
     def open_input(self) -> Any:
         """Open the object for reading at any position; a pyarrow.NativeFile.
@@ -143,7 +148,7 @@ class ObjectPath:
         Raises:
             OSError: it is missing, or cannot be read.
         """
-        return self.filesystem.open_input_file(self._path)
+        return patiently(lambda: self.filesystem.open_input_file(self._path))
 
     def read_bytes(self) -> bytes:
         """Return the content of the object.
@@ -151,6 +156,9 @@ class ObjectPath:
         Raises:
             OSError: it is missing, or cannot be read.
         """
+        return patiently(self._read)
+
+    def _read(self) -> bytes:
         with self.filesystem.open_input_stream(self._path) as stream:
             return stream.read()
 
@@ -164,9 +172,12 @@ class ObjectPath:
         Raises:
             OSError: it cannot be written.
         """
+        patiently(lambda: self._write(data))
+        return len(data)
+
+    def _write(self, data: bytes) -> None:
         with self.filesystem.open_output_stream(self._path) as stream:
             stream.write(data)
-        return len(data)
 
     def upload(self, file: Path) -> None:
         """Write the object from a file on this machine, whole or not at all.
@@ -174,7 +185,7 @@ class ObjectPath:
         Raises:
             OSError: the file cannot be read, or the object cannot be written.
         """
-        copy_files(str(file), self._path, destination_filesystem=self.filesystem)
+        patiently(lambda: copy_files(str(file), self._path, destination_filesystem=self.filesystem))
 
     def download(self, file: Path) -> None:
         """Write the content of the object to a file on this machine.
@@ -182,6 +193,9 @@ class ObjectPath:
         Raises:
             OSError: the object cannot be read, or the file cannot be written.
         """
+        patiently(lambda: self._download(file))
+
+    def _download(self, file: Path) -> None:
         with self.filesystem.open_input_stream(self._path) as stream, open(file, "wb") as output:
             while block := stream.read(2**20):
                 output.write(block)
@@ -196,7 +210,7 @@ class ObjectPath:
             FileNotFoundError: there is none, and `missing_ok` is False.
         """
         try:
-            self.filesystem.delete_file(self._path)
+            patiently(lambda: self.filesystem.delete_file(self._path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -221,11 +235,11 @@ class ObjectPath:
         return f"{bucket}/{self.key}" if self.key else bucket
 
     def _info(self) -> FileInfo:
-        return self.filesystem.get_file_info(self._path)
+        return patiently(lambda: self.filesystem.get_file_info(self._path))
 
     def _list(self, recursive: bool) -> list[FileInfo]:
         selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
-        infos = self.filesystem.get_file_info(selector)
+        infos = patiently(lambda: self.filesystem.get_file_info(selector))
         return sorted(infos, key=lambda info: info.path)
 
 
@@ -271,6 +285,31 @@ def without_secret(address: str) -> str:
     return _SECRET.sub("://", address)
 
 
+@contextlib.contextmanager
+def reaching(location: Place | str, role: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into a DataError that names the place and the reason.
+
+    Args:
+        location: What the block reads.
+        role: What the place is, for the error: 'target images'.
+
+    Raises:
+        DataError: the storage does not answer, the bucket is missing, or access is denied.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreachable(location, error, role) from error
+
+
+def unreachable(location: Place | str, error: Exception, role: str = "") -> DataError:
+    """Return the error for a place that cannot be read."""
+    return DataError(
+        f"{f'{role}: ' if role else ''}{str(location)!r} cannot be reached ({meaning_of(error, 400)}):"
+        " check the address, the network and this machine's credentials"
+    )
+
+
 def _status(info: FileInfo) -> ObjectStatus:
     return ObjectStatus(info.size or 0, info.mtime_ns or 0)
 
@@ -284,11 +323,7 @@ def _open_bucket(root: str, options: str) -> tuple[FileSystem, str]:
     try:
         return FileSystem.from_uri(f"{root}{f'?{options}' if options else ''}")
     except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:400]
-        raise DataError(
-            f"{without_secret(root)!r} cannot be reached ({reason}): check the address, the network and"
-            " this machine's credentials"
-        ) from error
+        raise unreachable(without_secret(root), error) from error
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{without_secret(root)!r}: unknown kind of address ({error}); give a path, or an address"

@@ -50,7 +50,9 @@ class Trial:
         """Rebuild a trial from `as_json`; `root` is the folder of the trials."""
         folder = Path(values["folder"])
         # The text of an address lacks its options, so the root gives them.
-        return Trial(**{**values, "folder": folder if isinstance(root, Path) else root / folder.name})
+        return Trial(
+            **{**values, "folder": folder if isinstance(root, Path) else root / folder.name}
+        )
 
 
 @dataclass(frozen=True)
