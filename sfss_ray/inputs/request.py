@@ -16,7 +16,10 @@ from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike
-from sfss_ray.storage.places import Place
+from sfss_ray.storage.places import Place, parsed
+
+_PLACES = ("source_model", "target_images", "output_dir", "card", "class_groups", "sam_checkpoint")
+_PLACES += ("masks", "val_images", "val_labels")
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,21 @@ class Request:
 
     kind: Literal["adapt", "tune", "train"]
     source_model: SourceLike | None
-    target_images: Path | str | None
+    target_images: Place | str | None
     output_dir: Place | str
     config: Config
     card: CardLike | None = None
     class_groups: ClassGroupsLike | None = None
-    sam_checkpoint: Path | str | None = None
+    sam_checkpoint: Place | str | None = None
     sam_type: SamType = "auto"
-    masks: Path | str | None = None
-    val_images: Path | str | None = None
-    val_labels: Path | str | None = None
+    masks: Place | str | None = None
+    val_images: Place | str | None = None
+    val_labels: Place | str | None = None
+
+    def __post_init__(self):
+        # From here on messages cannot contain the password of an address.
+        for name in _PLACES:
+            object.__setattr__(self, name, parsed(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary, summarise
+from sfss_ray.storage.places import ObjectPath, Place
 
 _NUM_COMPARED = 16  # images whose size is compared: most images of another folder differ
 _NUM_NAMED = 3
 
 
-def open_masks(folder: Path | str, images: Sequence[ImageFile]) -> MaskStore:
+def open_masks(folder: Place | str, images: Sequence[ImageFile]) -> MaskStore:
     """Open a folder of masks after checking that they belong to these images.
 
     Raises:
@@ -80,5 +81,7 @@ def has_masks_of(store: MaskStore, image: ImageFile) -> bool:
     return row["error"] is None and _resolved(row["path"]) == _resolved(image.path)
 
 
-def _resolved(path: Path | str) -> str:
+def _resolved(path: Place | str) -> str:
+    if isinstance(path, ObjectPath):
+        return str(path)
     return printable(Path(path).resolve())

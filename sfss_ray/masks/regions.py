@@ -115,7 +115,7 @@ def white_in(recipe: Mapping[str, Any]) -> White | None:
     return None if level is None else White(level, recipe.get("white_was_set", False))
 
 
-def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
+def choose_source(config: MaskConfig, sam_checkpoint: Place | str | None) -> str:
     """Resolve `regions = auto`.
 
     Raises:
@@ -137,7 +137,7 @@ def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
 
 
 def make_recipe(
-    config: MaskConfig, sam_checkpoint: Path | str | None, sam_type: SamType = "auto"
+    config: MaskConfig, sam_checkpoint: Place | str | None, sam_type: SamType = "auto"
 ) -> tuple[RegionRecipe, Path | None]:
     """Return the recipe of a mask run and the checkpoint it needs, after checking the weights.
 

@@ -232,5 +232,7 @@ def trim(limit: int) -> None:
 def _files_of(folder: Path) -> Iterator[os.DirEntry[str]]:
     with contextlib.suppress(OSError), os.scandir(folder) as parts:
         for part in parts:
+            if part.name.startswith("."):
+                continue
             with contextlib.suppress(OSError), os.scandir(part.path) as files:
                 yield from files

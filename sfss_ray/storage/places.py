@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -25,6 +25,7 @@ from sfss_ray.storage.object_errors import meaning_of, patiently
 
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
 _SECRET = re.compile(r"://[^/@]*@")
+_Given = TypeVar("_Given")
 _GOOGLE = ("gs", "gcs")
 _GOOGLE_RETRY_SECONDS = 30
 """Google's client reports missing credentials after 15 minutes of retries by default."""
@@ -114,6 +115,11 @@ class ObjectPath:
         """Return whether there is an object below this name."""
         return self._info().type == FileType.Directory
 
+    def require_bucket(self) -> None:
+        """Raise OSError if the bucket is missing, or may not be read."""
+        selector = FileSelector(_open_bucket(self.root, self.options)[1])
+        patiently(lambda: self.filesystem.get_file_info(selector))
+
     def stat(self) -> ObjectStatus:
         """Return size and modification time of an object.
 
@@ -136,11 +142,11 @@ class ObjectPath:
 
     def files(self) -> Iterator[tuple[ObjectPath, ObjectStatus]]:
         """Yield all objects below this folder by name, with their status, from one listing."""
+        bucket_length = len(_open_bucket(self.root, self.options)[1]) + 1
         for info in self._list(recursive=True):
             if info.type == FileType.File:
-                relative = info.path[len(self._path) :].lstrip("/")
-                status = _status(info)
-                yield replace(self / relative, listed=status), status
+                key, status = info.path[bucket_length:], _status(info)
+                yield ObjectPath(self.root, key, self.options, status), status
 
     def open_input(self) -> Any:
         """Open the object for reading at any position; a pyarrow.NativeFile.
@@ -273,6 +279,17 @@ def to_place(address: Place | str) -> Place:
         )
     key = unquote(key).strip("/")
     return ObjectPath(f"{scheme[1]}://{bucket}", "/".join(filter(None, key.split("/"))), options)
+
+
+def parsed(address: _Given) -> _Given | Place:
+    """Return the place of an address; a path and anything else stays as it was given.
+
+    Raises:
+        DataError: an address names no bucket.
+    """
+    if isinstance(address, str | Path) and _ADDRESS.match(os.fspath(address)):
+        return to_place(address)
+    return address
 
 
 def address_of(location: Place) -> str:

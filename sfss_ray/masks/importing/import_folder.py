@@ -38,6 +38,7 @@ from sfss_ray.masks.resume import StoredRow, changed_images, find_rows, remove_l
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.places import ObjectPath, Place
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class _PlannedShard:
 
 def import_masks(
     source: Path | str,
-    images: Path | str,
+    images: Place | str,
     output_dir: Path | str,
     *,
     format: MaskFormat = "auto",
@@ -107,15 +108,17 @@ def import_masks(
     return dataclasses.replace(summary, folder=folder)
 
 
-def _checked_source(source: Path | str, images: Path | str) -> Path:
+def _checked_source(source: Path | str, images: Place | str) -> Path:
     root = Path(source).absolute()
     if not root.exists():
         raise DataError(
             f"masks to import: {str(source)!r} does not exist; give a COCO file, or a folder of masks"
         )
-    image_folder = require_folder(images, "images").resolve()
+    image_folder = require_folder(images, "images")
+    if isinstance(image_folder, ObjectPath):
+        return root
     is_picture = root.is_dir() or root.suffix.lower() in ID_MAPS
-    if is_picture and root.resolve().is_relative_to(image_folder):
+    if is_picture and root.resolve().is_relative_to(image_folder.resolve()):
         raise DataError(
             f"masks to import: {str(source)!r} lies in the image folder, where its PNG files count as"
             " images; move it out"

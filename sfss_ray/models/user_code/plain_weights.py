@@ -24,7 +24,7 @@ OWN_FAMILY = "a module of your own"
 
 
 def load_into_module(
-    content: Any, path: Path | str, module: nn.Module, card: CardLike, weights: SourceWeights
+    content: Any, path: Place | str, module: nn.Module, card: CardLike, weights: SourceWeights
 ) -> SourceModel:
     """Return a copy of a module with the weights of a checkpoint, wrapped as a source model.
 
