@@ -254,7 +254,7 @@ def _provide_masks(
     started, masks_dir = time.monotonic(), folder / "masks"
     num_masked = mask_images(
         images,
-        masks_dir,  # pyright: ignore[reportArgumentType]
+        masks_dir,
         inputs.recipe,
         inputs.region_weights,
         inputs.config,

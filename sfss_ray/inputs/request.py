@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from sfss_ray.config import Config
@@ -56,7 +55,7 @@ class Inputs:
     """Labelled images to score on; empty without labels."""
     recipe: RegionRecipe | None
     """How masks are made; None where the request names existing masks."""
-    region_weights: Path | None
+    region_weights: Place | None
     """SAM weights of the recipe; None where it needs none."""
     masks: MaskStore | None
     """Existing masks that the request names."""

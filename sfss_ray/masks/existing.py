@@ -49,8 +49,8 @@ def _require_unchanged(store: MaskStore, images: Sequence[ImageFile]) -> None:
     if changed_ids:
         raise DataError(
             f"{len(changed_ids)} of {len(images)} images were changed since their masks in"
-            f" {store.folder!r} were made (first: {changed_ids[0]!r}): make or import these masks again,"
-            " or give the images of these masks"
+            f" {str(store.location)!r} were made (first: {changed_ids[0]!r}): make or import these masks"
+            " again, or give the images of these masks"
         )
 
 
@@ -58,7 +58,7 @@ def _require_same_size(image: ImageFile, store: MaskStore) -> None:
     row, (height, width) = store.load(image.image_id), image_size(image.path)
     if (row["height"], row["width"]) != (height, width):
         raise DataError(
-            f"image {image.image_id!r} is {width}x{height}, its masks in {store.folder!r} are"
+            f"image {image.image_id!r} is {width}x{height}, its masks in {str(store.location)!r} are"
             f" {row['width']}x{row['height']}: give masks that were made from these images"
         )
 

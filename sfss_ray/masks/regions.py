@@ -19,6 +19,7 @@ from sfss_ray.data.depth import White
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
+from sfss_ray.storage.places import Place
 
 RegionSource = Callable[[np.ndarray], list[dict[str, Any]]]
 SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small", "hf_sam", "sam2", "sam3"]
@@ -138,12 +139,13 @@ def choose_source(config: MaskConfig, sam_checkpoint: Place | str | None) -> str
 
 def make_recipe(
     config: MaskConfig, sam_checkpoint: Place | str | None, sam_type: SamType = "auto"
-) -> tuple[RegionRecipe, Path | None]:
+) -> tuple[RegionRecipe, Place | None]:
     """Return the recipe of a mask run and the checkpoint it needs, after checking the weights.
 
     Args:
         config: settings of masks.
-        sam_checkpoint: SAM weights (a file, a folder, or a name in the Hub's cache), or None.
+        sam_checkpoint: SAM weights (a file, a folder, the address of either, or a name in the Hub's
+            cache), or None.
         sam_type: the type that the checkpoint must contain.
 
     Raises:
@@ -158,13 +160,15 @@ def make_recipe(
     _require_points(config)
     from sfss_ray.masks.sam.loading import load_promptable, resolve_checkpoint, type_of_network
     from sfss_ray.masks.sam.networks import shipped_small_sam
+    from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
     from sfss_ray.models.reading import checkpoint_sha256
 
     is_small = source == "small_sam"
-    checkpoint = shipped_small_sam() if is_small else resolve_checkpoint(sam_checkpoint or "")
+    shipped = shipped_small_sam()
+    checkpoint = shipped if is_small else resolve_checkpoint(sam_checkpoint or "")
     actual_type = type_of_network(load_promptable(checkpoint, sam_type))
     # Thresholds that the user did not set are those of the weights.
-    defaults = _small_sam_thresholds(checkpoint) if is_small else SAM_THRESHOLDS
+    defaults = _small_sam_thresholds(shipped) if is_small else SAM_THRESHOLDS
     configured = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
     knobs = {name: configured.get(name, defaults.get(name)) for name in _SAM_KNOBS}
     if config.crop_n_layers:
@@ -173,7 +177,8 @@ def make_recipe(
         }
     if config.skip_covered_iou is not None:  # earlier releases had no such setting
         knobs["skip_covered_iou"] = config.skip_covered_iou
-    sha256 = checkpoint_sha256(checkpoint)
+    with checkpoint_on_disk(checkpoint) as file:
+        sha256 = checkpoint_sha256(Path(file))
     return RegionRecipe(source, actual_type, sha256, knobs, config.precision), checkpoint
 
 
@@ -198,7 +203,7 @@ def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def build_region_source(
-    recipe: RegionRecipe, checkpoint: Path | None, points_per_batch: int, device: str
+    recipe: RegionRecipe, checkpoint: Place | None, points_per_batch: int, device: str
 ) -> RegionSource:
     """Return the region source of a recipe.
 
@@ -214,7 +219,10 @@ def build_region_source(
 
     from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
     from sfss_ray.masks.sam.loading import load_promptable
+    from sfss_ray.masks.sam.networks import shipped_small_sam
 
+    if recipe.source == "small_sam":  # the package lies elsewhere on another node
+        checkpoint = shipped_small_sam()
     assert checkpoint is not None
     generator = AutomaticMaskGenerator(
         load_promptable(checkpoint, device=device),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
 SourceLike = Union[Path, str, ObjectPath, "SourceModel", "Segmenter"]
-"""The path or the address of a checkpoint of any known family or of a model file, or a model in memory: a
+"""Path or address of a checkpoint of any known family or of a model file, or a model in memory: a
 `SourceModel` or its network, such as `AdaptResult.student`."""
 
 SOURCE_FILE = "source_model.pt"

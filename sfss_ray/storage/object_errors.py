@@ -44,6 +44,11 @@ def patiently(work: Callable[[], _Result]) -> _Result:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
+def is_missing_bucket(error: Exception) -> bool:
+    """Return whether an operation failed because there is no such bucket."""
+    return "NO_SUCH_BUCKET" in str(error) or isinstance(error, FileNotFoundError)
+
+
 def meaning_of(error: Exception, length: int = 200) -> str:
     """Return why an operation failed, in one line without the numbers of the request."""
     text = (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 
 from sfss_ray.errors import DataError
-from sfss_ray.storage.object_errors import meaning_of, patiently
+from sfss_ray.storage.object_errors import is_missing_bucket, meaning_of, patiently
 
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
 _SECRET = re.compile(r"://[^/@]*@")
@@ -116,9 +117,13 @@ class ObjectPath:
         return self._info().type == FileType.Directory
 
     def require_bucket(self) -> None:
-        """Raise OSError if the bucket is missing, or may not be read."""
+        """Raise OSError if the bucket is missing; one that may not be listed counts as there."""
         selector = FileSelector(_open_bucket(self.root, self.options)[1])
-        patiently(lambda: self.filesystem.get_file_info(selector))
+        try:
+            patiently(lambda: self.filesystem.get_file_info(selector))
+        except OSError as error:
+            if is_missing_bucket(error):
+                raise
 
     def stat(self) -> ObjectStatus:
         """Return size and modification time of an object.
@@ -134,7 +139,9 @@ class ObjectPath:
     def iterdir(self) -> Iterator[ObjectPath]:
         """Yield the objects and folders directly in this folder, by name."""
         for info in self._list(recursive=False):
-            yield self / info.base_name
+            child = self / info.base_name
+            is_object = info.type == FileType.File
+            yield replace(child, listed=_status(info)) if is_object else child
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """Yield the objects and folders directly in this folder whose name matches the pattern."""
@@ -295,6 +302,21 @@ def parsed(address: _Given) -> _Given | Place:
 def address_of(location: Place) -> str:
     """Return the text that `to_place` turns into the same place. It may contain a secret."""
     return location.address if isinstance(location, ObjectPath) else str(location)
+
+
+def to_text(location: Place) -> str:
+    """Return a place as text with its listed status, for other processes. It may contain a secret."""
+    if not isinstance(location, ObjectPath):
+        return str(location)
+    return json.dumps([location.root, location.key, location.options, location.listed])
+
+
+def from_text(text: str) -> Place:
+    """Return the place of a text of `to_text`."""
+    if not text.startswith("["):
+        return Path(text)
+    root, key, options, listed = json.loads(text)
+    return ObjectPath(root, key, options, ObjectStatus(*listed) if listed else None)
 
 
 def without_secret(address: str) -> str:

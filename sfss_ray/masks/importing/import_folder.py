@@ -45,7 +45,7 @@ from sfss_ray.storage.places import ObjectPath, Place
 class _PlannedShard:
     """A shard to write: rows that do not change, and images whose rows must be made."""
 
-    path: Path
+    path: Place
     unchanged_rows: list[dict[str, Any]]
     former_rows: list[dict[str, Any]]
     """Rows that are replaced; empty for a new shard."""
@@ -169,7 +169,7 @@ def _shards_to_update(
     rows: Mapping[str, StoredRow], outdated: Sequence[ImageFile]
 ) -> Iterator[_PlannedShard]:
     """Yield the existing shards with rows of outdated images."""
-    images_by_shard: dict[Path, dict[str, ImageFile]] = {}
+    images_by_shard: dict[Place, dict[str, ImageFile]] = {}
     for file in outdated:
         images_by_shard.setdefault(rows[file.image_id].shard, {})[file.image_id] = file
     for path, images in sorted(images_by_shard.items()):
