@@ -13,7 +13,7 @@ import argparse
 import datetime
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
+from sfss_ray.storage.places import Place
 from sfss_ray.train.baseline import SELF_TRAINING
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
         "self-training": override(config, SELF_TRAINING),
         "full method": config,
     }
-    models, curves = {"source-only": source}, []
+    models: dict[str, Place] = {"source-only": source}
+    curves = []
     for name, knobs in methods.items():
         print(f"{name}: adapting", flush=True)
         folder = output_dir / name.replace(" ", "_")
@@ -137,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
 def describe(
     rows: list[ScoreRow],
     curves: list[Curve],
-    models: dict[str, Path],
+    models: Mapping[str, Place],
     masks: Any,
     config: Config,
     seconds: float,
@@ -180,7 +182,7 @@ def describe(
 
 def write_page(
     report: RunRecord,
-    models: dict[str, Path],
+    models: Mapping[str, Place],
     dusk: tuple[Path, Path],
     masks: Any,
     output_dir: Path,
@@ -205,7 +207,8 @@ def write_page(
         }
         ids = store.id_map(pair.image_id)
         strips.append(Strip(pair.image_id, image, ids, predictions, read_labels(pair.label_path)))
-    return write_report(output_dir, report, strips)
+    write_report(output_dir, report, strips)
+    return output_dir / "report.html"
 
 
 def main(words: Sequence[str] | None = None) -> int:

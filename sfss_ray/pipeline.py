@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sfss_ray.config import Config, override
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import check_inputs
-from sfss_ray.inputs.record import claim_inputs
+from sfss_ray.inputs.record import claimed_run
 from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.existing import summarise_existing
@@ -25,8 +25,7 @@ from sfss_ray.report.report_record import RunRecord, Verdict
 from sfss_ray.run_report import FinishedRun, MaskedRun, write_run_report
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
-from sfss_ray.runtime.run_claim import RunClaim, claimed
-from sfss_ray.storage.files import lasting_place
+from sfss_ray.runtime.run_claim import RunClaim
 from sfss_ray.storage.places import Place, address_of, to_place
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
@@ -117,8 +116,7 @@ def adapt(
     Args:
         source_model: A checkpoint of any known family, or a model file; in Python also a model.
         target_images: Folder of unlabelled images.
-        output_dir: The run's folder, or an address such as s3://bucket/run. Run again with the same
-            arguments to resume it.
+        output_dir: The run's folder or address, such as s3://bucket/run. The same call again resumes it.
         card: Entries that replace the preprocessing known for the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
@@ -228,17 +226,17 @@ def _start_run(
     inputs = check_inputs(request)
     for note in inputs.notes:
         progress(note)
-    with claimed(lasting_place(request.output_dir), progress) as claim:
-        folder = claim_inputs(request, inputs, progress)
-        with (
-            cluster.connected(inputs.config.compute),
-            track_run(trackers, folder, inputs.config, progress) as tracking,
-        ):
-            store, summary = _provide_masks(request, inputs, folder, progress)
-            tracking.log_masks(summary)
-            prepared = prepare_training(inputs, store, inputs.config).placed(folder)
-            claim.require()
-            yield _TrackedRun(request, inputs, prepared, summary, folder, tracking, claim)
+    with (
+        claimed_run(request, inputs, progress) as claim,
+        cluster.connected(inputs.config.compute),
+        track_run(trackers, claim.folder, inputs.config, progress) as tracking,
+    ):
+        folder = claim.folder
+        store, summary = _provide_masks(request, inputs, folder, progress)
+        tracking.log_masks(summary)
+        prepared = prepare_training(inputs, store, inputs.config).placed(folder)
+        claim.require()
+        yield _TrackedRun(request, inputs, prepared, summary, folder, tracking, claim)
 
 
 def _provide_masks(

@@ -128,3 +128,20 @@ def test_the_notebook_is_stored_without_output():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert not [cell for cell in notebook.cells if cell.get("outputs")]
+
+
+def test_the_table_of_losses_names_tests_that_exist():
+    """Every cell of a loss and a stage, with its parameters."""
+    cells = re.findall(
+        r"`(test_\w+)(?:\[(\w+)-(\w+)\])?`", (ROOT / "docs/reliability.md").read_text()
+    )
+    code = "".join(file.read_text() for file in sorted((ROOT / "tests/cluster").glob("test_*.py")))
+    for name, lose, _ in cells:
+        assert f"\ndef {name}(" in code, name
+        assert not lose or f"\ndef {lose}(" in code, lose
+    losses = {(lose, stage) for _, lose, stage in cells if lose}
+    assert losses == {
+        (f"lose_{what}", stage)
+        for what in ("worker", "driver", "node", "storage")
+        for stage in ("train", "tune")
+    }

@@ -294,7 +294,8 @@ def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int 
     network = build_network(name, len(CAMVID_11))
     network.load_state_dict(load_state(run.folder)["student"])
     facts = {"steps": SOURCE_STEPS, "images": len(day), "seed": config.seed}
-    return save_model(model, SourceModel(network, name, CAMVID_11, facts))
+    save_model(model, SourceModel(network, name, CAMVID_11, facts))
+    return model
 
 
 def run(arguments: argparse.Namespace) -> None:

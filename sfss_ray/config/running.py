@@ -77,7 +77,7 @@ class TuneConfig:
     NAME=gap:LOW..HIGH (log-uniform in 1 - value) or NAME=VALUE,VALUE,... Any train.* setting can be
     searched, such as train.loss.vote_weight=0.2..1 or train.batch_norm=auto,frozen."""
     early_stopping: bool = True
-    """Stop the weaker trials at each evaluation after the ramp (ASHA). One-worker trials only."""
+    """Stop the weaker trials at each evaluation after the ramp (ASHA)."""
     reduction_factor: Annotated[int, Range(2)] = 3
     """ASHA keeps one in this many trials at each evaluation."""
     score: Annotated[

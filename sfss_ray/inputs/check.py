@@ -34,7 +34,7 @@ from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import refuse_other_run
 from sfss_ray.storage.files import lasting_place
-from sfss_ray.storage.places import Place
+from sfss_ray.storage.places import ObjectPath, Place
 
 _Result = TypeVar("_Result")
 
@@ -232,6 +232,12 @@ def _check_settings(request: Request, survey: Survey) -> str:
 
 def _check_output(request: Request, survey: Survey) -> str:
     folder = lasting_place(request.output_dir)
+    if request.kind == "tune" and isinstance(folder, ObjectPath) and folder.has_password:
+        raise DataError(
+            f"the address {str(folder)!r} was given with a password, which Ray Tune would store in its"
+            " files there: set the credentials on the machines of the cluster"
+            " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and give the address without"
+        )
     if survey.missing:
         return str(folder)
     inputs = survey.complete()

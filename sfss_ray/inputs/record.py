@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sfss_ray.config import flatten
@@ -12,6 +13,7 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import ResumeError
 from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.runtime.progress import ProgressSink, silent
+from sfss_ray.runtime.run_claim import RunClaim, claimed
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
 from sfss_ray.storage.files import lasting_place
 from sfss_ray.storage.places import Place
@@ -129,6 +131,18 @@ def claim_run(
     if file_contents != read_manifest(folder / MANIFEST_FILE):
         write_manifest(folder / MANIFEST_FILE, file_contents)
     return folder
+
+
+@contextlib.contextmanager
+def claimed_run(request: Request, inputs: Inputs, progress: ProgressSink) -> Iterator[RunClaim]:
+    """Claim the output folder of a request for the block: no other driver writes to its address.
+
+    Raises:
+        ResumeError, OutputError: see `claimed` and `claim_run`.
+    """
+    with claimed(lasting_place(request.output_dir), progress) as run:
+        claim_inputs(request, inputs, progress)
+        yield run
 
 
 def claim_inputs(request: Request, inputs: Inputs, progress: ProgressSink) -> Place:

@@ -165,6 +165,10 @@ class _TimedRun:
             raise _MeasurementDone
         self._step_started = time.perf_counter()
 
+    def is_preempted(self) -> bool:
+        """Return False."""
+        return False
+
     def log(self, record: dict[str, Any]) -> None:
         """Drop the record."""
 

@@ -72,6 +72,14 @@ class ObjectPath:
         """Return the address for messages and records: without user, password and options."""
         return without_secret(f"{self.root}/{self.key}" if self.key else self.root)
 
+    def __repr__(self) -> str:
+        return f"ObjectPath({str(self)!r})"
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the address itself holds a user and a password."""
+        return _SECRET.search(self.root) is not None and ":" in self.root.partition("://")[2]
+
     def __truediv__(self, name: str) -> ObjectPath:
         return replace(self, key=str(PurePosixPath(self.key, name)), listed=None)
 

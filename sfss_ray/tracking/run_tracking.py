@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,12 +97,9 @@ class RunTracking:
         if record.verdict is not None:
             verdict = record.verdict.line()
             self._call(lambda tracker: tracker.log_text("verdict", verdict))
-        if not self._active:
-            return
         pictures = sorted((output_dir / "pictures").glob("*.png"), key=lambda path: path.name)
         for path in (output_dir / "report.json", output_dir / "report.html", *pictures):
-            with file_on_disk(path) as file:
-                self._call(lambda tracker, file=file: tracker.log_artifact(file))
+            self._call(functools.partial(_send_file, path))
 
     def _log_numbers(self, prefix: str, numbers: Mapping[str, Any], step: int) -> None:
         """Send the finite numbers among some values."""
@@ -126,6 +124,12 @@ class RunTracking:
                         f"{type(tracker).__name__} failed and is not used any more in this run:"
                         f" {reason}"
                     )
+
+
+def _send_file(path: Place, tracker: Tracker) -> None:
+    """Send a file, from a copy on this machine where it is an object in storage."""
+    with file_on_disk(path) as file:
+        tracker.log_artifact(file)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from sfss_ray.config import Config
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.cluster_check import check_cluster
-from sfss_ray.inputs.record import claim_inputs, claim_run
-from sfss_ray.inputs.request import Request
+from sfss_ray.inputs.record import claim_run, claimed_run
+from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
@@ -75,8 +75,7 @@ def train_student(
         source_model: A checkpoint of any known family, or a model file; in Python also a model.
         target_images: Folder of unlabelled images.
         masks: Folder of masks of these images, made by `generate_masks` or `import_masks`.
-        output_dir: The run's folder, or an address such as s3://bucket/run. Call again with the same
-            arguments to resume it.
+        output_dir: The run's folder or address, such as s3://bucket/run. The same call again resumes it.
         card: Entries that override the preprocessing of the checkpoint's family (mean, std,
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
@@ -108,15 +107,20 @@ def train_student(
     )
     check_trackers(trackers)
     inputs = check_inputs(request)
+    prepared, config = _prepare(inputs, progress), inputs.config
+    with (
+        claimed_run(request, inputs, progress) as run,
+        track_run(trackers, run.folder, config, progress) as tracking,
+    ):
+        return run_training(prepared, run.folder, config, progress, tracking.log_record)
+
+
+def _prepare(inputs: Inputs, progress: ProgressSink) -> Prepared:
+    """Show the notes of checked inputs, and split their images."""
     for note in inputs.notes:
         progress(note)
     assert inputs.masks is not None
-    config = inputs.config
-    prepared = prepare_training(inputs, inputs.masks, config)
-    with claimed(lasting_place(output_dir), progress):
-        folder = claim_inputs(request, inputs, progress)
-        with track_run(trackers, folder, config, progress) as tracking:
-            return run_training(prepared, folder, config, progress, tracking.log_record)
+    return prepare_training(inputs, inputs.masks, inputs.config)
 
 
 def run_training(
@@ -210,8 +214,7 @@ def pretrain_source(
         labels: Their label maps, same names: train ids (255 ignored), or ids of Cityscapes, GTA5,
             SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs of different sizes are left out
             and reported.
-        output_dir: The run's folder, or an address such as s3://bucket/run. Call again with the same
-            arguments to resume it.
+        output_dir: The run's folder or address, such as s3://bucket/run. The same call again resumes it.
         classes: Class set of the model: cityscapes-19, synthia-16, camvid-11 or class names separated
             by commas.
         val_images: Labelled images to report mIoU on.

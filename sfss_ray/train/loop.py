@@ -63,11 +63,12 @@ class Schedule:
 def run_loop(trainable: Trainable, run: Run, schedule: Schedule) -> None:
     """Train up to step `num_steps`, resuming from the run's newest checkpoint if there is one.
 
-    Rank 0 evaluates while the other workers wait in `run.report`.
+    Rank 0 evaluates while the other workers wait in `run.report`. The first notice that a node will go
+    saves a checkpoint between two evaluations.
     """
     start = _restore(trainable, run)
     trainable.distribute()
-    last_checkpoint = start
+    last_checkpoint, was_warned = start, False
     unlogged: list[dict[str, float]] = []
     for step, batch in enumerate(trainable.batches(start), start + 1):
         _seed_step(schedule.seed, step, run)
@@ -83,7 +84,9 @@ def run_loop(trainable: Trainable, run: Run, schedule: Schedule) -> None:
         if run.rank == 0:
             record |= trainable.evaluate(step) if checkpoint_due else {}
             run.log(record)
-        if checkpoint_due:
+        is_warned = not was_warned and run.is_preempted()
+        was_warned |= is_warned
+        if checkpoint_due or is_warned:
             run.report(record, partial(_checkpoint, trainable, step))
             last_checkpoint = step
 

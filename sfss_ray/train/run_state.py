@@ -12,6 +12,8 @@ from sfss_ray.storage.files import read_torch, write_text, write_torch, writing
 from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 PROGRESS_FILE = "progress.jsonl"
+STOP_FILE = "stop"
+"""Beside the progress file: the search asks the training's workers to end."""
 STATE_FILE = "state.pt"
 STATISTICS_FILE = "initial_statistics.pt"
 """BatchNorm statistics of the student before step 1."""
@@ -32,6 +34,10 @@ class Run(Protocol):
 
     def report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
         """Publish metrics and save `state()`. Every worker calls it, and rank 0 saves."""
+        ...
+
+    def is_preempted(self) -> bool:
+        """Return whether a worker's node will go soon. Every worker calls it after the same steps."""
         ...
 
     def log(self, record: dict[str, Any]) -> None:
@@ -131,6 +137,10 @@ class LocalRun:
         save_state(self.folder, state())
         if self.on_report:
             self.on_report(metrics)
+
+    def is_preempted(self) -> bool:
+        """Return False: nobody warns a process of this machine."""
+        return False
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the folder's progress file."""

@@ -89,6 +89,7 @@ def _build_trainer(
         "folder": folder / "train",
         "threads": compute.cpus_per_worker,
         "device": device,
+        "may_stop": bool(callbacks),  # reports go to a search
     }
     gpus = compute.gpus_per_worker if device == "cuda" else 0.0
     return ray.train.torch.TorchTrainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 
@@ -16,7 +18,11 @@ from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_torch
 from sfss_ray.storage.places import ObjectPath, Place
-from sfss_ray.train.run_state import ProgressLog, load_state, save_state
+from sfss_ray.train.run_state import STOP_FILE, ProgressLog, load_state, save_state
+
+
+class StopTrainingError(Exception):
+    """The search has asked for the end of this training."""
 
 
 class RayRun:
@@ -25,14 +31,15 @@ class RayRun:
     Args:
         folder: Folder or address of the progress file. Every node must see it.
         device: 'cuda' for the GPU that Ray assigned, or 'cpu'.
+        may_stop: Whether STOP_FILE in the folder ends the training at the next report.
     """
 
-    def __init__(self, folder: Place, device: str = "cpu"):
+    def __init__(self, folder: Place, device: str = "cpu", may_stop: bool = False):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         on_gpu = device == "cuda"
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
-        self.folder = folder
+        self.folder, self.may_stop = folder, may_stop
         self._progress = ProgressLog(folder)
 
     def resume_state(self) -> dict[str, Any] | None:
@@ -44,7 +51,18 @@ class RayRun:
             return load_state(Path(folder))
 
     def report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
-        """Report the metrics on every worker, with a checkpoint on rank 0."""
+        """Report the metrics on every worker, with a checkpoint on rank 0.
+
+        Raises:
+            StopTrainingError: on every worker, where the search has asked for the end.
+        """
+        self._report(metrics, state)
+        if self.may_stop:
+            is_stopped = (self.folder / STOP_FILE).exists() if self.rank == 0 else None
+            if ray.train.collective.broadcast_from_rank_zero(is_stopped):
+                raise StopTrainingError
+
+    def _report(self, metrics: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
         if self.rank:
             ray.train.report(metrics)
             return
@@ -68,6 +86,13 @@ class RayRun:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+
+    def is_preempted(self) -> bool:
+        """Return whether Ray knows that a worker's node will go, such as a spot node.
+
+        A trial has no checkpoint between two evaluations, because its reports go to Tune with scores.
+        """
+        return not self.may_stop and ray.train.get_preemption_info() is not None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the run's progress file."""
@@ -102,11 +127,12 @@ def train_on_worker(payload: dict[str, Any]) -> None:
     """Run a training job. Ray Train calls it on every worker.
 
     Args:
-        payload: `job`, a `TrainingJob`, `folder` of the progress file, `threads` per worker, and
-            `device` of the workers, 'cpu' or 'cuda'.
+        payload: `job`, a `TrainingJob`, `folder` of the progress file, `threads` per worker,
+            `device` of the workers, 'cpu' or 'cuda', and `may_stop`, see `RayRun`.
     """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
     job = payload["job"]
-    run = RayRun(payload["folder"], worker_device(payload["device"]))
-    job.train(job.task, run, job.watch if run.rank == 0 else None)
+    run = RayRun(payload["folder"], worker_device(payload["device"]), payload["may_stop"])
+    with contextlib.suppress(StopTrainingError):
+        job.train(job.task, run, job.watch if run.rank == 0 else None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sfss_ray.config import Config, override
 from sfss_ray.config.consistency import require_held_out, score_name
-from sfss_ray.errors import ConfigError
+from sfss_ray.errors import ConfigError, OutputError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.resources import trials_demand
@@ -87,10 +87,22 @@ def _load_or_run(
         demand = trials_demand(compute, device, compute.concurrent_trials)
         resources = cluster.wait_for_nodes(compute, demand, resources, progress)
         trials = run_trials(plan, resources, progress, on_record)
+    _require_written(trials)
     # If no trial finished, the cause may be temporary: the next run trains them again.
     if any(trial.status == "finished" for trial in trials):
         write_json(results, [trial.as_json() for trial in trials])
     return trials
+
+
+def _require_written(trials: list[Trial]) -> None:
+    """Raise OutputError if a trial failed because its files could not be written.
+
+    That says nothing about its settings, so it must not count as one of the search's trials.
+    """
+    unwritten = [t for t in trials if t.status == "failed" and OutputError.__name__ in t.error]
+    if unwritten:
+        reason = unwritten[0].error.partition(f"{OutputError.__name__}: ")[2] or unwritten[0].error
+        raise OutputError(f"{len(unwritten)} of {len(trials)} trials stopped: {reason}")
 
 
 def _require_masks(score: str, prepared: Prepared) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from sfss_ray.config import Config, override
 from sfss_ray.errors import TrainingError
@@ -17,7 +18,7 @@ from sfss_ray.storage.files import write_text
 from sfss_ray.storage.places import Place
 from sfss_ray.train.adaptation import adapt_student
 from sfss_ray.train.launch import STUDENT_FILE, save_network
-from sfss_ray.train.run_state import LocalRun, load_state, read_progress
+from sfss_ray.train.run_state import STOP_FILE, LocalRun, load_state, read_progress
 from sfss_ray.train.trainer import TrainingJob, fit
 from sfss_ray.tune.search_space import Point, knob_values
 from sfss_ray.tune.trial import SearchPlan, progress_folder, trial_folder
@@ -75,3 +76,26 @@ def _train_on_workers(plan: SearchPlan, config: Config, folder: Place) -> None:
     # Silent: the search's own process shows the progress files of all trials.
     state = fit(job, folder, config, silent, [TuneReportCallback()])
     save_network(state, "student", prepared, config, folder / STUDENT_FILE)
+
+
+class WorkerTrialsScheduler(ASHAScheduler):
+    """ASHA for trials that have workers of their own: it asks them to end instead of killing them.
+
+    Tune stops a trial by killing its process. The workers' reservation is then removed by a cleaner of
+    Ray Train, which needs the dashboard to notice the death. On a cluster without one the CPUs stay
+    reserved, and the next trial waits for them forever. So the workers find a file at their next report,
+    and their training returns by itself.
+    """
+
+    def __init__(self, folder: Place, config: Config, **options: Any):
+        super().__init__(**options)
+        # The whole plan would be stored with Tune's state again and again.
+        self.folder, self.config = folder, config
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide as ASHA does, and leave a file for the workers of a trial that is to stop."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            folder = trial_folder(self.folder, knob_values(trial.config))
+            write_text(progress_folder(folder, self.config) / STOP_FILE, "")
+        return TrialScheduler.CONTINUE

@@ -129,7 +129,7 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
                 seed=config.seed,
                 points_to_evaluate=[start_point(config)],
             ),
-            scheduler=_scheduler(config),
+            scheduler=_scheduler(plan),
         ),
         run_config=ray.tune.RunConfig(
             name=name,
@@ -152,21 +152,25 @@ def max_restarts(config: Config) -> int:
     return limit if limit >= 0 else _MAX_RESTARTS
 
 
-def _scheduler(config: Config) -> Any:
+def _scheduler(plan: SearchPlan) -> Any:
     """Return ASHA, or a scheduler that stops no trial."""
     import ray.tune.schedulers
 
-    # Workers of a trial that Tune stops keep their CPUs reserved, and the next trial would wait for
-    # them forever. So trials of several workers run to their end.
-    if not config.tune.early_stopping or config.compute.num_workers > 1:
+    from sfss_ray.tune.trial_training import WorkerTrialsScheduler
+
+    config = plan.config
+    if not config.tune.early_stopping:
         return ray.tune.schedulers.FIFOScheduler()
-    return ray.tune.schedulers.ASHAScheduler(
-        time_attr="step",  # Tune's own count of reports restarts when a trial is resumed
+    options: dict[str, Any] = {
+        "time_attr": "step",  # Tune's own count of reports restarts when a trial is resumed
         # ASHA stops every trial at max_t, also the best: no report gets that far.
-        max_t=config.train.num_steps + 1,
-        grace_period=grace_steps(config),
-        reduction_factor=config.tune.reduction_factor,
-    )
+        "max_t": config.train.num_steps + 1,
+        "grace_period": grace_steps(config),
+        "reduction_factor": config.tune.reduction_factor,
+    }
+    if config.compute.num_workers > 1:
+        return WorkerTrialsScheduler(plan.folder, config, **options)
+    return ray.tune.schedulers.ASHAScheduler(**options)
 
 
 def _trial_resources(config: Config) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """One Ray cluster for all tests of this folder, and small real inputs."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ def shared_cluster():
     from sfss_ray.runtime.cluster import prepare_environment
 
     prepare_environment()
+    # The credentials of the machine, for addresses without any.
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "user")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "secret")
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=2, logging_level=logging.ERROR, log_to_driver=False)
     yield ray

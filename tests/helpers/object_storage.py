@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow.fs
 import pytest
-from moto.server import ThreadedMotoServer
+from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
+from werkzeug.serving import make_server
+
+from sfss_ray.storage.object_cache import FOLDER_VARIABLE
+from sfss_ray.storage.places import ObjectPath, Place
 
 BUCKET = "fleet"
 
@@ -14,6 +21,7 @@ BUCKET = "fleet"
 @pytest.fixture(scope="module")
 def s3_options() -> Iterator[str]:
     """Options of an address, which lead it to an S3 server on this machine."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -29,8 +37,49 @@ def s3_options() -> Iterator[str]:
     server.stop()
 
 
+def upload(folder: Path, location: Place) -> ObjectPath:
+    """Copy all files of a folder to an address."""
+    assert isinstance(location, ObjectPath)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            (location / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+    return location
+
+
 @pytest.fixture
-def bucket_address(s3_options, request) -> str:
-    """Address format of a fresh folder in the bucket: '{}' takes the name inside it."""
+def bucket_address(s3_options, request, tmp_path, monkeypatch) -> str:
+    """Address format of a fresh folder in the bucket: '{}' takes the name inside it.
+
+    Copies of its objects are kept in a folder of the test.
+    """
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "object cache"))
     folder = request.node.name.replace("[", "-").rstrip("]")
     return f"s3://user:secret@{BUCKET}/{folder}/{{}}?{s3_options}"
+
+
+class FailingStorage:
+    """An S3 server on this machine that answers 503 while `is_away` is set."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._backend = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def options(self) -> str:
+        """Options of an address in the bucket of this server."""
+        return f"endpoint_override=127.0.0.1:{self._server.port}&scheme=http"
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._server.shutdown()
+        self._thread.join()
+
+    def _answer(self, environ, start_response):
+        if self.is_away:
+            start_response("503 Slow Down", [("Content-Type", "text/plain")])
+            return [b"the storage is away"]
+        return self._backend(environ, start_response)

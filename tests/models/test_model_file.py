@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from object_storage import bucket_address, s3_options  # noqa: F401
 from torch import nn
 
 from sfss_ray.data.class_groups import ClassGroups
@@ -21,6 +22,8 @@ from sfss_ray.models.model_file import (
     load_model,
     save_model,
 )
+from sfss_ray.models.model_mark import mark_model, read_facts
+from sfss_ray.storage.places import to_place
 from sfss_ray.streets.default import SOURCE_MODEL
 
 CLASSES = class_set_of(["road", "sky", "boat"])
@@ -254,3 +257,15 @@ def test_edited_class_groups_are_refused(groups, tmp_path: Path):
     content = torch.load(save_model(tmp_path / "x.pt", with_groups()), weights_only=True)
     message = load_refusal(written(tmp_path / "y.pt", content | {"class_groups": groups}))
     assert "its class groups cannot be used: the file was edited" in message
+
+
+def test_a_model_file_at_an_address(model: SourceModel, bucket_address):  # noqa: F811
+    file = to_place(bucket_address.format("model.pt"))
+    assert save_model(bucket_address.format("model.pt"), model) == file
+    images = torch.rand(1, 3, 32, 32)
+    assert torch.equal(load_model(file)(images), model.eval()(images))
+    mark_model(file, "worse", "It is.")
+    assert read_facts(file)["verdict"] == "worse"
+    with pytest.raises(CheckpointError, match=r"'s3://fleet/.*/absent.pt' cannot be read") as error:
+        load_model(bucket_address.format("absent.pt"))
+    assert "secret" not in str(error.value)

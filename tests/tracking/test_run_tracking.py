@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from object_storage import bucket_address, s3_options  # noqa: F401
 from report_samples import CLASSES, tune_report
 from tracked_runs import Recorder
 
 from sfss_ray.config import Config
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import WORSE, Verdict
+from sfss_ray.storage.files import write_text
+from sfss_ray.storage.places import to_place
 from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.train.progress_tail import following
 from sfss_ray.train.run_state import ProgressLog
@@ -90,6 +93,25 @@ def test_the_report_is_sent_with_scores_page_and_pictures(lines, tmp_path: Path)
     (table,) = [call[2] for call in recorder.calls if call[:2] == ("log_text", "results")]
     assert "best: trial 3" in table
     assert not [call for call in recorder.calls if call[1] == "verdict"]
+
+
+def test_a_report_at_an_address_is_sent_from_copies(lines, bucket_address):  # noqa: F811
+    folder = to_place(bucket_address.format("run"))
+    for name in ("report.json", "report.html", "pictures/01_a.png"):
+        write_text(folder / name, f"content of {name}")
+    contents: dict[str, str] = {}
+
+    class Reader(Recorder):
+        def log_artifact(self, path: Path) -> None:
+            contents[path.name] = path.read_text()
+
+    RunTracking([Reader()], lines.append).log_report(tune_report(), folder)
+    assert contents == {
+        "report.json": "content of report.json",
+        "report.html": "content of report.html",
+        "01_a.png": "content of pictures/01_a.png",
+    }
+    assert lines == []
 
 
 def test_the_verdict_is_sent(lines, tmp_path: Path):

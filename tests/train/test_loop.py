@@ -127,3 +127,29 @@ def test_an_interruption_in_a_report_keeps_its_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_loop(Counter(4), LocalRun(tmp_path, on_report=interrupt), schedule(4, 3))
     assert load_state(tmp_path)["step"] == 3
+
+
+def test_a_notice_of_preemption_saves_once_between_two_evaluations(tmp_path):
+    """The node goes after step 24, and the run resumes from the step of the notice."""
+    saved: list[int] = []
+
+    class SpotRun(LocalRun):
+        step = 0
+
+        def log(self, record):
+            self.step = record["step"]
+            super().log(record)
+
+        def is_preempted(self):
+            return self.step >= 20
+
+        def report(self, metrics, state):
+            saved.append(metrics["step"])
+            super().report(metrics, state)
+
+    counter = Counter(100)
+    run_loop(counter, SpotRun(tmp_path), schedule(100, 50))
+    assert saved == [20, 50, 100]
+    assert [c.last_checkpoint for c in counter.contexts][19:22] == [0, 20, 20]
+    scored = [r["step"] for r in read_progress(tmp_path) if "score" in r]
+    assert scored == [50, 100]

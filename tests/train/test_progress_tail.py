@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from object_storage import bucket_address, s3_options  # noqa: F401
 
+from sfss_ray.storage.places import ObjectPath, to_place
 from sfss_ray.train import progress_tail
 from sfss_ray.train.progress_tail import following
 from sfss_ray.train.run_state import PROGRESS_FILE, ProgressLog
@@ -148,3 +150,40 @@ def test_the_last_records_are_shown_when_the_training_fails(tmp_path: Path):
     with pytest.raises(ValueError, match="stop"):
         fail()
     assert lines == ["train 10/40, loss 1.000"]
+
+
+def test_a_progress_file_at_an_address_is_read_when_it_has_changed(
+    bucket_address,  # noqa: F811
+    monkeypatch,
+):
+    folder = to_place(bucket_address.format("run"))
+    monkeypatch.setattr(progress_tail, "_REMOTE_POLL_SECONDS", 0.05)
+    reads, read_text = [], ObjectPath.read_text
+    log(folder, 10, loss=9.0)  # of an earlier call
+
+    def counted(file: ObjectPath) -> str:
+        reads.append(file.name)
+        return read_text(file)
+
+    monkeypatch.setattr(ObjectPath, "read_text", counted)
+    lines: list[str] = []
+    with following(lambda: {"train": folder}, lines.append):
+        time.sleep(1.0)
+        assert reads == [PROGRESS_FILE]
+        log(folder, 20, loss=0.5)
+    assert lines == ["train 20/40, loss 0.500"]
+
+
+def test_storage_that_is_away_costs_no_training(bucket_address, monkeypatch):  # noqa: F811
+    folder = to_place(bucket_address.format("run"))
+    lines: list[str] = []
+
+    def away(_file: ObjectPath) -> None:
+        raise OSError("503 Slow Down")
+
+    with following(lambda: {"train": folder}, lines.append):
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectPath, "stat", away)
+            time.sleep(0.2)
+        log(folder, 10, loss=0.5)
+    assert lines == ["train 10/40, loss 0.500"]

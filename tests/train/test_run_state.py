@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from object_storage import bucket_address, s3_options  # noqa: F401
 
+from sfss_ray.storage.places import to_place
 from sfss_ray.train.run_state import (
     LocalRun,
     ProgressLog,
@@ -60,3 +62,26 @@ def test_a_local_run_saves_before_it_reports(tmp_path):
 def test_a_file_is_saved_beside_the_progress(tmp_path):
     LocalRun(tmp_path / "run").save("statistics.pt", {"mean": torch.tensor([1.0])})
     assert torch.load(tmp_path / "run" / "statistics.pt", weights_only=True)["mean"] == 1.0
+
+
+def test_a_run_at_an_address_resumes_from_its_objects(bucket_address):  # noqa: F811
+    """Another process, on another node, finds checkpoint and progress of the first."""
+    address = bucket_address.format("run")
+    first = LocalRun(address)
+    assert first.resume_state() is None
+    for step in (1, 2):
+        first.log({"step": step, "loss": 1.0 / step})
+    first.report({"loss": 0.5}, lambda: {"step": 2, "weights": torch.tensor([1.0])})
+    second = LocalRun(address)
+    state = second.resume_state()
+    assert state is not None
+    assert state["step"] == 2
+    second.log({"step": 3, "loss": 0.25})
+    second.save("statistics.pt", {"mean": torch.tensor([1.0])})
+    assert read_progress(to_place(address)) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 0.25},
+    ]
+    names = sorted(file.name for file in to_place(address).iterdir())
+    assert names == ["progress.jsonl", "state.pt", "statistics.pt"]

@@ -1,16 +1,19 @@
 """The run of a Ray Train worker, against a recorded Ray Train."""
 
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from sfss_ray.storage.places import to_place
 from sfss_ray.train import worker
-from sfss_ray.train.run_state import load_state, read_progress, save_state
+from sfss_ray.train.run_state import STOP_FILE, load_state, read_progress, save_state
 from sfss_ray.train.trainer import TrainingJob
-from sfss_ray.train.worker import CheckedTorchConfig, RayRun, train_on_worker
+from sfss_ray.train.worker import CheckedTorchConfig, RayRun, StopTrainingError, train_on_worker
 
 
 class RecordedRay:
@@ -90,7 +93,8 @@ def test_the_job_runs_with_its_watch_on_rank_zero_alone(monkeypatch, tmp_path, r
     threads, calls = [], []
     monkeypatch.setattr(worker, "use_threads", threads.append)
     job = TrainingJob(lambda *arguments: calls.append(arguments), "task", "watch")
-    train_on_worker({"job": job, "folder": str(tmp_path), "threads": 2.0, "device": "cpu"})
+    payload = {"job": job, "folder": tmp_path, "threads": 2.0, "device": "cpu", "may_stop": False}
+    train_on_worker(payload)
     ((task, run, watch),) = calls
     assert task == "task"
     assert (run.rank, run.folder) == (rank, tmp_path)
@@ -114,3 +118,50 @@ def test_a_run_has_the_device_that_ray_assigned_or_the_cpu(device, monkeypatch, 
     recorded.torch = SimpleNamespace(get_device=lambda: torch.device("cuda:1"))
     expected = torch.device("cuda:1" if device == "cuda" else "cpu")
     assert RayRun(tmp_path, device).device == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "may_stop", "expected"),
+    [(None, False, False), ("node", False, True), ("node", True, False)],
+)
+def test_a_notice_of_rays_is_heeded_outside_a_search(
+    monkeypatch, tmp_path, info, may_stop, expected
+):
+    recorded: Any = use(monkeypatch, RecordedRay(0))
+    recorded.get_preemption_info = lambda: info
+    assert RayRun(tmp_path, may_stop=may_stop).is_preempted() is expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_search_ends_a_training_on_all_ranks(monkeypatch, tmp_path, rank):
+    recorded: Any = use(monkeypatch, RecordedRay(rank))
+    sent: list = []
+
+    def broadcast(flag):
+        sent.append(flag)
+        return True
+
+    recorded.collective = SimpleNamespace(broadcast_from_rank_zero=broadcast)
+    (tmp_path / STOP_FILE).write_text("")
+    with pytest.raises(StopTrainingError):
+        RayRun(tmp_path, may_stop=True).report({"loss": 1.0}, lambda: {"step": 3})
+    assert recorded.reports[0][0] == {"loss": 1.0}
+    assert sent == [True if rank == 0 else None]
+    RayRun(tmp_path).report({"loss": 1.0}, lambda: {"step": 3})
+
+
+def test_a_checkpoint_for_an_address_is_uploaded_behind_the_training(monkeypatch, tmp_path):
+    recorded: Any = use(monkeypatch, RecordedRay(0))
+    options: list[dict] = []
+
+    def report(metrics, checkpoint=None, **how):
+        options.append(how)
+        recorded.reports.append((metrics, checkpoint))
+
+    recorded.report = report
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    recorded.CheckpointUploadMode = SimpleNamespace(ASYNC="async")
+    RayRun(to_place("s3://fleet/run")).report({"loss": 1.0}, lambda: {"step": 3})
+    assert recorded.reports == [({"loss": 1.0}, {"step": 3})]
+    (how,) = options
+    assert how == {"checkpoint_upload_mode": "async", "delete_local_checkpoint_after_upload": True}

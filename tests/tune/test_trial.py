@@ -58,7 +58,7 @@ def test_trials_without_a_reason_are_named():
 
 def test_a_trial_is_restored_from_json():
     trial = Trial("trial 1", Path("a/b"), {"x": 0.5}, {"score": 1.5}, "failed", "out of memory")
-    assert Trial.from_json(json.loads(json.dumps(trial.as_json()))) == trial
+    assert Trial.from_json(json.loads(json.dumps(trial.as_json())), trial.folder.parent) == trial
 
 
 def test_the_same_values_have_the_same_folder():

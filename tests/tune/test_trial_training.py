@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import ray.tune
@@ -12,12 +13,12 @@ from sfss_ray.config import override
 from sfss_ray.errors import TrainingError
 from sfss_ray.models.model_file import load_model
 from sfss_ray.models.source import open_source
-from sfss_ray.train.run_state import load_state
+from sfss_ray.train.run_state import STOP_FILE, load_state
 from sfss_ray.train.training_inputs import Prepared
 from sfss_ray.tune import trial_training
 from sfss_ray.tune.search_space import knob_values
 from sfss_ray.tune.trial import SearchPlan, trial_folder
-from sfss_ray.tune.trial_training import train_trial
+from sfss_ray.tune.trial_training import WorkerTrialsScheduler, train_trial
 
 POINT = {
     "train.loss.temperature": 0.2,
@@ -127,3 +128,28 @@ def test_several_workers_train_on_ray_train(prepared, tmp_path, reports, monkeyp
     assert calls == [(folder_of(tmp_path), 1)]
     assert [metrics["step"] for metrics in reports] == [2]
     assert (folder_of(tmp_path) / "student.pt").exists()
+
+
+def test_workers_of_a_weak_trial_are_asked_to_end(tmp_path):
+    """ASHA keeps the better half. Tune itself is told to go on: the trial ends by itself."""
+    scheduler = WorkerTrialsScheduler(
+        tmp_path,
+        override(CONFIG, {"compute.num_workers": 2}),
+        metric="score",
+        mode="max",
+        time_attr="step",
+        max_t=10,
+        grace_period=1,
+        reduction_factor=2,
+    )
+    points = [POINT | {"train.loss.temperature": value} for value in (0.1, 0.2)]
+    trials = [SimpleNamespace(trial_id=str(i), config=p) for i, p in enumerate(points)]
+    for trial, score in zip(trials, (1.0, 0.5), strict=True):
+        scheduler.on_trial_add(None, trial)
+        decision = scheduler.on_trial_result(None, trial, {"step": 1, "score": score})
+        assert decision == scheduler.CONTINUE
+    asked = [
+        (trial_folder(tmp_path, knob_values(point)) / "train" / STOP_FILE).exists()
+        for point in points
+    ]
+    assert asked == [False, True]

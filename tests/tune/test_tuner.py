@@ -17,6 +17,7 @@ from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.resources import TRIAL_DRIVER_CPUS, Resources
 from sfss_ray.tune import tuner
 from sfss_ray.tune.trial import SearchPlan, trial_folder
+from sfss_ray.tune.trial_training import WorkerTrialsScheduler
 from sfss_ray.tune.tuner import max_restarts
 
 
@@ -40,19 +41,21 @@ def test_a_search_can_be_restored_by_the_name_of_its_trainable():
     assert tuner._trial.__name__ == "_trial"
 
 
-def test_weak_trials_are_stopped_after_the_ramp():
-    config = override(Config(), {"train.num_steps": 100, "train.evaluate_every": 10})
-    scheduler = tuner._scheduler(config)
-    assert isinstance(scheduler, ray.tune.schedulers.ASHAScheduler)
+@pytest.mark.parametrize(
+    ("workers", "kind"), [(1, ray.tune.schedulers.ASHAScheduler), (2, WorkerTrialsScheduler)]
+)
+def test_weak_trials_are_stopped_after_the_ramp(tmp_path, workers, kind):
+    changes = {"train__num_steps": 100, "train__evaluate_every": 10}
+    scheduler = tuner._scheduler(plan(tmp_path, compute__num_workers=workers, **changes))
+    assert type(scheduler) is kind
     assert scheduler._time_attr == "step"
     assert scheduler._max_t == 101
     (bracket,) = scheduler._brackets
     assert min(milestone for milestone, _ in bracket._rungs) == 30
 
 
-@pytest.mark.parametrize("changes", [{"tune.early_stopping": False}, {"compute.num_workers": 2}])
-def test_trials_of_several_workers_are_never_stopped(changes):
-    scheduler = tuner._scheduler(override(Config(), changes))
+def test_no_trial_is_stopped_without_early_stopping(tmp_path):
+    scheduler = tuner._scheduler(plan(tmp_path, tune__early_stopping=False))
     assert type(scheduler) is ray.tune.schedulers.FIFOScheduler
 
 
