@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,12 +13,13 @@ from object_storage import bucket_address, s3_options, upload  # noqa: F401
 from PIL import Image
 
 from sfss_ray import cli
+from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11
 from sfss_ray.data.content import Content, changed_files, read_contents, read_with_content
 from sfss_ray.data.decoding import image_size, read_image
 from sfss_ray.data.folders import list_images
 from sfss_ray.data.labelled import load_labelled
-from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.errors import CheckpointError, DataError, ResumeError
 from sfss_ray.evaluation.scoring import evaluate_model
 from sfss_ray.inspection.source_model import verify_source
 from sfss_ray.masks.bank.claims import claim_folder, is_claimed_by
@@ -110,6 +114,7 @@ def test_contents_of_objects(images, bucket):
     assert changed_files(files, recorded) == []
     manifest = read_contents(files, {})
     assert manifest["a"].sha256.startswith("object ")
+    time.sleep(1.1)  # an S3 server stores times in seconds
     files["a"].write_bytes(put_noise(images, "d.png", seed=1).joinpath("d.png").read_bytes())
     listed = {f.image_id: f.path for f in list_images(bucket / "images")}
 
@@ -226,7 +231,9 @@ def test_the_command_line_takes_addresses(images, bucket, capsys):
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory):
     """Three drawn streets with labels."""
-    return write_streets(tmp_path_factory.mktemp("streets"), "camera", 3, 3, (64, 128))
+    root = tmp_path_factory.mktemp("streets")
+    write_streets(root, "camera", 3, 3, (64, 128))
+    return root
 
 
 def test_predictions_at_an_address_are_those_of_a_folder(streets, bucket, tmp_path):
