@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import numpy as np
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from mask_runs import put_noise, run_pools_in_process
-from object_storage import bucket_address, s3_options, upload  # noqa: F401
+from object_storage import BUCKET, FailingStorage, bucket_address, s3_options, upload  # noqa: F401
 from PIL import Image
 
 from sfss_ray import cli
@@ -32,6 +34,7 @@ from sfss_ray.prediction.folder import predict
 from sfss_ray.runtime import run_claim
 from sfss_ray.runtime.crash_guard import CRASH_REASON
 from sfss_ray.storage import object_errors
+from sfss_ray.storage.object_cache import FOLDER_VARIABLE
 from sfss_ray.storage.places import ObjectPath, address_of, from_text, to_place, to_text
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
@@ -288,17 +291,46 @@ def test_an_export_of_a_model_at_an_address(bucket, tmp_path):
         open_source(bucket / "bad.pt")
 
 
-def test_a_storage_that_is_away_for_a_while(images, bucket, monkeypatch):
-    remote, calls = upload(images, bucket / "images"), []
-    monkeypatch.setattr(object_errors, "_FIRST_PAUSE", 0.01)
-    open_stream = ObjectPath._download
+@pytest.fixture
+def storage():
+    """An S3 server that can be away, with a bucket."""
+    server = FailingStorage()
+    filesystem, _ = pyarrow.fs.FileSystem.from_uri(
+        f"s3://user:secret@{BUCKET}?{server.options}&allow_bucket_creation=true"
+    )
+    filesystem.create_dir(BUCKET)
+    yield server
+    server.close()
 
-    def sometimes(self, file):
-        calls.append(self.name)
-        if len(calls) % 2:
-            raise OSError("AWS Error UNKNOWN (HTTP status 503) during GetObject operation")
-        open_stream(self, file)
 
-    monkeypatch.setattr(ObjectPath, "_download", sometimes)
-    assert generate_masks(remote, bucket / "masks", progress=str).errors == {}
-    assert len(calls) == 6
+def test_masks_go_on_after_storage_that_was_away(images, storage, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "object cache"))
+    bucket = to_place(f"s3://user:secret@{BUCKET}/run?{storage.options}")
+    assert isinstance(bucket, ObjectPath)
+    remote, absences = upload(images, bucket / "images"), []
+
+    def lose_storage(line: str) -> None:
+        if line.startswith("masks by"):  # images are listed, and none is read
+            storage.is_away = True
+            timer = threading.Timer(8.0, lambda: setattr(storage, "is_away", False))
+            timer.start()  # longer than the retries of Arrow itself
+            absences.append(timer)
+
+    summary = generate_masks(remote, bucket / "masks", progress=lose_storage)
+    assert (len(absences), summary.made, summary.errors) == (1, 3, {})
+    local = generate_masks(images, tmp_path / "masks", progress=str)
+    assert summary.masks == local.masks
+
+
+def test_storage_that_stays_away_ends_a_run_in_one_line(images, storage, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "object cache"))
+    monkeypatch.setattr(object_errors, "RETRY_SECONDS", 1.0)
+    bucket = to_place(f"s3://user:secret@{BUCKET}/run?{storage.options}")
+    assert isinstance(bucket, ObjectPath)
+    remote = upload(images, bucket / "images")
+    storage.is_away = True
+    with pytest.raises(
+        DataError, match=r"'s3://fleet/run/images' cannot be reached \(it did not"
+    ) as e:
+        generate_masks(remote, bucket / "masks", progress=str)
+    assert "secret" not in str(e.value)
