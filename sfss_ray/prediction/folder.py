@@ -64,8 +64,7 @@ def predict(
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
         images: Folder of images, or its address; its folders are searched too.
-        output_dir: Folder or address of the predictions: a new one, or one with predictions of the
-            same model.
+        output_dir: Folder or address of the predictions: a new one, or one of the same model.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
@@ -85,9 +84,8 @@ def predict(
         ClusterError: the cluster cannot be reached.
         ConfigError: a format is unknown.
     """
-    config = config or Config()
+    config, started = config or Config(), time.monotonic()
     formats_to_write = check_formats(formats)
-    started = time.monotonic()
     images, output_dir = parsed(images), parsed(output_dir)
     source = open_source(model, card, config.source_weights, class_groups)
     files = _open_images(images, source, config, progress)
