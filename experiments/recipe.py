@@ -15,7 +15,7 @@ from sfss_ray.cli.results import exit_code
 from sfss_ray.cli.words import option_names, take_value
 from sfss_ray.config import NETWORK_PRESETS, Config
 from sfss_ray.errors import ConfigError, DataError
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.files import lasting_place
 from sfss_ray.streets.default import embedded_config, write_embedded_data
 
 _DATA = (
@@ -67,7 +67,7 @@ def _run(recipe: Recipe, words: Sequence[str]) -> int:
     if call.print_config:
         return execute(call)
     # A folder that does not last is refused before scenes are drawn into it.
-    require_lasting(call.arguments["output_dir"])
+    lasting_place(call.arguments["output_dir"])
     if is_embedded:
         _refuse_half_of_the_data(call, words)
         call = _with_embedded_data(call)
@@ -113,7 +113,7 @@ def _with_embedded_data(call: Call) -> Call:
         "data give --source-model and --target-images; see --help.",
         flush=True,
     )
-    folder = Path(call.arguments["output_dir"])
+    folder = lasting_place(call.arguments["output_dir"])
     data = write_embedded_data(folder / "data")
     return dataclasses.replace(
         call, arguments=call.arguments | vars(data) | {"output_dir": folder / "run"}

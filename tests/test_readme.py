@@ -15,17 +15,20 @@ import torch
 
 import sfss_ray
 from sfss_ray import cli
+from sfss_ray.cli.calls import Program, parse
+from sfss_ray.cli.verbs import VERBS
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.runtime import cluster
+from sfss_ray.storage.places import ObjectPath, to_place
 from sfss_ray.streets.default import SOURCE_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LONGEST_README = 120
+LONGEST_README = 128
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -101,6 +104,22 @@ def test_documented_commands_are_understood(command, experiment, monkeypatch, tm
     else:
         assert code == 2, printed
         assert "does not exist" in printed.err
+
+
+def test_the_cluster_takes_three_commands_and_no_shared_disk():
+    """The job is one that the recipe's own command line understands."""
+    (section,) = re.findall(r"## On a Ray cluster\n(.*?)\n## ", README.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    head, node, job = block.splitlines()
+    assert head.startswith("ray start --head ")
+    assert node.startswith("ray start --address ")
+    submission, _, entry = job.partition(" -- ")
+    assert submission.startswith("ray job submit ")
+    script, *words = shlex.split(entry)[1:]
+    assert (ROOT / script).is_file()
+    call = parse(Program(VERBS["tune"], script), words)
+    for name in ("source_model", "target_images", "sam_checkpoint", "output_dir"):
+        assert isinstance(to_place(call.arguments[name]), ObjectPath), name
 
 
 def test_the_commands_cover_every_verb():

@@ -7,12 +7,15 @@ target images are unlabelled `camera` scenes.
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, override
 from sfss_ray.config.space import DEFAULT_SPACE
+from sfss_ray.storage.files import writing
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 SOURCE_MODEL = WEIGHTS / "source.pt"
@@ -26,19 +29,38 @@ class EmbeddedData:
     """The source model and the folders of drawn scenes."""
 
     source_model: Path
-    target_images: Path
-    val_images: Path
-    val_labels: Path
+    target_images: Place
+    val_images: Place
+    val_labels: Place
 
 
-def write_embedded_data(folder: Path | str) -> EmbeddedData:
-    """Draw the target and val scenes below a folder; existing files are kept."""
+def write_embedded_data(folder: Place | str) -> EmbeddedData:
+    """Draw the target and val scenes below a folder or an address; existing files are kept."""
+    root = to_place(folder)
+    if isinstance(root, ObjectPath):
+        _upload_scenes(root)
+    else:
+        _draw_scenes(root)
+    target, val = root / "target", root / "val"
+    return EmbeddedData(SOURCE_MODEL, target / "images", val / "images", val / "labels")
+
+
+def _draw_scenes(folder: Path) -> None:
     from sfss_ray.streets.scenes import write_streets
 
-    target, val = Path(folder) / "target", Path(folder) / "val"
-    write_streets(target, "camera", TARGET_SEED, TARGET_IMAGES, with_labels=False)
-    write_streets(val, "camera", VAL_SEED, VAL_IMAGES)
-    return EmbeddedData(SOURCE_MODEL, target / "images", val / "images", val / "labels")
+    write_streets(folder / "target", "camera", TARGET_SEED, TARGET_IMAGES, with_labels=False)
+    write_streets(folder / "val", "camera", VAL_SEED, VAL_IMAGES)
+
+
+def _upload_scenes(root: ObjectPath) -> None:
+    """Draw the scenes on this machine, and upload those that are missing."""
+    present = {file.key for file, _ in root.files()}
+    with tempfile.TemporaryDirectory() as folder, writing(root):
+        _draw_scenes(Path(folder))
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            scene = root / file.relative_to(folder).as_posix()
+            if scene.key not in present:
+                scene.upload(file)
 
 
 def embedded_config() -> Config:

@@ -85,9 +85,9 @@ class Fleet:
         """Address of a run."""
         return f"s3://{BUCKET}/{name}?{self.storage.options}"
 
-    def start(self, stage: str, name: str) -> subprocess.Popen:
+    def start(self, stage: str, name: str, *options: object) -> subprocess.Popen:
         """Start the command of a run."""
-        words = [stage, *self.arguments, "--output-dir", self.address(name)]
+        words = [stage, *self.arguments, "--output-dir", self.address(name), *options]
         words += ["--compute.address", self.cluster.address]
         return subprocess.Popen(
             [sys.executable, "-m", "sfss_ray.cli", *map(str, words)],
@@ -174,6 +174,11 @@ def uninterrupted(fleet) -> dict[str, Any]:
     return results
 
 
+def node_of(fleet: Fleet, stage: str) -> Any:
+    """The node of a stage's worker."""
+    return next(node for node in fleet.nodes if fleet.workers(stage, node))
+
+
 def lose_worker(fleet: Fleet, stage: str, process: subprocess.Popen) -> None:
     wait_for(process, lambda: bool(fleet.workers(stage)))
     os.kill(fleet.workers(stage)[0], signal.SIGKILL)
@@ -185,7 +190,7 @@ def lose_driver(fleet: Fleet, stage: str, process: subprocess.Popen) -> None:
 
 def lose_node(fleet: Fleet, stage: str, process: subprocess.Popen) -> None:
     wait_for(process, lambda: bool(fleet.workers(stage)))
-    lost = next(node for node in fleet.nodes if fleet.workers(stage, node))
+    lost = node_of(fleet, stage)
     fleet.nodes.remove(lost)
     fleet.cluster.remove_node(lost, allow_graceful=False)
     fleet.nodes.append(fleet.add_node())
@@ -220,3 +225,31 @@ def test_a_run_that_loses(lose, stage, fleet, uninterrupted):
     assert weights.keys() == expected_weights.keys()
     for key, tensor in weights.items():
         assert torch.equal(tensor, expected_weights[key]), key
+
+
+def test_a_notice_of_preemption_saves_a_checkpoint(fleet):
+    """No other checkpoint comes before the last step. Steps from before the notice are not repeated."""
+    folder = to_place(fleet.address("notice"))
+    options = ("--train.num-steps", 400, "--train.evaluate-every", 400)
+    process = fleet.start("train", "notice", *options)
+    wait_for(process, lambda: max(progress_of("train", folder), default=0) >= 20)
+    words = ["drain-node", "--address", fleet.cluster.address, "--deadline-remaining-seconds", "60"]
+    words += ["--node-id", node_of(fleet, "train").node_id, "--reason-message", "spot"]
+    words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True, timeout=60)
+
+    def saved() -> list[ObjectPath]:
+        checkpoints = (folder / "train").glob("checkpoint_*")
+        return [file for file in checkpoints if (file / "state.pt").exists()]
+
+    wait_for(process, lambda: bool(saved()))
+    step = read_torch(saved()[0] / "state.pt")["step"]
+    assert 20 <= step < 400
+    time.sleep(2)  # Ray learns of the checkpoint from the worker's report
+    lose_node(fleet, "train", process)
+    code, output = finish(process)
+    assert code == 0, output
+    lines = (folder / "train" / "progress.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert [steps.count(early) for early in range(10, step + 1, 10)] == [1] * (step // 10)
+    assert steps[-1] == 400

@@ -19,6 +19,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from sfss_ray.cli.calls import Program, parse
 from sfss_ray.cli.verbs import VERBS
+from sfss_ray.storage.places import ObjectPath, to_place
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "experiments" / "deploy"
@@ -88,11 +89,13 @@ def test_the_head_has_no_gpu_and_the_gpu_group_starts_at_none(manifest):
     assert cluster["rayVersion"] == base[1]
 
 
-def test_every_node_mounts_the_volume_that_the_job_names(manifest):
+def test_no_node_shares_a_volume_and_all_have_the_credentials_of_the_storage(manifest):
     cluster = manifest["spec"]["rayClusterSpec"]
+    assert "persistentVolumeClaim" not in json.dumps(cluster)
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
-        assert "/shared" in {mount["mountPath"] for mount in container["volumeMounts"]}
+        (source,) = container["envFrom"]
+        assert source["secretRef"] == {"name": "sfss-ray-storage", "optional": True}
 
 
 def entry_words(manifest: dict[str, Any]) -> list[str]:
@@ -107,9 +110,8 @@ def test_the_entry_command_names_files_and_settings_that_exist(manifest):
     assert Path(script).is_file()
     call = parse(Program(VERBS["tune"], "tune"), words)
     assert call.config.compute.device == "cuda"
-    output = call.arguments["output_dir"]
-    assert output.is_absolute()
-    assert output.is_relative_to("/shared")
+    for name in ("source_model", "target_images", "sam_checkpoint", "output_dir"):
+        assert isinstance(to_place(call.arguments[name]), ObjectPath), name
     group = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
     compute = call.config.compute
     assert compute.concurrent_trials * compute.num_workers <= group["maxReplicas"]
@@ -135,7 +137,7 @@ def test_the_entry_command_ends_well_on_the_embedded_default(manifest, tmp_path)
     options = dict(zip(words[::2], words[1::2], strict=True))
     for name in OWN_DATA | OF_THE_CLUSTER:
         assert options.pop(name)
-    options["--output-dir"] = options["--output-dir"].replace("/shared", str(tmp_path))
+    options["--output-dir"] = options["--output-dir"].replace("s3://sfss-ray", str(tmp_path))
     options["--compute.device"] = "cpu"
     config = tmp_path / "small.json"
     config.write_text(json.dumps(SMALL))
@@ -184,5 +186,6 @@ def test_the_data_that_the_readme_names_is_covered():
     options = r"--(?:target-images|images|labels|source-model|sam-checkpoint|output-dir) (\S+)"
     named = {name.strip("`:") for name in re.findall(options, (ROOT / "README.md").read_text())}
     assert {"images", "day/images", "gta5.pth", "runs/night"} <= named
-    tops = {name.split("/")[0] for name in named if not name.endswith((".pt", ".pth"))}
+    files = {name for name in named if "://" not in name and not name.endswith((".pt", ".pth"))}
+    tops = {name.split("/")[0] for name in files}
     assert tops <= {name.split("/")[0] for name in DATA}

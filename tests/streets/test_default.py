@@ -7,10 +7,12 @@ import json
 import cv2
 import numpy as np
 import pytest
+from object_storage import bucket_address, s3_options  # noqa: F401
 
 from sfss_ray.config import Config, flatten
 from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.models.model_file import load_model
+from sfss_ray.storage.files import write_text
 from sfss_ray.streets import default
 from sfss_ray.streets.scenes import render_scene
 
@@ -55,3 +57,25 @@ def test_the_config_uses_the_small_sam_with_its_own_settings():
         assert options[f"masks.{name}"] == pytest.approx(value)
     changed = {name for name, value in flatten(Config()).items() if options[name] != value}
     assert {"train.num_steps", "train.evaluate_every", "tune.num_trials"} <= changed
+
+
+def test_scenes_at_an_address_are_those_of_a_folder(
+    tmp_path,
+    monkeypatch,
+    bucket_address,  # noqa: F811
+):
+    monkeypatch.setattr(default, "TARGET_IMAGES", 2)
+    monkeypatch.setattr(default, "VAL_IMAGES", 1)
+    local = default.write_embedded_data(tmp_path)
+    data = default.write_embedded_data(bucket_address.format("data"))
+    for one, other in (
+        (local.target_images, data.target_images),
+        (local.val_labels, data.val_labels),
+    ):
+        contents = [
+            {file.name: file.read_bytes() for file in root.iterdir()} for root in (one, other)
+        ]
+        assert contents[0] == contents[1]
+    write_text(data.target_images / "00000.png", "kept")
+    assert default.write_embedded_data(bucket_address.format("data")) == data
+    assert (data.target_images / "00000.png").read_text() == "kept"
