@@ -7,7 +7,6 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config, override
@@ -98,16 +97,16 @@ class TuneResult(AdaptResult):
 
 def adapt(
     source_model: SourceLike,
-    target_images: Path | str,
+    target_images: Place | str,
     output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
-    sam_checkpoint: Path | str | None = None,
+    sam_checkpoint: Place | str | None = None,
     sam_type: SamType = "auto",
-    masks: Path | str | None = None,
-    val_images: Path | str | None = None,
-    val_labels: Path | str | None = None,
+    masks: Place | str | None = None,
+    val_images: Place | str | None = None,
+    val_labels: Place | str | None = None,
     config: Config | None = None,
     trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
@@ -160,16 +159,16 @@ def adapt(
 
 def tune_hyperparameters(
     source_model: SourceLike,
-    target_images: Path | str,
+    target_images: Place | str,
     output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
-    sam_checkpoint: Path | str | None = None,
+    sam_checkpoint: Place | str | None = None,
     sam_type: SamType = "auto",
-    masks: Path | str | None = None,
-    val_images: Path | str | None = None,
-    val_labels: Path | str | None = None,
+    masks: Place | str | None = None,
+    val_images: Place | str | None = None,
+    val_labels: Place | str | None = None,
     config: Config | None = None,
     trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
@@ -253,7 +252,7 @@ def _provide_masks(
     started, masks_dir = time.monotonic(), folder / "masks"
     num_masked = mask_images(
         images,
-        masks_dir,  # pyright: ignore[reportArgumentType]
+        masks_dir,
         inputs.recipe,
         inputs.region_weights,
         inputs.config,

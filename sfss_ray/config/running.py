@@ -137,6 +137,9 @@ class ComputeConfig:
     """Trials that run at the same time. 0: as many as fit."""
     loader_processes: Count = 0
     """Processes per training worker that read and augment images. 2 to 8 keep a GPU busy."""
+    cache_gb: Annotated[float, Range(0, above=True)] = 20.0
+    """Gigabytes of objects (images, masks, checkpoints) that each node keeps on its disk, in the folder
+    SFSS_RAY_CACHE of its environment. The default is below the folder of temporary files."""
     max_failures: Annotated[int, Range(-1)] = 2
     """Restarts of a training from its last checkpoint after a worker died. -1: no limit."""
     ray_logs: bool = False

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sfss_ray.runtime.progress import Progress, ProgressSink, silent
 from sfss_ray.storage.files import file_on_disk, whole_file
-from sfss_ray.storage.places import Place
+from sfss_ray.storage.object_cache import read_object
+from sfss_ray.storage.places import ObjectPath, ObjectStatus, Place
 
 UNREADABLE = "unreadable"
 """Takes the place of the hash of a file that cannot be opened."""
@@ -41,8 +41,13 @@ class Content:
     sha256: str
 
     @classmethod
-    def of_file(cls, path: Path | str) -> Content:
+    def of_file(cls, path: Place | str) -> Content:
         """Return the current state of a file; the hash is UNREADABLE if it cannot be opened."""
+        if isinstance(path, ObjectPath):
+            try:
+                return read_with_content(path)[1]
+            except OSError:
+                return cls(-1, -1, UNREADABLE)
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -51,31 +56,54 @@ class Content:
             return cls(-1, -1, UNREADABLE)
         return cls(status.st_size, status.st_mtime_ns, sha256)
 
-    def matches_status(self, path: Path | str) -> bool:
+    @classmethod
+    def of_listed(cls, path: Place) -> Content:
+        """Return the state of an input file of a run.
+
+        Objects are not read for it: a name made of size and time takes the place of the hash.
+        """
+        if not isinstance(path, ObjectPath):
+            return cls.of_file(path)
+        try:
+            status = _listed_status(path)
+        except OSError:
+            return cls(-1, -1, UNREADABLE)
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+        return cls(size, mtime_ns, f"object {size} {mtime_ns}")
+
+    def matches_status(self, path: Place | str) -> bool:
         """Return whether a file has this size and modification time, without reading it."""
         try:
-            status = os.stat(path)
+            status = _listed_status(path) if isinstance(path, ObjectPath) else os.stat(path)
         except OSError:
             return self.sha256 == UNREADABLE
         return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
-def read_with_content(path: Path | str) -> tuple[bytes, Content]:
+def _listed_status(location: ObjectPath) -> ObjectStatus:
+    return location.listed or location.stat()
+
+
+def read_with_content(path: Place | str) -> tuple[bytes, Content]:
     """Return the bytes of a file and its state, from a single read.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        data = file.read()
+    if isinstance(path, ObjectPath):
+        status, data = _listed_status(path), read_object(path)
+    else:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read()
     return data, Content(len(data), status.st_mtime_ns, hashlib.sha256(data).hexdigest())
 
 
 def read_contents(
-    files: Mapping[str, Path],
+    files: Mapping[str, Place],
     recorded: Mapping[str, Content],
     progress: ProgressSink = silent,
+    read: Callable[[Place], Content] = Content.of_listed,
 ) -> dict[str, Content]:
     """Return the state of each file by name. Files that match their recorded state are not read.
 
@@ -83,6 +111,7 @@ def read_contents(
         files: Paths by name.
         recorded: Earlier states by name; names may be missing.
         progress: Called with lines of text if many files have to be read.
+        read: Returns the state of a file that does not match its recorded one.
     """
     contents = {
         name: recorded[name]
@@ -95,13 +124,13 @@ def read_contents(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         remaining = iter(unread)
         while names := list(islice(remaining, _CHUNK)):
-            chunk = pool.map(lambda name: Content.of_file(unread[name]), names)
+            chunk = pool.map(lambda name: read(unread[name]), names)
             contents |= zip(names, chunk, strict=True)
             bar.advance(len(names))
     return {name: contents[name] for name in files}
 
 
-def changed_files(files: Mapping[str, Path], recorded: Mapping[str, Content]) -> list[str]:
+def changed_files(files: Mapping[str, Place], recorded: Mapping[str, Content]) -> list[str]:
     """Return the names of files whose content differs from the recorded one.
 
     Files without a record are not included, nor files that cannot be read now, since their content
@@ -110,7 +139,7 @@ def changed_files(files: Mapping[str, Path], recorded: Mapping[str, Content]) ->
     with_record = {name: path for name, path in files.items() if name in recorded}
     return [
         name
-        for name, content in read_contents(with_record, recorded).items()
+        for name, content in read_contents(with_record, recorded, read=Content.of_file).items()
         if content.sha256 not in (recorded[name].sha256, UNREADABLE)
     ]
 

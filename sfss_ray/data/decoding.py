@@ -12,6 +12,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from sfss_ray.data.depth import White, depth_of, read_deep, tiff_size, to_8_bits, white_of
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
+from sfss_ray.storage.object_cache import read_copy, read_object
+from sfss_ray.storage.object_errors import meaning_of
+from sfss_ray.storage.places import Place
 
 MAX_PIXELS = 200_000_000
 """Default limit of pixels per image; every worker needs memory for the largest."""
@@ -95,7 +98,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def read_image(
-    path: Path | str, max_pixels: int | None = MAX_PIXELS, white: White | None = None
+    path: Place | str, max_pixels: int | None = MAX_PIXELS, white: White | None = None
 ) -> np.ndarray:
     """Read an image file as uint8 (H, W, 3) RGB; see `decode_image`.
 
@@ -103,24 +106,33 @@ def read_image(
         DataError: the file cannot be read; names the file and the reason.
     """
     try:
-        return decode_image(Path(path).read_bytes(), max_pixels, white)
+        return decode_image(read_object(path), max_pixels, white)
     except OSError as error:
-        raise DataError(f"image {str(path)!r}: {error.strerror or error}") from error
+        raise DataError(f"image {str(path)!r}: {error.strerror or meaning_of(error)}") from error
     except DataError as error:
         raise DataError(f"image {str(path)!r}: {error}") from error
 
 
-def image_size(path: Path | str) -> tuple[int, int]:
+def image_size(path: Place | str) -> tuple[int, int]:
     """Return the (height, width) that `decode_image` would return, from the header of a file.
 
     Raises:
         DataError: the file cannot be read; names the file.
     """
     try:
+        return read_copy(path, _size_in_header)
+    except DataError as error:
+        raise DataError(f"image {str(path)!r}: {error}") from error
+    except Exception as error:
+        raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
+
+
+def _size_in_header(path: Path) -> tuple[int, int]:
+    try:
         with open_image(path) as image:
             width, height = image.size
             # Pillow decodes all pixels of a PNG to find its orientation, so look for the keys first.
-            may_rotate = image.format != "PNG" or _contains_any(Path(path), _PNG_ORIENTATION_KEYS)
+            may_rotate = image.format != "PNG" or _contains_any(path, _PNG_ORIENTATION_KEYS)
             is_rotated = may_rotate and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             # Newer versions of Pillow return the rotated `size` of a TIFF, so read its tags.
             if isinstance(image, TiffImageFile):
@@ -128,10 +140,8 @@ def image_size(path: Path | str) -> tuple[int, int]:
     except UnidentifiedImageError as error:
         size = tiff_size(path)
         if size is None:
-            raise DataError(f"image {str(path)!r}: cannot be read as an image") from error
+            raise DataError("cannot be read as an image") from error
         return size
-    except Exception as error:
-        raise DataError(f"image {str(path)!r}: cannot be read ({type(error).__name__})") from error
     return (width, height) if is_rotated else (height, width)
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from sfss_ray.errors import DataError
+from sfss_ray.storage.object_cache import read_copy, read_object
+from sfss_ray.storage.places import ObjectPath, Place
 
 if TYPE_CHECKING:
     from sfss_ray.data.folders import ImageFile, LabelledImage
@@ -32,6 +34,8 @@ DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 _INTEGER_WHITES = ((1023.0, 895), (4095.0, 3583), (16383.0, 14335), (65535.0, 16383))
 _FLOAT_WHITES = ((1.0, 0), (255.0, 223))
 _MAX_HEADERS_READ = 4096
+_MAX_OBJECTS_READ = 256
+"""Headers read in object storage, each of which costs the download of an image."""
 _MAX_IMAGES_READ = 32
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_ORIENTATION = 256, 257, 274
@@ -193,7 +197,9 @@ def with_white(
     Raises:
         DataError: the white level of images of more than 8 bits is ambiguous.
     """
-    deep_files = [file for file in _sample(files, _MAX_HEADERS_READ) if _needs_white(file.path)]
+    is_remote = any(isinstance(file.path, ObjectPath) for file in files[:1])
+    max_read = _MAX_OBJECTS_READ if is_remote else _MAX_HEADERS_READ
+    deep_files = [file for file in _sample(files, max_read) if _needs_white(file.path)]
     if not deep_files:
         return list(files), []
     if white_level is not None:
@@ -220,13 +226,13 @@ def _sample(files: Sequence[_File], max_files: int) -> list[_File]:
     return candidates[::step]
 
 
-def _needs_white(path: Path) -> bool:
+def _needs_white(path: Place) -> bool:
     """Return whether a file has more than 8 bits and does not state its white level.
 
     Unreadable files count as no; they are reported when they are read.
     """
     try:
-        with open(path, "rb") as file:
+        with read_copy(path, lambda copy: open(copy, "rb")) as file:
             start = file.read(512)
             file.seek(0)
             is_tiff = start[:2] in (b"II", b"MM")
@@ -241,7 +247,7 @@ def _brightest_values(deep_files: Sequence[_File]) -> dict[bool, float]:
     brightest: dict[bool, float] = {}
     for file in _sample(deep_files, _MAX_IMAGES_READ):
         try:
-            values = read_deep(file.path.read_bytes())
+            values = read_deep(read_object(file.path))
         except (OSError, DataError):
             continue
         is_float = values.dtype.kind == "f"
@@ -250,7 +256,7 @@ def _brightest_values(deep_files: Sequence[_File]) -> dict[bool, float]:
 
 
 def _choose_white(
-    brightest: float, is_float: bool, model_white: float | None, example: Path
+    brightest: float, is_float: bool, model_white: float | None, example: Place
 ) -> tuple[White, str]:
     """Return the white level and the reason for it.
 

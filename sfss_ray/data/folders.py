@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from sfss_ray.data.label_names import is_label_name
 from sfss_ray.data.suffixes import SkippedFiles, image_suffixes, is_basic, is_still_image
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.storage.places import ObjectPath, Place, reaching, to_place
 
 _Item = TypeVar("_Item")
 
@@ -29,7 +30,7 @@ class ImageFile:
     """An image file and its id: the path relative to its folder, without suffix, as `printable`."""
 
     image_id: str
-    path: Path
+    path: Place
     white: White | None = field(default=None, compare=False)
     """White level for images of more than 8 bits; the same for the whole folder."""
 
@@ -43,8 +44,8 @@ class LabelledImage:
     """An image file with its label map."""
 
     image_id: str
-    path: Path
-    label_path: Path
+    path: Place
+    label_path: Place
     decoding: Decoding | None = field(default=None, compare=False)
     """How the label map is read; None stands for `read_labels`."""
     white: White | None = field(default=None, compare=False)
@@ -65,13 +66,15 @@ class LabelledImage:
         return self.decoding.read(self.label_path)
 
 
-def require_folder(folder: Path | str, role: str) -> Path:
-    """Return a folder as an absolute path, since workers run in another working directory.
+def require_folder(folder: Place | str, role: str) -> Place:
+    """Return a folder as a place that workers find too, which run in another working directory.
 
     Raises:
-        DataError: the path does not exist or is not a folder.
+        DataError: the path does not exist or is not a folder, or the address cannot be reached.
     """
-    path = Path(folder).absolute()
+    path = to_place(folder)
+    if isinstance(path, ObjectPath):
+        return _require_prefix(path, role)
     if not path.exists():
         raise DataError(
             f"{role}: {str(folder)!r} does not exist; give the path of an existing folder"
@@ -81,11 +84,29 @@ def require_folder(folder: Path | str, role: str) -> Path:
     return path
 
 
-def walk_images(folder: Path, skipped: SkippedFiles) -> Iterator[tuple[str, Path]]:
-    """Yield (id, path) of each image file below a folder; all other files are counted in `skipped`.
+def _require_prefix(folder: ObjectPath, role: str) -> ObjectPath:
+    """Return a folder in object storage, after a check that it holds objects."""
+    with reaching(folder, role):
+        if folder.is_dir():
+            return folder
+        if folder.is_file():
+            raise DataError(
+                f"{role}: {str(folder)!r} is an object; give the address above it that holds the images"
+            )
+        folder.require_bucket()
+    raise DataError(
+        f"{role}: no object lies below {str(folder)!r}; give the address of an existing folder"
+    )
+
+
+def walk_images(folder: Place, skipped: SkippedFiles) -> Iterator[tuple[str, Place]]:
+    """Yield (id, place) of each image file below a folder; all other files are counted in `skipped`.
 
     Links to folders are followed unless they lead back to one of their own parents.
     """
+    if isinstance(folder, ObjectPath):
+        yield from _walk_objects(folder, skipped)
+        return
     prefix_length, suffixes = len(os.path.join(folder, "")), image_suffixes()
     for parent, subfolders, names in os.walk(folder, onerror=_raise_unlistable, followlinks=True):
         subfolders[:] = sorted(
@@ -107,6 +128,23 @@ def walk_images(folder: Path, skipped: SkippedFiles) -> Iterator[tuple[str, Path
                 skipped.add_animated()
 
 
+def _walk_objects(folder: ObjectPath, skipped: SkippedFiles) -> Iterator[tuple[str, Place]]:
+    """Yield (id, place) of each image below an address, from one listing of it."""
+    prefix_length, suffixes = len(f"{folder.key}/") if folder.key else 0, image_suffixes()
+    with reaching(folder):
+        objects = list(folder.files())
+    for location, _ in objects:
+        relative = location.key[prefix_length:]
+        if relative.startswith(".") or "/." in relative:
+            continue
+        if not relative.lower().endswith(suffixes):
+            skipped.add(location.name)
+        elif is_still_image(location):
+            yield printable(relative.rpartition(".")[0]), location
+        else:
+            skipped.add_animated()
+
+
 def _is_link_to_parent(top: Path, parent: str, name: str) -> bool:
     """Return whether a subfolder is a link to a folder between `top` and itself: a loop."""
     path = Path(parent, name)
@@ -125,14 +163,14 @@ def _raise_unlistable(error: OSError) -> None:
 
 
 def index_by_id(
-    files: Iterable[tuple[str, Path]], role: str, skipped: SkippedFiles
-) -> dict[str, Path]:
+    files: Iterable[tuple[str, Place]], role: str, skipped: SkippedFiles
+) -> dict[str, Place]:
     """Return paths by id. Of a.png and a.gif the one with the common suffix is kept.
 
     Raises:
         DataError: two files share an id and both have common suffixes.
     """
-    paths: dict[str, Path] = {}
+    paths: dict[str, Place] = {}
     for image_id, path in files:
         previous = paths.get(image_id)
         if previous is None:
@@ -150,7 +188,7 @@ def index_by_id(
 
 
 def list_images(
-    folder: Path | str, role: str = "target images", notes: ProgressSink | None = None
+    folder: Place | str, role: str = "target images", notes: ProgressSink | None = None
 ) -> list[ImageFile]:
     """Return all images below a folder, sorted by id.
 
@@ -183,13 +221,13 @@ def list_images(
     return [ImageFile(image_id, paths[image_id]) for image_id in sorted(paths)]
 
 
-def read_labels(path: Path | str) -> np.ndarray:
+def read_labels(path: Place | str) -> np.ndarray:
     """Read a label map as uint8 (H, W) train ids; 255 is ignored.
 
     Pixel values are the ids (for palette images the palette index). Files named *_labelIds are
     mapped from Cityscapes labelIds to train ids.
     """
-    if not Path(path).stem.endswith("_labelIds"):
+    if not PurePath(str(path)).stem.endswith("_labelIds"):
         return read_raw(path)
     return make_decoding("cityscapes_label_ids", CITYSCAPES_19).read(path)
 

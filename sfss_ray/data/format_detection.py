@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from sfss_ray.data.label_formats import read_raw
 from sfss_ray.data.label_names import PLAIN, TRAIN_IDS, encoding_of
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
+from sfss_ray.storage.object_cache import read_copy
+from sfss_ray.storage.places import Place
 
 _SAMPLE_SIZE = 5
 _CAMVID_DRIVE = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_")
@@ -40,7 +42,7 @@ class DetectedFormat:
     """The classes that train ids index, if the file names state them."""
 
 
-def detect_format(files: Sequence[Path]) -> DetectedFormat:
+def detect_format(files: Sequence[Place]) -> DetectedFormat:
     """Return the format of label files from unmistakable signs, or train ids without any.
 
     All names and the contents of a few files, spread over the list, are inspected. CamVid's ids look
@@ -66,14 +68,14 @@ def detect_format(files: Sequence[Path]) -> DetectedFormat:
     return DetectedFormat(TRAIN_IDS, "nothing else was recognised")
 
 
-def named_format(format_name: str, files: Sequence[Path]) -> DetectedFormat:
+def named_format(format_name: str, files: Sequence[Place]) -> DetectedFormat:
     """Return a format that the user named, with the classes that file names may still state."""
     stated = _format_from_names(files)
     classes = stated.classes if stated and stated.format == format_name else None
     return DetectedFormat(format_name, "as named", classes)
 
 
-def _format_from_names(files: Sequence[Path]) -> DetectedFormat | None:
+def _format_from_names(files: Sequence[Place]) -> DetectedFormat | None:
     """Return the format that the names of the files or of their folders state."""
     example_of = {encoding_of(file.stem): file for file in files}
     if len({encoding.format for encoding in example_of}) > 1:
@@ -90,33 +92,34 @@ def _format_from_names(files: Sequence[Path]) -> DetectedFormat | None:
     return None
 
 
-def _is_in_bdd100k(file: Path) -> bool:
+def _is_in_bdd100k(file: Place) -> bool:
     """Return whether a file is in sem_seg/masks or in a split below it."""
-    return file.parts[-4:-1][:2] == _BDD100K_FOLDERS or file.parts[-3:-1] == _BDD100K_FOLDERS
+    parts = PurePath(str(file)).parts
+    return parts[-4:-1][:2] == _BDD100K_FOLDERS or parts[-3:-1] == _BDD100K_FOLDERS
 
 
-def _is_colour_image(path: Path) -> bool:
+def _is_colour_image(path: Place) -> bool:
     try:
-        with open_image(path) as image:
+        with read_copy(path, open_image) as image:
             return image.mode in ("RGB", "RGBA")
     except Exception:  # a damaged file is reported when it is read
         return False
 
 
-def _png_type(path: Path) -> tuple[int, int] | None:
+def _png_type(path: Place) -> tuple[int, int] | None:
     """Return (bits per channel, colour type) from the header of a PNG file, else None."""
     try:
-        with open(path, "rb") as file:
+        with read_copy(path, lambda copy: open(copy, "rb")) as file:
             header = file.read(26)
     except OSError:
         return None
     return (header[24], header[25]) if len(header) == 26 and header[1:4] == b"PNG" else None
 
 
-def _has_label_id_palette(path: Path) -> bool:
+def _has_label_id_palette(path: Place) -> bool:
     """Return whether the palette has Cityscapes' colours at the labelIds of common classes."""
     try:
-        with open_image(path) as image:
+        with read_copy(path, open_image) as image:
             palette = image.getpalette() if image.mode == "P" else None
     except Exception:  # a damaged file is reported when it is read
         return False
@@ -127,7 +130,7 @@ def _has_label_id_palette(path: Path) -> bool:
     return all(tuple(palette[3 * i : 3 * i + 3]) == colours[name] for name, i in label_ids.items())
 
 
-def _ids_fit(sample: Sequence[Path], classes: ClassSet) -> bool:
+def _ids_fit(sample: Sequence[Place], classes: ClassSet) -> bool:
     """Return whether all ids are classes, void (the id after the last class) or 255."""
     try:
         ids = {int(i) for file in sample for i in np.unique(read_raw(file))}

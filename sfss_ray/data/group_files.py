@@ -13,9 +13,10 @@ from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.shipped_groups import SHIPPED_NAMES, shipped_grouping
 from sfss_ray.errors import DataError
+from sfss_ray.storage.places import Place, parsed
 from sfss_ray.storage.text import read_text
 
-ClassGroupsLike = ClassGroups | Mapping[str, Sequence[str]] | Path | str
+ClassGroupsLike = ClassGroups | Mapping[str, Sequence[str]] | Place | str
 """Groups of a model's classes: a mapping {group: [classes]}, a JSON or YAML file of one, or the name of
 a shipped grouping (`SHIPPED_NAMES`). The key `dropped` lists classes that belong to no group."""
 
@@ -40,7 +41,8 @@ def find_class_groups(class_groups: ClassGroupsLike, classes: ClassSet) -> Class
         return parse_groups("custom", class_groups).fitted(classes)
     if str(class_groups) in SHIPPED_NAMES:
         return shipped_grouping(str(class_groups), classes)
-    return read_groups(Path(class_groups)).fitted(classes)
+    groups = parsed(class_groups)
+    return read_groups(Path(groups) if isinstance(groups, str) else groups).fitted(classes)
 
 
 def parse_groups(name: str, groups: Mapping[Any, Any]) -> ClassGroups:
@@ -54,7 +56,7 @@ def parse_groups(name: str, groups: Mapping[Any, Any]) -> ClassGroups:
     return ClassGroups(name, tuple(lists.items()), dropped)
 
 
-def read_groups(path: Path) -> ClassGroups:
+def read_groups(path: Place) -> ClassGroups:
     """Read the groups of a JSON or YAML file; the stem of its name is their name.
 
     Raises:

@@ -19,6 +19,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from sfss_ray.data.class_sets import IGNORE_INDEX
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
+from sfss_ray.storage.object_cache import read_copy
+from sfss_ray.storage.places import Place
 
 _ADVICE = "save label maps as PNG, each pixel the id of its class"
 _MINUS_ONE_ADVICE = (
@@ -49,7 +51,7 @@ _SAMPLE_TYPES = {1: "unsigned", 2: "signed", 3: "float", 5: "complex integer", 6
 _ONE_CHANNEL_MODES = ("1", "L", "P", "F")
 
 
-def read_ids(path: Path | str, channel: int | None = None, minus_one: bool = False) -> np.ndarray:
+def read_ids(path: Place | str, channel: int | None = None, minus_one: bool = False) -> np.ndarray:
     """Read a label map as uint8 (H, W) ids; palette images give the index, not the colour.
 
     Args:
@@ -63,22 +65,27 @@ def read_ids(path: Path | str, channel: int | None = None, minus_one: bool = Fal
             not ids; names the file and the reason in one line.
     """
     with _naming_file(path):
-        return _to_ids(_stored_values(Path(path), channel), minus_one)
+        return _to_ids(read_copy(path, lambda copy: _stored_values(copy, channel)), minus_one)
 
 
-def read_colours(path: Path | str) -> np.ndarray:
+def read_colours(path: Place | str) -> np.ndarray:
     """Read a colour-coded label map as uint8 (H, W, 3) RGB.
 
     Raises:
         DataError: the file cannot be read or is stored in a lossy format; names the file.
     """
-    with _naming_file(path), open_image(path) as image:
-        _refuse_unsuitable(image, Path(path))
+    with _naming_file(path):
+        return read_copy(path, _colours_of)
+
+
+def _colours_of(path: Path) -> np.ndarray:
+    with open_image(path) as image:
+        _refuse_unsuitable(image, path)
         return np.array(image.convert("RGB"))
 
 
 @contextmanager
-def _naming_file(path: Path | str) -> Iterator[None]:
+def _naming_file(path: Place | str) -> Iterator[None]:
     """Turn any error into a DataError that names the file."""
     try:
         yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from sfss_ray.data.label_files import read_colours, read_ids
 from sfss_ray.data.label_names import TRAIN_IDS
 from sfss_ray.data.label_tables import CAMVID_COLOURS, IDD_IDS, IDD_LEVEL3
 from sfss_ray.errors import DataError
+from sfss_ray.storage.places import Place
 
 _CITYSCAPES: dict[int, str] = {v: k for k, v in CITYSCAPES_LABEL_IDS.items()}
 _SYNTHIA = {
@@ -144,7 +144,7 @@ class Decoding:
     valid: bytes
     """256 entries: 1 for raw ids that belong to the format."""
 
-    def read(self, path: Path | str) -> np.ndarray:
+    def read(self, path: Place | str) -> np.ndarray:
         """Read a label map as uint8 (H, W) indices into the target class set, 255 ignored.
 
         Raises:
@@ -152,7 +152,7 @@ class Decoding:
         """
         return np.frombuffer(self.table, np.uint8)[self.read_raw(path)]
 
-    def read_raw(self, path: Path | str) -> np.ndarray:
+    def read_raw(self, path: Place | str) -> np.ndarray:
         """Read a label map as uint8 (H, W) ids as stored in the file."""
         return read_raw(path, FORMATS[self.format])
 
@@ -187,7 +187,7 @@ def make_decoding(
     return Decoding(format_name, label_classes, table.tobytes(), valid)
 
 
-def read_raw(path: Path | str, label_format: LabelFormat | None = None) -> np.ndarray:
+def read_raw(path: Place | str, label_format: LabelFormat | None = None) -> np.ndarray:
     """Read a label map as uint8 (H, W) raw ids; palette images give the index, not the colour.
 
     Args:
@@ -204,7 +204,7 @@ def read_raw(path: Path | str, label_format: LabelFormat | None = None) -> np.nd
     return read_ids(path, 0 if label_format.first_channel else None, label_format.minus_one)
 
 
-def _ids_from_colours(path: Path | str, label_format: LabelFormat) -> np.ndarray:
+def _ids_from_colours(path: Place | str, label_format: LabelFormat) -> np.ndarray:
     """Return the raw ids of a colour-coded label map."""
     # Each colour becomes one integer, so that all pixels are found in one sorted search.
     pixel_codes = read_colours(path).astype(np.int64) @ (1 << 16, 1 << 8, 1)

@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from sfss_ray.storage.places import Place
 
 TRAIN_IDS = "train_ids"
 
@@ -220,7 +221,7 @@ def _title(encoding: Encoding) -> str:
 _SPLIT = re.compile(r"train|val|test|trainval|train_extra|demoVideo|\w+_ref")
 
 
-def count_missing_splits(ids: Collection[str], other_folder: Path) -> dict[str, int]:
+def count_missing_splits(ids: Collection[str], other_folder: Place) -> dict[str, int]:
     """Return splits, such as `fog/test`, that contain some of the ids but are missing in another folder.
 
     Test splits come without labels, and so do the reference images of ACDC and Dark Zurich.

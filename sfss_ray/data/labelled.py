@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from sfss_ray.data.pairing import match_labels, refuse_unpaired
 from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.progress import Progress, ProgressSink, silent
+from sfss_ray.storage.places import Place, to_place
 from sfss_ray.storage.text import read_text
 
 CLASS_LIST = "classes.txt"
@@ -89,13 +89,13 @@ class PairOptions:
     """White level of the images the model was adapted to, for images of more than 8 bits."""
 
 
-def class_list(labels: Path | str) -> ClassSet | None:
+def class_list(labels: Place | str) -> ClassSet | None:
     """Return the classes of a classes.txt, one name per line, or None without such a file.
 
     The file is searched in the folder of the labels, then in its parent.
     """
-    for folder in (Path(labels).absolute(), Path(labels).absolute().parent):
-        path = folder / CLASS_LIST
+    folder = to_place(labels)
+    for path in (folder / CLASS_LIST, folder.parent / CLASS_LIST):
         if path.is_file():
             names = [line.strip() for line in read_text(path).splitlines()]
             return class_set_of([name for name in names if name and not name.startswith("#")])
@@ -104,7 +104,7 @@ def class_list(labels: Path | str) -> ClassSet | None:
 
 def with_decoding(
     pairs: Sequence[LabelledImage],
-    labels: Path | str,
+    labels: Place | str,
     target: ClassSet | None,
     format_name: str = "auto",
     classes: str = "",
@@ -143,8 +143,8 @@ def _classes_of_labels(format_name: str, listed_classes: ClassSet | None) -> Cla
 
 
 def load_labelled(
-    images: Path | str,
-    labels: Path | str,
+    images: Place | str,
+    labels: Place | str,
     target: ClassSet,
     config: Config | None = None,
     options: PairOptions | None = None,

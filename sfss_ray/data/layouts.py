@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from sfss_ray.data.folders import require_folder
 from sfss_ray.errors import DataError
+from sfss_ray.storage.places import Place
 
-Folders = tuple[Path, Path]
+Folders = tuple[Place, Place]
 """A folder of images and the folder of their labels."""
 
 
@@ -22,13 +22,13 @@ class DatasetLayout:
     extra_folders: tuple[tuple[str, str], ...] = ()
     """Further pairs that are used if they exist, but do not identify the layout."""
 
-    def existing_folders(self, root: Path) -> tuple[Folders, ...]:
+    def existing_folders(self, root: Place) -> tuple[Folders, ...]:
         """Return the pairs of folders that exist below a root, or () if none of `folders` does."""
         existing = _existing(root, self.folders)
         return existing + (_existing(root, self.extra_folders) if existing else ())
 
 
-def _existing(root: Path, folders: tuple[tuple[str, str], ...]) -> tuple[Folders, ...]:
+def _existing(root: Place, folders: tuple[tuple[str, str], ...]) -> tuple[Folders, ...]:
     pairs = ((root / images, root / labels) for images, labels in folders)
     return tuple(pair for pair in pairs if all(folder.is_dir() for folder in pair))
 
@@ -88,7 +88,7 @@ class FoundLayout:
         return self.name
 
 
-def _tell_acdc_from_zurich(name: str, images: Path) -> str:
+def _tell_acdc_from_zurich(name: str, images: Place) -> str:
     """Return acdc or dark zurich, which share a layout.
 
     ACDC has a folder per weather condition; Dark Zurich has times of day below its splits.
@@ -101,7 +101,7 @@ def _tell_acdc_from_zurich(name: str, images: Path) -> str:
     return "dark zurich" if has_night else name
 
 
-def find_layout(root: Path | str, labels: Path | str | None = None) -> FoundLayout:
+def find_layout(root: Place | str, labels: Place | str | None = None) -> FoundLayout:
     """Return the layout of a data set.
 
     Args:
@@ -122,7 +122,7 @@ def find_layout(root: Path | str, labels: Path | str | None = None) -> FoundLayo
     raise DataError(_unknown_layout_error(path))
 
 
-def _unknown_layout_error(path: Path) -> str:
+def _unknown_layout_error(path: Place) -> str:
     expected = "; ".join(
         f"{layout.name}: {' or '.join(f'{images}/ + {labels}/' for images, labels in layout.folders)}"
         for layout in LAYOUTS
@@ -133,7 +133,7 @@ def _unknown_layout_error(path: Path) -> str:
     )
 
 
-def _entries(folder: Path) -> str:
+def _entries(folder: Place) -> str:
     names = sorted(f"{e.name}/" if e.is_dir() else e.name for e in folder.iterdir())
     if not names:
         return "nothing, the folder is empty"

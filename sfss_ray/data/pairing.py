@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sfss_ray.data.folders import (
     LabelledImage,
@@ -16,6 +15,7 @@ from sfss_ray.data.folders import (
 from sfss_ray.data.label_names import count_missing_splits, in_split, is_auxiliary_name, pair_names
 from sfss_ray.data.suffixes import SkippedFiles
 from sfss_ray.errors import DataError
+from sfss_ray.storage.places import Place, to_place
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Matching:
 
 
 def match_labels(
-    images: Path | str, labels: Path | str, role: str = "val", format_name: str = "auto"
+    images: Place | str, labels: Place | str, role: str = "val", format_name: str = "auto"
 ) -> Matching:
     """Pair images with label maps by id, or by the naming schemes of known data sets.
 
@@ -72,8 +72,8 @@ def match_labels(
     ]
     images_alone = [image_id for image_id in image_paths if image_id not in names.label_of]
     # Test splits come without labels. Where nothing pairs at all, every file is reported instead.
-    image_splits = count_missing_splits(images_alone, Path(labels)) if pairs else {}
-    label_splits = count_missing_splits(names.spare_labels, Path(images)) if pairs else {}
+    image_splits = count_missing_splits(images_alone, to_place(labels)) if pairs else {}
+    label_splits = count_missing_splits(names.spare_labels, to_place(images)) if pairs else {}
     return Matching(
         pairs,
         [image_id for image_id in images_alone if not in_split(image_id, image_splits)],
@@ -85,7 +85,7 @@ def match_labels(
 
 
 def pair_labels(
-    images: Path | str, labels: Path | str, role: str = "val", format_name: str = "auto"
+    images: Place | str, labels: Place | str, role: str = "val", format_name: str = "auto"
 ) -> list[LabelledImage]:
     """Return every image with its label map, paired as in `match_labels`.
 
@@ -98,7 +98,7 @@ def pair_labels(
 
 
 def refuse_unpaired(
-    matching: Matching, images: Path | str, labels: Path | str, role: str = "val"
+    matching: Matching, images: Place | str, labels: Place | str, role: str = "val"
 ) -> None:
     """Raise a DataError that names the first images without labels or labels without images."""
     if matching.images_alone:
@@ -115,8 +115,8 @@ def refuse_unpaired(
 
 
 def _list_labels(
-    labels: Path | str, role: str, image_ids: Collection[str], notes: list[str]
-) -> dict[str, Path]:
+    labels: Place | str, role: str, image_ids: Collection[str], notes: list[str]
+) -> dict[str, Place]:
     """Return label maps by id, and add a note on files skipped because of their suffix.
 
     Renderings of labels (colours, instances) count only if an image has exactly the same name.

@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image, features
 
 from sfss_ray.data.pillow import open_image
+from sfss_ray.storage.object_cache import read_copy
+from sfss_ray.storage.places import Place
 
 BASIC_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 """Suffixes that every build of Pillow decodes."""
@@ -49,17 +51,17 @@ def _is_decodable(pillow_format: str | None) -> bool:
     return decoder is None or decoder in available
 
 
-def is_basic(path: Path) -> bool:
+def is_basic(path: Place) -> bool:
     """Return whether a file has one of the `BASIC_SUFFIXES`."""
     return path.suffix.lower() in BASIC_SUFFIXES
 
 
-def is_still_image(path: Path | str) -> bool:
+def is_still_image(path: Place | str) -> bool:
     """Return whether a file with an image suffix holds a single picture; animated GIFs do not."""
     if not str(path).lower().endswith(".gif"):
         return True
     try:
-        with open_image(path) as image:
+        with read_copy(path, open_image) as image:
             return not getattr(image, "is_animated", False)
     except Exception:  # a damaged file is reported when it is read
         return True

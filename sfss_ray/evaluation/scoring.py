@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.run_folder import write_json
-from sfss_ray.storage.files import require_lasting, write_text
+from sfss_ray.storage.files import lasting_place, write_text
+from sfss_ray.storage.places import Place, parsed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class EvaluationResult:
     """How images were predicted."""
     confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64), compare=False)
     """(C, C) pixels, [label, prediction]."""
-    files: tuple[Path, ...] = ()
+    files: tuple[Place, ...] = ()
     """Files that were written."""
 
     def lines(self) -> list[str]:
@@ -134,12 +134,12 @@ def _without_nan(value: Any) -> Any:
 
 def evaluate_model(
     model: SourceLike,
-    images: Path | str,
-    labels: Path | str,
+    images: Place | str,
+    labels: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
-    output_dir: Path | str | None = None,
+    output_dir: Place | str | None = None,
     config: Config | None = None,
     progress: ProgressSink = print_line,
 ) -> EvaluationResult:
@@ -148,14 +148,14 @@ def evaluate_model(
     Args:
         model: A model file (student.pt, source.pt) or a checkpoint of any known family. In Python also
             a model in memory.
-        images: Folder of images.
+        images: Folder of images; a path, or an address such as s3://bucket/images.
         labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
             CamVid (see `config.labels_format`). Classes are matched by name, and members of a group
             are scored as the group.
         card: Entries that replace the preprocessing known for the checkpoint's family: JSON file,
             mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
-        output_dir: Folder for evaluation.json, per_class.csv and confusion.png.
+        output_dir: Folder or address for evaluation.json, per_class.csv and confusion.png.
         config: `evaluation`, `labels_format`, `labels_classes` and `compute.device` are used.
         progress: Called with a line of text as the work proceeds.
 
@@ -165,6 +165,7 @@ def evaluate_model(
             not in their format.
     """
     config = config or Config()
+    images, labels = parsed(images), parsed(labels)
     source = open_source(model, card, config.source_weights, class_groups)
     if source.mark:
         progress(f"WARNING: {source.mark}")
@@ -231,14 +232,14 @@ def _result(
 
 
 def _write(
-    result: EvaluationResult, source: Source, output: Path | str, config: Config
+    result: EvaluationResult, source: Source, output: Place | str, config: Config
 ) -> EvaluationResult:
     from dataclasses import replace
 
     from sfss_ray.report.confusion_picture import draw_confusion
     from sfss_ray.report.pictures import save_png
 
-    folder = require_lasting(output)
+    folder = lasting_place(output)
     names = ("evaluation.json", "per_class.csv", "confusion.png")
     result = replace(result, files=tuple(folder / name for name in names))
     title = f"mIoU {result.miou:.1f} % over {result.class_set}, {result.images} images"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from sfss_ray.config import Config
@@ -41,7 +40,7 @@ from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import refuse_other_run
 from sfss_ray.storage.files import lasting_place
-from sfss_ray.storage.places import ObjectPath
+from sfss_ray.storage.places import ObjectPath, Place
 
 _Result = TypeVar("_Result")
 
@@ -56,7 +55,7 @@ class Survey:
     images: tuple[ImageFile, ...] = ()
     labelled: tuple[LabelledImage, ...] = ()
     recipe: RegionRecipe | None = None
-    region_weights: Path | None = None
+    region_weights: Place | None = None
     masks: MaskStore | None = None
     device: str = "cpu"
     config: Config = field(default_factory=Config)
@@ -200,7 +199,7 @@ def _check_labels(request: Request, survey: Survey) -> tuple[tuple[LabelledImage
     return pairs, f"{len(pairs)} pairs"
 
 
-def _check_regions(request: Request) -> tuple[tuple[RegionRecipe | None, Path | None], str]:
+def _check_regions(request: Request) -> tuple[tuple[RegionRecipe | None, Place | None], str]:
     recipe, weights = make_recipe(request.config.masks, request.sam_checkpoint, request.sam_type)
     return (recipe, weights), f"{recipe.sam_type or recipe.source} ({note_of(recipe.as_dict())})"
 
@@ -240,11 +239,6 @@ def _check_settings(request: Request, survey: Survey) -> str:
 
 def _check_output(request: Request, survey: Survey) -> str:
     folder = lasting_place(request.output_dir)
-    if request.masks is None and isinstance(folder, ObjectPath):
-        raise DataError(
-            f"the output is at {str(folder)!r} but masks are made in a folder on a disk: make them first"
-            " (`sfss-ray masks`), and give their folder or address as masks"
-        )
     if request.kind == "tune" and isinstance(folder, ObjectPath) and folder.has_password:
         raise DataError(
             f"the address {str(folder)!r} was given with a password, which Ray Tune would store in its"

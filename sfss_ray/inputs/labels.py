@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import LabelledImage
 from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.progress import ProgressSink, silent
+from sfss_ray.storage.places import Place
 
 
 def labelled_images(
-    images: Path | str | None,
-    labels: Path | str | None,
+    images: Place | str | None,
+    labels: Place | str | None,
     classes: ClassSet,
     config: Config | None = None,
     progress: ProgressSink | None = None,
@@ -44,8 +43,8 @@ def labelled_images(
 
 
 def require_both(
-    images: Path | str | None, labels: Path | str | None
-) -> tuple[Path | str, Path | str]:
+    images: Place | str | None, labels: Place | str | None
+) -> tuple[Place | str, Place | str]:
     """Return both folders.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import flatten
@@ -33,13 +32,13 @@ def hash_of_names(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def labelled_files(role: str, pairs: Sequence[LabelledImage]) -> dict[str, Path]:
+def labelled_files(role: str, pairs: Sequence[LabelledImage]) -> dict[str, Place]:
     """Return the files of labelled images by name, such as 'val images/ID' for the role 'val'."""
     images = {f"{role} images/{pair.image_id}": pair.path for pair in pairs}
     return images | {f"{role} labels/{pair.image_id}": pair.label_path for pair in pairs}
 
 
-def input_files(inputs: Inputs) -> dict[str, Path]:
+def input_files(inputs: Inputs) -> dict[str, Place]:
     """Return every file whose content decides the result, by a name that survives moved folders."""
     files = {f"target images/{image.image_id}": image.path for image in inputs.images}
     files |= labelled_files("val", inputs.labelled)
@@ -77,7 +76,7 @@ def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
 
 
 def unchanged_contents(
-    folder: Place, files: Mapping[str, Path], progress: ProgressSink = silent
+    folder: Place, files: Mapping[str, Place], progress: ProgressSink = silent
 ) -> dict[str, Content]:
     """Return the contents of input files, after a check against those that the run began with.
 
@@ -107,7 +106,7 @@ def unchanged_contents(
 def claim_run(
     output_dir: Place | str,
     record: Mapping[str, Any],
-    files: Mapping[str, Path],
+    files: Mapping[str, Place],
     file_contents: Mapping[str, Content] | None = None,
     progress: ProgressSink = silent,
 ) -> Place:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from sfss_ray.config import Config
@@ -16,7 +15,10 @@ from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike
-from sfss_ray.storage.places import Place
+from sfss_ray.storage.places import Place, parsed
+
+_PLACES = ("source_model", "target_images", "output_dir", "card", "class_groups", "sam_checkpoint")
+_PLACES += ("masks", "val_images", "val_labels")
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,21 @@ class Request:
 
     kind: Literal["adapt", "tune", "train"]
     source_model: SourceLike | None
-    target_images: Path | str | None
+    target_images: Place | str | None
     output_dir: Place | str
     config: Config
     card: CardLike | None = None
     class_groups: ClassGroupsLike | None = None
-    sam_checkpoint: Path | str | None = None
+    sam_checkpoint: Place | str | None = None
     sam_type: SamType = "auto"
-    masks: Path | str | None = None
-    val_images: Path | str | None = None
-    val_labels: Path | str | None = None
+    masks: Place | str | None = None
+    val_images: Place | str | None = None
+    val_labels: Place | str | None = None
+
+    def __post_init__(self):
+        # From here on messages cannot contain the password of an address.
+        for name in _PLACES:
+            object.__setattr__(self, name, parsed(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Inputs:
     """Labelled images to score on; empty without labels."""
     recipe: RegionRecipe | None
     """How masks are made; None where the request names existing masks."""
-    region_weights: Path | None
+    region_weights: Place | None
     """SAM weights of the recipe; None where it needs none."""
     masks: MaskStore | None
     """Existing masks that the request names."""

@@ -20,6 +20,7 @@ from sfss_ray.data.scan import PairFacts, scan_pairs
 from sfss_ray.errors import DataError
 from sfss_ray.inspection.report_lines import MAX_LISTED, case_lines
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
+from sfss_ray.storage.places import Place, parsed
 
 
 @dataclass
@@ -27,7 +28,7 @@ class DatasetReport:
     """Findings on a data set. Lists hold every case; `lines` shows the first of each."""
 
     layout: str
-    folder: Path
+    folder: Place
     labels_format: str
     format_reason: str
     class_set: str
@@ -106,9 +107,9 @@ def _sizes(sizes: dict[str, int]) -> str:
 
 
 def check_dataset(
-    folder: Path | str,
+    folder: Place | str,
     *,
-    labels: Path | str | None = None,
+    labels: Place | str | None = None,
     classes: str = "",
     headers_only: bool = False,
     config: Config | None = None,
@@ -134,6 +135,7 @@ def check_dataset(
             folder's content).
     """
     config = config or Config()
+    folder, labels = parsed(folder), parsed(labels)
     layout = find_layout(folder, labels)
     matchings = [match_labels(*pair, "data set", config.labels_format) for pair in layout.folders]
     pairs = [pair for matching in matchings for pair in matching.pairs]
@@ -147,7 +149,7 @@ def check_dataset(
     dataset = with_decoding(pairs, layout.folders[0][1], class_set, config.labels_format, classes)
     report = DatasetReport(
         layout.name_with(dataset.format, pairs[0].label_path.stem),
-        Path(folder),
+        Path(folder) if isinstance(folder, str) else folder,
         dataset.format,
         dataset.reason,
         _class_set_name(dataset),
@@ -185,7 +187,7 @@ def _class_set_name(dataset: LabelledFolder) -> str:
     )
 
 
-def _no_pairs_message(folder: Path | str, matchings: list[Matching]) -> str:
+def _no_pairs_message(folder: Place | str, matchings: list[Matching]) -> str:
     images, labels = matchings[0].images_alone, matchings[0].labels_alone
     example = f"images such as {images[0]!r}" if images else "no images"
     example += f", labels such as {labels[0]!r}" if labels else ", no labels"

@@ -19,6 +19,7 @@ from sfss_ray.inspection.cost_meter import MB, Cost, PeakMemory, timed
 from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.models.source import Source
+from sfss_ray.storage.places import Place
 
 SLOW_STEP_S = 10.0
 """Seconds from which on a step is measured once only."""
@@ -29,7 +30,7 @@ _ENCODERS = ("ImageEncoderViT", "SamVisionEncoder", "Sam2VisionModel", "Sam3Visi
 
 
 def measure_mask_generation(
-    recipe: RegionRecipe, checkpoint: Path | None, image: np.ndarray, config: Config, device: str
+    recipe: RegionRecipe, checkpoint: Place | None, image: np.ndarray, config: Config, device: str
 ) -> tuple[Cost, list[dict[str, Any]]]:
     """Make the masks of one image and measure that; returns the cost per image, and the masks.
 

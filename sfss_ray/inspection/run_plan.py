@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from pathlib import Path
 
 from sfss_ray.config import Config
 from sfss_ray.data.augment import fit_crop
@@ -23,16 +22,16 @@ from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 def plan(
     source_model: SourceLike | None,
-    target_images: Path | str | None,
+    target_images: Place | str | None,
     output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
-    sam_checkpoint: Path | str | None = None,
+    sam_checkpoint: Place | str | None = None,
     sam_type: SamType = "auto",
-    masks: Path | str | None = None,
-    val_images: Path | str | None = None,
-    val_labels: Path | str | None = None,
+    masks: Place | str | None = None,
+    val_images: Place | str | None = None,
+    val_labels: Place | str | None = None,
     search: bool = False,
     config: Config | None = None,
     progress: ProgressSink = print_line,

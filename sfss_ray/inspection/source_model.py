@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +26,7 @@ from sfss_ray.models.card import Card, CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
+from sfss_ray.storage.places import Place, parsed
 
 if TYPE_CHECKING:
     from sfss_ray.inspection.card_check import CardCheck
@@ -93,8 +93,8 @@ class VerifyResult:
 
 def verify_source(
     source_model: SourceLike,
-    images: Path | str,
-    labels: Path | str | None = None,
+    images: Place | str,
+    labels: Place | str | None = None,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
@@ -125,6 +125,7 @@ def verify_source(
     from sfss_ray.inspection.card_check import check_card
 
     config = config or Config()
+    images, labels = parsed(images), parsed(labels)
     source = open_source(source_model, card, config.source_weights, class_groups)
     for note in source.notes:
         progress(note)
@@ -153,8 +154,8 @@ def verify_source(
 
 
 def _open_files(
-    images: Path | str,
-    labels: Path | str | None,
+    images: Place | str,
+    labels: Place | str | None,
     source: Source,
     config: Config,
     progress: ProgressSink,

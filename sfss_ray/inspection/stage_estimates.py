@@ -51,7 +51,7 @@ class WorkCounts:
         if survey.recipe is not None and request.masks is None and not is_remote:
             folder = to_place(request.output_dir) / "masks"
             max_pixels = config.masks.max_pixels
-            masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))  # pyright: ignore[reportArgumentType]
+            masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))
         return cls(masks, len(held_out), len(survey.labelled), trials)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from sfss_ray.masks.regions import RegionRecipe, RegionSource, build_region_sour
 from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
 from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
+from sfss_ray.storage.places import Place, address_of, from_text, to_place
 
 _MAX_REASON_LENGTH = 300
 _CRASHED = f"{CRASH_REASON} (it is tried again once its file is newer than its masks)"
@@ -26,8 +26,8 @@ _CRASHED = f"{CRASH_REASON} (it is tried again once its file is newer than its m
 
 def actor_spec(
     recipe: RegionRecipe,
-    checkpoint: Path | str | None,
-    folder: Path,
+    checkpoint: Place | str | None,
+    folder: Place,
     masks: MaskConfig,
     device: str = "cpu",
     claim: str = "",
@@ -44,8 +44,8 @@ def actor_spec(
     """
     return {
         "recipe": recipe.as_dict(),
-        "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else "",
-        "folder": str(folder),
+        "checkpoint": address_of(to_place(checkpoint)) if checkpoint else "",
+        "folder": address_of(folder),
         "points_per_batch": masks.points_per_batch,
         "max_pixels": masks.max_pixels,
         "device": device,
@@ -65,11 +65,11 @@ class MaskActor:
         self.recipe = RegionRecipe(**spec["recipe"])
         if self.recipe.is_network:  # importing torch takes seconds
             use_threads(spec["threads"])
-        with loading_network(Path(spec["folder"]), spec["pool"]):
+        with loading_network(to_place(spec["folder"]), spec["pool"]):
             self.find_regions = self._load_source()
 
     def _load_source(self) -> RegionSource:
-        checkpoint = Path(self.spec["checkpoint"]) if self.spec["checkpoint"] else None
+        checkpoint = to_place(self.spec["checkpoint"]) if self.spec["checkpoint"] else None
         device = worker_device(self.spec["device"])
         return build_region_source(self.recipe, checkpoint, self.spec["points_per_batch"], device)
 
@@ -77,7 +77,7 @@ class MaskActor:
         """Make the shards of a batch; return counts for each shard, which drive the progress line.
 
         Args:
-            batch: "shard" is a list of JSON texts, each a list of (image_id, path).
+            batch: "shard" is a list of JSON texts, each a list of (image_id, text of `to_text`).
 
         Returns:
             "images", "masks" and "errors", a list of numbers each.
@@ -93,9 +93,10 @@ class MaskActor:
 
     def _make_shard(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
         """Make and write a shard of images (image_id, path); return its rows."""
-        folder, image_ids = Path(self.spec["folder"]), [image_id for image_id, _ in images]
+        folder, image_ids = to_place(self.spec["folder"]), [image_id for image_id, _ in images]
         attempts, rows = Attempts(folder, image_ids), []
-        for image_id, path in images:
+        for image_id, text in images:
+            path = from_text(text)
             if attempts.begin(image_id):
                 rows.append(self._make_row(image_id, path))
                 attempts.end(image_id)
@@ -108,9 +109,9 @@ class MaskActor:
 
     def _owns_folder(self) -> bool:
         """Return whether the folder still belongs to this run: an actor outlives a killed driver."""
-        return is_claimed_by(Path(self.spec["folder"]), self.spec["claim"])
+        return is_claimed_by(to_place(self.spec["folder"]), self.spec["claim"])
 
-    def _make_row(self, image_id: str, path: str) -> dict[str, Any]:
+    def _make_row(self, image_id: str, path: Place) -> dict[str, Any]:
         content = None
         try:
             data, content = read_with_content(path)
@@ -136,7 +137,7 @@ class MaskActor:
         return self.find_regions(image)
 
 
-def _failed_row(image_id: str, path: str, reason: str) -> dict[str, Any]:
+def _failed_row(image_id: str, path: Place, reason: str) -> dict[str, Any]:
     row = {"image_id": image_id, "path": printable(path), "error": reason}
     return row | {"height": 0, "width": 0, "masks": []}
 

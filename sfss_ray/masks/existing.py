@@ -12,12 +12,13 @@ from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.summary import MaskSummary, summarise
+from sfss_ray.storage.places import ObjectPath, Place
 
 _NUM_COMPARED = 16  # images whose size is compared: most images of another folder differ
 _NUM_NAMED = 3
 
 
-def open_masks(folder: Path | str, images: Sequence[ImageFile]) -> MaskStore:
+def open_masks(folder: Place | str, images: Sequence[ImageFile]) -> MaskStore:
     """Open a folder of masks after checking that they belong to these images.
 
     Raises:
@@ -48,8 +49,8 @@ def _require_unchanged(store: MaskStore, images: Sequence[ImageFile]) -> None:
     if changed_ids:
         raise DataError(
             f"{len(changed_ids)} of {len(images)} images were changed since their masks in"
-            f" {store.folder!r} were made (first: {changed_ids[0]!r}): make or import these masks again,"
-            " or give the images of these masks"
+            f" {str(store.location)!r} were made (first: {changed_ids[0]!r}): make or import these masks"
+            " again, or give the images of these masks"
         )
 
 
@@ -57,7 +58,7 @@ def _require_same_size(image: ImageFile, store: MaskStore) -> None:
     row, (height, width) = store.load(image.image_id), image_size(image.path)
     if (row["height"], row["width"]) != (height, width):
         raise DataError(
-            f"image {image.image_id!r} is {width}x{height}, its masks in {store.folder!r} are"
+            f"image {image.image_id!r} is {width}x{height}, its masks in {str(store.location)!r} are"
             f" {row['width']}x{row['height']}: give masks that were made from these images"
         )
 
@@ -80,5 +81,7 @@ def has_masks_of(store: MaskStore, image: ImageFile) -> bool:
     return row["error"] is None and _resolved(row["path"]) == _resolved(image.path)
 
 
-def _resolved(path: Path | str) -> str:
+def _resolved(path: Place | str) -> str:
+    if isinstance(path, ObjectPath):
+        return str(path)
     return printable(Path(path).resolve())

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import ComputeConfig, Config
@@ -20,7 +19,6 @@ from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.bank.claims import claim_folder, require_claim
-from sfss_ray.masks.bank.shards import local_folder
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining_work, remove_leftovers
@@ -35,13 +33,15 @@ from sfss_ray.runtime.resources import (
     actor_demand,
     actor_gpus,
 )
+from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.places import Place, to_place, to_text
 
 
 def generate_masks(
-    target_images: Path | str,
-    output_dir: Path | str,
+    target_images: Place | str,
+    output_dir: Place | str,
     *,
-    sam_checkpoint: Path | str | None = None,
+    sam_checkpoint: Place | str | None = None,
     sam_type: SamType = "auto",
     strict: bool = False,
     config: Config | None = None,
@@ -55,8 +55,9 @@ def generate_masks(
 
     Args:
         target_images: Folder of images; its subfolders are searched too.
-        output_dir: Folder for the Parquet shards, on a disk that all nodes share. Finished shards in it
-            are kept: run again to resume after an interruption.
+        output_dir: Folder for the Parquet shards: an address such as s3://bucket/masks, or a path on a
+            disk that all nodes share. Finished shards in it are kept: run again to resume after an
+            interruption.
         sam_checkpoint: SAM weights: a file, a folder of transformers, or a name in the cache of the
             Hugging Face Hub; without them `config.masks.regions` finds the regions.
         sam_type: The SAM type that the checkpoint must contain; auto recognises it from the weights.
@@ -82,7 +83,7 @@ def generate_masks(
     for note in notes:
         progress(note)
     recipe, checkpoint = make_recipe(config.masks, sam_checkpoint, sam_type)
-    folder = local_folder(output_dir)
+    folder = lasting_place(output_dir, "masks folder")
     _check_pool(recipe, config, progress)
     num_made = mask_images(images, folder, recipe, checkpoint, config, progress)
     seconds = time.monotonic() - started
@@ -112,15 +113,15 @@ def _pool_demand(compute: ComputeConfig, device: str) -> Demand:
 
 def mask_images(
     images: Sequence[ImageFile],
-    folder: Path,
+    folder: Place,
     recipe: RegionRecipe,
-    checkpoint: Path | str | None,
+    checkpoint: Place | str | None,
     config: Config,
     progress: ProgressSink,
 ) -> int:
     """Make the masks of these images that `folder` lacks; return the number of images done."""
     recipe = recipe.for_images(images)
-    with claim_folder(folder) as claim:
+    with claim_folder(folder, progress) as claim:
         remove_leftovers(folder)
         rows = find_rows(folder, recipe, remove_damaged=True)
         work = remaining_work(folder, rows, images, config.masks.max_pixels)
@@ -146,7 +147,7 @@ def _run_pool(
     gpus = actor_gpus(config.compute, spec["device"])
     size = pool_size(config.compute.mask_actors, resources, gpus)
     shards = list(_shard_items(images, _images_per_shard(len(images), size, config)))
-    folder = Path(spec["folder"])
+    folder = to_place(spec["folder"])
     pool = Pool("masks", folder, MaskActor, size, gpus, resources, config.compute)
     bar, num_errors = Progress("masks", len(images), progress), 0
     with pool.results(shards, spec) as results:
@@ -165,4 +166,4 @@ def _shard_items(images: list[ImageFile], images_per_shard: int) -> Iterator[dic
     """Yield the images of each shard as JSON text: Ray would turn lists of lists into tensors."""
     for start in range(0, len(images), images_per_shard):
         part = images[start : start + images_per_shard]
-        yield {"shard": json.dumps([(i.image_id, str(i.path.absolute())) for i in part])}
+        yield {"shard": json.dumps([(i.image_id, to_text(i.path.absolute())) for i in part])}

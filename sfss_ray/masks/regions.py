@@ -20,6 +20,7 @@ from sfss_ray.data.depth import White
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
+from sfss_ray.storage.places import Place
 
 if TYPE_CHECKING:
     from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
@@ -122,7 +123,7 @@ def white_in(recipe: Mapping[str, Any]) -> White | None:
     return None if level is None else White(level, recipe.get("white_was_set", False))
 
 
-def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
+def choose_source(config: MaskConfig, sam_checkpoint: Place | str | None) -> str:
     """Resolve `regions = auto`.
 
     Raises:
@@ -144,13 +145,14 @@ def choose_source(config: MaskConfig, sam_checkpoint: Path | str | None) -> str:
 
 
 def make_recipe(
-    config: MaskConfig, sam_checkpoint: Path | str | None, sam_type: SamType = "auto"
-) -> tuple[RegionRecipe, Path | None]:
+    config: MaskConfig, sam_checkpoint: Place | str | None, sam_type: SamType = "auto"
+) -> tuple[RegionRecipe, Place | None]:
     """Return the recipe of a mask run and the checkpoint it needs, after checking the weights.
 
     Args:
         config: settings of masks.
-        sam_checkpoint: SAM weights (a file, a folder, or a name in the Hub's cache), or None.
+        sam_checkpoint: SAM weights (a file, a folder, the address of either, or a name in the Hub's
+            cache), or None.
         sam_type: the type that the checkpoint must contain.
 
     Raises:
@@ -170,13 +172,15 @@ def make_recipe(
     _require_points(config)
     from sfss_ray.masks.sam.loading import load_promptable, resolve_checkpoint, type_of_network
     from sfss_ray.masks.sam.networks import shipped_small_sam
+    from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
     from sfss_ray.models.reading import checkpoint_sha256
 
     is_small = source == "small_sam"
-    checkpoint = shipped_small_sam() if is_small else resolve_checkpoint(sam_checkpoint or "")
+    shipped = shipped_small_sam()
+    checkpoint = shipped if is_small else resolve_checkpoint(sam_checkpoint or "")
     actual_type = type_of_network(load_promptable(checkpoint, sam_type))
     # Thresholds that the user did not set are those of the weights.
-    defaults = _small_sam_thresholds(checkpoint) if is_small else SAM_THRESHOLDS
+    defaults = _small_sam_thresholds(shipped) if is_small else SAM_THRESHOLDS
     configured = {k: v for k, v in _knobs(config, _SAM_KNOBS).items() if v is not None}
     knobs = {name: configured.get(name, defaults.get(name)) for name in _SAM_KNOBS}
     if config.crop_n_layers:
@@ -185,7 +189,8 @@ def make_recipe(
         }
     if config.skip_covered_iou is not None:  # earlier releases had no such setting
         knobs["skip_covered_iou"] = config.skip_covered_iou
-    sha256 = checkpoint_sha256(checkpoint)
+    with checkpoint_on_disk(checkpoint) as file:
+        sha256 = checkpoint_sha256(Path(file))
     recipe = RegionRecipe(source, actual_type, sha256, knobs, config.precision)
     return replace(recipe, embeddings=config.embeddings), checkpoint
 
@@ -211,7 +216,7 @@ def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def build_region_source(
-    recipe: RegionRecipe, checkpoint: Path | None, points_per_batch: int, device: str
+    recipe: RegionRecipe, checkpoint: Place | None, points_per_batch: int, device: str
 ) -> RegionSource:
     """Return the region source of a recipe.
 
@@ -227,7 +232,10 @@ def build_region_source(
 
     from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
     from sfss_ray.masks.sam.loading import load_promptable
+    from sfss_ray.masks.sam.networks import shipped_small_sam
 
+    if recipe.source == "small_sam":  # the package lies elsewhere on another node
+        checkpoint = shipped_small_sam()
     assert checkpoint is not None
     generator = AutomaticMaskGenerator(
         load_promptable(checkpoint, device=device),

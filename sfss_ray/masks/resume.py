@@ -25,6 +25,7 @@ from sfss_ray.masks.bank.schema import (
 from sfss_ray.masks.bank.shards import Shard
 from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.runtime.crash_guard import killed_its_process
+from sfss_ray.storage.places import ObjectPath, Place
 
 # Images of a moved data set whose sizes are compared: on a network disk one takes milliseconds.
 _MAX_COMPARED = 2000
@@ -36,7 +37,7 @@ _ROW_COLUMNS += ("image_bytes", "image_mtime_ns", "image_sha256", "imported_from
 class StoredRow:
     """A row of a folder of masks."""
 
-    shard: Path
+    shard: Place
     path: str
     """Of its image when its masks were made."""
     size: tuple[int, int]
@@ -74,14 +75,16 @@ class RemainingWork:
         return text + (f", {num_done} are done already" if num_done else "")
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Place) -> None:
     """Remove the half-written shards of a killed run, and no other files."""
+    if isinstance(folder, ObjectPath):  # an object is whole or absent
+        return
     for leftover in folder.glob(".masks-*.parquet.*"):
         leftover.unlink(missing_ok=True)
 
 
 def find_rows(
-    folder: Path, recipe: RegionRecipe, remove_damaged: bool = False
+    folder: Place, recipe: RegionRecipe, remove_damaged: bool = False
 ) -> dict[str, StoredRow]:
     """Return the rows of a folder by image id.
 
@@ -96,7 +99,7 @@ def find_rows(
     """
     rows: dict[str, StoredRow] = {}
     for path in parquet_files(folder):
-        if not path.is_file():
+        if isinstance(path, Path) and not path.is_file():
             continue
         shard_recipe, shard_rows = read_shard(Shard.from_path(path), _ROW_COLUMNS)
         if shard_recipe is not None:
@@ -109,7 +112,7 @@ def find_rows(
     return rows
 
 
-def _require_same_recipe(folder: Path, stored: dict[str, Any], recipe: RegionRecipe) -> None:
+def _require_same_recipe(folder: Place, stored: dict[str, Any], recipe: RegionRecipe) -> None:
     settings = differences(_flat(stored), _flat(recipe.as_dict()))
     if settings:
         raise ResumeError(
@@ -124,7 +127,9 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"precision": "fp32"} | entries | recipe.get("knobs", {})
 
 
-def _stored_rows(shard: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, StoredRow]]:
+def _stored_rows(
+    shard: Place, rows: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[str, StoredRow]]:
     for row in rows:
         size, stamp = (row["height"], row["width"]), row.get("imported_from")
         yield (
@@ -134,14 +139,14 @@ def _stored_rows(shard: Path, rows: Iterable[Mapping[str, Any]]) -> Iterator[tup
 
 
 def images_to_do(
-    folder: Path, recipe: RegionRecipe, images: Sequence[ImageFile], max_pixels: int
+    folder: Place, recipe: RegionRecipe, images: Sequence[ImageFile], max_pixels: int
 ) -> list[ImageFile]:
     """Return the images whose masks must be made; see `find_rows` and `remaining_work`."""
     return remaining_work(folder, find_rows(folder, recipe), images, max_pixels).images
 
 
 def remaining_work(
-    folder: Path, rows: Mapping[str, StoredRow], images: Sequence[ImageFile], max_pixels: int
+    folder: Place, rows: Mapping[str, StoredRow], images: Sequence[ImageFile], max_pixels: int
 ) -> RemainingWork:
     """Return which of the images must be made, given the rows of the folder.
 
@@ -169,7 +174,7 @@ def remaining_work(
 
 def drop_rows_of(image_ids: set[str], rows: Mapping[str, StoredRow], recipe: RegionRecipe) -> None:
     """Drop the rows of images whose masks are made again."""
-    ids_by_shard: dict[Path, set[str]] = {}
+    ids_by_shard: dict[Place, set[str]] = {}
     for image_id in image_ids:
         ids_by_shard.setdefault(rows[image_id].shard, set()).add(image_id)
     for shard, dropped in ids_by_shard.items():
@@ -177,7 +182,7 @@ def drop_rows_of(image_ids: set[str], rows: Mapping[str, StoredRow], recipe: Reg
 
 
 def changed_images(
-    folder: Path, rows: Mapping[str, StoredRow], images: Sequence[ImageFile]
+    folder: Place, rows: Mapping[str, StoredRow], images: Sequence[ImageFile]
 ) -> set[str]:
     """Return the ids of images with masks whose files have other content now.
 
@@ -228,7 +233,7 @@ def _first_of_other_size(
     return []
 
 
-def _other_images(folder: Path, image: ImageFile, row: StoredRow) -> str:
+def _other_images(folder: Place, image: ImageFile, row: StoredRow) -> str:
     try:
         height, width = image_size(image.path)
         current_size = f" ({width}x{height})"

@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from sfss_ray.data.class_sets import ClassSet, parse_classes
 from sfss_ray.errors import CheckpointError, DataError
+from sfss_ray.storage.places import Place, parsed
 from sfss_ray.storage.text import read_text
 
 ChannelOrder = Literal["rgb", "bgr"]
@@ -110,7 +110,7 @@ def class_names(classes: ClassSet | str | tuple[str, ...] | list[str]) -> tuple[
     return tuple(classes)
 
 
-CardLike = Card | Mapping[str, Any] | Path | str
+CardLike = Card | Mapping[str, Any] | Place | str
 """A whole card, or some of its entries: a mapping, or the path of a JSON file."""
 
 
@@ -125,12 +125,12 @@ def card_values(card: CardLike | None) -> dict[str, Any]:
     if isinstance(card, Card):
         entries = card.to_dict()
         return entries if card.classes else {k: v for k, v in entries.items() if k != "classes"}
-    entries = dict(card) if isinstance(card, Mapping) else _read_json(Path(card))
+    entries = dict(card) if isinstance(card, Mapping) else _read_json(parsed(card))
     checked = Card.from_dict(entries).to_dict()
     return {name: checked[name] for name in entries}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Place | str) -> dict[str, Any]:
     try:
         entries = json.loads(read_text(path))
     except (OSError, ValueError) as error:

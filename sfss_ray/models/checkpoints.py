@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.architectures.transformers_networks import TRANSFORMERS
 from sfss_ray.models.card import CardLike, card_values, class_names
+from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
 from sfss_ray.models.families import FAMILIES, RecognisedFile
 from sfss_ray.models.families.copies import choose_copy, no_ema_copy_message
 from sfss_ray.models.hub_cache import resolve_source
@@ -28,13 +29,14 @@ from sfss_ray.models.model_file import (
     model_from_content,
 )
 from sfss_ray.models.reading import read_checkpoint
+from sfss_ray.storage.places import Place, parsed
 
 CLASS_SETS_BY_SIZE = {len(known): known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}
 """The class set that the field means by a number of outputs."""
 
 
 def load_source_model(
-    path: Path | str,
+    path: Place | str,
     *,
     classes: ClassSet | str | tuple[str, ...] | list[str] | None = None,
     card: CardLike | None = None,
@@ -78,7 +80,9 @@ def load_source_model(
     card_entries = card_values(card)
     if classes is not None:
         card_entries = card_entries | {"classes": class_names(classes)}
-    content = read_checkpoint(resolve_source(path))
+    path = parsed(path)
+    with checkpoint_on_disk(path) as file:
+        content = read_checkpoint(resolve_source(file))
     if is_model_file(content):
         if weights == "ema":
             raise CheckpointError(no_ema_copy_message(path))
@@ -93,7 +97,7 @@ def load_source_model(
     return with_card(model, card_entries, path, class_groups).to(device).eval()
 
 
-def recognise(content: Any, path: Path | str, weights: SourceWeights = "auto") -> RecognisedFile:
+def recognise(content: Any, path: Place | str, weights: SourceWeights = "auto") -> RecognisedFile:
     """Return a checkpoint's content as a file of one of the FAMILIES.
 
     Args:
@@ -133,7 +137,7 @@ def _describe_content(state: Mapping[str, Tensor], content: Any) -> str:
 
 
 def _build_and_load(
-    file: RecognisedFile, path: Path | str, classes: tuple[str, ...] | None
+    file: RecognisedFile, path: Place | str, classes: tuple[str, ...] | None
 ) -> SourceModel:
     """Build the network of a recognised file and load its weights; `classes` are the user's."""
     network = build_network(file.network, file.num_classes, file.options)
@@ -144,7 +148,7 @@ def _build_and_load(
     network.use_card(file.card)
     output_names, classes_from = _name_outputs(file, path, classes)
     report = dataclasses.replace(report, classes_from=classes_from, notes=file.notes)
-    facts = {"made_by": file.family, "file": Path(path).name}
+    facts = {"made_by": file.family, "file": PurePath(str(path)).name}
     return SourceModel(network, file.network, class_set_of(output_names), facts, report)
 
 
@@ -162,7 +166,7 @@ def _advice(report: LoadReport) -> str:
 
 
 def _name_outputs(
-    file: RecognisedFile, path: Path | str, classes: tuple[str, ...] | None
+    file: RecognisedFile, path: Place | str, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], str]:
     """Return the class names of all outputs, and where they are from."""
     outputs = file.num_classes
@@ -182,7 +186,7 @@ def _name_outputs(
 def with_card(
     model: SourceModel,
     entries: Mapping[str, Any],
-    path: Path | str,
+    path: Place | str,
     class_groups: ClassGroupsLike | None = None,
 ) -> SourceModel:
     """Return the model with some entries of its card replaced; the model itself may change.
@@ -209,7 +213,7 @@ def with_card(
     return model
 
 
-def _with_entries(model: SourceModel, entries: Mapping[str, Any], path: Path | str) -> SourceModel:
+def _with_entries(model: SourceModel, entries: Mapping[str, Any], path: Place | str) -> SourceModel:
     """Return a model without groups with some entries of its card replaced."""
     card = model.card.replaced(entries)
     model.network.use_card(card)

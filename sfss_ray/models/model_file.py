@@ -28,6 +28,7 @@ from sfss_ray.errors import CheckpointError, ConfigError, SfssError
 from sfss_ray.models.architectures.catalogue import NETWORKS, build_network
 from sfss_ray.models.architectures.transformers_networks import TRANSFORMERS
 from sfss_ray.models.card import Card
+from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
 from sfss_ray.models.load_report import MODEL_FILE_FAMILY, LoadReport, compare, require_fit
 from sfss_ray.models.reading import read_checkpoint
 from sfss_ray.models.segmenter import Segmenter
@@ -40,7 +41,7 @@ from sfss_ray.models.user_code.custom import (
 )
 from sfss_ray.models.user_code.layers import torch_methods
 from sfss_ray.models.user_code.probing import Probe, in_full_precision
-from sfss_ray.storage.files import file_on_disk, write_torch
+from sfss_ray.storage.files import write_torch
 from sfss_ray.storage.places import Place, to_place
 
 FORMAT = "sfss_ray.model/2"
@@ -229,16 +230,8 @@ def read_content(path: Place) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    if isinstance(path, Path):
-        return read_checkpoint(path)
-    try:
-        with file_on_disk(path) as file:
-            return read_checkpoint(file)
-    except OSError as error:
-        raise CheckpointError(
-            f"source model {str(path)!r} cannot be read ({str(error)[:200]}): give the address of a"
-            " model file, and check this machine's credentials"
-        ) from error
+    with checkpoint_on_disk(path) as file:
+        return read_checkpoint(Path(file))
 
 
 def is_model_file(content: Any) -> bool:

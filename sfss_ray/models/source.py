@@ -20,7 +20,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card, CardLike, card_values
-from sfss_ray.storage.places import ObjectPath, Place
+from sfss_ray.storage.places import ObjectPath, Place, parsed
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sfss_ray.models.user_code.carried_module import CarriedModule
 
 SourceLike = Union[Path, str, ObjectPath, "SourceModel", "Segmenter"]
-"""The path or the address of a checkpoint of any known family or of a model file, or a model in memory:
-a `SourceModel` or its network, such as `AdaptResult.student`."""
+"""Path or address of a checkpoint of any known family or of a model file, or a model in memory: a
+`SourceModel` or its network, such as `AdaptResult.student`."""
 
 SOURCE_FILE = "source_model.pt"
 
@@ -70,7 +70,8 @@ class Source:
     def label(self) -> str:
         """The model's name in titles: that of its file without suffix, or of a model in memory."""
         # Paths of users are absolute.
-        return Path(self.origin).stem if Path(self.origin).is_absolute() else self.network
+        is_path = Path(self.origin).is_absolute() or isinstance(self.path, ObjectPath)
+        return Path(self.origin).stem if is_path else self.network
 
     @property
     def architecture(self) -> nn.Module | None:
@@ -116,6 +117,7 @@ def open_source(
         DataError: the class groups do not fit the model's outputs.
         ConfigError: `source_model` is not a model, or cannot be copied.
     """
+    from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
     from sfss_ray.models.checkpoints import load_source_model, with_card
     from sfss_ray.models.hub_cache import resolve_source
     from sfss_ray.models.load_report import MODEL_FILE_FAMILY
@@ -123,15 +125,16 @@ def open_source(
     from sfss_ray.models.reading import checkpoint_sha256
 
     card_entries = card_values(card)
-    if isinstance(source_model, (str, os.PathLike)):
-        path = resolve_source(source_model).absolute()
-        model = load_source_model(path, card=card, weights=weights, class_groups=class_groups)
+    source_model = parsed(source_model)
+    if isinstance(source_model, (str, os.PathLike, ObjectPath)):
+        with checkpoint_on_disk(source_model) as file:
+            path = resolve_source(file).absolute()
+            model = load_source_model(path, card=card, weights=weights, class_groups=class_groups)
+            sha256 = checkpoint_sha256(path)
         report = model.load_report
         is_model_file = report is not None and report.family == MODEL_FILE_FAMILY
-        # A name on the Hugging Face Hub says more than its folder in the cache.
-        is_hub_name = not Path(source_model).exists()
-        origin = str(source_model) if is_hub_name else str(path)
-        source = _make_source(model, path, origin, checkpoint_sha256(path))
+        location, origin = _origin(source_model, path)
+        source = _make_source(model, location, origin, sha256)
         # Workers can read the user's file directly only if it already is what they need.
         if is_model_file and not card_entries and class_groups is None:
             return dataclasses.replace(source, unsaved=None)
@@ -142,6 +145,15 @@ def open_source(
     model = with_card(copied, card_entries, copied.name, class_groups).cpu().eval()
     origin = f"a {model.title} in memory"
     return _make_source(model, Path(SOURCE_FILE), origin, _weights_sha256(model))
+
+
+def _origin(source_model: str | os.PathLike[str] | ObjectPath, path: Path) -> tuple[Place, str]:
+    """Return the place of a checkpoint and its name in reports."""
+    if isinstance(source_model, ObjectPath):
+        return source_model, str(source_model)
+    # A name on the Hugging Face Hub says more than its folder in the cache.
+    is_hub_name = not Path(source_model).exists()
+    return path, str(source_model) if is_hub_name else str(path)
 
 
 def _deep_copy(model: SourceModel) -> SourceModel:
@@ -158,7 +170,7 @@ def _deep_copy(model: SourceModel) -> SourceModel:
         ) from error
 
 
-def _make_source(model: SourceModel, path: Path, origin: str, sha256: str) -> Source:
+def _make_source(model: SourceModel, path: Place, origin: str, sha256: str) -> Source:
     from sfss_ray.models.model_mark import describe_mark
     from sfss_ray.models.user_code.carried_module import CarriedModule
     from sfss_ray.models.user_code.custom import WrappedSegmenter

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -27,6 +26,8 @@ from sfss_ray.prediction.class_regions import ClassRegion, regions_of_classes
 from sfss_ray.prediction.cvat_writer import cvat_mask, writing_cvat
 from sfss_ray.prediction.outputs import TRAIN_IDS, PredictionFolder
 from sfss_ray.runtime.progress import Progress, ProgressSink
+from sfss_ray.storage.object_cache import read_copy
+from sfss_ray.storage.places import Place
 
 AnnotationFormat = Literal["coco", "cvat"]
 FILE_NAMES: dict[str, str] = {"coco": "coco.json", "cvat": "cvat.xml"}
@@ -64,7 +65,7 @@ def write_annotations(
     files: Sequence[ImageFile],
     formats: Sequence[str],
     progress: ProgressSink,
-) -> tuple[Path, ...]:
+) -> tuple[Place, ...]:
     """Write a file of each format with one mask per class and image; return their paths.
 
     Args:
@@ -95,7 +96,7 @@ def write_annotations(
 
 @contextmanager
 def _writing(
-    format_name: str, path: Path, classes: ClassSet
+    format_name: str, path: Place, classes: ClassSet
 ) -> Iterator[Callable[[_Encoded], None]]:
     """Yield a function that adds an image to the file of a format."""
     if format_name == "coco":
@@ -121,7 +122,7 @@ def _encode(folder: PredictionFolder, file: ImageFile, formats: Sequence[str]) -
     """
     path = folder.path(TRAIN_IDS, file.image_id)
     try:
-        with open_image(path) as picture:
+        with read_copy(path, open_image) as picture:
             train_ids = np.asarray(picture)
     except (OSError, SyntaxError) as error:
         raise DataError(

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 from xml.sax.saxutils import escape, quoteattr
 
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.prediction.class_regions import ClassRegion
 from sfss_ray.storage.files import whole_file
+from sfss_ray.storage.places import Place
 
 
 @dataclass
@@ -52,7 +52,7 @@ def cvat_mask(region: ClassRegion, classes: ClassSet) -> str:
 
 
 @contextmanager
-def writing_cvat(path: Path, classes: ClassSet) -> Iterator[CvatWriter]:
+def writing_cvat(path: Place, classes: ClassSet) -> Iterator[CvatWriter]:
     """Yield a writer of a CVAT file, which appears whole at the end of the block or not at all.
 
     Args:

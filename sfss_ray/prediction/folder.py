@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import ComputeConfig, Config, flatten
@@ -30,7 +29,8 @@ from sfss_ray.runtime.devices import choose_device
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.places import ObjectPath, Place, parsed, to_place
 
 _SCORING_KNOBS = {
     f"evaluation.{name}" for name in ("batch_size", "held_out_share", "held_out_max", "pictures")
@@ -40,8 +40,8 @@ _SCORING_KNOBS = {
 
 def predict(
     model: SourceLike,
-    images: Path | str,
-    output_dir: Path | str,
+    images: Place | str,
+    output_dir: Place | str,
     *,
     card: CardLike | None = None,
     class_groups: ClassGroupsLike | None = None,
@@ -63,8 +63,8 @@ def predict(
     Args:
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
-        images: Folder of images; its folders are searched too.
-        output_dir: Folder of the predictions: a new one, or one with predictions of the same model.
+        images: Folder of images, or its address; its folders are searched too.
+        output_dir: Folder or address of the predictions: a new one, or one of the same model.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
             or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
@@ -84,15 +84,15 @@ def predict(
         ClusterError: the cluster cannot be reached.
         ConfigError: a format is unknown.
     """
-    config = config or Config()
+    config, started = config or Config(), time.monotonic()
     formats_to_write = check_formats(formats)
-    started = time.monotonic()
+    images, output_dir = parsed(images), parsed(output_dir)
     source = open_source(model, card, config.source_weights, class_groups)
     files = _open_images(images, source, config, progress)
     cluster.check_address(config.compute)
     cluster.local_device(config.compute)
     _refuse_inside(output_dir, images)
-    folder = PredictionFolder(require_lasting(output_dir), source.classes)
+    folder = PredictionFolder(lasting_place(output_dir), source.classes)
     result = _predict_files(source, files, folder, config, progress)
     predicted = [file for file in files if file.image_id not in result.errors]
     annotations = write_annotations(folder, predicted, formats_to_write, progress)
@@ -100,7 +100,7 @@ def predict(
 
 
 def _open_images(
-    images: Path | str, source: Source, config: Config, progress: ProgressSink
+    images: Place | str, source: Source, config: Config, progress: ProgressSink
 ) -> list[ImageFile]:
     """Return the images, after notes on them and on the model."""
     if source.mark:
@@ -156,9 +156,14 @@ def _check_pool(compute: ComputeConfig) -> None:
     actor_demand("predict", compute.predict_actors, gpus).require(resources)
 
 
-def _refuse_inside(output_dir: Path | str, images: Path | str) -> None:
+def _refuse_inside(output_dir: Place | str, images: Place | str) -> None:
     """Refuse an output folder whose predictions a repeated call would take for images."""
-    if Path(output_dir).resolve().is_relative_to(Path(images).resolve()):
+    output, folder = to_place(output_dir), to_place(images)
+    if isinstance(output, ObjectPath) or isinstance(folder, ObjectPath):
+        is_inside = str(output).startswith(f"{folder}/") or output == folder
+    else:
+        is_inside = output.resolve().is_relative_to(folder.resolve())
+    if is_inside:
         raise DataError(
             f"output folder {str(output_dir)!r} lies in the folder of images {str(images)!r}: give one"
             " beside it"
@@ -178,8 +183,10 @@ def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[
     } | {name: value for name, value in knobs.items() if name not in _SCORING_KNOBS}
 
 
-def _remove_leftovers(root: Path) -> None:
-    """Remove half-written files of calls that were killed."""
+def _remove_leftovers(root: Place) -> None:
+    """Remove half-written files of calls that were killed. An object is whole or absent."""
+    if isinstance(root, ObjectPath):
+        return
     annotations = (leftover for name in FILE_NAMES.values() for leftover in root.glob(f".{name}.*"))
     for leftover in (*root.rglob(".*.png.*"), *annotations):
         leftover.unlink(missing_ok=True)

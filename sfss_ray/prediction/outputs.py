@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,8 @@ from sfss_ray.data.content import UNREADABLE, Content, changed_files, read_with_
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.storage.files import whole_file
+from sfss_ray.storage.object_errors import meaning_of
+from sfss_ray.storage.places import ObjectPath, Place, reaching
 
 if TYPE_CHECKING:
     from sfss_ray.config import EvaluationConfig
@@ -29,6 +31,7 @@ _KEYWORD = "sfss_ray.image"  # of the PNG text that identifies the predicted ima
 _NOTE = re.compile(
     _KEYWORD.encode() + rb"\0(-?\d+) (-?\d+) ([0-9a-f]{64}|" + UNREADABLE.encode() + rb")"
 )
+_REQUESTS = 16  # answered by object storage at a time
 _HEADER_BYTES = 512  # start of a PNG, with its header and the text
 TRAIN_IDS, LABEL_IDS, COLOUR, OVERLAY = "train_ids", "label_ids", "colour", "overlay"
 
@@ -46,7 +49,7 @@ def label_id_table(classes: ClassSet) -> np.ndarray | None:
 class PredictionFolder:
     """Folder of the predictions of a class set."""
 
-    root: Path
+    root: Place
     classes: ClassSet
 
     @property
@@ -55,18 +58,18 @@ class PredictionFolder:
         labelled = (LABEL_IDS,) if label_id_table(self.classes) is not None else ()
         return (COLOUR, OVERLAY, *labelled, TRAIN_IDS)
 
-    def path(self, kind: str, image_id: str) -> Path:
+    def path(self, kind: str, image_id: str) -> Place:
         """Return the file of one kind; the id of an image may contain folders."""
         return self.root / kind / f"{image_id}.png"
 
     def remaining(self, files: Sequence[ImageFile]) -> tuple[list[ImageFile], set[str]]:
         """Return the images still to predict, and the ids of images changed since their prediction."""
-        paths = {file.image_id: self.path(TRAIN_IDS, file.image_id) for file in files}
-        predicted = [file for file in files if paths[file.image_id].exists()]
+        paths = self._existing(files)
+        predicted = [file for file in files if file.image_id in paths]
         recorded = {
-            file.image_id: content
-            for file in predicted
-            if (content := _recorded_content(paths[file.image_id])) is not None
+            image_id: content
+            for image_id, content in _recorded_contents(paths).items()
+            if content is not None
         }
         outdated = set(changed_files({file.image_id: file.path for file in predicted}, recorded))
         outdated |= {
@@ -76,6 +79,15 @@ class PredictionFolder:
         }
         up_to_date = {file.image_id for file in predicted} - outdated
         return [file for file in files if file.image_id not in up_to_date], outdated
+
+    def _existing(self, files: Sequence[ImageFile]) -> dict[str, Place]:
+        """Return the train ids that exist by image id; one listing finds them in object storage."""
+        paths = {file.image_id: self.path(TRAIN_IDS, file.image_id) for file in files}
+        if isinstance(self.root, ObjectPath):
+            with reaching(self.root, "predictions"):
+                present = {location.key for location, _ in (self.root / TRAIN_IDS).files()}
+            return {i: path for i, path in paths.items() if path.key in present}  # pyright: ignore
+        return {image_id: path for image_id, path in paths.items() if path.exists()}
 
     def write(
         self, image_id: str, image: np.ndarray, train_ids: np.ndarray, content: Content
@@ -104,7 +116,7 @@ class PredictionFolder:
             _write_png(self.path(kind, image_id), pictures[kind], content)
 
 
-def _write_png(path: Path, pixels: np.ndarray, content: Content) -> None:
+def _write_png(path: Place, pixels: np.ndarray, content: Content) -> None:
     """Write a PNG that records the content of the image it was predicted from."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -115,18 +127,30 @@ def _write_png(path: Path, pixels: np.ndarray, content: Content) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1, pnginfo=info)
 
 
-def _recorded_content(path: Path) -> Content | None:
+def _recorded_contents(paths: dict[str, Place]) -> dict[str, Content | None]:
+    """Return `_recorded_content` by name. Object storage answers many requests at a time."""
+    if not any(isinstance(path, ObjectPath) for path in paths.values()):
+        return {name: _recorded_content(path) for name, path in paths.items()}
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return dict(zip(paths, pool.map(_recorded_content, paths.values()), strict=True))
+
+
+def _recorded_content(path: Place) -> Content | None:
     """Return the content of the image that a PNG was predicted from; None where it is not recorded.
 
     The text comes before the pixels, so only the start of the file is read.
     """
-    with path.open("rb") as file:
-        start = file.read(_HEADER_BYTES)
+    if isinstance(path, ObjectPath):
+        with reaching(path, "predictions"), path.open_input() as file:
+            start = file.read(_HEADER_BYTES)
+    else:
+        with path.open("rb") as file:
+            start = file.read(_HEADER_BYTES)
     match = _NOTE.search(start)
     return Content(int(match[1]), int(match[2]), match[3].decode()) if match else None
 
 
-def _differs(file: ImageFile, path: Path) -> bool:
+def _differs(file: ImageFile, path: Place) -> bool:
     """Return whether an image is newer than its prediction, or of another size.
 
     This is for predictions of former releases, which do not record their image.
@@ -156,7 +180,9 @@ def predict_file(
         data, content = read_with_content(file.path)
         image = decode_image(data, white=file.white)
     except OSError as error:
-        raise DataError(f"image {str(file.path)!r}: {error.strerror or error}") from error
+        raise DataError(
+            f"image {str(file.path)!r}: {error.strerror or meaning_of(error)}"
+        ) from error
     except DataError as error:
         raise DataError(f"image {str(file.path)!r}: {error}") from error
     try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sfss_ray.prediction.outputs import LABEL_IDS
+from sfss_ray.storage.places import Place
 
 
 @dataclass(frozen=True)
 class PredictionResult:
     """Counts and errors of the predictions of a folder."""
 
-    output_dir: Path
+    output_dir: Place
     images: int
     """Images that have predictions now."""
     made: int
@@ -24,7 +24,7 @@ class PredictionResult:
     """image_id -> why it could not be predicted."""
     changed: int = 0
     """Images that were predicted again because their files had changed."""
-    annotations: tuple[Path, ...] = ()
+    annotations: tuple[Place, ...] = ()
     """Annotation files with all images."""
 
     def lines(self) -> list[str]:

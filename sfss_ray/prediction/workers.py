@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfss_ray.config import Config
@@ -22,6 +21,7 @@ from sfss_ray.runtime.pool import Pool, pool_size
 from sfss_ray.runtime.progress import Progress, ProgressSink
 from sfss_ray.runtime.resources import Resources, actor_demand, actor_gpus
 from sfss_ray.runtime.threads import use_threads
+from sfss_ray.storage.places import address_of, from_text, to_place, to_text
 
 if TYPE_CHECKING:
     from sfss_ray.models.segmenter import Segmenter
@@ -60,7 +60,7 @@ def predict_on_ray(job: PredictionJob, progress: ProgressSink) -> dict[str, str]
     """
     spec = {
         "source": job.source.placed(job.folder.root),
-        "folder": str(job.folder.root),
+        "folder": address_of(job.folder.root),
         "config": job.config,
         "white": next((file.white for file in job.files if file.white), None),
     }
@@ -103,7 +103,7 @@ def _items(files: Sequence[ImageFile], images_per_item: int) -> Iterator[dict[st
     """Yield items of work as JSON strings: Ray would turn lists of lists into tensors."""
     for start in range(0, len(files), images_per_item):
         part = files[start : start + images_per_item]
-        yield {"item": json.dumps([(f.image_id, str(f.path.absolute())) for f in part])}
+        yield {"item": json.dumps([(f.image_id, to_text(f.path.absolute())) for f in part])}
 
 
 class PredictionActor:
@@ -119,17 +119,17 @@ class PredictionActor:
         self.config: Config = spec["config"]
         source: Source = spec["source"]
         self.white: White | None = spec["white"]
-        with loading_network(Path(spec["folder"]), spec["pool"]):
+        with loading_network(to_place(spec["folder"]), spec["pool"]):
             self.network = source.load(worker_device(spec["device"])).network
         classes = class_set_of(source.classes.classes, source.classes.name)
-        self.folder = PredictionFolder(Path(spec["folder"]), classes)
+        self.folder = PredictionFolder(to_place(spec["folder"]), classes)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Predict the images of a batch of items; returns counts, and errors as JSON, per item."""
         results: dict[str, list] = {"images": [], "errors": []}
         for item in batch["item"]:
             files = [
-                ImageFile(image_id, Path(path), self.white)
+                ImageFile(image_id, from_text(path), self.white)
                 for image_id, path in json.loads(str(item))
             ]
             results["images"].append(len(files))

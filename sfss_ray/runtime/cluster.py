@@ -30,6 +30,7 @@ from sfss_ray.runtime.resources import (
     read_nodes,
     task_demand,
 )
+from sfss_ray.storage.object_cache import DEFAULT_GB, LIMIT_VARIABLE, set_limit
 
 
 def local_device(compute: ComputeConfig) -> str:
@@ -115,6 +116,7 @@ def connected(compute: ComputeConfig) -> Iterator[Resources]:
     """
     check_address(compute)
     prepare_environment()
+    set_limit(compute.cache_gb)
     import ray
 
     logging.getLogger("ray").setLevel(log_level(compute))
@@ -190,11 +192,15 @@ def _init(
 ) -> None:
     import ray
 
+    options = dict(options or {})
+    if address != "local" and compute.cache_gb != DEFAULT_GB:
+        # Nodes that run already do not have this process's environment.
+        options["runtime_env"] = {"env_vars": {LIMIT_VARIABLE: f"{compute.cache_gb:g}"}}
     ray.init(
         address=address,
         logging_level=log_level(compute),
         log_to_driver=compute.ray_logs,
-        **(options or {}),
+        **options,
     )
 
 

@@ -14,7 +14,8 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+
+from sfss_ray.storage.places import Place
 
 MAX_CRASHES = 3
 """Crashes allowed per image, and while loading, before it is skipped; one may be a lost machine's."""
@@ -34,7 +35,7 @@ def killed_its_process(error: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def loading_network(folder: Path, pool_size: int) -> Iterator[None]:
+def loading_network(folder: Place, pool_size: int) -> Iterator[None]:
     """Keep a file in `folder` while a process loads its network; a crash leaves it there.
 
     Ray restarts an actor whose process crashes without end, but not one that raises.
@@ -53,7 +54,7 @@ def loading_network(folder: Path, pool_size: int) -> Iterator[None]:
         )
     file = folder / f"{_LOADING_PREFIX}{uuid.uuid4().hex}"
     with contextlib.suppress(OSError):  # the next file that is written reports a full disk
-        file.touch()
+        _write(file, "")
     try:
         yield
     finally:  # also after an exception, which Ray reports
@@ -63,7 +64,7 @@ def loading_network(folder: Path, pool_size: int) -> Iterator[None]:
 class Attempts:
     """Counts how often processes began each image of an item of work without finishing it."""
 
-    def __init__(self, folder: Path, image_ids: Iterable[str]):
+    def __init__(self, folder: Place, image_ids: Iterable[str]):
         """
         Args:
             folder: Where the stage writes.
@@ -82,7 +83,7 @@ class Attempts:
             return False
         self._counts[image_id] += 1
         with contextlib.suppress(OSError):  # the next file that is written reports a full disk
-            self._file.write_text(json.dumps(self._counts))
+            _write(self._file, json.dumps(self._counts))
         return True
 
     def end(self, image_id: str) -> None:
@@ -94,13 +95,17 @@ class Attempts:
         _remove(self._file)
 
 
-def forget_crashes(folder: Path) -> None:
+def forget_crashes(folder: Place) -> None:
     """Remove the files of crashed processes, of this run or an earlier one."""
     for prefix in (_LOADING_PREFIX, _BEGUN_PREFIX):
         for file in folder.glob(f"{prefix}*"):
             _remove(file)
 
 
-def _remove(file: Path) -> None:
+def _write(file: Place, text: str) -> None:
+    file.write_bytes(text.encode())
+
+
+def _remove(file: Place) -> None:
     with contextlib.suppress(OSError):  # it was never written, or the folder is read-only
         file.unlink()

@@ -7,13 +7,13 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.crash_guard import forget_crashes
 from sfss_ray.runtime.resources import Resources, placement_options
+from sfss_ray.storage.places import Place
 
 _MOST_ACTORS = 1000
 """A limit of an autoscaler that allows more is none: the pool keeps to the GPUs that are there."""
@@ -59,7 +59,7 @@ class Pool:
 
     name: str
     """Name of the stage's work, for errors: 'masks'."""
-    folder: Path
+    folder: Place
     """Folder that the stage writes to."""
     actor: type
     """Class of the actors. Each is built from a dict `spec` in a process of its own. It loads its

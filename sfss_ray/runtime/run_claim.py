@@ -138,6 +138,15 @@ def claimed(folder: Place, progress: ProgressSink = silent) -> Iterator[RunClaim
         claim.release()
 
 
+def holds_claim(folder: Place, token: str) -> bool:
+    """Return whether the claim on an address has this token, for other processes of its run.
+
+    Raises:
+        OSError: the storage does not answer.
+    """
+    return (_read(folder / CLAIM_FILE) or {}).get("token") == token
+
+
 def _refusal(folder: Place, owner: dict[str, Any]) -> str:
     return (
         f"another run writes to {str(folder)!r} (process {owner.get('pid')} on {owner.get('host')!r}):"

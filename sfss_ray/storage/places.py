@@ -6,23 +6,27 @@ interface that this package uses, with the same errors. Code that is handed a pl
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 
 from sfss_ray.errors import DataError
+from sfss_ray.storage.object_errors import is_missing_bucket, meaning_of, patiently
 
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
 _SECRET = re.compile(r"://[^/@]*@")
+_Given = TypeVar("_Given")
 _GOOGLE = ("gs", "gcs")
 _GOOGLE_RETRY_SECONDS = 30
 """Google's client reports missing credentials after 15 minutes of retries by default."""
@@ -52,6 +56,8 @@ class ObjectPath:
     """Name inside the bucket, '' for the bucket itself: 'runs/first/config.json'."""
     options: str = ""
     """Options of pyarrow.fs after the '?' of the address: 'region=eu-central-1'."""
+    listed: ObjectStatus | None = field(default=None, compare=False)
+    """Size and time of the object as a listing reported them; None where it was not listed."""
 
     @property
     def address(self) -> str:
@@ -75,7 +81,7 @@ class ObjectPath:
         return _SECRET.search(self.root) is not None and ":" in self.root.partition("://")[2]
 
     def __truediv__(self, name: str) -> ObjectPath:
-        return replace(self, key=str(PurePosixPath(self.key, name)))
+        return replace(self, key=str(PurePosixPath(self.key, name)), listed=None)
 
     @property
     def name(self) -> str:
@@ -96,7 +102,7 @@ class ObjectPath:
     def parent(self) -> ObjectPath:
         """The folder that contains it; the bucket is its own parent."""
         parent = str(PurePosixPath(self.key).parent)
-        return replace(self, key="" if parent == "." else parent)
+        return replace(self, key="" if parent == "." else parent, listed=None)
 
     def with_name(self, name: str) -> ObjectPath:
         """Return the place beside this one with another name."""
@@ -118,6 +124,15 @@ class ObjectPath:
         """Return whether there is an object below this name."""
         return self._info().type == FileType.Directory
 
+    def require_bucket(self) -> None:
+        """Raise OSError if the bucket is missing; one that may not be listed counts as there."""
+        selector = FileSelector(_open_bucket(self.root, self.options)[1])
+        try:
+            patiently(lambda: self.filesystem.get_file_info(selector))
+        except OSError as error:
+            if is_missing_bucket(error):
+                raise
+
     def stat(self) -> ObjectStatus:
         """Return size and modification time of an object.
 
@@ -132,7 +147,9 @@ class ObjectPath:
     def iterdir(self) -> Iterator[ObjectPath]:
         """Yield the objects and folders directly in this folder, by name."""
         for info in self._list(recursive=False):
-            yield self / info.base_name
+            child = self / info.base_name
+            is_object = info.type == FileType.File
+            yield replace(child, listed=_status(info)) if is_object else child
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
         """Yield the objects and folders directly in this folder whose name matches the pattern."""
@@ -140,10 +157,11 @@ class ObjectPath:
 
     def files(self) -> Iterator[tuple[ObjectPath, ObjectStatus]]:
         """Yield all objects below this folder by name, with their status, from one listing."""
+        bucket_length = len(_open_bucket(self.root, self.options)[1]) + 1
         for info in self._list(recursive=True):
             if info.type == FileType.File:
-                relative = info.path[len(self._path) :].lstrip("/")
-                yield self / relative, _status(info)
+                key, status = info.path[bucket_length:], _status(info)
+                yield ObjectPath(self.root, key, self.options, status), status
 
     def open_input(self) -> Any:
         """Open the object for reading at any position; a pyarrow.NativeFile.
@@ -151,7 +169,7 @@ class ObjectPath:
         Raises:
             OSError: it is missing, or cannot be read.
         """
-        return self.filesystem.open_input_file(self._path)
+        return patiently(lambda: self.filesystem.open_input_file(self._path))
 
     def read_bytes(self) -> bytes:
         """Return the content of the object.
@@ -159,6 +177,9 @@ class ObjectPath:
         Raises:
             OSError: it is missing, or cannot be read.
         """
+        return patiently(self._read)
+
+    def _read(self) -> bytes:
         with self.filesystem.open_input_stream(self._path) as stream:
             return stream.read()
 
@@ -172,9 +193,12 @@ class ObjectPath:
         Raises:
             OSError: it cannot be written.
         """
+        patiently(lambda: self._write(data))
+        return len(data)
+
+    def _write(self, data: bytes) -> None:
         with self.filesystem.open_output_stream(self._path) as stream:
             stream.write(data)
-        return len(data)
 
     def upload(self, file: Path) -> None:
         """Write the object from a file on this machine, whole or not at all.
@@ -182,7 +206,7 @@ class ObjectPath:
         Raises:
             OSError: the file cannot be read, or the object cannot be written.
         """
-        copy_files(str(file), self._path, destination_filesystem=self.filesystem)
+        patiently(lambda: copy_files(str(file), self._path, destination_filesystem=self.filesystem))
 
     def download(self, file: Path) -> None:
         """Write the content of the object to a file on this machine.
@@ -190,6 +214,9 @@ class ObjectPath:
         Raises:
             OSError: the object cannot be read, or the file cannot be written.
         """
+        patiently(lambda: self._download(file))
+
+    def _download(self, file: Path) -> None:
         with self.filesystem.open_input_stream(self._path) as stream, open(file, "wb") as output:
             while block := stream.read(2**20):
                 output.write(block)
@@ -204,7 +231,7 @@ class ObjectPath:
             FileNotFoundError: there is none, and `missing_ok` is False.
         """
         try:
-            self.filesystem.delete_file(self._path)
+            patiently(lambda: self.filesystem.delete_file(self._path))
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -229,11 +256,11 @@ class ObjectPath:
         return f"{bucket}/{self.key}" if self.key else bucket
 
     def _info(self) -> FileInfo:
-        return self.filesystem.get_file_info(self._path)
+        return patiently(lambda: self.filesystem.get_file_info(self._path))
 
     def _list(self, recursive: bool) -> list[FileInfo]:
         selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
-        infos = self.filesystem.get_file_info(selector)
+        infos = patiently(lambda: self.filesystem.get_file_info(selector))
         return sorted(infos, key=lambda info: info.path)
 
 
@@ -269,14 +296,65 @@ def to_place(address: Place | str) -> Place:
     return ObjectPath(f"{scheme[1]}://{bucket}", "/".join(filter(None, key.split("/"))), options)
 
 
+def parsed(address: _Given) -> _Given | Place:
+    """Return the place of an address; a path and anything else stays as it was given.
+
+    Raises:
+        DataError: an address names no bucket.
+    """
+    if isinstance(address, str | Path) and _ADDRESS.match(os.fspath(address)):
+        return to_place(address)
+    return address
+
+
 def address_of(location: Place) -> str:
     """Return the text that `to_place` turns into the same place. It may contain a secret."""
     return location.address if isinstance(location, ObjectPath) else str(location)
 
 
+def to_text(location: Place) -> str:
+    """Return a place as text with its listed status, for other processes. It may contain a secret."""
+    if not isinstance(location, ObjectPath):
+        return str(location)
+    return json.dumps([location.root, location.key, location.options, location.listed])
+
+
+def from_text(text: str) -> Place:
+    """Return the place of a text of `to_text`."""
+    if not text.startswith("["):
+        return Path(text)
+    root, key, options, listed = json.loads(text)
+    return ObjectPath(root, key, options, ObjectStatus(*listed) if listed else None)
+
+
 def without_secret(address: str) -> str:
     """Return an address without user and password, for messages."""
     return _SECRET.sub("://", address)
+
+
+@contextlib.contextmanager
+def reaching(location: Place | str, role: str = "") -> Iterator[None]:
+    """Turn an OSError of the block into a DataError that names the place and the reason.
+
+    Args:
+        location: What the block reads.
+        role: What the place is, for the error: 'target images'.
+
+    Raises:
+        DataError: the storage does not answer, the bucket is missing, or access is denied.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreachable(location, error, role) from error
+
+
+def unreachable(location: Place | str, error: Exception, role: str = "") -> DataError:
+    """Return the error for a place that cannot be read."""
+    return DataError(
+        f"{f'{role}: ' if role else ''}{str(location)!r} cannot be reached ({meaning_of(error, 400)}):"
+        " check the address, the network and this machine's credentials"
+    )
 
 
 def _status(info: FileInfo) -> ObjectStatus:
@@ -292,11 +370,7 @@ def _open_bucket(root: str, options: str) -> tuple[FileSystem, str]:
     try:
         return FileSystem.from_uri(f"{root}{f'?{options}' if options else ''}")
     except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:400]
-        raise DataError(
-            f"{without_secret(root)!r} cannot be reached ({reason}): check the address, the network and"
-            " this machine's credentials"
-        ) from error
+        raise unreachable(without_secret(root), error) from error
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{without_secret(root)!r}: unknown kind of address ({error}); give a path, or an address"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import os
 from pathlib import Path
 
 from sfss_ray.errors import DataError
+from sfss_ray.storage.places import ObjectPath, Place
 
 BYTE_ORDER_MARK = "\ufeff"
 # The 32-bit marks begin with the 16-bit ones, so they are tried first.
@@ -38,18 +38,18 @@ def decode_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path | str) -> str:
+def read_text(path: Place | str) -> str:
     """Read a text file; see `decode_text`.
 
     Raises:
         OSError: the file cannot be read.
         DataError: it is not text; the message names the file.
     """
-    data = Path(path).read_bytes()
+    data = path.read_bytes() if isinstance(path, ObjectPath) else Path(path).read_bytes()
     try:
         return decode_text(data)
     except DataError as error:
-        raise DataError(f"{os.fspath(path)!r}: {error}") from error
+        raise DataError(f"{str(path)!r}: {error}") from error
 
 
 def without_mark(text: str) -> str:

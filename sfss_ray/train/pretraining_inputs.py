@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, flatten
@@ -19,16 +18,17 @@ from sfss_ray.inputs.record import hash_of_ids, labelled_files
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.runtime.progress import ProgressSink
+from sfss_ray.storage.places import Place
 
 
 @dataclass(frozen=True)
 class LabelledFolders:
     """The folders that a user gives to a pretraining."""
 
-    images: Path | str
-    labels: Path | str
-    val_images: Path | str | None = None
-    val_labels: Path | str | None = None
+    images: Place | str
+    labels: Place | str
+    val_images: Place | str | None = None
+    val_labels: Place | str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PretrainingInputs:
             "inputs.image_ids_sha256": hash_of_ids(self.training),
         }
 
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Place]:
         """Return all input files by name."""
         return labelled_files("training", self.training) | labelled_files("val", self.labelled)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow.fs
 import pytest
 from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
 from werkzeug.serving import make_server
+
+from sfss_ray.storage.object_cache import FOLDER_VARIABLE
+from sfss_ray.storage.places import ObjectPath, Place
 
 BUCKET = "fleet"
 
@@ -33,9 +37,22 @@ def s3_options() -> Iterator[str]:
     server.stop()
 
 
+def upload(folder: Path, location: Place) -> ObjectPath:
+    """Copy all files of a folder to an address."""
+    assert isinstance(location, ObjectPath)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            (location / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+    return location
+
+
 @pytest.fixture
-def bucket_address(s3_options, request) -> str:
-    """Address format of a fresh folder in the bucket: '{}' takes the name inside it."""
+def bucket_address(s3_options, request, tmp_path, monkeypatch) -> str:
+    """Address format of a fresh folder in the bucket: '{}' takes the name inside it.
+
+    Copies of its objects are kept in a folder of the test.
+    """
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "object cache"))
     folder = request.node.name.replace("[", "-").rstrip("]")
     return f"s3://user:secret@{BUCKET}/{folder}/{{}}?{s3_options}"
 

@@ -10,15 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.runtime.progress import ProgressSink, silent
+from sfss_ray.runtime.run_claim import claimed, holds_claim
+from sfss_ray.storage.files import writing
+from sfss_ray.storage.places import ObjectPath, Place
 
 LOCK_FILE = ".masks.lock"
 
 
 @contextlib.contextmanager
-def claim_folder(folder: Path) -> Iterator[str]:
+def claim_folder(folder: Place, progress: ProgressSink = silent) -> Iterator[str]:
     """Create the folder if needed and lock it: no other run writes masks to it inside the block.
 
-    The kernel releases the lock when the process ends for any reason. A file system without locks and a
+    In object storage an object with a token takes the place of the lock, see `RunClaim`. On a disk the
+    kernel releases the lock when the process ends for any reason. A file system without locks and a
     read-only folder cannot be locked. Yields the name of the claim, by which other processes of the
     run can tell that the folder is still theirs (`is_claimed_by`). It is empty without a lock.
 
@@ -26,6 +31,10 @@ def claim_folder(folder: Path) -> Iterator[str]:
         DataError: the folder cannot be created.
         ResumeError: another run is making masks in it.
     """
+    if isinstance(folder, ObjectPath):
+        with claimed(folder, progress) as run_claim:
+            yield run_claim.token
+        return
     _create(folder)
     try:
         handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -54,20 +63,24 @@ def _write_claim(handle: int) -> str:
     return claim
 
 
-def is_claimed_by(folder: Path, claim: str) -> bool:
+def is_claimed_by(folder: Place, claim: str) -> bool:
     """Return whether no later run has claimed the folder, or whether this is unknown."""
+    if isinstance(folder, ObjectPath):
+        with writing(folder):
+            return holds_claim(folder, claim)
     try:
         return (folder / LOCK_FILE).read_text() in ("", claim) or not claim
     except OSError:
         return True
 
 
-def require_claim(folder: Path, claim: str) -> None:
+def require_claim(folder: Place, claim: str) -> None:
     """Raise ResumeError if a later run has claimed the folder; this run must not write there."""
     if not is_claimed_by(folder, claim):
+        storage = "storage" if isinstance(folder, ObjectPath) else "disk"
         raise ResumeError(
-            f"another run has begun to make masks in {str(folder)!r}, whose disk has no locks to keep it"
-            " out: this run stops; wait for the end of the other run and run again"
+            f"another run has begun to make masks in {str(folder)!r}, whose {storage} has no locks to"
+            " keep it out: this run stops; wait for the end of the other run and run again"
         )
 
 

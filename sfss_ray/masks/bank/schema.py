@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from sfss_ray.data.content import Content
 from sfss_ray.masks.bank.shards import DamagedShardError, Shard
 from sfss_ray.storage.files import writing
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 from sfss_ray.version import __version__
 
 METADATA_KEY = b"sfss_ray.masks"
@@ -66,6 +68,16 @@ _COMPRESSION |= {
     f"masks.list.element.{name}.list.element": "zstd" for name in ("bbox", "point", "crop_box")
 }
 
+# No string occurs twice, so the file is smaller and faster to read without dictionaries. Statistics are
+# only useful for finding an image.
+_WRITE_OPTIONS: dict[str, Any] = {
+    "row_group_size": _ROWS_PER_GROUP,
+    "compression": _COMPRESSION,
+    "use_dictionary": False,
+    "write_statistics": ["image_id"],
+    "write_page_checksum": True,
+}
+
 
 EMBEDDING = "embedding"
 """Field of a mask with its mean embedding by the network, where the recipe asks for it."""
@@ -86,13 +98,13 @@ def shard_name(image_ids: Iterable[str]) -> str:
     return f"{SHARD_PREFIX}{digest}.parquet"
 
 
-def has_shard_name(path: Path) -> bool:
+def has_shard_name(path: Place) -> bool:
     """Return whether a file has a name as `shard_name` returns it; files from elsewhere do not."""
     return _SHARD_NAME.fullmatch(path.name) is not None
 
 
 def write_shard(
-    path: Path,
+    path: Place,
     rows: list[dict[str, Any]],
     recipe: Mapping[str, Any],
     may_commit: Callable[[], bool] = lambda: True,
@@ -112,23 +124,27 @@ def write_shard(
     table = pa.Table.from_pylist(
         rows, schema=schema_of(recipe).with_metadata({METADATA_KEY: metadata})
     )
+    if isinstance(path, ObjectPath):
+        _upload_shard(path, table, may_commit)
+        return
     # The name contains the node: processes of several nodes may write the same shard.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
-    # No string occurs twice, so the file is smaller and faster to read without dictionaries.
-    # Statistics are only useful for finding an image.
-    options = {
-        "compression": _COMPRESSION,
-        "use_dictionary": False,
-        "write_statistics": ["image_id"],
-        "write_page_checksum": True,
-    }
     with writing(path):
         try:
-            pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **options)
+            pq.write_table(table, temporary, **_WRITE_OPTIONS)
             if may_commit():
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _upload_shard(path: ObjectPath, table: pa.Table, may_commit: Callable[[], bool]) -> None:
+    """Write a shard as one object: readers see all of it or nothing."""
+    with writing(path), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, path.name)
+        pq.write_table(table, file, **_WRITE_OPTIONS)
+        if may_commit():
+            path.upload(file)
 
 
 def as_stored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,9 +152,9 @@ def as_stored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return pa.Table.from_pylist(rows, schema=SCHEMA).to_pylist()
 
 
-def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> None:
+def drop_rows(path: Place, image_ids: set[str], recipe: Mapping[str, Any]) -> None:
     """Rewrite a shard without the rows of some images; remove a shard without rows."""
-    with pq.ParquetFile(path) as parquet:
+    with Shard.from_path(path).open() as parquet:
         rows = [row for row in parquet.read().to_pylist() if row["image_id"] not in image_ids]
     if rows:
         write_shard(path, rows, recipe)
@@ -146,7 +162,7 @@ def drop_rows(path: Path, image_ids: set[str], recipe: Mapping[str, Any]) -> Non
         path.unlink()
 
 
-def read_recipe(path: Path) -> dict[str, Any] | None:
+def read_recipe(path: Place) -> dict[str, Any] | None:
     """Return the recipe of a shard, or None if the file is not a whole shard of masks.
 
     Raises:
@@ -167,7 +183,7 @@ def read_shard(
     """
     recipe = None
     try:
-        with shard.open() as parquet:
+        with shard.open(few_columns=True) as parquet:
             schema = parquet.schema_arrow
             recipe = _recipe_from_metadata(schema.metadata or {})
             present = [name for name in columns if name.partition(".")[0] in schema.names]
@@ -188,7 +204,7 @@ def _recipe_from_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, Any] | N
     return recipe if isinstance(recipe, dict) else None
 
 
-def is_damaged(path: Path) -> bool:
+def is_damaged(path: Place) -> bool:
     """Return whether a readable file is not a whole Parquet file."""
     try:
         with Shard.from_path(path).open():
@@ -197,12 +213,13 @@ def is_damaged(path: Path) -> bool:
         return True
 
 
-def parquet_files(folder: Path | str) -> list[Path]:
+def parquet_files(folder: Place | str) -> list[Place]:
     """Return the Parquet files of a folder, from any source, without hidden (half-written) ones."""
-    return sorted(p for p in Path(folder).glob("*.parquet") if not p.name.startswith("."))
+    files = to_place(folder).glob("*.parquet")
+    return sorted((p for p in files if not p.name.startswith(".")), key=str)
 
 
-def shard_paths(folder: Path | str) -> list[Path]:
+def shard_paths(folder: Place | str) -> list[Place]:
     """Return the finished shards of masks in a folder, without other Parquet files."""
     return [path for path in parquet_files(folder) if read_recipe(path) is not None]
 

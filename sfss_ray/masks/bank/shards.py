@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,10 +13,10 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from sfss_ray.errors import DataError
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.object_cache import ChangedObjectError, local_copy
+from sfss_ray.storage.places import ObjectPath, ObjectStatus, Place, unreachable
 
-_URI = re.compile(r"^([a-z][a-z0-9]+):/+")
-_GOOGLE_RETRY_SECONDS = 30
+_LOCAL = LocalFileSystem()
 
 
 class DamagedShardError(DataError):
@@ -33,42 +31,49 @@ class MovedRowError(DataError):
 class Shard:
     """A file of masks as it was listed; after a rewrite the same path is a different shard."""
 
-    folder: str
-    """Address of its folder."""
-    path: str
+    location: Place
     mtime_ns: int
     size: int
     """In bytes."""
 
     @classmethod
-    def from_path(cls, path: Path) -> Shard:
-        """Return the shard of a local file."""
-        status = path.stat()
-        return cls(str(path.parent.absolute()), str(path), status.st_mtime_ns, status.st_size)
+    def from_path(cls, location: Place) -> Shard:
+        """Return the shard of a file as it is now."""
+        listed = location.listed if isinstance(location, ObjectPath) else None
+        status = listed or location.stat()
+        return cls(location, status.st_mtime_ns, status.st_size)
+
+    @property
+    def path(self) -> str:
+        """The file's name for messages."""
+        return str(self.location)
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[pq.ParquetFile]:
+    def open(self, few_columns: bool = False) -> Iterator[pq.ParquetFile]:
         """Open the file for reading; errors of Arrow become a DataError that names the file.
+
+        Args:
+            few_columns: Read only parts of an object over the network. Otherwise it is copied to this
+                node's disk, where its rows are read again and again.
 
         Raises:
             DamagedShardError: its bytes are not those of a Parquet file.
             MovedRowError: the file no longer exists.
             DataError: it cannot be read because of its permissions or its disk.
         """
-        filesystem = _open_filesystem(self.folder)[0]
         try:
-            footer = _footer(self) if self._is_unchanged() else None
+            file, filesystem, footer = self._opened(few_columns)
             with pq.ParquetFile(
-                self.path, filesystem=filesystem, metadata=footer, page_checksum_verification=True
+                file, filesystem=filesystem, metadata=footer, page_checksum_verification=True
             ) as parquet:
                 yield parquet
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ChangedObjectError) as error:
             raise MovedRowError(
                 f"masks file {self.path!r} is gone: make its masks again"
             ) from error
         except OSError as error:
             # Arrow also raises OSError for bytes that it cannot parse. Disk errors have a number.
-            if error.errno is None and not is_address(self.folder):
+            if error.errno is None and isinstance(self.location, Path):
                 raise _damaged(self.path, error) from error
             raise DataError(
                 f"masks file {self.path!r} cannot be read ({_reason(error)}): make it readable, or"
@@ -77,15 +82,27 @@ class Shard:
         except pa.ArrowException as error:
             raise _damaged(self.path, error) from error
 
-    def _is_unchanged(self) -> bool:
-        status = _open_filesystem(self.folder)[0].get_file_info(self.path)
-        return (status.mtime_ns or 0, status.size or 0) == (self.mtime_ns, self.size)
+    def _opened(self, few_columns: bool) -> tuple[str, FileSystem, pq.FileMetaData | None]:
+        """Return the file, its file system, and its footer where that is known to be of this file."""
+        if isinstance(self.location, Path):
+            status = _LOCAL.get_file_info(str(self.location))
+            unchanged = (status.mtime_ns or 0, status.size or 0) == (self.mtime_ns, self.size)
+            return str(self.location), _LOCAL, _footer(self) if unchanged else None
+        if few_columns:
+            return self.location.filesystem_path, self.location.filesystem, None
+        return str(self._copy()), _LOCAL, _footer(self)
+
+    def _copy(self) -> Path:
+        """Return the file itself, or the copy of an object on this node."""
+        if isinstance(self.location, Path):
+            return self.location
+        return local_copy(replace(self.location, listed=ObjectStatus(self.size, self.mtime_ns)))
 
 
 @lru_cache(maxsize=128)
 def _footer(shard: Shard) -> pq.FileMetaData:
     """Return the positions of the rows in the file; reading them takes longer than reading a row."""
-    with pq.ParquetFile(shard.path, filesystem=_open_filesystem(shard.folder)[0]) as parquet:
+    with pq.ParquetFile(str(shard._copy()), filesystem=_LOCAL) as parquet:
         return parquet.metadata
 
 
@@ -99,84 +116,30 @@ def _reason(error: Exception, length: int = 120) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:length]
 
 
-def folder_address(folder: Path | str) -> str:
-    """Return an absolute path, or an address as pyarrow.fs reads it."""
-    text = os.fspath(folder)
-    scheme = _URI.match(text)
-    if scheme is None:
-        return str(Path(text).absolute())
-    # A Path made from an address has lost slashes: s3:/bucket, file:/folder.
-    slashes = ":///" if scheme[1] == "file" else "://"
-    return scheme[1] + slashes + text[scheme.end() :]
-
-
-def is_address(folder: str) -> bool:
-    """Return whether a folder is an address as pyarrow.fs reads it, not a path."""
-    return _URI.match(folder) is not None
-
-
-def local_folder(folder: Path | str) -> Path:
-    """Return the folder as an absolute path.
-
-    Raises:
-        DataError: the folder is an address, not a path.
-    """
-    address = folder_address(folder)
-    if is_address(address):
-        raise DataError(
-            f"masks are written to a folder, not to {without_secret(address)!r}: give a path on a disk"
-            " that all nodes share, and copy the finished files there"
-        )
-    return require_lasting(address)
-
-
-def without_secret(address: str) -> str:
-    """Return the address without user and password, for messages."""
-    return re.sub(r"://[^/@]*@", "://", address)
-
-
-def unreachable(address: str, error: Exception) -> DataError:
-    """Return the error for a folder or an address that cannot be listed."""
-    folder, reason = without_secret(address), _reason(error, 400)
-    if not is_address(address):
-        return DataError(f"masks folder {folder!r} cannot be read ({reason}): make it readable")
-    return DataError(
-        f"masks {folder!r} cannot be reached ({reason}): check the address, the network and this"
-        " machine's credentials"
-    )
-
-
-def list_shards(address: str) -> list[Shard]:
+def list_shards(folder: Place) -> list[Shard]:
     """Return the finished shards of a folder by name, without hidden (half-written) files."""
-    filesystem, root = _open_filesystem(address)
-    files = filesystem.get_file_info(FileSelector(root, allow_not_found=True))
+    if isinstance(folder, ObjectPath):
+        return [
+            Shard.from_path(child)
+            for child in folder.iterdir()
+            if child.listed is not None and _is_shard_name(child.name)
+        ]
+    files = _LOCAL.get_file_info(FileSelector(str(folder), allow_not_found=True))
     return [
-        Shard(address, file.path, file.mtime_ns or 0, file.size or 0)
+        Shard(Path(file.path), file.mtime_ns or 0, file.size or 0)
         for file in sorted(files, key=lambda f: f.path)
-        if file.type == FileType.File
-        and file.base_name.endswith(".parquet")
-        and not file.base_name.startswith(".")
+        if file.type == FileType.File and _is_shard_name(file.base_name)
     ]
 
 
-@lru_cache(maxsize=16)
-def _open_filesystem(address: str) -> tuple[FileSystem, str]:
-    """Return the file system of an address and the folder's path in it."""
-    if not is_address(address):
-        return LocalFileSystem(), address
-    try:
-        return FileSystem.from_uri(_with_retry_limit(address))
-    except OSError as error:
-        raise unreachable(address, error) from error
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError(
-            f"masks {without_secret(address)!r}: unknown kind of address ({error}); give a path, or an"
-            " address that begins with s3://, gs:// or file://"
-        ) from error
+def _is_shard_name(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith(".")
 
 
-def _with_retry_limit(address: str) -> str:
-    """Limit the retries of Google's client, which reports missing credentials after 15 minutes."""
-    if not address.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in address:
-        return address
-    return f"{address}{'&' if '?' in address else '?'}retry_limit_seconds={_GOOGLE_RETRY_SECONDS}"
+def unreadable(folder: Place, error: Exception) -> DataError:
+    """Return the error for a folder of masks that cannot be listed."""
+    if isinstance(folder, ObjectPath):
+        return unreachable(folder, error, "masks")
+    return DataError(
+        f"masks folder {str(folder)!r} cannot be read ({_reason(error, 400)}): make it readable"
+    )

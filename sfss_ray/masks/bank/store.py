@@ -23,12 +23,10 @@ from sfss_ray.masks.bank.schema import EMBEDDING, content_from_row, read_shard
 from sfss_ray.masks.bank.shards import (
     MovedRowError,
     Shard,
-    folder_address,
-    is_address,
     list_shards,
-    unreachable,
-    without_secret,
+    unreadable,
 )
+from sfss_ray.storage.places import ObjectPath, Place, address_of, to_place
 
 _ROW_COLUMNS = ["image_id", "path", "height", "width", "masks", "error"]
 _INDEX_COLUMNS = ["image_id", "error", "masks.list.element.area"]
@@ -83,6 +81,8 @@ class MaskStore:
             (`s3://bucket/masks`, `gs://bucket/masks`, `file:///data/masks`).
 
     Attributes:
+        location: the folder's place.
+        folder: its path or address as text, which may contain a secret.
         recipe: what made the masks, from the metadata of the shards.
         errors: image_id -> why the image has no masks.
         contents: image_id -> content of the image file; without rows of earlier releases.
@@ -91,21 +91,24 @@ class MaskStore:
         DataError: the folder has no shard, has an unreadable one, or cannot be reached.
     """
 
-    def __init__(self, folder: Path | str):
-        self.folder = folder_address(folder)
+    def __init__(self, folder: Place | str):
+        self.location = to_place(folder)
+        self.folder = address_of(self.location)
         self._read_index()
 
     def _read_index(self) -> None:
         """Locate all rows. The index is replaced as a whole, because other threads may be reading."""
         index = _Index()
         try:
-            for shard in list_shards(self.folder):
+            for shard in list_shards(self.location):
                 index.add(shard)
+            if index.recipe is None and isinstance(self.location, ObjectPath):
+                self.location.require_bucket()
         except (OSError, pa.ArrowException) as error:
-            raise unreachable(self.folder, error) from error
+            raise unreadable(self.location, error) from error
         if index.recipe is None:
             raise DataError(
-                f"no masks in {without_secret(self.folder)!r}: make them first with `sfss-ray masks`"
+                f"no masks in {str(self.location)!r}: make them first with `sfss-ray masks`"
             )
         self._rows, self._num_masks, self.contents = index.rows, index.num_masks, index.contents
         self.recipe, self.errors = index.recipe, index.errors
@@ -117,15 +120,15 @@ class MaskStore:
 
     def local_shards(self) -> list[Path]:
         """Return the shards on local disks by name; none for a folder at an address."""
-        if is_address(self.folder):
+        if isinstance(self.location, ObjectPath):
             return []
         return sorted({Path(shard.path) for shard, _ in self._rows.values()})
 
     def remote_listing(self) -> list[str]:
         """Return 'NAME SIZE' of each shard at an address, by name; none for a local folder."""
-        if not is_address(self.folder):
+        if not isinstance(self.location, ObjectPath):
             return []
-        return sorted({f"{Path(s.path).name} {s.size}" for s, _ in self._rows.values()})
+        return sorted({f"{s.location.name} {s.size}" for s, _ in self._rows.values()})
 
     def count(self, image_ids: Iterable[str]) -> int:
         """Return the number of masks of some images; an image without a row has none."""
@@ -155,14 +158,14 @@ class MaskStore:
             return read(*self._locate(image_id))
         except MovedRowError as error:
             raise DataError(
-                f"masks of image {image_id!r} in {without_secret(self.folder)!r} are being rewritten"
+                f"masks of image {image_id!r} in {str(self.location)!r} are being rewritten"
                 " while they are read: wait until that is done, and open the folder again"
             ) from error
 
     def _locate(self, image_id: str) -> tuple[Shard, int]:
         if image_id not in self._rows:
             raise DataError(
-                f"no masks of image {image_id!r} in {without_secret(self.folder)!r}: make them first"
+                f"no masks of image {image_id!r} in {str(self.location)!r}: make them first"
                 " with `sfss-ray masks`"
             )
         return self._rows[image_id]

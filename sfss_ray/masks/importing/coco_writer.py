@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from sfss_ray.storage.files import whole_file
+from sfss_ray.storage.places import Place
 from sfss_ray.version import __version__
 
 
@@ -46,7 +46,7 @@ def _json(entry: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def writing_coco(path: Path, categories: Sequence[Mapping[str, Any]]) -> Iterator[CocoWriter]:
+def writing_coco(path: Place, categories: Sequence[Mapping[str, Any]]) -> Iterator[CocoWriter]:
     """Yield a writer of a COCO file, which appears whole at the end of the block or not at all.
 
     Args:
@@ -59,7 +59,7 @@ def writing_coco(path: Path, categories: Sequence[Mapping[str, Any]]) -> Iterato
     with (
         whole_file(path) as temporary,
         temporary.open("w", encoding="utf-8") as file,
-        tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as images,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=temporary.parent) as images,
     ):
         info = {"description": f"written by sfss_ray {__version__}"}
         file.write(f'{{"info": {_json(info)}, "licenses": [],\n')

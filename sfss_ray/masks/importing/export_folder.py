@@ -17,13 +17,13 @@ import numpy as np
 from sfss_ray.config import Config
 from sfss_ray.errors import DataError, OutputError
 from sfss_ray.masks.bank.run_lengths import Counts, decode, from_coco_string
-from sfss_ray.masks.bank.shards import folder_address, is_address
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.importing.amg_files import METADATA
 from sfss_ray.masks.importing.coco_writer import writing_coco
 from sfss_ray.masks.importing.records import bounding_box
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 from sfss_ray.storage.files import require_lasting, whole_file, write_text
+from sfss_ray.storage.places import Place, to_place
 
 ExportFormat = Literal["coco", "amg", "amg_png"]
 COCO_FILE = "coco.json"
@@ -50,7 +50,7 @@ class ExportedMasks:
 
 
 def export_masks(
-    masks: Path | str,
+    masks: Place | str,
     output_dir: Path | str,
     *,
     format: ExportFormat = "coco",
@@ -97,13 +97,13 @@ def export_masks(
     )
 
 
-def _existing(masks: Path | str) -> Path | str:
+def _existing(masks: Place | str) -> Place:
     """Return a folder or address of masks; raise a DataError if the folder does not exist."""
-    address = folder_address(masks)
-    if not is_address(address) and not Path(address).is_dir():
-        problem = "is a file" if Path(address).exists() else "does not exist"
+    address = to_place(masks)
+    if isinstance(address, Path) and not address.is_dir():
+        problem = "is a file" if address.exists() else "does not exist"
         raise DataError(f"masks folder {str(masks)!r} {problem}; give a folder of masks")
-    return masks
+    return address
 
 
 @contextmanager

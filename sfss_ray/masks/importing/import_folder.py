@@ -38,13 +38,14 @@ from sfss_ray.masks.resume import StoredRow, changed_images, find_rows, remove_l
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.places import ObjectPath, Place
 
 
 @dataclass(frozen=True)
 class _PlannedShard:
     """A shard to write: rows that do not change, and images whose rows must be made."""
 
-    path: Path
+    path: Place
     unchanged_rows: list[dict[str, Any]]
     former_rows: list[dict[str, Any]]
     """Rows that are replaced; empty for a new shard."""
@@ -53,7 +54,7 @@ class _PlannedShard:
 
 def import_masks(
     source: Path | str,
-    images: Path | str,
+    images: Place | str,
     output_dir: Path | str,
     *,
     format: MaskFormat = "auto",
@@ -107,15 +108,17 @@ def import_masks(
     return dataclasses.replace(summary, folder=folder)
 
 
-def _checked_source(source: Path | str, images: Path | str) -> Path:
+def _checked_source(source: Path | str, images: Place | str) -> Path:
     root = Path(source).absolute()
     if not root.exists():
         raise DataError(
             f"masks to import: {str(source)!r} does not exist; give a COCO file, or a folder of masks"
         )
-    image_folder = require_folder(images, "images").resolve()
+    image_folder = require_folder(images, "images")
+    if isinstance(image_folder, ObjectPath):
+        return root
     is_picture = root.is_dir() or root.suffix.lower() in ID_MAPS
-    if is_picture and root.resolve().is_relative_to(image_folder):
+    if is_picture and root.resolve().is_relative_to(image_folder.resolve()):
         raise DataError(
             f"masks to import: {str(source)!r} lies in the image folder, where its PNG files count as"
             " images; move it out"
@@ -166,7 +169,7 @@ def _shards_to_update(
     rows: Mapping[str, StoredRow], outdated: Sequence[ImageFile]
 ) -> Iterator[_PlannedShard]:
     """Yield the existing shards with rows of outdated images."""
-    images_by_shard: dict[Path, dict[str, ImageFile]] = {}
+    images_by_shard: dict[Place, dict[str, ImageFile]] = {}
     for file in outdated:
         images_by_shard.setdefault(rows[file.image_id].shard, {})[file.image_id] = file
     for path, images in sorted(images_by_shard.items()):

@@ -22,6 +22,7 @@ from sfss_ray.masks.sam.networks import (
     recognise_sam_type,
 )
 from sfss_ray.masks.sam.transformers_model import TransformersModel
+from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
 from sfss_ray.models.hub_cache import resolve_source
 from sfss_ray.models.huggingface_folder import (
     CONFIG,
@@ -29,6 +30,7 @@ from sfss_ray.models.huggingface_folder import (
     refuse_partial_file,
     with_configurations,
 )
+from sfss_ray.storage.places import ObjectPath, Place, parsed
 
 NetworkType = SamType | Literal["hf_sam", "sam2", "sam3"]
 NETWORK_TYPES: tuple[str, ...] = (*get_args(SamType), "hf_sam", "sam2", "sam3")
@@ -53,21 +55,24 @@ _OTHER_LAYOUTS = {
 }
 
 
-def resolve_checkpoint(checkpoint: Path | str) -> Path:
-    """Return the local path of a checkpoint, which may be a name on the Hugging Face Hub.
+def resolve_checkpoint(checkpoint: Place | str) -> Place:
+    """Return the place of a checkpoint, which may be a name on the Hugging Face Hub.
 
     Raises:
         CheckpointError: the name is not in the local cache.
         ConfigError: the name needs huggingface_hub, which is not installed.
     """
+    location = parsed(checkpoint)
+    if isinstance(location, ObjectPath):
+        return location
     try:
-        return resolve_source(checkpoint)
+        return resolve_source(location)
     except (CheckpointError, ConfigError) as error:
         raise _as_sam_checkpoint(error) from error.__cause__
 
 
 def load_promptable(
-    checkpoint: Path | str,
+    checkpoint: Place | str,
     network_type: str = "auto",
     device: torch.device | str = "cpu",
 ) -> Sam | TransformersModel:
@@ -75,7 +80,8 @@ def load_promptable(
 
     Args:
         checkpoint: a file of weights (torch.save or safetensors, of any floating type), a folder that
-            save_pretrained wrote, or the name of a model in the local cache of the Hugging Face Hub.
+            save_pretrained wrote, the address of either, or the name of a model in the local cache of
+            the Hugging Face Hub.
         network_type: the type that the checkpoint must contain: auto, vit_b, vit_l, vit_h, small
             (segment_anything), hf_sam, sam2 or sam3 (transformers).
         device: of the network.
@@ -91,7 +97,15 @@ def load_promptable(
         raise CheckpointError(
             f"sam_type is {network_type!r}; allowed are auto, {', '.join(NETWORK_TYPES)}"
         )
-    path = resolve_checkpoint(checkpoint)
+    location = resolve_checkpoint(checkpoint)
+    try:
+        with checkpoint_on_disk(location) as file:
+            return _load(Path(file), network_type, device)
+    except CheckpointError as error:
+        raise _as_sam_checkpoint(error) from error.__cause__
+
+
+def _load(path: Path, network_type: str, device: torch.device | str) -> Sam | TransformersModel:
     try:
         if path.is_dir():
             content = read_folder(path, _tensor_names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from sfss_ray.models.user_code.custom import with_empty_weights
 from sfss_ray.models.user_code.layers import torch_methods
 from sfss_ray.models.user_code.probing import in_full_precision
 from sfss_ray.models.user_code.wrapping import wrap_model
+from sfss_ray.storage.places import Place
 
 OWN_FAMILY = "a module of your own"
 
 
 def load_into_module(
-    content: Any, path: Path | str, module: nn.Module, card: CardLike, weights: SourceWeights
+    content: Any, path: Place | str, module: nn.Module, card: CardLike, weights: SourceWeights
 ) -> SourceModel:
     """Return a copy of a module with the weights of a checkpoint, wrapped as a source model.
 
@@ -62,7 +63,7 @@ def load_into_module(
             f" {report.unexpected[0]!r}",
         )
     model.load_report = dataclasses.replace(report, classes_from="the card", notes=notes)
-    model.facts = model.facts | {"file": Path(path).name}
+    model.facts = model.facts | {"file": PurePath(str(path)).name}
     return model
 
 

@@ -15,11 +15,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from sfss_ray.errors import DataError
-from sfss_ray.masks.bank import shards
 from sfss_ray.masks.bank.schema import shard_name, write_shard
-from sfss_ray.masks.bank.shards import folder_address, local_folder
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import region_records
+from sfss_ray.storage import object_errors, places
 
 RECIPE = {"source": "felzenszwalb", "sam_type": "", "knobs": {"felzenszwalb_scale": 300.0}}
 GOOGLE_STORAGE = Path(__file__).resolve().parents[2] / "helpers" / "google_storage.py"
@@ -131,19 +130,6 @@ def test_a_file_address_is_the_local_folder(folder):
     assert _have_same_masks(MaskStore(f"file://{folder}"), MaskStore(folder))
 
 
-@pytest.mark.parametrize(
-    ("argument", "address"),
-    [
-        (Path("s3://bank/masks"), "s3://bank/masks"),
-        ("gs://bank/masks", "gs://bank/masks"),
-        (Path("file:///data/masks"), "file:///data/masks"),
-        ("/data/masks", "/data/masks"),
-    ],
-)
-def test_an_address_made_a_path_is_restored(argument, address):
-    assert folder_address(argument) == address
-
-
 @pytest.mark.parametrize("address", ["s3x://bank/masks", "http://127.0.0.1/masks"])
 def test_an_unknown_kind_of_address_is_refused(address):
     with pytest.raises(DataError, match="s3://, gs:// or file://"):
@@ -159,14 +145,10 @@ def test_a_missing_bucket_is_refused_without_its_password(bucket):
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_a_server_that_does_not_answer_is_reported(scheme, monkeypatch):
     """Google's client would retry for 15 minutes."""
-    monkeypatch.setattr(shards, "_GOOGLE_RETRY_SECONDS", 1)
+    monkeypatch.setattr(places, "_GOOGLE_RETRY_SECONDS", 1)
+    monkeypatch.setattr(object_errors, "RETRY_SECONDS", 1)
     with pytest.raises(DataError, match=r"cannot be reached.*credentials"):
         MaskStore(f"{scheme}://bank/masks?scheme=http&endpoint_override=127.0.0.1:9")
-
-
-def test_nothing_is_written_to_an_address():
-    with pytest.raises(DataError, match="a disk that all nodes share"):
-        local_folder("s3://bank/masks")
 
 
 def _snippets(language: str) -> list[str]:
