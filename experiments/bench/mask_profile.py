@@ -111,8 +111,8 @@ class PartClock:
         durations = [self._between(start, end) for _, start, end, _ in self._marks]
         totals: dict[str, float] = {}
         for (part, _, _, children), duration in zip(self._marks, durations, strict=True):
-            own = duration - sum(durations[child] for child in children)
-            totals[part] = totals.get(part, 0.0) + own
+            duration -= sum(durations[child] for child in children)
+            totals[part] = totals.get(part, 0.0) + duration
         return totals
 
     def _between(self, start: Any, end: Any) -> float:
