@@ -242,9 +242,8 @@ class ConvProduct:
     ) -> None:
         weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C', C)
         self._weight, self._channels = weight.to(dtype), conv.out_channels
-        self._bias = None if conv.bias is None else conv.bias.repeat(4).to(dtype)
-        has_both = added is not None and self._bias is not None
-        self._added = added + self._bias if has_both else added
+        self._bias = bias = None if conv.bias is None else conv.bias.repeat(4).to(dtype)
+        self._added = added if added is None or bias is None else added + bias
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._added is None:
