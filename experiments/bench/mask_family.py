@@ -37,9 +37,8 @@ def family(options: Options, kind: str, size: str) -> dict[str, Any]:
         kind: hf_sam, sam2 or sam3.
         size: "small", or "published": SAM's ViT-B, SAM 2.1's tiny Hiera, SAM 3.
     """
-    model = _random_model(kind, size).to(options.device)
+    model = random_family_model(kind, size).to(options.device)
     wrapped = TransformersModel(model)
-    _calibrate(wrapped)
     images, side = camvid(options, options.images), _POINTS_PER_SIDE[size]
     reference, ours = _pipeline(wrapped, options, side), _generator(model, side)
     with quiet():
@@ -92,8 +91,11 @@ def _generator(model: Any, side: int) -> Any:
     return lambda image: [mask["segmentation"]["counts"] for mask in generator.generate(image)]
 
 
-def _random_model(kind: str, size: str, seed: int = 5, gain: float = 1.6) -> Any:
-    """Return a model whose masks have parts and borders, as mask_models.random_sam explains."""
+def random_family_model(kind: str, size: str, seed: int = 5, gain: float = 1.6) -> Any:
+    """Return a model whose masks have parts and borders, as mask_models.random_sam explains.
+
+    A share of PASSING of its candidates passes .88.
+    """
     torch.manual_seed(seed)
     model = _build(kind, size).eval().requires_grad_(False)
     decoder, generator = model.mask_decoder, torch.Generator().manual_seed(seed)
@@ -109,6 +111,7 @@ def _random_model(kind: str, size: str, seed: int = 5, gain: float = 1.6) -> Any
     for name in ("conv_s0", "conv_s1"):
         if hasattr(decoder, name):
             getattr(decoder, name).weight.mul_(0.2)
+    _calibrate(TransformersModel(model))
     return model
 
 

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR [--parts ...] [--device cuda]
     OMP_NUM_THREADS=1 python experiments/bench/masks.py --data DIR --parts family --only small
+    python experiments/bench/masks.py --parts profile --device cuda
 
 The benchmark uses one compute thread. It writes results/masks_DEVICE.md and .json. Parts that are not
 selected keep the rows of earlier runs. The text above the table states the simulated parts.
@@ -26,11 +27,12 @@ from mask_family import FAMILY, SIZES, family
 from mask_images import CAMVID, CITYSCAPES, Options
 from mask_memory import BATCHES, ENCODERS, memory_here, memory_of
 from mask_models import OBJECTS, PASSING
+from mask_profile import VARIANTS, profile, table
 from mask_skipping import SKIPPED_FROM, skipping
 from mask_speed import post_processing, small_image, whole_image
 from records import RESULTS, keep, markdown
 
-PARTS = ("same", "post", "image", "small", "memory", "bf16", "family", "skip")
+PARTS = ("same", "post", "image", "small", "memory", "bf16", "family", "skip", "profile")
 GPU_BATCHES = (64, 256, 1024)
 SIMULATED = (
     "Simulated: random weights have no masks of objects, so in `post`, `image` and `memory` the"
@@ -69,6 +71,10 @@ def measurements(
     for min_iou in SKIPPED_FROM:
         work = lambda min_iou=min_iou: skipping(options, min_iou)  # noqa: E731
         every.append(("skip", f"predicted IoU from {min_iou}", work))
+    for kind, who, batch, variant in _profiles(options.device):
+        arguments = (kind, who, batch, variant)
+        work = lambda arguments=arguments: profile(options, *arguments)  # noqa: E731
+        every.append(("profile", " ".join(map(str, arguments)), work))
     whole_name = any(name == only for _, name, _ in every)
     for selected in parts:
         for part, name, work in every:
@@ -83,6 +89,21 @@ def _whole_images(device: str) -> Iterator[tuple[str, str, int]]:
         for batch in (64,) if device == "cpu" else GPU_BATCHES:
             yield kind, "fp32", batch
             yield kind, "bf16", batch
+
+
+def _profiles(device: str) -> Iterator[tuple[str, str, int, str]]:
+    """Yield network, precision, points per batch and variant. A CPU always uses small batches."""
+    if device == "cpu":
+        for variant in ("eager", "gpu_code", "compile"):
+            yield "small", "fp32", 64, variant
+        yield "sam2", "fp32", 64, "eager"
+        yield "vit_b", "fp32", 64, "eager"
+        return
+    for who in ("fp32", "bf16"):
+        yield "vit_h", who, 1024, "eager"
+    for variant in VARIANTS[2:]:
+        for batch in (256, 1024):
+            yield "vit_h", "bf16", batch, variant
 
 
 def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
@@ -112,6 +133,7 @@ def text_of(rows: dict[str, dict[str, Any]], device: str) -> str:
         parts["skip"],
         _SKIP,
     )
+    lines += table(parts["profile"])
     lines += ["## Machines", "", *sorted({_facts(row) for row in rows.values()})]
     return "\n".join(lines) + "\n"
 

@@ -68,11 +68,12 @@ class FineFeatures:
     full: Tensor
 
     def rows(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return both in the order of the decoder's rows: (4 n, C / 4) and (16 n, C / 8)."""
+        """Return both in the order of the decoder's products: (1, n, C) and (1, 4 n, C / 2)."""
         half = self.half[0].unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, h, dy, w, dx)
         full = self.full[0].unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2))
-        rows = half.permute(1, 3, 2, 4, 0), full.permute(1, 4, 2, 5, 3, 6, 0)
-        return rows[0].flatten(0, 3).to(dtype), rows[1].flatten(0, 5).to(dtype)
+        half, full = half.permute(1, 3, 2, 4, 0), full.permute(1, 4, 2, 5, 3, 6, 0)
+        rows = half.flatten(2).flatten(0, 1), full.flatten(4).flatten(0, 3)
+        return rows[0][None].to(dtype), rows[1][None].to(dtype)
 
 
 class SharedImageDecoder:
@@ -98,8 +99,13 @@ class SharedImageDecoder:
         fine: FineFeatures | None = None,
     ) -> None:
         self._sam, self.embedding, self._dtype = sam, embedding, dtype
-        self._fine = None if fine is None else fine.rows(dtype)
         self._decoder: Any = sam.mask_decoder  # its layers are typed as plain modules
+        conv1, _, _, conv2, _ = self._decoder.output_upscaling
+        fine_rows = (None, None) if fine is None else fine.rows(dtype)
+        self._products = [
+            ConvProduct(conv, dtype, rows)
+            for conv, rows in zip((conv1, conv2), fine_rows, strict=True)
+        ]
         tokens = [self._decoder.iou_token.weight, self._decoder.mask_tokens.weight]
         # SAM 2 puts the token of its object score first.
         first = getattr(self._decoder, "obj_score_token", None)
@@ -179,13 +185,11 @@ class SharedImageDecoder:
 
     def _mask_rasters(self, mask_tokens: Tensor, keys: Tensor) -> Tensor:
         """Return logits (b, M, n * 16) of the multimask outputs of b points, 16 per position."""
-        conv1, norm, act1, conv2, act2 = self._decoder.output_upscaling
-        x = _conv_as_product(conv1, keys)
-        if self._fine is not None:
-            x = x + self._fine[0]
+        _, norm, act1, _, act2 = self._decoder.output_upscaling
+        first, second = self._products
+        x = first(keys)
         x = act1(layer_norm(x, norm.weight, norm.bias, norm.eps))
-        x = _conv_as_product(conv2, x)
-        x = act2(x if self._fine is None else x + self._fine[1])
+        x = act2(second(x))
         networks = self._decoder.output_hypernetworks_mlps[1:]
         pairs = zip(networks, mask_tokens.unbind(1), strict=True)
         filters = torch.stack([network(token) for network, token in pairs], dim=1)
@@ -221,13 +225,30 @@ def _passing(predicted_iou: Tensor, pred_iou_thresh: float | None) -> Tensor:
     return torch.nonzero(flat > pred_iou_thresh)[:, 0]
 
 
-def _conv_as_product(conv: nn.ConvTranspose2d, x: Tensor) -> Tensor:
-    """Apply a 2x2 transposed convolution with stride 2 as one matrix product.
+class ConvProduct:
+    """A 2x2 transposed convolution with stride 2 as one matrix product.
 
     Maps (b, n, C) to (b, 4 n, C'), with the pixel offsets (dy, dx) innermost.
+
+    Args:
+        conv: the convolution.
+        dtype: of the product.
+        added: (1, n, 4 C') rows of the image that every point adds to its own. The product starts from
+            them, which saves a pass over the decoder's largest arrays.
     """
-    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C', C)
-    channels = conv.out_channels
-    bias = None if conv.bias is None else conv.bias.repeat(4).to(x.dtype)
-    y = F.linear(x, weight.to(x.dtype), bias)
-    return y.unflatten(2, (-1, channels)).flatten(1, 2)
+
+    def __init__(
+        self, conv: nn.ConvTranspose2d, dtype: torch.dtype, added: Tensor | None = None
+    ) -> None:
+        weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C', C)
+        self._weight, self._channels = weight.to(dtype), conv.out_channels
+        self._bias = bias = None if conv.bias is None else conv.bias.repeat(4).to(dtype)
+        self._added = added if added is None or bias is None else added + bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._added is None:
+            y = F.linear(x, self._weight, self._bias)
+        else:
+            weight = self._weight.T.expand(len(x), -1, -1)
+            y = torch.baddbmm(self._added.expand(len(x), -1, -1), x, weight)
+        return y.unflatten(2, (-1, self._channels)).flatten(1, 2)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from random_sam import StockDecoder, random_sam
 from segment_anything.modeling import TwoWayTransformer
+from torch import nn
 
-from sfss_ray.masks.sam.decoder import SharedImageDecoder, embed_points
+from sfss_ray.masks.sam.decoder import ConvProduct, FineFeatures, SharedImageDecoder, embed_points
 from sfss_ray.masks.sam.upsample import RegionUpsampler
 
 
@@ -79,3 +80,29 @@ def test_points_are_embedded_as_by_the_prompt_encoder(sam):
     labels = torch.ones((50, 1), dtype=torch.int)
     stock, _ = sam.prompt_encoder(points=(points[:, None], labels), boxes=None, masks=None)
     assert torch.equal(embed_points(sam.prompt_encoder, points), stock)
+
+
+@pytest.mark.parametrize("n_points", [1, 3])
+def test_fine_features_are_added_after_each_convolution(n_points):
+    """SAM 2 adds finer features to the outputs of both 2x2 convolutions of stride 2."""
+    height, width = 3, 5
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator)
+
+    conv1, conv2 = nn.ConvTranspose2d(16, 8, 2, stride=2), nn.ConvTranspose2d(8, 4, 2, stride=2)
+    image, half = noise(n_points, 16, height, width), noise(1, 8, 2 * height, 2 * width)
+    full = noise(1, 4, 4 * height, 4 * width)
+    rows = FineFeatures(half=half, full=full).rows(torch.float32)
+    products = [
+        ConvProduct(conv, torch.float32, added)
+        for conv, added in zip((conv1, conv2), rows, strict=True)
+    ]
+    with torch.no_grad():
+        expected = conv2((conv1(image) + half).tanh()) + full
+        x = products[0](image.flatten(2).mT)
+        x = products[1](x.tanh())
+    pixels = x.view(n_points, height, width, 2, 2, 2, 2, 4).permute(0, 7, 1, 3, 5, 2, 4, 6)
+    actual = pixels.reshape(n_points, 4, 4 * height, 4 * width)
+    torch.testing.assert_close(actual, expected)
