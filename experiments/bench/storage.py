@@ -182,9 +182,10 @@ def _write(rates: dict[str, float], cold: tuple[float, float], turns: list[Any])
         f" {SIZE[1]}x{SIZE[0]}",
         "",
         "S3: moto's server, a process of this machine. Masks: Felzenszwalb regions, one actor, wall",
-        f"time. Steps: `adapt` with the embedded model, two crops of {CROP[1]}x{CROP[0]}, {STEPS} steps a",
-        f"turn, {TURNS} turns each, medians. Every step reads its images and masks. Cold: the node has no",
-        "copies. Warm: it has all of them. Share: median of the ratios of neighbouring turns.",
+        "time. Steps: `adapt` with the embedded model,"
+        f" two crops of {CROP[1]}x{CROP[0]}, {STEPS} steps a",
+        f"turn, {TURNS} turns each, medians. Every step reads its images and masks. Cold: the node",
+        "has no copies. Warm: it has all of them. Share: median of the ratios of neighbouring turns.",
         "",
         *markdown(
             ["", "disk", "S3, cold", "S3, warm", "warm / disk", "in processor time"],
