@@ -41,10 +41,11 @@ from sfss_ray.streets.scenes import write_streets
 from sfss_ray.train import samples
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
 
-SIZE = (512, 1024)
-IMAGES = 16
-STEPS = 12
-TURNS = 4
+SIZE = (256, 512)
+CROP = (128, 256)
+IMAGES = 8
+STEPS = 6
+TURNS = 3
 BUCKET = "bench"
 
 
@@ -123,7 +124,7 @@ def train(images: Place, masks: Place) -> tuple[float, float]:
             "train.evaluate_every": STEPS,
             "train.statistics_images": 0,
             "train.batch_size": 2,
-            "train.augment.crop_size": [256, 512],
+            "train.augment.crop_size": list(CROP),
         },
     )
     clock = Clock()
@@ -181,9 +182,10 @@ def _write(rates: dict[str, float], cold: tuple[float, float], turns: list[Any])
         f" {SIZE[1]}x{SIZE[0]}",
         "",
         "S3: moto's server, a process of this machine. Masks: Felzenszwalb regions, one actor, wall",
-        f"time. Steps: `adapt` with the embedded model, two crops of 512x256, {STEPS} steps a turn,",
-        f"{TURNS} turns each, medians. Every step reads its images and masks. Cold: the node has no",
-        "copies. Warm: it has all of them. Share: median of the ratios of neighbouring turns.",
+        "time. Steps: `adapt` with the embedded model,"
+        f" two crops of {CROP[1]}x{CROP[0]}, {STEPS} steps a",
+        f"turn, {TURNS} turns each, medians. Every step reads its images and masks. Cold: the node",
+        "has no copies. Warm: it has all of them. Share: median of the ratios of neighbouring turns.",
         "",
         *markdown(
             ["", "disk", "S3, cold", "S3, warm", "warm / disk", "in processor time"],

@@ -26,7 +26,7 @@ from sfss_ray.storage.places import ObjectPath, to_place
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """The folder of the copies, which is empty."""
-    folder = tmp_path / "cache"
+    folder = tmp_path / "object cache"  # that of bucket_address
     monkeypatch.setenv(object_cache.FOLDER_VARIABLE, str(folder))
     monkeypatch.setattr(object_cache._Downloads, "unchecked_bytes", None)
     return folder
