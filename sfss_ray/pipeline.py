@@ -16,6 +16,7 @@ from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.record import claim_inputs
 from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concept_stage import CONCEPT_FOLDER, make_concept_masks
 from sfss_ray.masks.existing import summarise_existing
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.regions import SamType
@@ -232,7 +233,15 @@ def _start_run(
         store, summary = _provide_masks(request, inputs, folder, progress)
         tracking.log_masks(summary)
         prepared = prepare_training(inputs, store, inputs.config).placed(folder)
-        yield _TrackedRun(request, inputs, prepared, summary, folder, tracking)
+        concepts = None
+        if inputs.concepts is not None:
+            concepts = make_concept_masks(
+                inputs.concepts, inputs.images, folder / CONCEPT_FOLDER, inputs.config, progress
+            )
+            prepared = prepared.with_concepts(concepts.folder)
+        yield _TrackedRun(
+            request, inputs, prepared, summary, folder, tracking=tracking, concepts=concepts
+        )
 
 
 def _provide_masks(

@@ -19,6 +19,7 @@ from sfss_ray.data.depth import White
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
+from sfss_ray.masks.bank.schema import CONCEPTS
 
 RegionSource = Callable[[np.ndarray], list[dict[str, Any]]]
 SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small", "hf_sam", "sam2", "sam3"]
@@ -54,6 +55,7 @@ NOTES = {
     "small_sam": "the small SAM shipped with this package, trained on drawn scenes alone",
     "felzenszwalb": "Felzenszwalb's graph segmentation: a classical segmenter, not SAM",
     IMPORTED: "made elsewhere and imported",
+    CONCEPTS: "SAM 3 prompted with class names",
 }
 
 
@@ -79,7 +81,7 @@ class RegionRecipe:
     source: str
     sam_type: str
     sam_sha256: str
-    knobs: dict[str, float]
+    knobs: dict[str, Any]
     precision: str = "fp32"
     white_level: float | None = None
     """Pixel value of white in images of more than 8 bits; None without such images."""
@@ -216,11 +218,17 @@ def build_region_source(
     from sfss_ray.masks.sam.loading import load_promptable
 
     assert checkpoint is not None
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    if recipe.source == CONCEPTS:
+        from sfss_ray.masks.concepts.class_masks import class_mask_source
+        from sfss_ray.masks.concepts.loading import load_concepts
+
+        return class_mask_source(load_concepts(checkpoint, device, dtype), **recipe.knobs)
     generator = AutomaticMaskGenerator(
         load_promptable(checkpoint, device=device),
         points_per_batch=points_per_batch,
         output_mode="coco_rle",
-        dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
+        dtype=dtype,
         **recipe.knobs,  # pyright: ignore[reportArgumentType]
     )
     return lambda image: [_record(mask) for mask in generator.generate(image)]

@@ -14,6 +14,7 @@ from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.record import claim_inputs, claim_run
 from sfss_ray.inputs.request import Request
+from sfss_ray.masks.concept_stage import CONCEPT_FOLDER, make_concept_masks
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
@@ -111,6 +112,11 @@ def train_student(
     config = inputs.config
     prepared = prepare_training(inputs, inputs.masks, config)
     folder = claim_inputs(request, inputs, progress)
+    if inputs.concepts is not None:
+        made = make_concept_masks(
+            inputs.concepts, inputs.images, folder / CONCEPT_FOLDER, config, progress
+        )
+        prepared = prepared.with_concepts(made.folder)
     with track_run(trackers, folder, config, progress) as tracking:
         return run_training(prepared, folder, config, progress, tracking.log_record)
 
@@ -184,6 +190,8 @@ def save_network(
         "source": Path(prepared.source.origin).name,
         "source_sha256": prepared.source.sha256,
     } | ({"white_level": white.value} if white else {})
+    if prepared.concepts and config.train.loss.concept_weight > 0:
+        model.facts["external_knowledge"] = "SAM 3 prompted with class names"
     save_model(path, model)
 
 

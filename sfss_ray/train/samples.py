@@ -25,6 +25,8 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.geometry import GEOMETRY_WIDTH
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concepts.score_maps import ConceptScores
+from sfss_ray.method.concept_evidence import CONCEPT_SCORES
 from sfss_ray.method.mask_space import MASK_GEOMETRY
 
 
@@ -72,7 +74,8 @@ class TargetSamples(Dataset):
     """Unlabelled crops: weak and strong view (3, H, W) uint8 and mask ids (H, W), one geometry.
 
     Without a mask folder all mask ids are 0. With `with_geometry` a sample also has `mask_geometry`, the
-    place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`.
+    place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`. With `concepts`
+    it has `concept_scores` (C, H, W) uint8, see `ConceptScores.crop`.
     """
 
     def __init__(
@@ -82,10 +85,11 @@ class TargetSamples(Dataset):
         augment: AugmentConfig,
         seed: int,
         with_geometry: bool = False,
+        concepts: ConceptScores | None = None,
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
-        self.with_geometry = with_geometry
+        self.with_geometry, self.concepts = with_geometry, concepts
         self._cache = _ArrayCache(len(self.images))
         self._geometry_cache = _ArrayCache(len(self.images))
 
@@ -106,6 +110,10 @@ class TargetSamples(Dataset):
             "image": index,
             "number": number,
         }
+        if self.concepts is not None:
+            pixels = geometry.nearest_pixels(image.shape[:2])
+            scores = self.concepts.crop(file.image_id, *pixels)
+            sample[CONCEPT_SCORES] = torch.from_numpy(scores)
         if self.with_geometry:
             sample[MASK_GEOMETRY] = self._mask_geometry(index)
         return sample

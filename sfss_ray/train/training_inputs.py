@@ -34,6 +34,8 @@ class Prepared:
     """Images that mIoU is reported on."""
     masks: str
     """Address of the mask folder."""
+    concepts: str = ""
+    """Folder of masks with classes; empty without them."""
 
     @property
     def classes(self) -> ClassSet:
@@ -44,13 +46,23 @@ class Prepared:
         """Return a copy whose source model workers can read. It is written to `folder` if needed."""
         return dataclasses.replace(self, source=self.source.placed(folder))
 
+    def with_concepts(self, folder: Path) -> Prepared:
+        """Return a copy with masks that have classes."""
+        return dataclasses.replace(self, concepts=str(folder))
+
     def task(self, config: Config) -> AdaptationTask:
         """Return the task of a training with this config."""
         from sfss_ray.train.adaptation import AdaptationTask
 
         source = self.source
         return AdaptationTask(
-            source.path, self.training, self.masks, config, source.carried, self.held_out
+            source.path,
+            self.training,
+            self.masks,
+            config,
+            source.carried,
+            self.held_out,
+            self.concepts,
         )
 
     @functools.cached_property

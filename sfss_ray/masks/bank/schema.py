@@ -41,6 +41,10 @@ MASK_TYPE = pa.struct(
         ("crop_box", pa.list_(pa.int32(), 4)),  # x, y, width, height
     ]
 )
+CLASS_MASK_TYPE = pa.struct([*MASK_TYPE, pa.field("class_id", pa.int32())])
+"""Type of a mask with a class; its score is `predicted_iou`."""
+CONCEPTS = "concepts"
+"""Source of masks with classes, in their recipe."""
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -58,10 +62,14 @@ SCHEMA = pa.schema(
 )
 
 
+CLASS_SCHEMA = SCHEMA.set(
+    SCHEMA.get_field_index("masks"), pa.field("masks", pa.list_(CLASS_MASK_TYPE))
+)
+
 # The columns that a resumed run reads are short, so that starting a decompressor for each of their
 # pieces would dominate: with zstd, reading 100,000 rows takes three times as long.
 _COMPRESSION = {name: "none" for name in SCHEMA.names if name != "masks"}
-_COMPRESSION |= {f"masks.list.element.{name}": "zstd" for name in MASK_TYPE.names}
+_COMPRESSION |= {f"masks.list.element.{name}": "zstd" for name in CLASS_MASK_TYPE.names}
 _COMPRESSION |= {
     f"masks.list.element.{name}.list.element": "zstd" for name in ("bbox", "point", "crop_box")
 }
@@ -88,7 +96,8 @@ def write_shard(
 
     Args:
         path: of the shard.
-        rows: a dict for each image; missing columns become null.
+        rows: a dict for each image; missing columns become null. Masks of the source concepts have a
+            class_id.
         recipe: of the masks, stored in the metadata.
         may_commit: called before the rename. If it returns False, nothing is written.
 
@@ -96,7 +105,8 @@ def write_shard(
         OutputError: the disk is full, or the folder cannot be written.
     """
     metadata = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({METADATA_KEY: metadata}))
+    schema = CLASS_SCHEMA if recipe.get("source") == CONCEPTS else SCHEMA
+    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({METADATA_KEY: metadata}))
     # The name contains the node: processes of several nodes may write the same shard.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
     # No string occurs twice, so the file is smaller and faster to read without dictionaries.
