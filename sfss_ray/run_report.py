@@ -215,9 +215,10 @@ def _mask_facts(run: MaskedRun) -> MaskFacts:
 
 def _external_facts(run: MaskedRun, config: Config) -> ExternalFacts | None:
     """Return what voted besides source model and masks."""
-    stage, made, weight = run.inputs.concepts, run.concepts, config.train.loss.concept_weight
-    if stage is None or made is None or weight == 0:
+    made, weight = run.concepts, config.train.loss.concept_weight
+    if made is None or weight == 0:
         return None
+    stage = made.stage
     return ExternalFacts(
         NOTES[CONCEPTS],
         path=str(stage.checkpoint),

@@ -13,6 +13,7 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.schema import CONCEPTS
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.concepts.prompts import class_prompts
@@ -50,6 +51,7 @@ class ConceptStage:
 class ConceptSummary:
     """Masks with classes after a run made them."""
 
+    stage: ConceptStage
     folder: Path
     images: int
     masks: int
@@ -69,7 +71,7 @@ def check_concepts(config: Config, classes: Sequence[str]) -> ConceptStage:
         CheckpointError: the network is missing or incomplete, takes no text, or lacks its tokenizer.
         ConfigError: the prompts cannot be read, one is too long, or a class has none.
     """
-    from sfss_ray.masks.concepts.loading import (
+    from sfss_ray.masks.concepts.concept_checkpoint import (
         concept_sha256,
         load_concepts,
         resolve_concept_checkpoint,
@@ -95,17 +97,27 @@ def make_concept_masks(
     config: Config,
     progress: ProgressSink,
 ) -> ConceptSummary:
-    """Make the masks with classes that `folder` lacks; see `mask_images`."""
+    """Make the masks with classes that `folder` lacks; see `mask_images`.
+
+    Raises:
+        DataError: every image has an error.
+    """
     started = time.monotonic()
     progress(stage.describe())
     mask_images(images, folder, stage.recipe, stage.checkpoint, config, progress)
     store = MaskStore(folder)
     image_ids = {image.image_id for image in images}
     failed = sorted(image_ids & store.errors.keys())
+    if len(failed) == len(image_ids):
+        raise DataError(
+            f"none of the {len(image_ids)} images has masks with classes; {failed[0]!r}:"
+            f" {store.errors[failed[0]]}"
+        )
     if failed:
         progress(
             f"concepts: {len(failed)} images have no masks with classes (first: {failed[0]!r}:"
             f" {store.errors[failed[0]]})"
         )
     seconds = time.monotonic() - started
-    return ConceptSummary(folder, len(image_ids), store.count(image_ids), seconds, len(failed))
+    num_masks = store.count(image_ids)
+    return ConceptSummary(stage, folder, len(image_ids), num_masks, seconds, len(failed))

@@ -221,7 +221,7 @@ def build_region_source(
     dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     if recipe.source == CONCEPTS:
         from sfss_ray.masks.concepts.class_masks import class_mask_source
-        from sfss_ray.masks.concepts.loading import load_concepts
+        from sfss_ray.masks.concepts.concept_checkpoint import load_concepts
 
         return class_mask_source(load_concepts(checkpoint, device, dtype), **recipe.knobs)
     generator = AutomaticMaskGenerator(

@@ -47,7 +47,8 @@ def concept_model(seed=5):
         text_config={
             "model_type": "clip_text_model", "vocab_size": 256, "hidden_size": 32,
             "intermediate_size": 64, "projection_dim": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "max_position_embeddings": 32,
+            "num_attention_heads": 2, "max_position_embeddings": 32, "bos_token_id": 87,
+            "eos_token_id": 88, "pad_token_id": 88,
         },
         geometry_encoder_config=layers,
         detr_encoder_config=layers,

@@ -27,7 +27,7 @@ def class_prompts(text: str, classes: Sequence[str]) -> ClassPrompts:
             two classes, leaves a class without a prompt, or skips all.
     """
     written = _written_prompts(text, classes)
-    prompts = {name: written.get(name, _own_prompt(name)) for name in classes}
+    prompts = {n: written[n] if n in written else _own_prompt(n) for n in classes}
     owners: dict[str, str] = {}
     for name, texts in prompts.items():
         for prompt in texts:

@@ -130,7 +130,8 @@ def _instances(outputs: Any, size: tuple[int, int], score_thresh: float) -> list
         scores = scores * outputs.presence_logits[0].float().sigmoid()
     chosen = (scores > score_thresh).nonzero()[:, 0]
     instances = []
-    for part in chosen.split(_MASKS_AT_ONCE):
+    for first in range(0, len(chosen), _MASKS_AT_ONCE):
+        part = chosen[first : first + _MASKS_AT_ONCE]
         shares = outputs.pred_masks[0, part].float().sigmoid()
         enlarged = F.interpolate(shares[None], size=size, mode="bilinear", align_corners=False)[0]
         masks = (enlarged > 0.5).cpu().numpy()
