@@ -182,6 +182,19 @@ def with_target_statistics(job: Job) -> Any:
 
 def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return student and teacher of the last step, and the curve of the student."""
+    from sfss_ray.train.weight_average import average_weights
+
+    weights, curve = train_networks(job)
+    networks = {name: source_network(job) for name in weights}
+    for name, network in networks.items():
+        share = job.config.train.source_share if name == "student" else 0.0
+        average = average_weights(weights[name], network.state_dict(), share)
+        network.load_state_dict(average)
+    return networks, curve
+
+
+def train_networks(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """Return the weights of student and teacher at the last step, and the curve of the student."""
     from sfss_ray.train.adaptation import AdaptationTask, adapt_student
     from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 
@@ -189,14 +202,11 @@ def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     task = AdaptationTask(job.pair.source_model, job.pair.images, masks, job.config)
     forget_other_runs(job)
     adapt_student(task, LocalRun(job.folder, job.device), examination(job))
-    state = load_state(job.folder)
-    networks = {}
-    for name in ("student", "teacher"):
-        networks[name] = source_network(job)
-        prefix = "segmenter."
-        networks[name].load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state[name].items() if k.startswith(prefix)}
-        )
+    state, prefix = load_state(job.folder), "segmenter."
+    networks = {
+        name: {k.removeprefix(prefix): v for k, v in state[name].items() if k.startswith(prefix)}
+        for name in ("student", "teacher")
+    }
     return networks, read_progress(job.folder)
 
 
@@ -297,12 +307,17 @@ def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int 
     return save_model(model, SourceModel(network, name, CAMVID_11, facts))
 
 
+def with_steps(pair: DomainPair, steps: int) -> DomainPair:
+    """Return the pair with another number of steps for every run."""
+    lengths = {"train.num_steps": steps, "pretrain.num_steps": steps}
+    return replace(pair, config=override(pair.config, lengths))
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run the missing jobs of a table, and write the table after every result."""
     pair = make_pair(arguments, arguments.device, arguments.jobs - 1)
     if arguments.steps:
-        steps = {"train.num_steps": arguments.steps, "pretrain.num_steps": arguments.steps}
-        pair = replace(pair, config=override(pair.config, steps))
+        pair = with_steps(pair, arguments.steps)
     table_rows = TABLES[arguments.table]
     rows = [row for row in table_rows if not arguments.rows or row.key in arguments.rows]
     for regions in {row.regions for row in rows if row.regions}:

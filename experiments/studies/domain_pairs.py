@@ -47,8 +47,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the recipes, one fo
 from camvid_day2dusk import DAY, DUSK, arrange, make_config
 
 REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
-BASE = SELF_TRAINING | {"train.batch_norm": "target"}
-"""Knobs shared by all rows."""
+BASE = SELF_TRAINING | {"train.batch_norm": "target", "train.source_share": 0.0}
+"""Knobs shared by all rows of the pairs of our own networks."""
 MILD_COLOURS = {
     "jitter": 0.3,
     "hue": 0.05,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sfss_ray.config.running import ComputeConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
+from sfss_ray.config.tree import Config
 from sfss_ray.errors import ConfigError
 
 SCORES = (
@@ -43,6 +44,30 @@ def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> 
             f"batch_size is {stage.batch_size}, {share} at a time on each of {workers} workers, and"
             f" augment.class_mix is {class_mix}: neighbours in the batch are mixed, so choose a multiple"
             f" of {2 * workers * parts}, or class_mix 0"
+        )
+
+
+def check_neighbour_space(config: Config, masks_have_embeddings: bool | None) -> None:
+    """Check that masks have the embeddings by which they are to be compared.
+
+    Args:
+        config: The whole config.
+        masks_have_embeddings: Of masks that exist; None where the run makes them.
+
+    Raises:
+        ConfigError: masks are compared by embeddings that they do not have.
+    """
+    loss = config.train.loss
+    if loss.neighbour_weight == 0 or loss.neighbour_space != "sam":
+        return
+    if masks_have_embeddings is None and not config.masks.embeddings:
+        raise ConfigError(
+            "neighbour_space is 'sam' but masks.embeddings is off: switch it on, or choose another space"
+        )
+    if masks_have_embeddings is False:
+        raise ConfigError(
+            "neighbour_space is 'sam' but the given masks have no embeddings: make masks with"
+            " masks.embeddings, or choose another space"
         )
 
 

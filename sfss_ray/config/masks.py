@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from sfss_ray.config.ranges import Common, Count, PositiveInt, Range, Share, check_knobs
+from sfss_ray.config.ranges import (
+    Common,
+    Count,
+    PositiveInt,
+    Range,
+    Research,
+    Share,
+    check_knobs,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class MaskConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the network. bf16 is faster on most GPUs and on CPUs that support it. It changes
     masks slightly (mean IoU 0.97 to 0.99, single masks less)."""
+    embeddings: Annotated[bool, Research] = False
+    """Store the mean embedding of the network's image encoder with each mask, for
+    train.loss.neighbour_space sam."""
     felzenszwalb_scale: Annotated[float, Range(0, above=True)] = 50.0
     """Felzenszwalb regions only: a larger scale gives larger regions. Small, pure ones vote better."""
     felzenszwalb_min_size: PositiveInt = 50

@@ -176,11 +176,11 @@ class LossConfig:
     neighbour_weight: Annotated[float, Range(0, 10), Research] = 0.0
     """pooled: weight of the opinion of the masks that are most like a mask in other images. The evidence
     of a mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""
-    neighbour_space: Annotated[Literal["geometry", "features", "both", "learned"], Research] = (
-        "geometry"
-    )
-    """What masks are compared by: place and size, the teacher's features, both, or an embedding of both
-    that is learned without class labels."""
+    neighbour_space: Annotated[
+        Literal["geometry", "features", "both", "learned", "sam"], Research
+    ] = "geometry"
+    """What masks are compared by: place and size, the teacher's features, both, an embedding of both
+    that is learned without class labels, or SAM's embedding (masks.embeddings)."""
     metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
     """learned: weight of the loss that trains the embedding. It pulls two views of a mask together, and
     pushes masks of other images away whose neighbours are of other classes."""
@@ -247,6 +247,10 @@ class TrainConfig:
     """Student of the result. last: that of the last step. best: that of the evaluation with the best
     label-free score on the held-out images, collapsed ones left out. Trials of a search keep the last,
     its final training follows this knob."""
+    source_share: Share = 0.25
+    """Share of the source model in the student of the result. Its weights and statistics are
+    (1 - source_share) * student + source_share * source. The source model remembers rare classes that a
+    student forgets. 0 is the student alone."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     pairs: PairConfig = field(default_factory=PairConfig)

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from sfss_ray.config import Config
-from sfss_ray.config.consistency import check_keep, check_stage, require_held_out, score_name
+from sfss_ray.config.consistency import (
+    check_keep,
+    check_neighbour_space,
+    check_stage,
+    require_held_out,
+    score_name,
+)
 from sfss_ray.config.space_check import check_space
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
@@ -226,6 +232,7 @@ def _check_settings(request: Request, survey: Survey) -> str:
     """Check settings that depend on each other or on the inputs; returns their description."""
     config = request.config
     check_stage(config.train, config.compute)
+    check_neighbour_space(config, survey.masks.has_embeddings if survey.masks else None)
     training, held_out = split_target_images(survey.images, survey.masks, config)
     if survey.images and not training:
         raise DataError(

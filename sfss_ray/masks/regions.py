@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
 from sfss_ray.masks.bank.schema import CONCEPTS
+
+if TYPE_CHECKING:
+    from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+    from sfss_ray.masks.sam.promptable import EncodedCrop
 
 RegionSource = Callable[[np.ndarray], list[dict[str, Any]]]
 SamType = Literal["auto", "vit_b", "vit_l", "vit_h", "small", "hf_sam", "sam2", "sam3"]
@@ -85,6 +90,8 @@ class RegionRecipe:
     precision: str = "fp32"
     white_level: float | None = None
     """Pixel value of white in images of more than 8 bits; None without such images."""
+    embeddings: bool = False
+    """Whether each mask has the mean embedding of the image encoder."""
     white_was_set: bool = False
     """Whether the user set it, so that it was not estimated from the images."""
 
@@ -151,11 +158,16 @@ def make_recipe(
     Raises:
         CheckpointError: the weights are missing, not of the SAM family, or of another type than
             `sam_type`.
-        ConfigError: region source and checkpoint contradict each other, or a layer of crops has no
-            points.
+        ConfigError: region source and checkpoint contradict each other, a layer of crops has no
+            points, or embeddings are asked of a source without a network.
     """
     source = choose_source(config, sam_checkpoint)
     if source == "felzenszwalb":
+        if config.embeddings:
+            raise ConfigError(
+                "masks.embeddings is on but felzenszwalb has no network that could embed: choose regions"
+                " sam or small_sam, or leave masks.embeddings out"
+            )
         return RegionRecipe(source, "", "", _knobs(config, _FELZENSZWALB_KNOBS)), None
     _require_points(config)
     from sfss_ray.masks.sam.loading import load_promptable, resolve_checkpoint, type_of_network
@@ -176,7 +188,8 @@ def make_recipe(
     if config.skip_covered_iou is not None:  # earlier releases had no such setting
         knobs["skip_covered_iou"] = config.skip_covered_iou
     sha256 = checkpoint_sha256(checkpoint)
-    return RegionRecipe(source, actual_type, sha256, knobs, config.precision), checkpoint
+    recipe = RegionRecipe(source, actual_type, sha256, knobs, config.precision)
+    return replace(recipe, embeddings=config.embeddings), checkpoint
 
 
 def _require_points(config: MaskConfig) -> None:
@@ -231,7 +244,20 @@ def build_region_source(
         dtype=dtype,
         **recipe.knobs,  # pyright: ignore[reportArgumentType]
     )
-    return lambda image: [_record(mask) for mask in generator.generate(image)]
+    if not recipe.embeddings:
+        return lambda image: [_record(mask) for mask in generator.generate(image)]
+    return partial(_generate_with_embeddings, generator)
+
+
+def _generate_with_embeddings(
+    generator: AutomaticMaskGenerator, image: np.ndarray
+) -> list[dict[str, Any]]:
+    from sfss_ray.masks.sam.mask_embeddings import add_embeddings
+
+    crops: list[EncodedCrop] = []
+    generator.on_encoded = crops.append
+    records = [_record(mask) for mask in generator.generate(image)]
+    return add_embeddings(records, crops[0], (image.shape[0], image.shape[1]))
 
 
 def _record(mask: dict[str, Any]) -> dict[str, Any]:

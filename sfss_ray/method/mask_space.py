@@ -1,4 +1,4 @@
-"""The space in which masks look for neighbours: place and size, features, or a learned embedding."""
+"""The space in which masks look for neighbours: geometry, features, or an embedding."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from sfss_ray.method.mask_evidence import MaskPixels
 
 MASK_GEOMETRY = "mask_geometry"
 """Name of the geometry (B, ids, GEOMETRY_WIDTH) of the masks in a batch, see `MaskStore.geometry`."""
+MASK_EMBEDDING = "mask_embedding"
+"""Name of the SAM embeddings (B, ids, C) of the masks in a batch, see `MaskStore.embeddings`."""
 GEOMETRY_WIDTH = 4
 EMBEDDING_WIDTH = 64
 _HIDDEN_WIDTH = 128
@@ -82,13 +84,17 @@ def describe_masks(
 
     Args:
         masks: Of the batch.
-        batch: `mask_ids` (B, H, W), `image` (B,) and MASK_GEOMETRY.
+        batch: `mask_ids` (B, H, W), `image` (B,) and MASK_GEOMETRY. With MASK_EMBEDDING that alone
+            describes the masks.
         space: What to add to the geometry, or to use instead of it. None is the geometry alone.
         features: (B, W, h, w), what `space` made of the teacher's features. None without a space.
     """
     numbers = masks.present()
     images = batch["image"][torch.div(numbers, masks.ids_per_image, rounding_mode="floor")]
     geometry = batch[MASK_GEOMETRY][:, : masks.ids_per_image].flatten(0, 1)[numbers]
+    if MASK_EMBEDDING in batch:
+        embeddings = batch[MASK_EMBEDDING][:, : masks.ids_per_image].flatten(0, 1)[numbers]
+        return DescribedMasks(numbers, images, geometry, (embeddings,))
     if space is None or features is None:
         return DescribedMasks(numbers, images, geometry, (geometry,))
     pooled = pool_cells(features, batch["mask_ids"], masks)[numbers]

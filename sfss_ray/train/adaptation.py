@@ -24,7 +24,7 @@ from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import CarriedModule
 from sfss_ray.train.batch_norm import NORM_LAYERS, read_statistics, set_batch_norm
-from sfss_ray.train.best_student import BestStudent
+from sfss_ray.train.best_student import BestStudent, copy_weights
 from sfss_ray.train.data_parallel import distribute, share_of
 from sfss_ray.train.gradients import Batch, Learner, Metrics, StepContext, split_batch
 from sfss_ray.train.loop import Schedule, run_loop
@@ -32,6 +32,7 @@ from sfss_ray.train.norm_choice import StatisticsImages, set_initial_statistics
 from sfss_ray.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from sfss_ray.train.run_state import STATISTICS_FILE, Run
 from sfss_ray.train.samples import TargetSamples, step_loader
+from sfss_ray.train.weight_average import averaged_with
 
 Watch = Callable[[Segmenter, Segmenter], dict[str, float]]
 """Scores student and teacher at each checkpoint. The scores are reported and never used for training."""
@@ -80,6 +81,7 @@ class Adaptation:
         self.task, self.run, self.watch = task, run, watch
         self.config = config = task.config.train
         source = task.load_source(run.device)
+        self.source_weights = copy_weights(source.network) if config.source_share > 0 else {}
         self.student = build_student(source.network, task.config, run.device)
         self.teacher = make_teacher(self.student)
         new_layers = [self.student.projection, self.student.mask_space]
@@ -89,15 +91,17 @@ class Adaptation:
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(source.classes), embedding_dim, config, run.device)
         augment = fit_crop(config.augment, source.network.size_multiple)
-        uses_concepts = task.concepts and config.loss.concept_weight > 0
+        asks_neighbours = config.loss.neighbour_weight > 0
         self.samples = TargetSamples(
             task.images,
             task.masks,
             augment,
             task.config.seed,
-            config.loss.neighbour_weight > 0,
-            ConceptScores(task.concepts, len(source.classes)) if uses_concepts else None,
+            with_geometry=asks_neighbours,
+            with_embeddings=asks_neighbours and config.loss.neighbour_space == "sam",
         )
+        if task.concepts and config.loss.concept_weight > 0:
+            self.samples.concepts = ConceptScores(task.concepts, len(source.classes))
         self.best = BestStudent()
 
     def initialize(self) -> None:
@@ -162,9 +166,13 @@ class Adaptation:
         return metrics
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Return the watch's scores of student and teacher, and keep them if they are the best."""
+        """Return the watch's scores of student and teacher, and keep them if they are the best.
+
+        The student is scored as it would be delivered, with the source model's share.
+        """
         student, teacher = self.student.segmenter.eval(), self.teacher.segmenter
-        scores = self.watch(student, teacher) if self.watch else {}
+        with averaged_with(self.source_weights, student, self.config.source_share):
+            scores = self.watch(student, teacher) if self.watch else {}
         if self.config.keep == "best":
             self.best.offer(step, scores, self.student, self.teacher)
         return scores

@@ -36,7 +36,7 @@ class BestStudent:
         if self._kept is not None and score < self._kept["score"]:
             return
         self._kept = {"step": step, "score": score}
-        self._kept |= {"student": _copy(student), "teacher": _copy(teacher)}
+        self._kept |= {"student": copy_weights(student), "teacher": copy_weights(teacher)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint, {} while nothing is kept."""
@@ -57,5 +57,6 @@ def kept_state(state: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     return (state[_KEY], "best") if _KEY in state else (state, "last")
 
 
-def _copy(network: nn.Module) -> dict[str, Tensor]:
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return a copy on the CPU of all weights and statistics, by name."""
     return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}

@@ -166,6 +166,8 @@ def save_network(
 ) -> None:
     """Write the student or teacher of a training as a model file, with the facts of the training.
 
+    The student gets the source model's share (`train.source_share`).
+
     Args:
         state: The training's last checkpoint. With `train.keep best` it also holds the best networks.
         name: The network to write.
@@ -175,11 +177,14 @@ def save_network(
     """
     from sfss_ray.models.model_file import save_model
     from sfss_ray.train.best_student import kept_state
+    from sfss_ray.train.weight_average import average_weights
 
     networks, which = kept_state(state)
     model = prepared.source.load()
     prefix = "segmenter."
     weights = {k.removeprefix(prefix): v for k, v in networks[name].items() if k.startswith(prefix)}
+    share = config.train.source_share if name == "student" else 0.0
+    weights = average_weights(weights, model.network.state_dict(), share)
     model.network.load_state_dict(weights)
     white = next((image.white for image in prepared.training if image.white), None)
     model.facts = {
@@ -189,7 +194,9 @@ def save_network(
         "seed": config.seed,
         "source": Path(prepared.source.origin).name,
         "source_sha256": prepared.source.sha256,
-    } | ({"white_level": white.value} if white else {})
+    }
+    model.facts |= {"source_share": share} if share else {}
+    model.facts |= {"white_level": white.value} if white else {}
     if prepared.concepts and config.train.loss.concept_weight > 0:
         model.facts["external_knowledge"] = "SAM 3 prompted with class names"
     save_model(path, model)

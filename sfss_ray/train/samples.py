@@ -27,7 +27,7 @@ from sfss_ray.masks.bank.geometry import GEOMETRY_WIDTH
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.concepts.score_maps import ConceptScores
 from sfss_ray.method.concept_evidence import CONCEPT_SCORES
-from sfss_ray.method.mask_space import MASK_GEOMETRY
+from sfss_ray.method.mask_space import MASK_EMBEDDING, MASK_GEOMETRY
 
 
 def image_of_sample(seed: int, number: int, num_images: int) -> int:
@@ -74,8 +74,12 @@ class TargetSamples(Dataset):
     """Unlabelled crops: weak and strong view (3, H, W) uint8 and mask ids (H, W), one geometry.
 
     Without a mask folder all mask ids are 0. With `with_geometry` a sample also has `mask_geometry`, the
-    place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`. With `concepts`
-    it has `concept_scores` (C, H, W) uint8, see `ConceptScores.crop`.
+    place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`; with
+    `with_embeddings` also `mask_embedding` (K + 1, C).
+
+    Attributes:
+        concepts: Scores of masks with classes. If set, a sample has `concept_scores` (C, H, W) uint8,
+            see `ConceptScores.crop`.
     """
 
     def __init__(
@@ -85,13 +89,15 @@ class TargetSamples(Dataset):
         augment: AugmentConfig,
         seed: int,
         with_geometry: bool = False,
-        concepts: ConceptScores | None = None,
+        with_embeddings: bool = False,
     ):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
-        self.with_geometry, self.concepts = with_geometry, concepts
+        self.with_geometry, self.with_embeddings = with_geometry, with_embeddings
+        self.concepts: ConceptScores | None = None
         self._cache = _ArrayCache(len(self.images))
         self._geometry_cache = _ArrayCache(len(self.images))
+        self._embedding_cache = _ArrayCache(len(self.images))
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = _sample_rng(self.seed, number)
@@ -116,6 +122,8 @@ class TargetSamples(Dataset):
             sample[CONCEPT_SCORES] = torch.from_numpy(scores)
         if self.with_geometry:
             sample[MASK_GEOMETRY] = self._mask_geometry(index)
+        if self.with_embeddings and self.store is not None:
+            sample[MASK_EMBEDDING] = self._mask_embedding(index, self.store)
         return sample
 
     def _mask_geometry(self, index: int) -> Tensor:
@@ -123,6 +131,11 @@ class TargetSamples(Dataset):
             return torch.zeros(1, GEOMETRY_WIDTH)
         store, image_id = self.store, self.images[index].image_id
         (rows,) = self._geometry_cache.get(index, lambda: (store.geometry(image_id),))
+        return torch.from_numpy(rows)
+
+    def _mask_embedding(self, index: int, store: MaskStore) -> Tensor:
+        image_id = self.images[index].image_id
+        (rows,) = self._embedding_cache.get(index, lambda: (store.embeddings(image_id),))
         return torch.from_numpy(rows)
 
     def _mask_ids(self, image_id: str, geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
@@ -225,10 +238,11 @@ def step_loader(
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples, after padding the images' geometry to the largest number of masks."""
-    if MASK_GEOMETRY not in samples[0]:
-        return default_collate(samples)
-    geometry = [sample[MASK_GEOMETRY] for sample in samples]
-    padded = pad_sequence(geometry, batch_first=True)
-    rest = [{k: v for k, v in sample.items() if k != MASK_GEOMETRY} for sample in samples]
-    return default_collate(rest) | {MASK_GEOMETRY: padded}
+    """Stack samples, after padding what describes masks to the largest number of masks."""
+    by_mask = [name for name in (MASK_GEOMETRY, MASK_EMBEDDING) if name in samples[0]]
+    padded = {
+        name: pad_sequence([sample[name] for sample in samples], batch_first=True)
+        for name in by_mask
+    }
+    rest = [{k: v for k, v in sample.items() if k not in by_mask} for sample in samples]
+    return default_collate(rest) | padded

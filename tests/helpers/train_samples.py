@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -92,6 +93,16 @@ def write_masks(folder: Path, masks_of: dict[str, list[np.ndarray]], size=(SIZE,
     ]
     write_shard(folder / "masks-0.parquet", rows, {"source": "drawn"})
     return folder
+
+
+def embed_masks(folder: Path, width: int = 12) -> None:
+    """Rewrite a folder of `write_masks` with a random embedding of each mask."""
+    rng = np.random.default_rng(0)
+    rows = pq.read_table(folder / "masks-0.parquet").to_pylist()
+    for row in rows:
+        for mask in row["masks"]:
+            mask["embedding"] = rng.normal(size=width).astype(np.float16).tolist()
+    write_shard(folder / "masks-0.parquet", rows, {"source": "drawn", "embeddings": True})
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from train_samples import (
     KEEPS_ALL,
     adaptation_task,
     assert_states_close,
+    embed_masks,
     flat_state,
     sharp_source,
     small_config,
@@ -114,6 +115,23 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
     records = read_progress(tmp_path / "parts")
     assert [r["step"] for r in records] == [3, 6]
     assert all(r["loss_ins"] > 0 for r in records)
+
+
+def test_masks_may_be_compared_by_stored_embeddings(source, tmp_path):
+    write_dataset(tmp_path / "data", count=4)
+    embed_masks(tmp_path / "data" / "masks")
+    config = small_config(
+        loss__mask_vote="pooled",
+        loss__neighbour_weight=1.0,
+        loss__neighbour_space="sam",
+        augment__class_mix=0.5,
+    )
+    task = adaptation_task(tmp_path / "data", source, config)
+    adapt_student(task, LocalRun(tmp_path / "run"))
+    (block,) = load_state(tmp_path / "run")["neighbours"]["blocks"]
+    stored = MaskStore(tmp_path / "data" / "masks").embeddings("0")[1:]
+    matches = (block[:, None] == torch.from_numpy(stored)).all(2).any(0)
+    assert matches.all()
 
 
 def test_only_norm_layers_learn_if_the_config_says_so(root, source, tmp_path):

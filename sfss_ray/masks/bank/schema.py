@@ -41,8 +41,6 @@ MASK_TYPE = pa.struct(
         ("crop_box", pa.list_(pa.int32(), 4)),  # x, y, width, height
     ]
 )
-CLASS_MASK_TYPE = pa.struct([*MASK_TYPE, pa.field("class_id", pa.int32())])
-"""Type of a mask with a class; its score is `predicted_iou`."""
 CONCEPTS = "concepts"
 """Source of masks with classes, in their recipe."""
 SCHEMA = pa.schema(
@@ -62,17 +60,34 @@ SCHEMA = pa.schema(
 )
 
 
-CLASS_SCHEMA = SCHEMA.set(
-    SCHEMA.get_field_index("masks"), pa.field("masks", pa.list_(CLASS_MASK_TYPE))
-)
 
 # The columns that a resumed run reads are short, so that starting a decompressor for each of their
 # pieces would dominate: with zstd, reading 100,000 rows takes three times as long.
 _COMPRESSION = {name: "none" for name in SCHEMA.names if name != "masks"}
-_COMPRESSION |= {f"masks.list.element.{name}": "zstd" for name in CLASS_MASK_TYPE.names}
+_COMPRESSION |= {f"masks.list.element.{name}": "zstd" for name in MASK_TYPE.names}
 _COMPRESSION |= {
     f"masks.list.element.{name}.list.element": "zstd" for name in ("bbox", "point", "crop_box")
 }
+
+
+CLASS_ID = "class_id"
+EMBEDDING = "embedding"
+"""Field of a mask with its mean embedding by the network, where the recipe asks for it."""
+
+
+def schema_of(recipe: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of shards of a recipe: SCHEMA, with what its masks have besides.
+
+    That is an embedding, or for the source CONCEPTS a `class_id` whose score is `predicted_iou`.
+    """
+    if recipe.get("source") == CONCEPTS:
+        mask_type = pa.struct([*MASK_TYPE, pa.field(CLASS_ID, pa.int32())])
+    elif recipe.get("embeddings"):
+        mask_type = pa.struct([*MASK_TYPE, (EMBEDDING, pa.list_(pa.float16()))])
+    else:
+        return SCHEMA
+    position = SCHEMA.get_field_index("masks")
+    return SCHEMA.set(position, pa.field("masks", pa.list_(mask_type)))
 
 
 def shard_name(image_ids: Iterable[str]) -> str:
@@ -105,8 +120,9 @@ def write_shard(
         OutputError: the disk is full, or the folder cannot be written.
     """
     metadata = json.dumps(dict(recipe) | {CODE_VERSION: __version__}, sort_keys=True)
-    schema = CLASS_SCHEMA if recipe.get("source") == CONCEPTS else SCHEMA
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({METADATA_KEY: metadata}))
+    table = pa.Table.from_pylist(
+        rows, schema=schema_of(recipe).with_metadata({METADATA_KEY: metadata})
+    )
     # The name contains the node: processes of several nodes may write the same shard.
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
     # No string occurs twice, so the file is smaller and faster to read without dictionaries.

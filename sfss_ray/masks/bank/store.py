@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from sfss_ray.masks.bank.cache import PaintedCache
 from sfss_ray.masks.bank.geometry import mask_geometry
 from sfss_ray.masks.bank.painted_runs import PaintedRuns
 from sfss_ray.masks.bank.painting import paint_image
-from sfss_ray.masks.bank.schema import content_from_row, read_shard
+from sfss_ray.masks.bank.schema import EMBEDDING, content_from_row, read_shard
 from sfss_ray.masks.bank.shards import (
     MovedRowError,
     Shard,
@@ -199,6 +200,35 @@ class MaskStore:
         """
         return mask_geometry(self._painted(image_id, "fine", None), self._num_masks[image_id])
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether its recipe stores an embedding with each mask."""
+        return bool((self.recipe or {}).get("embeddings"))
+
+    def embeddings(self, image_id: str) -> NDArray[np.float32]:
+        """Return the mean embedding of each mask of an image, (K + 1, C) by id, zeros at 0.
+
+        Raises:
+            DataError: the image has no row, or its masks have no embeddings.
+        """
+        if not self.has_embeddings:
+            raise DataError(
+                f"masks in {without_secret(self.folder)!r} have no embeddings: make them again with"
+                " masks.embeddings"
+            )
+        rows = self._read_embeddings(image_id)
+        width = len(rows[0]) if rows else self._embedding_width
+        return np.array([[0.0] * width, *rows], np.float32)
+
+    def _read_embeddings(self, image_id: str) -> list[list[float]]:
+        return self._read(image_id, lambda shard, row: _read_embeddings(shard, row, image_id))
+
+    @functools.cached_property
+    def _embedding_width(self) -> int:
+        """Numbers of an embedding, from the first image with a mask; 1 without any mask."""
+        with_masks = next((i for i in self.ids() if self._num_masks.get(i)), None)
+        return len(self._read_embeddings(with_masks)[0]) if with_masks else 1
+
     def id_crop(
         self,
         image_id: str,
@@ -240,6 +270,12 @@ class MaskStore:
 
 def _read_row(shard: Shard, row: int, image_id: str) -> dict[str, Any]:
     return _row_table(shard, row, image_id, _ROW_COLUMNS).to_pylist()[0]
+
+
+def _read_embeddings(shard: Shard, row: int, image_id: str) -> list[list[float]]:
+    column = f"masks.list.element.{EMBEDDING}.list.element"
+    (masks,) = _row_table(shard, row, image_id, ["image_id", column])["masks"].to_pylist()
+    return [mask[EMBEDDING] for mask in masks]
 
 
 def _row_table(shard: Shard, row: int, image_id: str, columns: list[str] | None = None) -> pa.Table:

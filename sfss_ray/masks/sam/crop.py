@@ -58,6 +58,7 @@ def encode_crop(
         device=sam.device,
         key_bytes=dtype.itemsize * embedding[0].numel(),
         reference=partial(ReferenceDecoder, sam, embedding) if is_exact else None,
+        embedding=embedding[0],
     )
 
 

@@ -14,7 +14,7 @@ If a caller replaced one of them (replaced_parts.py), the inherited methods run 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,8 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
     dtype: torch.dtype = torch.float32
     convention: str = "segment_anything"
     skip_covered_iou: float | None = None
+    on_encoded: Callable[[EncodedCrop], None] | None = None
+    """Called with each crop after the image encoder, the whole image first; not by stock calls."""
     _model: PromptableModel | None = None
     _resize: PillowResize | None = None
     _warned_topics: frozenset[str] = frozenset()
@@ -229,9 +231,7 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
                 " crop the image"
             )
         crops = [
-            CropRequest(
-                box, self.point_grids[layer], partial(_encode, model, image, box, self.dtype)
-            )
+            CropRequest(box, self.point_grids[layer], partial(self._encode, model, image, box))
             for box, layer in zip(boxes, layers, strict=True)
             if _has_pixels(model, box)
         ]
@@ -256,6 +256,13 @@ class AutomaticMaskGenerator(SamAutomaticMaskGenerator):
             )
         return masks.to_records(image_size, self.output_mode)
 
+    def _encode(self, model: PromptableModel, image: NDArray[Any], box: Box) -> EncodedCrop:
+        x0, y0, x1, y1 = box
+        encoded = model.encode(image[y0:y1, x0:x1], self.dtype)
+        if self.on_encoded is not None:
+            self.on_encoded(encoded)
+        return encoded
+
     def _promptable_model(self) -> PromptableModel:
         """Return the model; a Sam is that of the current predictor, which a caller may replace."""
         if self._model is not None:
@@ -270,13 +277,6 @@ def _has_pixels(model: PromptableModel, box: Box) -> bool:
     """Return whether a crop has a pixel at the network's size; tiny crops may have none."""
     x0, y0, x1, y1 = box
     return x1 > x0 and y1 > y0 and model.has_pixels(y1 - y0, x1 - x0)
-
-
-def _encode(
-    model: PromptableModel, image: NDArray[Any], box: Box, dtype: torch.dtype
-) -> EncodedCrop:
-    x0, y0, x1, y1 = box
-    return model.encode(image[y0:y1, x0:x1], dtype)
 
 
 def _replacement_warning(clause: str, dtype: torch.dtype) -> str:

@@ -61,6 +61,7 @@ class EncodedCrop:
         key_bytes: of the image positions of one point in the decoder.
         reference: makes a decoder with the reference's order of sums; None where masks differ by more
             than that, or where the decoder itself has this order.
+        embedding: (C, h, w) of the image encoder, the coarsest if there are several.
     """
 
     decoder: PointDecoder
@@ -72,6 +73,7 @@ class EncodedCrop:
     device: torch.device
     key_bytes: int
     reference: Callable[[], LogitDecoder] | None = None
+    embedding: Tensor | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:

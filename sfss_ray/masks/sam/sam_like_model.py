@@ -83,6 +83,7 @@ class SamLikeModel:
             mask_threshold=getattr(self.model, "mask_threshold", 0.0),
             device=device,
             key_bytes=dtype.itemsize * embedding[0].numel(),
+            embedding=embedding[0],
         )
 
     def _call(

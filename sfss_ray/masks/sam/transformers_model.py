@@ -80,6 +80,7 @@ class TransformersModel:
             device=self.device,
             key_bytes=dtype.itemsize * levels[-1].numel(),
             reference=partial(ModuleDecoder, partial(self._call, levels)) if is_exact else None,
+            embedding=levels[-1][0],
         )
 
     def _pixel_values(self, crop: NDArray[Any]) -> Tensor:

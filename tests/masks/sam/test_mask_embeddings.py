@@ -1,0 +1,129 @@
+"""Mean embeddings of masks: against loops over pixels, and from the shipped small SAM to a training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mask_rows import image_row, mask_record, write_rows
+from random_sam import LOOSE, drawn_image, random_sam
+
+from sfss_ray.config import MaskConfig, override
+from sfss_ray.config.consistency import check_neighbour_space
+from sfss_ray.config.tree import Config
+from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.regions import build_region_source, make_recipe
+from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+from sfss_ray.masks.sam.mask_embeddings import image_grid, mask_embeddings
+from sfss_ray.masks.sam.promptable import EncodedCrop
+
+
+def test_each_cell_counts_as_much_as_the_mask_covers_it():
+    grid = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    mask = np.zeros((12, 16), bool)
+    mask[2:9, 3:14] = True  # cells of 4x4 pixels, some covered in part
+    (embedding,) = mask_embeddings(grid, [mask_record(mask)["counts"]], mask.shape)
+    vectors = [grid[:, row // 4, column // 4] for row, column in np.argwhere(mask)]
+    np.testing.assert_allclose(embedding, np.mean(vectors, axis=0), atol=2e-3)
+    assert embedding.dtype == np.float16
+
+
+def test_an_image_of_another_size_than_the_grid_is_resampled_by_area():
+    grid = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
+    mask = np.zeros((5, 7), bool)
+    mask[:, 4:] = True  # columns 4.67 and above are the last cell's
+    (embedding,) = mask_embeddings(grid, [mask_record(mask)["counts"]], mask.shape)
+    inside = (4 + 2 / 3 - 4) / 3  # share of the mask in the middle cells
+    np.testing.assert_allclose(embedding[0], inside * 2.5 + (1 - inside) * 3.5, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("unpadded", "expected"),
+    [((256, 256), (32, 32)), ((256, 128), (32, 16)), ((100, 256), (13, 32))],
+)
+def test_the_padding_of_the_image_is_left_out(unpadded, expected):
+    embedding = torch.randn(8, 32, 32)
+    encoded = EncodedCrop(
+        decoder=None,  # pyright: ignore[reportArgumentType]
+        size=(50, 60),
+        upsampling_sizes=(256, unpadded, (50, 60)),
+        point_scale=(1.0, 1.0),
+        input_side=256,
+        mask_threshold=0.0,
+        device=torch.device("cpu"),
+        key_bytes=1,
+        embedding=embedding,
+    )
+    grid = image_grid(encoded)
+    assert grid.shape == (8, *expected)
+    np.testing.assert_array_equal(grid, embedding[:, : expected[0], : expected[1]].numpy())
+
+
+def test_the_generator_hands_over_the_encoder_s_own_embedding_and_the_same_masks():
+    sam, image = random_sam(), drawn_image()
+    options = {**LOOSE, "pred_iou_thresh": 1.0, "crop_n_layers": 1, "output_mode": "coco_rle"}
+    generator = AutomaticMaskGenerator(sam, **options)
+    plain = generator.generate(image)
+    crops: list[EncodedCrop] = []
+    generator.on_encoded = crops.append
+    again = generator.generate(image)
+    assert [m["segmentation"] for m in again] == [m["segmentation"] for m in plain]
+    assert len(crops) == 5
+    assert crops[0].size == image.shape[:2]
+    generator.predictor.set_image(image)
+    expected = generator.predictor.get_image_embedding()[0]
+    torch.testing.assert_close(crops[0].embedding, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_small_sam_stores_embeddings_that_a_store_returns(tmp_path):
+    config = MaskConfig(regions="small_sam", points_per_side=4, embeddings=True)
+    recipe, checkpoint = make_recipe(config, None)
+    assert recipe.as_dict()["embeddings"] is True
+    image = drawn_image()
+    records = build_region_source(recipe, checkpoint, 8, "cpu")(image)
+    plain_recipe, _ = make_recipe(MaskConfig(regions="small_sam", points_per_side=4), None)
+    assert "embeddings" not in plain_recipe.as_dict()
+    plain = build_region_source(plain_recipe, checkpoint, 8, "cpu")(image)
+    assert [r["counts"] for r in records] == [r["counts"] for r in plain]
+    row = {"image_id": "a", "path": "a.png", "error": None, "masks": records}
+    row |= {"height": image.shape[0], "width": image.shape[1]}
+    empty = row | {"image_id": "b", "masks": []}
+    write_shard(tmp_path / "masks-0.parquet", [row, empty], recipe.as_dict())
+    store = MaskStore(tmp_path)
+    assert store.has_embeddings
+    embeddings = store.embeddings("a")
+    assert embeddings.shape == (len(records) + 1, len(records[0]["embedding"]))
+    assert not embeddings[0].any()
+    np.testing.assert_array_equal(embeddings[1:], [r["embedding"] for r in records])
+    assert store.embeddings("b").shape == (1, embeddings.shape[1])
+    assert store.id_map("a").max() > 0
+
+
+def test_shards_without_embeddings_say_how_to_get_them(tmp_path):
+    mask = np.ones((4, 4), bool)
+    write_rows(tmp_path, [image_row("a", [mask])])
+    store = MaskStore(tmp_path)
+    assert not store.has_embeddings
+    with pytest.raises(
+        DataError, match=r"have no embeddings: make them again with masks\.embeddings"
+    ):
+        store.embeddings("a")
+
+
+def test_a_source_without_a_network_cannot_embed():
+    with pytest.raises(ConfigError, match=r"felzenszwalb has no network.*small_sam"):
+        make_recipe(MaskConfig(regions="felzenszwalb", embeddings=True), None)
+
+
+def test_masks_are_compared_by_embeddings_only_if_they_have_them():
+    space = {"train.loss.neighbour_weight": 1.0, "train.loss.neighbour_space": "sam"}
+    config = override(Config(), space)
+    with pytest.raises(ConfigError, match=r"masks\.embeddings is off: switch it on"):
+        check_neighbour_space(config, None)
+    with pytest.raises(ConfigError, match="the given masks have no embeddings"):
+        check_neighbour_space(override(config, {"masks.embeddings": True}), False)
+    check_neighbour_space(override(config, {"masks.embeddings": True}), None)
+    check_neighbour_space(config, True)
+    check_neighbour_space(override(config, {"train.loss.neighbour_weight": 0.0}), False)
