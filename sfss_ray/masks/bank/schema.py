@@ -60,7 +60,6 @@ SCHEMA = pa.schema(
 )
 
 
-
 # The columns that a resumed run reads are short, so that starting a decompressor for each of their
 # pieces would dominate: with zstd, reading 100,000 rows takes three times as long.
 _COMPRESSION = {name: "none" for name in SCHEMA.names if name != "masks"}
@@ -71,6 +70,7 @@ _COMPRESSION |= {
 
 
 CLASS_ID = "class_id"
+"""Field of a mask with the number of its class, where the source is CONCEPTS."""
 EMBEDDING = "embedding"
 """Field of a mask with its mean embedding by the network, where the recipe asks for it."""
 

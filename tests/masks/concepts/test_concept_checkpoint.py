@@ -102,7 +102,7 @@ def test_folders_without_text_prompts_are_refused_in_one_line(folder, spoil, mes
 
 def test_missing_weights_are_refused_in_one_line(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="holds config.json but no weights"):
+    with pytest.raises(CheckpointError, match=r"holds config\.json but no weights"):
         concept_sha256(folder)
     with pytest.raises(CheckpointError, match="cannot be loaded as transformers' Sam3Model"):
         load_concepts(folder)
@@ -114,7 +114,7 @@ def test_weights_that_lack_tensors_are_refused_in_one_line(folder):
     path = folder / "model.safetensors"
     state = {k: v for k, v in load_file(path).items() if not k.startswith("text_projection")}
     save_file(state, path, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="lacks 2 tensors .* first 'text_projection.bias'"):
+    with pytest.raises(CheckpointError, match=r"lacks 2 tensors .* first 'text_projection\.bias'"):
         load_concepts(folder)
 
 
