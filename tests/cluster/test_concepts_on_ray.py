@@ -16,6 +16,13 @@ from sfss_ray.report.tables import results_table
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("shared_cluster")]
 
 
+@pytest.fixture(scope="module")
+def masks(streets, tiny_config, shared_cluster, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masks")
+    sfss_ray.generate_masks(streets / "target" / "images", folder, config=tiny_config, progress=str)
+    return folder
+
+
 def test_masks_with_classes_vote_and_are_named_as_external(
     source_model, streets, masks, tiny_config, tmp_path
 ):
