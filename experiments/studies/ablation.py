@@ -40,7 +40,6 @@ from domain_pairs import DomainPair, camvid_day2dusk, cityscapes2camvid, streets
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
 from sfss_ray.errors import ConfigError
-from sfss_ray.masks.bank.schema import read_recipe
 from sfss_ray.masks.sam.networks import shipped_small_sam
 from sfss_ray.runtime.run_folder import write_json
 
@@ -82,9 +81,7 @@ class Job:
         if self.row.regions == "small_sam":
             facts["small_sam"] = file_sha256(shipped_small_sam())
         if self.row.external:
-            facts["concepts"] = read_recipe(
-                concept_row.concept_folder(self.pair) / "masks-0.parquet"
-            )
+            facts["concepts"] = concept_row.stored_recipe(self.pair)
         return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
 
     def depends_on(self, knob: str) -> bool:

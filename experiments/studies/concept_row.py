@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ablation_rows import USER_REGIONS, VOTE, Row
 from domain_pairs import DomainPair, row_of
@@ -49,16 +50,21 @@ def concept_folder(pair: DomainPair) -> Path:
     return pair.folder / "masks" / f"concepts-{len(pair.images)}"
 
 
+def stored_recipe(pair: DomainPair) -> dict[str, Any]:
+    """Return the recipe of the masks with classes of a pair, empty without any."""
+    return read_recipe(concept_folder(pair) / "masks-0.parquet") or {}
+
+
 def _make_masks(pair: DomainPair) -> None:
     """Make the masks with classes of all target images, unless the same recipe made them before."""
     stage = check_concepts(pair.config, pair.classes.classes)
-    shard = concept_folder(pair) / "masks-0.parquet"
     recipe = stage.recipe.as_dict()
-    stored = read_recipe(shard) or {}
+    stored = stored_recipe(pair)
     if all(stored.get(name) == value for name, value in recipe.items()):
         return
     points_per_batch = pair.config.masks.points_per_batch
     find_masks = build_region_source(stage.recipe, stage.checkpoint, points_per_batch, "cpu")
-    shard.parent.mkdir(parents=True, exist_ok=True)
+    folder = concept_folder(pair)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [row_of(file, lambda _, image: find_masks(image)) for file in pair.images]
-    write_shard(shard, rows, recipe)
+    write_shard(folder / "masks-0.parquet", rows, recipe)
