@@ -16,7 +16,6 @@ from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.record import claim_inputs
 from sfss_ray.inputs.request import Inputs, Request
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.concept_stage import CONCEPT_FOLDER, make_concept_masks
 from sfss_ray.masks.existing import summarise_existing
 from sfss_ray.masks.generate import mask_images
 from sfss_ray.masks.regions import SamType
@@ -31,7 +30,7 @@ from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.baseline import BASELINE_NAME, train_baseline
 from sfss_ray.train.launch import TrainResult, run_training
-from sfss_ray.train.training_inputs import prepare_training
+from sfss_ray.train.training_inputs import prepare_training, provide_concepts
 from sfss_ray.tune.search import SearchResult, run_search
 from sfss_ray.tune.search_record import trial_rows
 
@@ -233,12 +232,8 @@ def _start_run(
         store, summary = _provide_masks(request, inputs, folder, progress)
         tracking.log_masks(summary)
         prepared = prepare_training(inputs, store, inputs.config).placed(folder)
-        concepts = None
-        if inputs.concepts is not None:
-            concepts = make_concept_masks(
-                inputs.concepts, inputs.images, folder / CONCEPT_FOLDER, inputs.config, progress
-            )
-            prepared = prepared.with_concepts(concepts.folder)
+        concepts = provide_concepts(inputs, folder, progress)
+        prepared = prepared.with_concepts(concepts)
         yield _TrackedRun(
             request, inputs, prepared, summary, folder, tracking=tracking, concepts=concepts
         )

@@ -215,10 +215,10 @@ def _mask_facts(run: MaskedRun) -> MaskFacts:
 
 def _external_facts(run: MaskedRun, config: Config) -> ExternalFacts | None:
     """Return what voted besides source model and masks."""
-    made, weight = run.concepts, config.train.loss.concept_weight
-    if made is None or weight == 0:
+    concepts, weight = run.concepts, config.train.loss.concept_weight
+    if concepts is None or weight == 0:
         return None
-    stage = made.stage
+    stage = concepts.stage
     return ExternalFacts(
         NOTES[CONCEPTS],
         path=str(stage.checkpoint),
@@ -226,8 +226,8 @@ def _external_facts(run: MaskedRun, config: Config) -> ExternalFacts | None:
         prompts={name: list(texts) for name, texts in stage.prompts.items()},
         score_thresh=config.masks.concept_score_thresh,
         weight=weight,
-        images=made.images,
-        masks=made.masks,
+        images=concepts.images,
+        masks=concepts.masks,
     )
 
 

@@ -79,11 +79,7 @@ def generate_masks(
             pool.
     """
     config = config or Config()
-    if config.masks.concepts:
-        raise ConfigError(
-            f"masks.concepts is {config.masks.concepts!r}, but masks are made without a source model,"
-            " whose classes are the prompts: set it with adapt, tune or train"
-        )
+    _refuse_concepts(config)
     started = time.monotonic()
     images, notes = open_images(target_images, config)
     for note in notes:
@@ -100,6 +96,14 @@ def generate_masks(
     if strict:
         summary.require_all()
     return dataclasses.replace(summary, folder=folder)
+
+
+def _refuse_concepts(config: Config) -> None:
+    if config.masks.concepts:
+        raise ConfigError(
+            f"masks.concepts is {config.masks.concepts!r}, but masks are made without a source model,"
+            " whose classes are the prompts: set it with adapt, tune or train"
+        )
 
 
 def _check_pool(recipe: RegionRecipe, config: Config, progress: ProgressSink) -> None:

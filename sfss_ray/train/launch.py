@@ -14,7 +14,6 @@ from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.record import claim_inputs, claim_run
 from sfss_ray.inputs.request import Request
-from sfss_ray.masks.concept_stage import CONCEPT_FOLDER, make_concept_masks
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
@@ -25,7 +24,7 @@ from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.student_watch import StudentWatch
 from sfss_ray.train.trainer import TrainingJob, fit
-from sfss_ray.train.training_inputs import Prepared, prepare_training
+from sfss_ray.train.training_inputs import Prepared, prepare_training, provide_concepts
 
 if TYPE_CHECKING:
     from sfss_ray.train.pretraining_inputs import PretrainingInputs
@@ -105,6 +104,13 @@ def train_student(
         val_labels=val_labels,
     )
     check_trackers(trackers)
+    return _train_request(request, trackers, progress)
+
+
+def _train_request(
+    request: Request, trackers: Sequence[TrackerLike], progress: ProgressSink
+) -> TrainResult:
+    """Check the inputs of a request, claim its folder and train."""
     inputs = check_inputs(request)
     for note in inputs.notes:
         progress(note)
@@ -112,11 +118,7 @@ def train_student(
     config = inputs.config
     prepared = prepare_training(inputs, inputs.masks, config)
     folder = claim_inputs(request, inputs, progress)
-    if inputs.concepts is not None:
-        made = make_concept_masks(
-            inputs.concepts, inputs.images, folder / CONCEPT_FOLDER, config, progress
-        )
-        prepared = prepared.with_concepts(made.folder)
+    prepared = prepared.with_concepts(provide_concepts(inputs, folder, progress))
     with track_run(trackers, folder, config, progress) as tracking:
         return run_training(prepared, folder, config, progress, tracking.log_record)
 

@@ -14,7 +14,9 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.inputs.request import Inputs, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concept_stage import CONCEPT_FOLDER, ConceptSummary, make_concept_masks
 from sfss_ray.models.source import Source
+from sfss_ray.runtime.progress import ProgressSink
 
 if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Examination
@@ -46,9 +48,11 @@ class Prepared:
         """Return a copy whose source model workers can read. It is written to `folder` if needed."""
         return dataclasses.replace(self, source=self.source.placed(folder))
 
-    def with_concepts(self, folder: Path) -> Prepared:
-        """Return a copy with masks that have classes."""
-        return dataclasses.replace(self, concepts=str(folder))
+    def with_concepts(self, concepts: ConceptSummary | None) -> Prepared:
+        """Return a copy with masks that have classes; without any, this object."""
+        if concepts is None:
+            return self
+        return dataclasses.replace(self, concepts=str(concepts.folder))
 
     def task(self, config: Config) -> AdaptationTask:
         """Return the task of a training with this config."""
@@ -81,6 +85,14 @@ class Prepared:
         return Examination(
             self.classes, self.labelled, self.held_out, self.store.id_map, config.evaluation
         )
+
+
+def provide_concepts(inputs: Inputs, folder: Path, progress: ProgressSink) -> ConceptSummary | None:
+    """Make masks with classes below a run's folder, where the config names a network for them."""
+    if inputs.concepts is None:
+        return None
+    folder = folder / CONCEPT_FOLDER
+    return make_concept_masks(inputs.concepts, inputs.images, folder, inputs.config, progress)
 
 
 def prepare_training(inputs: Inputs, store: MaskStore, config: Config) -> Prepared:

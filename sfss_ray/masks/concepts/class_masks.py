@@ -48,16 +48,16 @@ def class_mask_source(
 
 def _record(class_id: int, instance: Instance) -> dict[str, Any]:
     height, width = instance.mask.shape
-    (top, bottom), (left, right) = (
+    (y0, y1), (x0, x1) = (
         np.flatnonzero(instance.mask.any(axis))[[0, -1]].tolist() for axis in (1, 0)
     )
-    region = instance.mask[top : bottom + 1, left : right + 1]
-    (counts,) = to_coco_strings(encode_masks([region], [(top, left)], (height, width)))
+    region = instance.mask[y0 : y1 + 1, x0 : x1 + 1]
+    (counts,) = to_coco_strings(encode_masks([region], [(y0, x0)], (height, width)))
     nan = float("nan")
     return {
         "counts": counts,
         "area": int(region.sum()),
-        "bbox": [left, top, right - left + 1, bottom - top + 1],
+        "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1],
         "predicted_iou": instance.score,
         "stability_score": nan,
         "point": [nan, nan],

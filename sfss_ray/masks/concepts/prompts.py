@@ -49,8 +49,8 @@ def _written_prompts(text: str, classes: Sequence[str]) -> ClassPrompts:
         if not colon:
             raise ConfigError(f"concept_prompts: {part!r} has no colon: {_FORM}")
         if name not in classes:
-            known = ", ".join(classes)
-            raise ConfigError(f"concept_prompts: there is no class {name!r}; allowed are {known}")
+            names = ", ".join(classes)
+            raise ConfigError(f"concept_prompts: there is no class {name!r}; allowed are {names}")
         if name in written:
             raise ConfigError(f"concept_prompts: class {name!r} is listed twice: list it once")
         if not prompts or (SKIP in prompts and len(prompts) > 1):
