@@ -77,7 +77,7 @@ def arrange(
             continue
         link = images / file.path.name
         if not link.exists():
-            link.symlink_to(file.path.absolute())
+            link.symlink_to(str(file.path.absolute()))
         label = labels / f"{file.image_id}.png"
         if not label.exists():
             ids = read_labels(camvid / "labels" / split / f"{file.image_id}.png")

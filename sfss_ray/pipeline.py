@@ -31,7 +31,7 @@ from sfss_ray.tracking.run_tracking import RunTracking, track_run
 from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.baseline import BASELINE_NAME, train_baseline
 from sfss_ray.train.launch import TrainResult, run_training
-from sfss_ray.train.training_inputs import prepare_training
+from sfss_ray.train.training_inputs import prepare_training, provide_concepts
 from sfss_ray.tune.search import SearchResult, run_search
 from sfss_ray.tune.search_record import trial_rows
 
@@ -235,8 +235,19 @@ def _start_run(
         store, summary = _provide_masks(request, inputs, folder, progress)
         tracking.log_masks(summary)
         prepared = prepare_training(inputs, store, inputs.config).placed(folder)
+        concepts = provide_concepts(inputs, folder, progress)
+        prepared = prepared.with_concepts(concepts)
         claim.require()
-        yield _TrackedRun(request, inputs, prepared, summary, folder, tracking, claim)
+        yield _TrackedRun(
+            request,
+            inputs,
+            prepared,
+            summary,
+            folder,
+            tracking=tracking,
+            concepts=concepts,
+            claim=claim,
+        )
 
 
 def _provide_masks(

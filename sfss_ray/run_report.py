@@ -15,14 +15,18 @@ from sfss_ray.evaluation.label_free import lost_variety
 from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.evaluation.verdict import judge
 from sfss_ray.inputs.check import Inputs, Request
+from sfss_ray.masks.bank.schema import CONCEPTS
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concept_stage import ConceptSummary
 from sfss_ray.masks.existing import has_masks_of
 from sfss_ray.masks.generate import mask_images
+from sfss_ray.masks.regions import NOTES
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.report.report_record import (
     IMPROVED,
     ClassSetFacts,
     Curve,
+    ExternalFacts,
     GroupFacts,
     ImageError,
     LabelFacts,
@@ -68,6 +72,8 @@ class MaskedRun:
     masks: MaskSummary
     folder: Place
     """The output folder."""
+    concepts: ConceptSummary | None = field(default=None, kw_only=True)
+    """Masks with classes, where the config names a network for them."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _mask_loader(
         masked_ids = {file.image_id for file in files if has_masks_of(store, file)}
         return lambda image_id: store.id_map(image_id) if image_id in masked_ids else None
     folder, weights = run.folder / "masks_of_pictures", run.inputs.region_weights
-    mask_images(files, folder, run.inputs.recipe, weights, config, progress)  # pyright: ignore[reportArgumentType]
+    mask_images(files, folder, run.inputs.recipe, weights, config, progress)
     return MaskStore(address_of(folder)).id_map
 
 
@@ -155,6 +161,8 @@ def describe_run(
     run, config, search = finished.run, finished.config, finished.search
     prepared, trained = run.prepared, finished.trained
     seconds = {"masks": run.masks.seconds, "train": trained.seconds}
+    if run.concepts is not None:
+        seconds["concepts"] = run.concepts.seconds
     seconds |= {name: result.seconds for name, result in finished.baselines.items()}
     seconds["evaluation"] = evaluation_seconds
     curves = {ADAPTED: trained} | dict(finished.baselines)
@@ -175,6 +183,7 @@ def describe_run(
             card=prepared.source.card.to_dict(),
         ),
         regions=_mask_facts(run),
+        external_knowledge=_external_facts(run, config),
         target=TargetFacts(images=run.masks.images, held_out=len(prepared.held_out)),
         labels=_label_facts(run, scores, oracle=search is not None and search.oracle),
         rows=_score_rows(scores, trained),
@@ -202,6 +211,24 @@ def _mask_facts(run: MaskedRun) -> MaskFacts:
     folder = str(to_place(store.folder)) if store is not None else None  # without a secret
     per_image = round(masks.masks / max(masks.images, 1), 1)
     return MaskFacts(masks.source, masks.note, masks.images, masks.masks, per_image, folder)
+
+
+def _external_facts(run: MaskedRun, config: Config) -> ExternalFacts | None:
+    """Return what voted besides source model and masks."""
+    concepts, weight = run.concepts, config.train.loss.concept_weight
+    if concepts is None or weight == 0:
+        return None
+    stage = concepts.stage
+    return ExternalFacts(
+        NOTES[CONCEPTS],
+        path=str(stage.checkpoint),
+        sha256=stage.recipe.sam_sha256,
+        prompts={name: list(texts) for name, texts in stage.prompts.items()},
+        score_thresh=config.masks.concept_score_thresh,
+        weight=weight,
+        images=concepts.images,
+        masks=concepts.masks,
+    )
 
 
 def _label_facts(run: MaskedRun, scores: dict[str, Score], oracle: bool) -> LabelFacts:

@@ -17,11 +17,13 @@ from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.label_formats import make_decoding
 from sfss_ray.evaluation.examination import Examination, Score
+from sfss_ray.masks.concept_stage import ConceptStage, ConceptSummary
+from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.masks.summary import MaskSummary
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.models.source import open_source
-from sfss_ray.report.report_record import IMPROVED, WORSE, Verdict, read_record
+from sfss_ray.report.report_record import IMPROVED, WORSE, ExternalFacts, Verdict, read_record
 from sfss_ray.run_report import (
     ADAPTED,
     SOURCE_ONLY,
@@ -107,6 +109,30 @@ def test_the_record_states_what_was_run(tmp_path):
     assert record.curves[0].points == tuple(curve)
     assert record.config == flatten(CONFIG)
     assert (record.trials, record.best_trial, record.oracle) == ((), None, False)
+
+
+def test_external_knowledge_is_recorded_where_it_voted(tmp_path):
+    knobs = {"prompts": {"pole": ["pole", "lamp"], "void": []}, "score_thresh": 0.5}
+    recipe = RegionRecipe("concepts", "sam3_concepts", "ab" * 32, knobs)
+    made = ConceptSummary(ConceptStage(recipe, Path("sam3")), tmp_path / "c", 4, 31, 2.04, 1)
+    run = replace(masked_run(tmp_path), concepts=made)
+    record = describe_run(finished(run), SCORES, 0)
+    assert record.external_knowledge == ExternalFacts(
+        name="SAM 3 prompted with class names",
+        path="sam3",
+        sha256="ab" * 32,
+        prompts=knobs["prompts"],
+        score_thresh=CONFIG.masks.concept_score_thresh,
+        weight=CONFIG.train.loss.concept_weight,
+        images=4,
+        masks=31,
+    )
+    assert record.seconds["concepts"] == 2.0
+    no_vote = override(CONFIG, {"train.loss.concept_weight": 0.0})
+    assert (
+        describe_run(replace(finished(run), config=no_vote), SCORES, 0).external_knowledge is None
+    )
+    assert describe_run(finished(masked_run(tmp_path)), SCORES, 0).external_knowledge is None
 
 
 def test_rows_hold_the_scores_and_the_agreement_of_the_training(tmp_path):

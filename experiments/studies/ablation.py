@@ -8,7 +8,8 @@ r"""Compare every method of the ablation on one pair of domains, with several se
 All rows start from the same source model and use the same images. They differ only in their knobs.
 Students are scored at their LAST step, with labels that are used for nothing else. Finished runs are not
 repeated, and interrupted runs resume. The script writes ablation_PAIR.json, .md and .png. `--table
-remedies` runs the attempts to gain more from masks, and writes remedies_PAIR.*.
+remedies` runs the attempts to gain more from masks, and writes remedies_PAIR.*. `--concepts FOLDER` adds
+rows of external knowledge, in which SAM 3 prompted with class names votes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import concept_row
 from ablation_rows import (
     BASELINE,
     CEILING,
@@ -78,12 +80,16 @@ class Job:
         }
         if self.row.regions == "small_sam":
             facts["small_sam"] = file_sha256(shipped_small_sam())
+        if self.row.external:
+            facts["concepts"] = concept_row.stored_recipe(self.pair)
         return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
 
     def depends_on(self, knob: str) -> bool:
         """Return whether a knob can change this result."""
         if knob.startswith("masks.felzenszwalb"):
             return self.row.regions == USER_REGIONS
+        if knob == concept_row.WEIGHT:
+            return self.row.external
         if knob.startswith(CONTRAST_KNOBS):
             return self.config.train.loss.contrast_weight > 0
         return knob.startswith("pretrain." if self.row == CEILING else "train.")
@@ -199,7 +205,10 @@ def train_networks(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, 
     from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 
     masks = job.pair.masks(job.row.regions or "felzenszwalb")
-    task = AdaptationTask(job.pair.source_model, job.pair.images, masks, job.config)
+    concepts = str(concept_row.concept_folder(job.pair)) if job.row.external else ""
+    task = AdaptationTask(
+        job.pair.source_model, job.pair.images, masks, job.config, concepts=concepts
+    )
     forget_other_runs(job)
     adapt_student(task, LocalRun(job.folder, job.device), examination(job))
     state, prefix = load_state(job.folder), "segmenter."
@@ -320,6 +329,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.steps:
         pair = with_steps(pair, arguments.steps)
     table_rows = TABLES[arguments.table]
+    if arguments.concepts:
+        pair = concept_row.with_concepts(pair, arguments.concepts, arguments.concept_prompts)
+        table_rows = (*table_rows, *concept_row.CONCEPT_ROWS)
     rows = [row for row in table_rows if not arguments.rows or row.key in arguments.rows]
     for regions in {row.regions for row in rows if row.regions}:
         print(f"masks: {regions}", flush=True)
@@ -380,6 +392,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="steps of every run, for a quick trial")
     parser.add_argument("--table", choices=list(TABLES), default="ablation")
     keys = list(dict.fromkeys(row.key for rows in TABLES.values() for row in rows))
+    keys += concept_row.add_concept_options(parser)
     parser.add_argument("--rows", nargs="*", choices=keys, help="rows to run (default: all)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
     parser.add_argument("--device", default="cpu")

@@ -39,6 +39,8 @@ class Row:
     name: str
     regions: str = ""
     knobs: dict[str, Any] = field(default_factory=dict)
+    external: bool = False
+    """Whether a network that learned class names elsewhere votes."""
 
 
 BASELINE = Row("source_only", "source-only")

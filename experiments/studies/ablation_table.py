@@ -59,6 +59,7 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         "knobs": knobs_of(row, pair),
+        **({"external": True} if row.external else {}),
     }
 
 
@@ -72,6 +73,7 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
         "mIoU in percent of the student at its last step, mean and standard deviation over seeds.",
         "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
         "Best step: the higher of two evaluations, half-way and at the end.",
+        *external_line(any(entry.get("external") for entry in table)),
         f"`{command(pair, name)}`. Source model"
         f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",
         "",
@@ -93,6 +95,16 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
             f" | {best:.1f} | {teacher} |"
         )
     return "\n".join([*lines, "", *_per_class(pair, table), ""])
+
+
+def external_line(is_external: bool) -> list[str]:
+    """Return the line of a table that names external knowledge, none without such a row."""
+    if not is_external:
+        return []
+    return [
+        "Rows named external knowledge also use SAM 3, which learned class names elsewhere. They do not"
+        " compare with the others as source-free adaptation."
+    ]
 
 
 def _per_class(pair: DomainPair, table: list[dict[str, Any]]) -> list[str]:

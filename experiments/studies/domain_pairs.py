@@ -115,7 +115,7 @@ class DomainPair:
         stored_recipe = read_recipe(shard) or {}
         if any(stored_recipe.get(name) != value for name, value in recipe.items()):
             folder.mkdir(parents=True, exist_ok=True)
-            write_shard(shard, [_row(file, find_masks) for file in self.images], recipe)
+            write_shard(shard, [row_of(file, find_masks) for file in self.images], recipe)
         return folder
 
     def _mask_finder(self, regions: str) -> tuple[Callable[[ImageFile, np.ndarray], list], dict]:
@@ -130,7 +130,7 @@ class DomainPair:
         return lambda file, _: region_records(self.instances(file)), recipe
 
 
-def _row(file: ImageFile, find_masks: Callable[[ImageFile, np.ndarray], list]) -> dict[str, Any]:
+def row_of(file: ImageFile, find_masks: Callable[[ImageFile, np.ndarray], list]) -> dict[str, Any]:
     image = read_image(file.path)
     row = {"image_id": file.image_id, "path": str(file.path), "error": None}
     return row | {

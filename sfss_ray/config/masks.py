@@ -62,6 +62,16 @@ class MaskConfig:
     """Felzenszwalb regions only: a larger scale gives larger regions. Small, pure ones vote better."""
     felzenszwalb_min_size: PositiveInt = 50
     """Felzenszwalb regions only: smallest region, in pixels of a 480x360 image (scaled to others)."""
+    concepts: str = ""
+    """Folder or Hub name of a SAM 3 that is prompted with class names. Its masks have classes and take
+    part in the vote (train.loss.concept_weight). It is external knowledge, and reports say so. Empty:
+    none."""
+    concept_prompts: str = ""
+    """Prompts of classes, such as "pole: pole, street lamp; void: -". Other classes are prompted with
+    their names. A class with the prompt - is not searched for."""
+    concept_score_thresh: Share = 0.5
+    """Lowest score of a mask with a class: the presence of the concept in the image times the score of
+    the mask."""
     max_pixels: PositiveInt = 200_000_000
     """Images with more pixels get a row with an error instead of masks. Raise it where every worker
     has enough memory."""

@@ -170,6 +170,9 @@ class LossConfig:
     """A mask votes for its pixels only if this share of them already has its class."""
     prior_power: Share = 0.25
     """Teacher probabilities are divided by their running class share to this power."""
+    concept_weight: Annotated[float, Range(0, 10)] = 0.5
+    """Weight of the masks with classes that masks.concepts gives, in the evidence of the vote. Without
+    them it has no effect."""
     neighbour_weight: Annotated[float, Range(0, 10), Research] = 0.0
     """pooled: weight of the opinion of the masks that are most like a mask in other images. The evidence
     of a mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""

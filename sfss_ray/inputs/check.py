@@ -32,6 +32,7 @@ from sfss_ray.inputs.module_check import check_module
 from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
 from sfss_ray.inputs.request import Inputs, Request, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concept_stage import ConceptStage, check_concepts
 from sfss_ray.masks.existing import open_masks
 from sfss_ray.masks.regions import RegionRecipe, make_recipe, note_of
 from sfss_ray.models.source import Source, open_source
@@ -57,6 +58,7 @@ class Survey:
     recipe: RegionRecipe | None = None
     region_weights: Place | None = None
     masks: MaskStore | None = None
+    concepts: ConceptStage | None = None
     device: str = "cpu"
     config: Config = field(default_factory=Config)
     """The request's config, with the crop size settled."""
@@ -103,6 +105,7 @@ class Survey:
             self.config,
             self.contents,
             tuple(self.notes),
+            self.concepts,
         )
 
 
@@ -131,6 +134,8 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
         survey.recipe, survey.region_weights = regions
     else:
         survey.masks = survey.check("masks", lambda: _check_masks(request, survey), None)
+    if request.config.masks.concepts:
+        survey.concepts = survey.check("concepts", lambda: _check_concepts(survey), None)
     survey.check("settings", lambda: (None, _check_settings(request, survey)), None)
     # The record of the output folder can be compared only once all inputs above are known.
     survey.check("output", lambda: (None, _check_output(request, survey)), None)
@@ -216,6 +221,13 @@ def _check_masks(request: Request, survey: Survey) -> tuple[MaskStore | None, st
     return store, f"{request.masks}: {count} masks of {len(survey.images)} images"
 
 
+def _check_concepts(survey: Survey) -> tuple[ConceptStage | None, str]:
+    if survey.source is None:
+        raise DataError("masks.concepts is prompted with the classes of the source model: give one")
+    stage = check_concepts(survey.config, survey.source.classes.classes)
+    return stage, stage.describe()
+
+
 def _check_settings(request: Request, survey: Survey) -> str:
     """Check settings that depend on each other or on the inputs; returns their description."""
     config = request.config
@@ -257,7 +269,8 @@ def _check_output(request: Request, survey: Survey) -> str:
 def _check_device(request: Request, survey: Survey) -> tuple[str, str]:
     config = request.config
     device, resources = check_cluster(config, is_search=request.kind == "tune")
-    if survey.recipe is not None and survey.recipe.is_network:
+    makes_masks = survey.recipe is not None and survey.recipe.is_network
+    if makes_masks or survey.concepts is not None:
         gpus = actor_gpus(config.compute, device)
         actor_demand("mask", config.compute.mask_actors, gpus).require(resources)
     description = f"{device} ({resources.describe()})"

@@ -61,6 +61,8 @@ def run_record(request: Request, inputs: Inputs) -> dict[str, Any]:
         "inputs.white_level": next((i.white.value for i in inputs.images if i.white), None),
         "inputs.labelled_images": len(inputs.labelled),
     }
+    if inputs.concepts is not None:
+        record["inputs.concepts_sha256"] = inputs.concepts.recipe.sam_sha256
     if inputs.recipe is not None:
         return record | {"inputs.sam_sha256": inputs.recipe.sam_sha256}
     assert inputs.masks is not None

@@ -12,6 +12,7 @@ from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage, split_held_out
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concept_stage import ConceptStage
 from sfss_ray.masks.regions import RegionRecipe, SamType
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike
@@ -67,6 +68,8 @@ class Inputs:
     """Contents of the input files by name, where a run is resumed."""
     notes: tuple[str, ...] = ()
     """Assumptions and choices, in lines for people."""
+    concepts: ConceptStage | None = None
+    """How masks with classes are made, where the config names a network for them."""
 
     @property
     def classes(self) -> ClassSet:

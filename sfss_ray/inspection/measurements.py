@@ -17,6 +17,7 @@ from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.inspection.cost_meter import MB, Cost, PeakMemory, timed
 from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.masks.concept_stage import ConceptStage
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.models.source import Source
 from sfss_ray.storage.places import Place
@@ -62,6 +63,31 @@ def measure_mask_generation(
         note = f"from {_FEW_POINTS_PER_SIDE**2} points; disk at most"
     mb_per_mask = _shard_mb(image, masks, recipe) / max(len(masks), 1)
     return Cost(seconds, peak.mb, mb_per_mask * max(mask_count, 1), note), masks
+
+
+def measure_concepts(stage: ConceptStage, image: np.ndarray, config: Config, device: str) -> Cost:
+    """Find the masks of one prompt in one image, and scale the time after the encoder to all prompts.
+
+    Args:
+        stage: How masks with classes are made.
+        image: uint8 (H, W, 3) RGB.
+        config: `masks.points_per_batch` is used.
+        device: 'cpu' or 'cuda'.
+    """
+    prompts = {name: list(texts) for name, texts in stage.prompts.items()}
+    count = sum(map(len, prompts.values()))
+    first = next(name for name, texts in prompts.items() if texts)
+    knobs = stage.recipe.knobs | {"prompts": {first: prompts[first][:1]}}
+    recipe = dataclasses.replace(stage.recipe, knobs=knobs)
+    with PeakMemory(device) as peak, _EncoderClock() as encoder:
+        points_per_batch = config.masks.points_per_batch
+        find_masks = build_region_source(recipe, stage.checkpoint, points_per_batch, device)
+        encoder.seconds = 0.0
+        seconds, masks = timed(lambda: find_masks(image))
+    per_prompt = max(seconds - encoder.seconds, 0.0)
+    disk_mb = count * _shard_mb(image, masks, recipe)
+    note = f"external knowledge, from 1 of {count} prompts"
+    return Cost(encoder.seconds + count * per_prompt, peak.mb, disk_mb, note)
 
 
 class _EncoderClock:

@@ -15,6 +15,7 @@ from sfss_ray.inputs.check import Survey
 from sfss_ray.inputs.request import Request, split_target_images
 from sfss_ray.inspection.cost_meter import limited_threads
 from sfss_ray.inspection.plan_result import Stage
+from sfss_ray.masks.concept_stage import CONCEPT_FOLDER
 from sfss_ray.masks.resume import images_to_do
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
@@ -39,6 +40,8 @@ class WorkCounts:
     """Labelled images."""
     trials: int
     """Trials of a search; 0 without one."""
+    concepts: int = 0
+    """Images whose masks with classes are still to be made."""
 
     @classmethod
     def of(cls, request: Request, survey: Survey) -> WorkCounts:
@@ -46,13 +49,16 @@ class WorkCounts:
         config = request.config
         _, held_out = split_target_images(survey.images, survey.masks, config)
         trials = config.tune.num_trials if request.kind == "tune" else 0
-        masks = 0
-        is_remote = isinstance(to_place(request.output_dir), ObjectPath)
+        masks = concepts = 0
+        output, max_pixels = to_place(request.output_dir), config.masks.max_pixels
+        is_remote = isinstance(output, ObjectPath)
+        if survey.concepts is not None and not is_remote:
+            recipe = survey.concepts.recipe.for_images(survey.images)
+            concepts = len(images_to_do(output / CONCEPT_FOLDER, recipe, survey.images, max_pixels))
         if survey.recipe is not None and request.masks is None and not is_remote:
-            folder = to_place(request.output_dir) / "masks"
-            max_pixels = config.masks.max_pixels
+            folder = output / "masks"
             masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))
-        return cls(masks, len(held_out), len(survey.labelled), trials)
+        return cls(masks, len(held_out), len(survey.labelled), trials, concepts)
 
 
 @dataclass
@@ -82,6 +88,7 @@ class StageEstimates:
         regions = "masks" if "masks" in {*survey.found, *survey.missing} else "regions"
         measurements: dict[str, tuple[Callable[[], Sequence[Stage]], list[str]]] = {
             "masks": (self._measure_masks, ["target images", regions]),
+            "concepts": (self._measure_concepts, ["target images", "source model", "concepts"]),
             "training": (
                 self._measure_training,
                 ["source model", "module", "target images", regions],
@@ -121,6 +128,30 @@ class StageEstimates:
         return [
             Stage(
                 name="masks",
+                units=count,
+                unit="images",
+                unit_seconds=cost.seconds,
+                at_once=max(1, min(pool_size, count)),
+                memory_mb=cost.memory_mb,
+                disk_mb=count * cost.disk_mb,
+                note=cost.note,
+            )
+        ]
+
+    def _measure_concepts(self) -> list[Stage]:
+        """Measure the masks with classes of one image, where the config names a network for them."""
+        from sfss_ray.inspection.measurements import measure_concepts
+
+        survey, config = self.survey, self.config
+        if survey.concepts is None:
+            return []
+        pool_size = _local_pool_size(self.device, config.compute.mask_actors)
+        image, count = survey.images[0].read(), self.counts.concepts
+        with limited_threads((os.cpu_count() or 1) // pool_size):
+            cost = measure_concepts(survey.concepts, image, config, self.device)
+        return [
+            Stage(
+                name="concepts",
                 units=count,
                 unit="images",
                 unit_seconds=cost.seconds,

@@ -17,6 +17,7 @@ from typing import Any
 from sfss_ray.config import ComputeConfig, Config
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.image_folder import open_images
+from sfss_ray.errors import ConfigError
 from sfss_ray.masks.actor import MaskActor, actor_spec
 from sfss_ray.masks.bank.claims import claim_folder, require_claim
 from sfss_ray.masks.bank.store import MaskStore
@@ -72,12 +73,14 @@ def generate_masks(
         DataError: the folder does not exist, or has no image or no readable image; with `strict`, an
             image cannot be read; the output folder is a file.
         CheckpointError: the SAM checkpoint is missing, damaged or of another type.
+        ConfigError: `masks.concepts` is set, which needs the classes of a source model.
         ResumeError: the folder contains masks of other weights, settings or images, or another run is
             making masks there.
         ClusterError: the cluster cannot be reached, has no GPU although one is required, or lost the
             pool.
     """
     config = config or Config()
+    _refuse_concepts(config)
     started = time.monotonic()
     images, notes = open_images(target_images, config)
     for note in notes:
@@ -94,6 +97,14 @@ def generate_masks(
     if strict:
         summary.require_all()
     return dataclasses.replace(summary, folder=folder)
+
+
+def _refuse_concepts(config: Config) -> None:
+    if config.masks.concepts:
+        raise ConfigError(
+            f"masks.concepts is {config.masks.concepts!r}, but masks are made without a source model,"
+            " whose classes are the prompts: set it with adapt, tune or train"
+        )
 
 
 def _check_pool(recipe: RegionRecipe, config: Config, progress: ProgressSink) -> None:

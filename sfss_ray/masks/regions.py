@@ -20,6 +20,7 @@ from sfss_ray.data.depth import White
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.run_lengths import encode_masks, to_coco_strings
+from sfss_ray.masks.bank.schema import CONCEPTS
 from sfss_ray.storage.places import Place
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ NOTES = {
     "small_sam": "the small SAM shipped with this package, trained on drawn scenes alone",
     "felzenszwalb": "Felzenszwalb's graph segmentation: a classical segmenter, not SAM",
     IMPORTED: "made elsewhere and imported",
+    CONCEPTS: "SAM 3 prompted with class names",
 }
 
 
@@ -85,7 +87,7 @@ class RegionRecipe:
     source: str
     sam_type: str
     sam_sha256: str
-    knobs: dict[str, float]
+    knobs: dict[str, Any]
     precision: str = "fp32"
     white_level: float | None = None
     """Pixel value of white in images of more than 8 bits; None without such images."""
@@ -237,11 +239,18 @@ def build_region_source(
     if recipe.source == "small_sam":  # the package lies elsewhere on another node
         checkpoint = shipped_small_sam()
     assert checkpoint is not None
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    if recipe.source == CONCEPTS:
+        from sfss_ray.masks.concepts.class_masks import class_mask_source
+        from sfss_ray.masks.concepts.concept_checkpoint import load_concepts
+
+        assert isinstance(checkpoint, Path), "networks that take text are folders on a disk"
+        return class_mask_source(load_concepts(checkpoint, device, dtype), **recipe.knobs)
     generator = AutomaticMaskGenerator(
         load_promptable(checkpoint, device=device),
         points_per_batch=points_per_batch,
         output_mode="coco_rle",
-        dtype=torch.bfloat16 if recipe.precision == "bf16" else torch.float32,
+        dtype=dtype,
         **recipe.knobs,  # pyright: ignore[reportArgumentType]
     )
     if not recipe.embeddings:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sfss_ray.config import LossConfig
 from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.method.collective import sum_over_workers
+from sfss_ray.method.concept_evidence import CONCEPT_SCORES, add_concepts
 from sfss_ray.method.contrast_net import ContrastNet, NetworkOutput
 from sfss_ray.method.mask_evidence import Evidence, MaskPixels
 from sfss_ray.method.mask_metric import MetricTargets
@@ -54,7 +55,8 @@ def predict_teacher(
     Args:
         teacher: In eval mode.
         batch: `weak` (B, 3, H, W) and `mask_ids` (B, H, W), 0 = no mask. To ask the masks' neighbours
-            also `image` (B,) and `mask_geometry` (B, ids, 4).
+            also `image` (B,) and `mask_geometry` (B, ids, 4). With masks that have classes also
+            `concept_scores` (B, C, H, W), see concept_evidence.py.
         memory: Its class prior is updated if `prior_power` is above 0, and its neighbours if asked.
         config: Views, vote and prior.
         first_part: False for the second and later parts of an accumulated batch.
@@ -106,10 +108,14 @@ def _gather_evidence(
         prediction: The teacher, and its output for the weak views.
     """
     rules_out = config.rule_out_weight > 0
-    if config.prior_power == 0 and config.mask_vote == "none" and not rules_out:
+    concepts = batch.get(CONCEPT_SCORES) if config.concept_weight > 0 else None
+    corrects = config.prior_power > 0 or concepts is not None
+    if config.mask_vote == "none" and not rules_out and not corrects:
         return None, None
     prior = memory.prior.share()
     evidence = Evidence.gather(full, batch["mask_ids"], prior, config.prior_power)
+    if concepts is not None:
+        evidence = add_concepts(evidence, concepts, config.concept_weight)
     if memory.neighbours is None:
         return evidence, None
     teacher, output = prediction

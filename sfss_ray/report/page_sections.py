@@ -230,6 +230,8 @@ def badges(record: RunRecord) -> list[Badge]:
     result = [Badge(f"{name}: {show_value(fact)}") for name, fact in facts if fact is not None]
     if record.regions and record.regions.source:
         result.append(_mask_badge(record.regions.source))
+    if record.external_knowledge is not None:
+        result.insert(0, Badge(record.external_knowledge.line(), is_warning=True))
     if record.used_oracle:
         result.insert(0, Badge("oracle: chosen with target labels", is_warning=True))
     return result

@@ -72,6 +72,29 @@ class MaskFacts:
 
 
 @dataclass(frozen=True)
+class ExternalFacts:
+    """Knowledge from outside source model, target images and class-agnostic masks."""
+
+    name: str = ""
+    """Such as SAM 3 prompted with class names."""
+    path: str = ""
+    """Of its weights."""
+    sha256: str = ""
+    prompts: dict[str, Any] = field(default_factory=dict)
+    """Class -> its prompts."""
+    score_thresh: float | None = None
+    weight: float | None = None
+    """In the vote, `train.loss.concept_weight`."""
+    images: int | None = None
+    masks: int | None = None
+    """Masks with classes."""
+
+    def line(self) -> str:
+        """Return the sentence that reports and tables show."""
+        return f"external knowledge: {self.name} voted on the pseudo-labels"
+
+
+@dataclass(frozen=True)
 class TargetFacts:
     """The unlabelled target images."""
 
@@ -218,6 +241,8 @@ class RunRecord:
     """All seeds, where the rows are means over several runs."""
     source_model: SourceModelFacts | None = None
     regions: MaskFacts | None = None
+    external_knowledge: ExternalFacts | None = None
+    """What voted on the pseudo-labels besides source model and masks; None where nothing did."""
     target: TargetFacts | None = None
     labels: LabelFacts = field(default_factory=LabelFacts)
     rows: tuple[ScoreRow, ...] = ()

@@ -82,6 +82,8 @@ def _heading(record: RunRecord) -> list[str]:
         lines.append("no labels given: all scores below are label-free")
     if record.labels.note:
         lines.append(f"WARNING: {record.labels.note}")
+    if record.external_knowledge is not None:
+        lines.append(record.external_knowledge.line().replace("external", "EXTERNAL", 1))
     if record.used_oracle:
         lines.append("ORACLE: target labels were used to choose the best trial")
     return lines

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sfss_ray.config import Config
 from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.masks.concepts.score_maps import ConceptScores
 from sfss_ray.method.collective import average_buffers
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.step import Memory, StepInfo, TeacherStudent, adaptation_losses
@@ -50,6 +51,8 @@ class AdaptationTask:
     """The source model's module without weights, where it is the user's own."""
     held_out: tuple[ImageFile, ...] = ()
     """Target images that are never trained on. BatchNorm statistics are compared on them."""
+    concepts: str = ""
+    """Folder of masks with classes; empty without them."""
 
     def load_source(self, device: torch.device) -> SourceModel:
         """Load the source model onto a device."""
@@ -98,6 +101,8 @@ class Adaptation:
             with_geometry=asks_neighbours,
             with_embeddings=asks_neighbours and config.loss.neighbour_space == "sam",
         )
+        if task.concepts and config.loss.concept_weight > 0:
+            self.samples.concepts = ConceptScores(task.concepts, len(source.classes))
         self.best = BestStudent()
 
     def initialize(self) -> None:

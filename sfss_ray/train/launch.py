@@ -26,7 +26,7 @@ from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 from sfss_ray.train.progress_tail import RecordSink
 from sfss_ray.train.student_watch import StudentWatch
 from sfss_ray.train.trainer import TrainingJob, fit
-from sfss_ray.train.training_inputs import Prepared, prepare_training
+from sfss_ray.train.training_inputs import Prepared, prepare_training, provide_concepts
 
 if TYPE_CHECKING:
     from sfss_ray.train.pretraining_inputs import PretrainingInputs
@@ -106,12 +106,20 @@ def train_student(
         val_labels=val_labels,
     )
     check_trackers(trackers)
+    return _train_request(request, trackers, progress)
+
+
+def _train_request(
+    request: Request, trackers: Sequence[TrackerLike], progress: ProgressSink
+) -> TrainResult:
+    """Check the inputs of a request, claim its folder and train."""
     inputs = check_inputs(request)
     prepared, config = _prepare(inputs, progress), inputs.config
     with (
         claimed_run(request, inputs, progress) as run,
         track_run(trackers, run.folder, config, progress) as tracking,
     ):
+        prepared = prepared.with_concepts(provide_concepts(inputs, run.folder, progress))
         return run_training(prepared, run.folder, config, progress, tracking.log_record)
 
 
@@ -199,6 +207,8 @@ def save_network(
     }
     model.facts |= {"source_share": share} if share else {}
     model.facts |= {"white_level": white.value} if white else {}
+    if prepared.concepts and config.train.loss.concept_weight > 0:
+        model.facts["external_knowledge"] = "SAM 3 prompted with class names"
     save_model(path, model)
 
 

@@ -25,6 +25,8 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.geometry import GEOMETRY_WIDTH
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concepts.score_maps import ConceptScores
+from sfss_ray.method.concept_evidence import CONCEPT_SCORES
 from sfss_ray.method.mask_space import MASK_EMBEDDING, MASK_GEOMETRY
 
 
@@ -74,6 +76,10 @@ class TargetSamples(Dataset):
     Without a mask folder all mask ids are 0. With `with_geometry` a sample also has `mask_geometry`, the
     place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`; with
     `with_embeddings` also `mask_embedding` (K + 1, C).
+
+    Attributes:
+        concepts: Scores of masks with classes. If set, a sample has `concept_scores` (C, H, W) uint8,
+            see `ConceptScores.crop`.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class TargetSamples(Dataset):
         self.images, self.augment, self.seed = list(images), augment, seed
         self.store = MaskStore(masks) if masks else None
         self.with_geometry, self.with_embeddings = with_geometry, with_embeddings
+        self.concepts: ConceptScores | None = None
         self._cache = _ArrayCache(len(self.images))
         self._geometry_cache = _ArrayCache(len(self.images))
         self._embedding_cache = _ArrayCache(len(self.images))
@@ -109,6 +116,10 @@ class TargetSamples(Dataset):
             "image": index,
             "number": number,
         }
+        if self.concepts is not None:
+            pixels = geometry.nearest_pixels(image.shape[:2])
+            scores = self.concepts.crop(file.image_id, *pixels)
+            sample[CONCEPT_SCORES] = torch.from_numpy(scores)
         if self.with_geometry:
             sample[MASK_GEOMETRY] = self._mask_geometry(index)
         if self.with_embeddings and self.store is not None:

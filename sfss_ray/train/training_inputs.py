@@ -13,7 +13,9 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.inputs.request import Inputs, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.masks.concept_stage import CONCEPT_FOLDER, ConceptSummary, make_concept_masks
 from sfss_ray.models.source import Source
+from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.storage.places import Place
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class Prepared:
     """Images that mIoU is reported on."""
     masks: str
     """Address of the mask folder."""
+    concepts: str = ""
+    """Folder of masks with classes; empty without them."""
 
     @property
     def classes(self) -> ClassSet:
@@ -44,13 +48,25 @@ class Prepared:
         """Return a copy whose source model workers can read. It is written to `folder` if needed."""
         return dataclasses.replace(self, source=self.source.placed(folder))
 
+    def with_concepts(self, concepts: ConceptSummary | None) -> Prepared:
+        """Return a copy with masks that have classes; without any, this object."""
+        if concepts is None:
+            return self
+        return dataclasses.replace(self, concepts=str(concepts.folder))
+
     def task(self, config: Config) -> AdaptationTask:
         """Return the task of a training with this config."""
         from sfss_ray.train.adaptation import AdaptationTask
 
         source = self.source
         return AdaptationTask(
-            source.path, self.training, self.masks, config, source.carried, self.held_out
+            source.path,
+            self.training,
+            self.masks,
+            config,
+            source.carried,
+            self.held_out,
+            self.concepts,
         )
 
     @functools.cached_property
@@ -69,6 +85,16 @@ class Prepared:
         return Examination(
             self.classes, self.labelled, self.held_out, self.store.id_map, config.evaluation
         )
+
+
+def provide_concepts(
+    inputs: Inputs, folder: Place, progress: ProgressSink
+) -> ConceptSummary | None:
+    """Make masks with classes below a run's folder, where the config names a network for them."""
+    if inputs.concepts is None:
+        return None
+    folder = folder / CONCEPT_FOLDER
+    return make_concept_masks(inputs.concepts, inputs.images, folder, inputs.config, progress)
 
 
 def prepare_training(inputs: Inputs, store: MaskStore, config: Config) -> Prepared:

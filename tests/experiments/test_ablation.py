@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from concept_models import save_concept_model
 
 pytestmark = pytest.mark.slow
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments" / "studies"
@@ -67,3 +68,19 @@ def test_a_checkpoint_of_others_is_scored_in_the_classes_of_camvid(tmp_path, sha
         "--pair cityscapes2camvid_dusk --data DIR --source-model espnet_p_2_q_8.pth"
     )
     assert len(record["rows"][0]["seeds"][0]["per_class"]) == 11
+
+
+def test_a_row_in_which_sam_3_votes_is_named_as_external_knowledge(tmp_path):
+    network = save_concept_model(tmp_path / "sam3")
+    rows = ["source_only", "pooled_vote", "concepts_felzenszwalb"]
+    words = ["--rows", *rows, "--seeds", "1", "--jobs", "1", "--concepts", str(network)]
+    output = run(tmp_path, *words)
+    assert "| A1 + pooled vote + SAM 3 prompted with class names (external knowledge) |" in output
+    assert "Rows named external knowledge also use SAM 3" in output
+    record = json.loads((tmp_path / "results" / "ablation_streets.json").read_text())
+    assert record["command"].endswith("--pair streets --concepts FOLDER")
+    base, vote, external = record["rows"]
+    assert ("external" in base, "external" in vote, external["external"]) == (False, False, True)
+    assert external["mean"] != vote["mean"]
+    plain = run(tmp_path, "--rows", *rows[:2], "--seeds", "1", "--jobs", "1")
+    assert "external" not in plain

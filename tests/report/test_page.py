@@ -24,6 +24,7 @@ from sfss_ray.report.pictures import Strip
 from sfss_ray.report.report_record import (
     WORSE,
     ClassSetFacts,
+    ExternalFacts,
     GroupFacts,
     ImageError,
     RunRecord,
@@ -161,6 +162,17 @@ def test_given_masks_are_named_with_their_folder(tmp_path):
     assert "imported (not SAM)" not in page
     assert "each, from /data/masks of amg" in page
     assert "each, from" not in write(tmp_path, adapt_report())
+
+
+def test_external_knowledge_is_named_at_the_top_and_among_the_facts(tmp_path):
+    facts = ExternalFacts("SAM 3 prompted with class names", "folder/sam3", "ab" * 32, masks=310)
+    page = write(tmp_path, adapt_report(external_knowledge=facts, curves=()))
+    top = page[: page.index('class="cards"')]
+    assert "external knowledge: SAM 3 prompted with class names voted" in top
+    assert "<th>external knowledge</th>" in page
+    assert "folder/sam3" in page
+    assert "310 masks with classes" in page
+    assert "external knowledge" not in page_of("adapt")
 
 
 def test_an_oracle_and_masks_without_sam_are_warned_of_at_the_top(tmp_path):

@@ -23,6 +23,7 @@ from sfss_ray.report.report_record import (
     IMPROVED,
     NO_EVIDENCE,
     WORSE,
+    ExternalFacts,
     RunRecord,
     ScoreRow,
     Verdict,
@@ -80,6 +81,13 @@ def test_badges_warn_of_oracles_and_of_regions_that_are_not_sam():
     assert Badge("masks: felzenszwalb (not SAM)", is_warning=True) in warned
     assert Badge("seeds: 0, 1") in warned
     assert badges(RunRecord(rows=(ScoreRow("a"),))) == []
+
+
+def test_a_badge_warns_of_external_knowledge():
+    facts = ExternalFacts("SAM 3 prompted with class names")
+    (first, *_) = badges(adapt_report(external_knowledge=facts))
+    text = "external knowledge: SAM 3 prompted with class names voted on the pseudo-labels"
+    assert first == Badge(text, is_warning=True)
 
 
 @pytest.mark.parametrize(

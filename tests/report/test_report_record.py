@@ -16,6 +16,7 @@ from sfss_ray.report.report_record import (
     WORSE,
     ClassLoss,
     Curve,
+    ExternalFacts,
     RunRecord,
     ScoreRow,
     TrialRow,
@@ -161,6 +162,18 @@ def test_an_oracle_is_known_from_the_search_or_from_the_labels():
     assert adapt_report(labels=used_for_choosing).used_oracle
     assert RunRecord(oracle=True).used_oracle
     assert not adapt_report().used_oracle
+
+
+def test_external_knowledge_is_a_part_of_the_file_only_where_there_is_some():
+    assert "external_knowledge" not in adapt_report().to_json()
+    facts = ExternalFacts(
+        "SAM 3 prompted with class names", "sam3", "ab" * 32,
+        {"pole": ["pole", "street lamp"], "void": []}, 0.5, 0.5, 96, 310,
+    )  # fmt: skip
+    record = adapt_report(external_knowledge=facts)
+    plain = record.to_json()["external_knowledge"]
+    assert plain["prompts"]["pole"] == ["pole", "street lamp"]
+    assert RunRecord.from_json(record.to_json()).external_knowledge == facts
 
 
 def test_curves_keep_quantities_that_are_not_known_here():

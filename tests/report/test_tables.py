@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from report_samples import adapt_report, change_trial, tune_report, unlabelled_report
 
-from sfss_ray.report.report_record import RunRecord, TrialRow
+from sfss_ray.report.report_record import ExternalFacts, RunRecord, TrialRow
 from sfss_ray.report.tables import MAX_WIDTH, per_class_table, results_table
 
 
@@ -47,6 +47,14 @@ def test_the_label_free_column_never_shows_the_miou_of_an_oracle():
     table = results_table(change_trial(report, 0, mask_information=None))
     assert lines_with(table, "trial 1")[0][-3:] == ["44.0", "-", "finished"]
     assert "ORACLE" in table
+
+
+def test_a_table_names_external_knowledge():
+    facts = ExternalFacts("SAM 3 prompted with class names")
+    line = "EXTERNAL knowledge: SAM 3 prompted with class names voted on the pseudo-labels"
+    assert line in results_table(adapt_report(external_knowledge=facts))
+    assert line in results_table(tune_report(external_knowledge=facts))
+    assert "EXTERNAL" not in results_table(adapt_report())
 
 
 def test_a_report_without_labels_says_that_its_scores_are_label_free():

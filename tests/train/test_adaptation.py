@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from train_samples import (
     CLASSES,
+    COLOURS,
     KEEPS_ALL,
     adaptation_task,
     assert_states_close,
     embed_masks,
     flat_state,
+    mask_rows,
     sharp_source,
     small_config,
     tile_labels,
@@ -32,6 +34,7 @@ from sfss_ray.errors import DataError, TrainingError
 from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.request import Request
+from sfss_ray.masks.bank.schema import CONCEPTS, write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.models.architectures import catalogue
@@ -39,7 +42,7 @@ from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.source import open_source
 from sfss_ray.train import adaptation
-from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+from sfss_ray.train.adaptation import Adaptation, AdaptationTask, adapt_student
 from sfss_ray.train.launch import save_network
 from sfss_ray.train.run_state import LocalRun, load_state, read_progress
 from sfss_ray.train.training_inputs import prepare_training
@@ -401,7 +404,8 @@ def test_teacher_follows_the_student_slowly(root, source, tmp_path):
 
 def test_the_task_contains_no_labels_and_no_source_data():
     names = [f.name for f in fields(AdaptationTask)]
-    assert names == ["source_model", "images", "masks", "config", "architecture", "held_out"]
+    networks, data = ["source_model", "architecture"], ["images", "masks", "held_out", "concepts"]
+    assert sorted(names) == sorted([*networks, *data, "config"])
 
 
 @pytest.mark.parametrize("spoil", ["removed", "of other classes"])
@@ -464,6 +468,61 @@ def test_an_accumulated_batch_trains_as_the_whole_batch(root, source, tmp_path):
     assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-5)
     (record,), (of_parts,) = (read_progress(tmp_path / name) for name in ("whole", "parts"))
     assert record["loss"] == pytest.approx(of_parts["loss"], rel=1e-5)
+
+
+def write_concepts(folder, root, seed=0):
+    """Masks with classes for each image but one: the true tiles of a class, with random scores."""
+    rng, rows = np.random.default_rng(seed), []
+    for image in list_images(root / "images")[1:]:
+        labels, masks = tile_labels(int(image.image_id)), []
+        for class_id in np.unique(labels).tolist():
+            (record,) = mask_rows([labels == class_id])
+            score = float(rng.uniform(0.5, 1))
+            masks.append(record | {"class_id": class_id, "predicted_iou": score})
+        row = {"image_id": image.image_id, "path": "", "error": None, "masks": masks}
+        rows.append(row | {"height": labels.shape[0], "width": labels.shape[1]})
+    folder.mkdir()
+    write_shard(folder / "masks-0.parquet", rows, {"source": CONCEPTS})
+    return folder
+
+
+def test_masks_with_classes_vote_and_without_weight_change_nothing(root, source, tmp_path):
+    folder = write_concepts(tmp_path / "concepts", root)
+
+    def losses(name, **changes):
+        config = small_config(num_steps=3, evaluate_every=1, loss__mask_vote="pooled", **changes)
+        task = adaptation_task(root, source, config)
+        if name != "none":
+            task = dataclasses.replace(task, concepts=str(folder))
+        adapt_student(task, LocalRun(tmp_path / name))
+        return [r["loss"] for r in read_progress(tmp_path / name)]
+
+    plain = losses("none")
+    assert losses("off", loss__concept_weight=0.0) == plain
+    voting = losses("on", loss__concept_weight=1.0)
+    assert voting != plain
+    parts = losses("parts", loss__concept_weight=1.0, accumulate=2)
+    assert np.isfinite([*voting, *parts]).all()
+
+
+def test_a_sample_has_the_scores_of_the_pixels_it_shows(root, source, tmp_path):
+    folder = write_concepts(tmp_path / "concepts", root)
+    config = small_config(loss__concept_weight=1.0)
+    task = dataclasses.replace(adaptation_task(root, source, config), concepts=str(folder))
+    samples = Adaptation(task, LocalRun(tmp_path / "run")).samples
+    for number in range(12):
+        sample = samples[number]
+        scores = sample["concept_scores"].numpy()
+        assert scores.shape == (len(CLASSES), *sample["mask_ids"].shape)
+        if task.images[sample["image"]] == list_images(root / "images")[0]:
+            assert not scores.any(), "no row of this image"
+            continue
+        assert ((scores > 0).sum(0) == 1).all(), "each pixel has one true class"
+        # The colours of the weak view are those of the class with a score.
+        colours = COLOURS[scores.argmax(0)].astype(float)
+        error = np.abs(sample["weak"].permute(1, 2, 0).numpy() - colours).mean()
+        assert error < 30
+        assert error < np.abs(sample["weak"].permute(1, 2, 0).numpy() - np.flip(colours, 0)).mean()
 
 
 # Recorded on a CPU; they change only with the method, its random draws or its defaults.

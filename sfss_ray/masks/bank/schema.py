@@ -43,6 +43,8 @@ MASK_TYPE = pa.struct(
         ("crop_box", pa.list_(pa.int32(), 4)),  # x, y, width, height
     ]
 )
+CONCEPTS = "concepts"
+"""Source of masks with classes, in their recipe."""
 SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -79,15 +81,23 @@ _WRITE_OPTIONS: dict[str, Any] = {
 }
 
 
+CLASS_ID = "class_id"
+"""Field of a mask with the number of its class, where the source is CONCEPTS."""
 EMBEDDING = "embedding"
 """Field of a mask with its mean embedding by the network, where the recipe asks for it."""
 
 
 def schema_of(recipe: Mapping[str, Any]) -> pa.Schema:
-    """Return the schema of shards of a recipe: SCHEMA, with an embedding per mask if it has them."""
-    if not recipe.get("embeddings"):
+    """Return the schema of shards of a recipe: SCHEMA, with what its masks have besides.
+
+    That is an embedding, or for the source CONCEPTS a `class_id` whose score is `predicted_iou`.
+    """
+    if recipe.get("source") == CONCEPTS:
+        mask_type = pa.struct([*MASK_TYPE, pa.field(CLASS_ID, pa.int32())])
+    elif recipe.get("embeddings"):
+        mask_type = pa.struct([*MASK_TYPE, (EMBEDDING, pa.list_(pa.float16()))])
+    else:
         return SCHEMA
-    mask_type = pa.struct([*MASK_TYPE, (EMBEDDING, pa.list_(pa.float16()))])
     position = SCHEMA.get_field_index("masks")
     return SCHEMA.set(position, pa.field("masks", pa.list_(mask_type)))
 
@@ -113,7 +123,8 @@ def write_shard(
 
     Args:
         path: of the shard.
-        rows: a dict for each image; missing columns become null.
+        rows: a dict for each image; missing columns become null. Masks of the source concepts have a
+            class_id.
         recipe: of the masks, stored in the metadata.
         may_commit: called before the rename. If it returns False, nothing is written.
 

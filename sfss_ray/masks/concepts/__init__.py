@@ -1,0 +1,1 @@
+"""Masks with classes, of a network that is prompted with class names."""
