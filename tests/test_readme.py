@@ -103,7 +103,9 @@ def test_documented_commands_are_understood(command, experiment, monkeypatch, tm
         assert "MISSING" in printed.out
     else:
         assert code == 2, printed
-        assert "does not exist" in printed.err
+        # The buckets of examples do not exist either, and their server may be out of reach.
+        has_address = any(word.startswith("s3://") for word in command.words)
+        assert "does not exist" in printed.err or (has_address and "cannot be" in printed.err)
 
 
 def test_the_cluster_takes_three_commands_and_no_shared_disk():

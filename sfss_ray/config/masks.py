@@ -10,7 +10,6 @@ from sfss_ray.config.ranges import (
     Count,
     PositiveInt,
     Range,
-    Research,
     Share,
     check_knobs,
 )
@@ -55,7 +54,7 @@ class MaskConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the network. bf16 is faster on most GPUs and on CPUs that support it. It changes
     masks slightly (mean IoU 0.97 to 0.99, single masks less)."""
-    embeddings: Annotated[bool, Research] = False
+    embeddings: bool = False
     """Store the mean embedding of the network's image encoder with each mask, for
     train.loss.neighbour_space sam."""
     felzenszwalb_scale: Annotated[float, Range(0, above=True)] = 50.0
