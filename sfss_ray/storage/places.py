@@ -15,15 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
-
-import pyarrow as pa
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, copy_files
 
 from sfss_ray.errors import DataError
 from sfss_ray.storage.object_errors import is_missing_bucket, meaning_of, patiently
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
+# pyarrow is imported where an address is used: a config is read without it.
+_FILE, _FOLDER, _NOT_FOUND = "File", "Directory", "NotFound"
+"""Names of pyarrow.fs.FileType."""
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
 _SECRET = re.compile(r"://[^/@]*@")
 _Given = TypeVar("_Given")
@@ -114,18 +117,20 @@ class ObjectPath:
 
     def exists(self) -> bool:
         """Return whether there is such an object or folder."""
-        return self._info().type != FileType.NotFound
+        return self._info().type.name != _NOT_FOUND
 
     def is_file(self) -> bool:
         """Return whether there is such an object."""
-        return self._info().type == FileType.File
+        return self._info().type.name == _FILE
 
     def is_dir(self) -> bool:
         """Return whether there is an object below this name."""
-        return self._info().type == FileType.Directory
+        return self._info().type.name == _FOLDER
 
     def require_bucket(self) -> None:
         """Raise OSError if the bucket is missing; one that may not be listed counts as there."""
+        from pyarrow.fs import FileSelector
+
         selector = FileSelector(_open_bucket(self.root, self.options)[1])
         try:
             patiently(lambda: self.filesystem.get_file_info(selector))
@@ -140,7 +145,7 @@ class ObjectPath:
             FileNotFoundError: there is no such object.
         """
         info = self._info()
-        if info.type != FileType.File:
+        if info.type.name != _FILE:
             raise FileNotFoundError(f"there is no object {str(self)!r}")
         return _status(info)
 
@@ -148,7 +153,7 @@ class ObjectPath:
         """Yield the objects and folders directly in this folder, by name."""
         for info in self._list(recursive=False):
             child = self / info.base_name
-            is_object = info.type == FileType.File
+            is_object = info.type.name == _FILE
             yield replace(child, listed=_status(info)) if is_object else child
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
@@ -159,7 +164,7 @@ class ObjectPath:
         """Yield all objects below this folder by name, with their status, from one listing."""
         bucket_length = len(_open_bucket(self.root, self.options)[1]) + 1
         for info in self._list(recursive=True):
-            if info.type == FileType.File:
+            if info.type.name == _FILE:
                 key, status = info.path[bucket_length:], _status(info)
                 yield ObjectPath(self.root, key, self.options, status), status
 
@@ -206,6 +211,8 @@ class ObjectPath:
         Raises:
             OSError: the file cannot be read, or the object cannot be written.
         """
+        from pyarrow.fs import copy_files
+
         patiently(lambda: copy_files(str(file), self._path, destination_filesystem=self.filesystem))
 
     def download(self, file: Path) -> None:
@@ -259,6 +266,8 @@ class ObjectPath:
         return patiently(lambda: self.filesystem.get_file_info(self._path))
 
     def _list(self, recursive: bool) -> list[FileInfo]:
+        from pyarrow.fs import FileSelector
+
         selector = FileSelector(self._path, allow_not_found=True, recursive=recursive)
         infos = patiently(lambda: self.filesystem.get_file_info(selector))
         return sorted(infos, key=lambda info: info.path)
@@ -364,6 +373,9 @@ def _status(info: FileInfo) -> ObjectStatus:
 @lru_cache(maxsize=64)
 def _open_bucket(root: str, options: str) -> tuple[FileSystem, str]:
     """Return the file system of a bucket, and the bucket's path in it."""
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
     scheme = root.partition(":")[0]
     if scheme in _GOOGLE and "retry_limit_seconds=" not in options:
         options = "&".join(filter(None, (options, f"retry_limit_seconds={_GOOGLE_RETRY_SECONDS}")))

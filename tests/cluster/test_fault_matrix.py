@@ -39,7 +39,7 @@ KNOBS = {
     "train.evaluate_every": 1,
     "evaluation.held_out_share": 0.2,
     "evaluation.pictures": 0,
-    "tune.num_trials": 2,
+    "tune.num_trials": 1,
     "tune.early_stopping": False,
     "tune.space": ["train.optim.learning_rate=log:0.00001..0.0001"],
     "compute.concurrent_trials": 1,

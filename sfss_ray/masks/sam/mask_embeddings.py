@@ -31,7 +31,7 @@ def image_grid(encoded: EncodedCrop) -> NDArray[np.float32]:
     return embedding[:, :height, :width]
 
 
-def mask_embeddings(
+def embed_masks(
     grid: NDArray[np.float32], counts: list[str], size: tuple[int, int]
 ) -> NDArray[np.float16]:
     """Return the mean of an image's embedding over each mask, (K, C).
@@ -62,5 +62,5 @@ def add_embeddings(
 ) -> list[dict[str, Any]]:
     """Return records of masks with their `embedding`, a list of C numbers each."""
     counts = [record["counts"] for record in records]
-    embeddings = mask_embeddings(image_grid(encoded), counts, size)
+    embeddings = embed_masks(image_grid(encoded), counts, size)
     return [r | {"embedding": e.tolist()} for r, e in zip(records, embeddings, strict=True)]

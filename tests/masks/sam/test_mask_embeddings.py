@@ -16,7 +16,7 @@ from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import build_region_source, make_recipe
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
-from sfss_ray.masks.sam.mask_embeddings import image_grid, mask_embeddings
+from sfss_ray.masks.sam.mask_embeddings import embed_masks, image_grid
 from sfss_ray.masks.sam.promptable import EncodedCrop
 
 
@@ -24,7 +24,7 @@ def test_each_cell_counts_as_much_as_the_mask_covers_it():
     grid = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
     mask = np.zeros((12, 16), bool)
     mask[2:9, 3:14] = True  # cells of 4x4 pixels, some covered in part
-    (embedding,) = mask_embeddings(grid, [mask_record(mask)["counts"]], mask.shape)
+    (embedding,) = embed_masks(grid, [mask_record(mask)["counts"]], mask.shape)
     vectors = [grid[:, row // 4, column // 4] for row, column in np.argwhere(mask)]
     np.testing.assert_allclose(embedding, np.mean(vectors, axis=0), atol=2e-3)
     assert embedding.dtype == np.float16
@@ -34,7 +34,7 @@ def test_an_image_of_another_size_than_the_grid_is_resampled_by_area():
     grid = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     mask = np.zeros((5, 7), bool)
     mask[:, 4:] = True  # columns 4.67 and above are the last cell's
-    (embedding,) = mask_embeddings(grid, [mask_record(mask)["counts"]], mask.shape)
+    (embedding,) = embed_masks(grid, [mask_record(mask)["counts"]], mask.shape)
     inside = (4 + 2 / 3 - 4) / 3  # share of the mask in the middle cells
     np.testing.assert_allclose(embedding[0], inside * 2.5 + (1 - inside) * 3.5, atol=0.02)
 
