@@ -13,7 +13,7 @@ from sfss_ray.config import Config
 from sfss_ray.errors import SfssError
 from sfss_ray.inputs.check import Survey
 from sfss_ray.inputs.request import Request, split_target_images
-from sfss_ray.inspection.cost_meter import limited_threads
+from sfss_ray.inspection.cost_meter import Cost, limited_threads
 from sfss_ray.inspection.plan_result import Stage
 from sfss_ray.masks.concept_stage import CONCEPT_FOLDER
 from sfss_ray.masks.resume import images_to_do
@@ -125,18 +125,7 @@ class StageEstimates:
             )
         self._masks += masks
         count = self.counts.masks
-        return [
-            Stage(
-                name="masks",
-                units=count,
-                unit="images",
-                unit_seconds=cost.seconds,
-                at_once=max(1, min(pool_size, count)),
-                memory_mb=cost.memory_mb,
-                disk_mb=count * cost.disk_mb,
-                note=cost.note,
-            )
-        ]
+        return [_pool_stage("masks", count, cost, pool_size)]
 
     def _measure_concepts(self) -> list[Stage]:
         """Measure the masks with classes of one image, where the config names a network for them."""
@@ -149,18 +138,7 @@ class StageEstimates:
         image, count = survey.images[0].read(), self.counts.concepts
         with limited_threads((os.cpu_count() or 1) // pool_size):
             cost = measure_concepts(survey.concepts, image, config, self.device)
-        return [
-            Stage(
-                name="concepts",
-                units=count,
-                unit="images",
-                unit_seconds=cost.seconds,
-                at_once=max(1, min(pool_size, count)),
-                memory_mb=cost.memory_mb,
-                disk_mb=count * cost.disk_mb,
-                note=cost.note,
-            )
-        ]
+        return [_pool_stage("concepts", count, cost, pool_size)]
 
     def _measure_training(self) -> list[Stage]:
         """Measure training steps; a search is many trainings, some of them at the same time."""
@@ -238,6 +216,20 @@ class StageEstimates:
                 note=f"{note}; {cost.note}",
             )
         ]
+
+
+def _pool_stage(name: str, count: int, cost: Cost, pool_size: int) -> Stage:
+    """Return the stage of a pool of actors, of the cost of one image."""
+    return Stage(
+        name=name,
+        units=count,
+        unit="images",
+        unit_seconds=cost.seconds,
+        at_once=max(1, min(pool_size, count)),
+        memory_mb=cost.memory_mb,
+        disk_mb=count * cost.disk_mb,
+        note=cost.note,
+    )
 
 
 def _local_pool_size(device: str, requested: int) -> int:
