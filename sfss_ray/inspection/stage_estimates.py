@@ -19,7 +19,7 @@ from sfss_ray.masks.concept_stage import CONCEPT_FOLDER
 from sfss_ray.masks.resume import images_to_do
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
-from sfss_ray.storage.places import ObjectPath, to_place
+from sfss_ray.storage.places import to_place
 
 _NETWORKS_SCORED = 4  # source-only, BatchNorm-only, student and teacher
 _CHECKPOINTS_KEPT = 2
@@ -51,11 +51,10 @@ class WorkCounts:
         trials = config.tune.num_trials if request.kind == "tune" else 0
         masks = concepts = 0
         output, max_pixels = to_place(request.output_dir), config.masks.max_pixels
-        is_remote = isinstance(output, ObjectPath)
-        if survey.concepts is not None and not is_remote:
+        if survey.concepts is not None:
             recipe = survey.concepts.recipe.for_images(survey.images)
             concepts = len(images_to_do(output / CONCEPT_FOLDER, recipe, survey.images, max_pixels))
-        if survey.recipe is not None and request.masks is None and not is_remote:
+        if survey.recipe is not None and request.masks is None:
             folder = output / "masks"
             masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))
         return cls(masks, len(held_out), len(survey.labelled), trials, concepts)
@@ -95,6 +94,8 @@ class StageEstimates:
             ),
             "evaluation": (self._measure_evaluation, ["source model", "module", "target images"]),
         }
+        if not self.config.masks.concepts:
+            del measurements["concepts"]
         for name, (measure, needed_inputs) in measurements.items():
             missing = [need for need in needed_inputs if need in survey.missing]
             if missing:

@@ -6,15 +6,20 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from object_storage import bucket_address, s3_options  # noqa: F401
 from plan_config import PLAN_CONFIG
 
 from sfss_ray.config import override
+from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError
 from sfss_ray.inputs.check import Survey, survey_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.inspection import measurements
 from sfss_ray.inspection.cost_meter import Cost
 from sfss_ray.inspection.stage_estimates import StageEstimates, WorkCounts
+from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.masks.regions import make_recipe
+from sfss_ray.storage.places import to_place
 from sfss_ray.streets.default import SOURCE_MODEL
 
 
@@ -58,6 +63,18 @@ def test_work_is_counted(streets, tmp_path: Path):
     assert counts == WorkCounts(masks=8, held_out=1, labelled=2, trials=5)
     request = request_of(streets, tmp_path / "out")
     assert WorkCounts.of(request, survey_inputs(request)).trials == 0
+
+
+def test_work_is_counted_at_an_address(streets, bucket_address):  # noqa: F811
+    request = request_of(streets, bucket_address.format("run"))
+    assert WorkCounts.of(request, survey_inputs(request)).masks == 8
+    images = list_images(streets / "target" / "images")
+    recipe, _ = make_recipe(PLAN_CONFIG.masks, None)
+    row = {"height": 4, "width": 4, "masks": [], "error": None}
+    rows = [row | {"image_id": file.image_id, "path": str(file.path)} for file in images[:3]]
+    folder = to_place(bucket_address.format("run/masks"))
+    write_shard(folder / "masks-0.parquet", rows, recipe.as_dict())
+    assert WorkCounts.of(request, survey_inputs(request)).masks == 5
 
 
 def test_an_adaptation_is_masks_a_training_and_evaluations(streets, tmp_path: Path):
