@@ -23,6 +23,7 @@ _NODES = (
     *_CLUSTER,
     "compute.wait_for_nodes_s",
     "compute.accelerator_type",
+    "compute.cache_gb",
     "compute.label_selector",
     "compute.ray_logs",
     "compute.ray_progress",
