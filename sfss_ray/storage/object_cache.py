@@ -162,7 +162,7 @@ def _making_copies() -> Iterator[None]:
 
 
 def _make_private_folder(folder: Path) -> None:
-    """Create a folder for this user alone: anybody may write to the folder of temporary files.
+    """Create a folder for this user alone: every user may write to the folder of temporary files.
 
     Raises:
         PermissionError: the folder of the copies belongs to another user.
