@@ -34,8 +34,8 @@ from ablation_rows import (
     USER_REGIONS,
     Row,
 )
-from ablation_table import knobs_of, write_results
-from domain_pairs import DomainPair, camvid_day2dusk, cityscapes2camvid, streets
+from ablation_table import identity_in_record, knobs_of, recorded_seeds, write_results
+from domain_pairs import DomainPair, camvid_day2dusk, camvid_source, cityscapes2camvid, streets
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import Config, flatten, override
@@ -43,7 +43,6 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.masks.sam.networks import shipped_small_sam
 from sfss_ray.runtime.run_folder import write_json
 
-SOURCE_STEPS = 3000
 FOREIGN = "cityscapes2camvid_"
 """Pairs whose source model is a checkpoint of others."""
 PAIRS = ("streets", "camvid_day2dusk", f"{FOREIGN}dusk", f"{FOREIGN}day")
@@ -133,6 +132,17 @@ def finished_result(job: Job) -> dict[str, Any] | None:
     stored = result["identity"]
     same = all(stored.get(name) == value for name, value in _as_json(job.identity).items())
     return result if same else None
+
+
+def recorded_result(job: Job, recorded: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result of a job from the record of its table, or None if other settings made it.
+
+    Settings that did not exist when the record was made are not compared.
+    """
+    stored = recorded["identity"]
+    current = identity_in_record(job.identity)
+    same = all(current.get(name) == value for name, value in stored.items())
+    return recorded | {"identity": job.identity} if same else None
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
@@ -290,33 +300,6 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
     return camvid_day2dusk(folder, arguments.data, source)
 
 
-def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int = 0) -> Path:
-    """Return the source model, trained once from random weights on the labelled day frames."""
-    from camvid_day2dusk import DAY, arrange, make_config
-
-    from sfss_ray.data.class_sets import CAMVID_11
-    from sfss_ray.data.pairing import pair_labels
-    from sfss_ray.models.architectures.catalogue import build_network
-    from sfss_ray.models.model_file import SourceModel, save_model
-    from sfss_ray.train.pretraining import PretrainingTask, pretrain
-    from sfss_ray.train.run_state import LocalRun, load_state
-
-    model = folder / "source" / "source.pt"
-    if model.exists():
-        return model
-    config = make_config(argparse.Namespace(seed=0, source_steps=SOURCE_STEPS, steps=1))
-    config = override(config, {"compute.loader_processes": processes})
-    day = tuple(pair_labels(*arrange(data, folder / "day", DAY)))
-    run = LocalRun(folder / "source" / "train", device)
-    pretrain(PretrainingTask(day, CAMVID_11, config), run)
-    name = config.pretrain.network
-    network = build_network(name, len(CAMVID_11))
-    network.load_state_dict(load_state(run.folder)["student"])
-    facts = {"steps": SOURCE_STEPS, "images": len(day), "seed": config.seed}
-    save_model(model, SourceModel(network, name, CAMVID_11, facts))
-    return model
-
-
 def with_steps(pair: DomainPair, steps: int) -> DomainPair:
     """Return the pair with another number of steps for every run."""
     lengths = {"train.num_steps": steps, "pretrain.num_steps": steps}
@@ -337,9 +320,16 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"masks: {regions}", flush=True)
         pair.masks(regions)
     device = arguments.device
-    jobs = [Job(pair, row, seed, device) for seed in range(arguments.seeds) for row in rows]
-    results = finished_results(pair, device, table_rows)
     stem = arguments.results / f"{arguments.table}_{pair.name}"
+    results = finished_results(pair, device, table_rows, stem)
+    jobs = [
+        Job(pair, row, seed, device)
+        for seed in range(arguments.seeds)
+        for row in rows
+        if seed not in results[row.key]
+    ]
+    if any(results.values()):
+        write_results(pair, table_rows, results, stem, device)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         waiting = {pool.submit(run_job, job): job for job in jobs}
@@ -353,14 +343,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def finished_results(
-    pair: DomainPair, device: str, rows: Sequence[Row]
+    pair: DomainPair, device: str, rows: Sequence[Row], stem: Path
 ) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return row -> seed -> result of all finished runs.
+    """Return row -> seed -> result of all finished runs, in the work folder or in the record STEM.json.
 
     A call for a few rows then keeps the other rows of the table.
     """
     results: dict[str, dict[int, dict[str, Any]]] = {row.key: {} for row in rows}
+    recorded = recorded_seeds(stem)
     for row in rows:
+        for seed, values in recorded.get(row.key, {}).items():
+            if result := recorded_result(Job(pair, row, seed, device), values):
+                results[row.key][seed] = result
         for folder in (pair.folder / "runs" / row.key).glob("seed*"):
             job = Job(pair, row, int(folder.name.removeprefix("seed")), device)
             if result := finished_result(job):

@@ -150,6 +150,7 @@ _OTHER_WAYS = tuple(
 _NEIGHBOURS = {"train.loss.neighbour_weight": 1.0}
 _BY_FEATURES = _NEIGHBOURS | {"train.loss.neighbour_space": "features"}
 _LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
+_BY_SAM = _NEIGHBOURS | {"train.loss.neighbour_space": "sam"}
 _RULE_OUT = {"train.loss.rule_out_weight": 1.0}
 _BY_PIXEL = _RULE_OUT | {"train.loss.rule_out_by": "pixel"}
 _OUTPUT = {"train.loss.output_weight": 0.1}
@@ -158,8 +159,9 @@ _RINGS = {"train.loss.ring_weight": 0.1}
 
 def _news(regions: str) -> tuple[Row, ...]:
     """Return the designs in which masks add what the teacher lacks, each with its control."""
-    designs = (
+    designs: list[tuple[str, str, dict[str, Any]]] = [
         ("vote", "A1 + pooled vote", {}),
+        ("full", _FULL_NAME, CONTRAST),
         ("neighbours", "vote + neighbours", _NEIGHBOURS),
         ("neighbours_by_features", "vote + neighbours by features", _BY_FEATURES),
         ("neighbours_learned", "vote + neighbours in a learned space", _LEARNED),
@@ -168,7 +170,9 @@ def _news(regions: str) -> tuple[Row, ...]:
         ("neighbours_rule_out", "vote + neighbours + rule-out", _NEIGHBOURS | _RULE_OUT),
         ("output", "vote + contrast of outputs", _OUTPUT),
         ("rings", "vote + contrast at boundaries", _RINGS),
-    )
+    ]
+    if regions == "small_sam":
+        designs.append(("neighbours_by_sam", "vote + neighbours by SAM's embedding", _BY_SAM))
     return tuple(
         Row(f"{key}_{regions}", name, regions, VOTE | knobs) for key, name, knobs in designs
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from ablation_rows import BASELINE, CEILING, VOTE, WITHOUT_TEACHER, Row
 from domain_pairs import DomainPair
-from study_record import write_record
+from study_record import read_rows, write_record
 
 from sfss_ray.models.reading import file_sha256
 
@@ -32,6 +33,25 @@ def write_results(
     write_record(stem.with_suffix(".json"), command(pair, name), device, table)
     stem.with_suffix(".md").write_text(as_markdown(pair, table, name))
     draw(pair, table, stem.with_suffix(".png"))
+
+
+def recorded_seeds(stem: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return row -> seed -> values of the record STEM.json, empty where there is none.
+
+    The values hold the `identity` of their row. Rows without one are left out.
+    """
+    file = stem.with_suffix(".json")
+    rows = read_rows(file) if file.exists() else []
+    return {
+        row["key"]: {s["seed"]: s | {"identity": row["identity"]} for s in row["seeds"]}
+        for row in rows
+        if "identity" in row
+    }
+
+
+def identity_in_record(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return what decides the results of a row for any seed, as text, because records round floats."""
+    return {name: json.dumps(value) for name, value in identity.items() if name != "seed"}
 
 
 def command(pair: DomainPair, name: str) -> str:
@@ -59,6 +79,7 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         "knobs": knobs_of(row, pair),
+        "identity": identity_in_record(seeds[0]["identity"]),
         **({"external": True} if row.external else {}),
     }
 

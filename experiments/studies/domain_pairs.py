@@ -32,7 +32,7 @@ from sfss_ray.masks.regions import (
     region_records,
 )
 from sfss_ray.models.checkpoints import load_source_model
-from sfss_ray.models.model_file import save_model
+from sfss_ray.models.model_file import SourceModel, save_model
 from sfss_ray.streets.default import (
     SOURCE_MODEL,
     TARGET_SEED,
@@ -58,6 +58,8 @@ MILD_COLOURS = {
 """Weak colour changes: a small network cannot learn strong ones in a few hundred steps."""
 ALONE = {"train.loss.vote_weight": 1.0}
 ALONE_FOR_RARE = ALONE | {"train.loss.prior_power": 0.5}
+SOURCE_STEPS = 3000
+"""Steps of the source model of camvid_day2dusk."""
 RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
@@ -120,7 +122,9 @@ class DomainPair:
 
     def _mask_finder(self, regions: str) -> tuple[Callable[[ImageFile, np.ndarray], list], dict]:
         if regions in ("felzenszwalb", "small_sam"):
-            masks = override(self.config, {"masks.regions": regions}).masks
+            by_network = regions == "small_sam"
+            made = {"masks.regions": regions, "masks.embeddings": by_network}
+            masks = override(self.config, made).masks
             recipe, checkpoint = make_recipe(masks, None)
             segment = build_region_source(recipe, checkpoint, masks.points_per_batch, "cpu")
             return lambda _, image: segment(image), recipe.as_dict()
@@ -233,6 +237,30 @@ def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
         folder,
         {"ground_truth": ALONE},
     )
+
+
+def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int = 0) -> Path:
+    """Return the source model, trained once from random weights on the labelled day frames."""
+    import argparse
+
+    from sfss_ray.models.architectures.catalogue import build_network
+    from sfss_ray.train.pretraining import PretrainingTask, pretrain
+    from sfss_ray.train.run_state import LocalRun, load_state
+
+    model = folder / "source" / "source.pt"
+    if model.exists():
+        return model
+    config = make_config(argparse.Namespace(seed=0, source_steps=SOURCE_STEPS, steps=1))
+    config = override(config, {"compute.loader_processes": processes})
+    day = tuple(pair_labels(*arrange(data, folder / "day", DAY)))
+    run = LocalRun(folder / "source" / "train", device)
+    pretrain(PretrainingTask(day, CAMVID_11, config), run)
+    name = config.pretrain.network
+    network = build_network(name, len(CAMVID_11))
+    network.load_state_dict(load_state(run.folder)["student"])
+    facts = {"steps": SOURCE_STEPS, "images": len(day), "seed": config.seed}
+    save_model(model, SourceModel(network, name, CAMVID_11, facts))
+    return model
 
 
 def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) -> DomainPair:

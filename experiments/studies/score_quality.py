@@ -230,7 +230,7 @@ def make_pair(arguments: argparse.Namespace) -> DomainPair:
             "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
         )
     if arguments.source_model is None:
-        from ablation import camvid_source
+        from domain_pairs import camvid_source
 
         arguments.source_model = camvid_source(folder, arguments.data)
     return camvid_day2dusk(folder, arguments.data, arguments.source_model)

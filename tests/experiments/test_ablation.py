@@ -55,6 +55,24 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
     run(tmp_path, *words)
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("result.json")}
 
+    # The record alone is enough too, as long as the settings are the same.
+    table = (tmp_path / "results" / "ablation_streets.md").read_text()
+    run(tmp_path, *words, "--work", str(tmp_path / "another"))
+    assert not list((tmp_path / "another").rglob("result.json"))
+    assert (tmp_path / "results" / "ablation_streets.md").read_text() == table
+    run(
+        tmp_path,
+        "--rows",
+        "tent",
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--work",
+        str(tmp_path / "third"),
+    )
+    assert len(list((tmp_path / "third").rglob("result.json"))) == 1
+
 
 def test_a_checkpoint_of_others_is_scored_in_the_classes_of_camvid(tmp_path, shared_data):
     checkpoint = shared_data("models") / "espnet_p_2_q_8.pth"

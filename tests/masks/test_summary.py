@@ -10,8 +10,9 @@ from mask_rows import ellipses, image_row, write_rows
 from sfss_ray.config import MaskConfig
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
+from sfss_ray.masks.bank.schema import CONCEPTS
 from sfss_ray.masks.bank.store import MaskStore
-from sfss_ray.masks.regions import NOTES
+from sfss_ray.masks.regions import IMPORTED, NOTES
 from sfss_ray.masks.summary import HOW_TO_GET_MASKS, MaskSummary, summarise
 
 
@@ -61,7 +62,8 @@ def test_strict_runs_name_the_first_failed_image():
 
 
 def test_every_region_source_has_advice_for_runs_without_masks():
-    assert HOW_TO_GET_MASKS.keys() | {"imported"} == NOTES.keys()
+    made_in_other_ways = {IMPORTED, CONCEPTS}
+    assert HOW_TO_GET_MASKS.keys() | made_in_other_ways == NOTES.keys()
     for advice in HOW_TO_GET_MASKS.values():
         settings = [word.removeprefix("masks.") for word in advice.split() if "masks." in word]
         assert settings

@@ -266,6 +266,6 @@ def test_a_model_file_at_an_address(model: SourceModel, bucket_address):  # noqa
     assert torch.equal(load_model(file)(images), model.eval()(images))
     mark_model(file, "worse", "It is.")
     assert read_facts(file)["verdict"] == "worse"
-    with pytest.raises(CheckpointError, match=r"'s3://fleet/.*/absent.pt' cannot be read") as error:
+    with pytest.raises(CheckpointError, match=r"'s3://fleet/.*/absent.pt' does not exist") as error:
         load_model(bucket_address.format("absent.pt"))
     assert "secret" not in str(error.value)
