@@ -123,8 +123,8 @@ class DomainPair:
     def _mask_finder(self, regions: str) -> tuple[Callable[[ImageFile, np.ndarray], list], dict]:
         if regions in ("felzenszwalb", "small_sam"):
             by_network = regions == "small_sam"
-            made = {"masks.regions": regions, "masks.embeddings": by_network}
-            masks = override(self.config, made).masks
+            settings = {"masks.regions": regions, "masks.embeddings": by_network}
+            masks = override(self.config, settings).masks
             recipe, checkpoint = make_recipe(masks, None)
             segment = build_region_source(recipe, checkpoint, masks.points_per_batch, "cpu")
             return lambda _, image: segment(image), recipe.as_dict()

@@ -13,6 +13,7 @@ from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.masks.concepts.sam3_concepts import Sam3Concepts
 from sfss_ray.models.hub_cache import resolve_source
 from sfss_ray.models.reading import checkpoint_sha256, file_sha256
+from sfss_ray.runtime.transformers_loading import quiet_loading
 
 _MODEL_TYPES = ("sam3", "sam3_video")
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -103,26 +104,21 @@ def load_concepts(
             "masks.concepts needs transformers, which is not installed: run"
             " `pip install 'sfss-ray[transformers]'`"
         ) from error
-    verbosity = transformers.logging.get_verbosity()
-    has_bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()  # missing tensors become one line of ours
-    transformers.logging.disable_progress_bar()
+    options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+    load_model: Any = transformers.Sam3Model.from_pretrained
     try:
-        options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
-        load_model: Any = transformers.Sam3Model.from_pretrained
-        model, info = load_model(str(folder), dtype=torch.float32, **options)
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        processor = _processor(folder, model)
+        with quiet_loading():
+            model, info = load_model(str(folder), dtype=torch.float32, **options)
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                str(folder), local_files_only=True
+            )
+            processor = _processor(folder, model)
     except Exception as error:  # transformers raises errors of many types, often of many lines
         line = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"masks.concepts: {str(folder)!r} cannot be loaded as transformers' Sam3Model"
             f" ({type(error).__name__}: {line}): copy the whole folder again"
         ) from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if has_bars:
-            transformers.logging.enable_progress_bar()
     _require_all_weights(folder, info)
     model = model.requires_grad_(False).to(device)
     return Sam3Concepts(model, tokenizer, processor, dtype)

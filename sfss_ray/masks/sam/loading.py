@@ -30,6 +30,7 @@ from sfss_ray.models.huggingface_folder import (
     refuse_partial_file,
     with_configurations,
 )
+from sfss_ray.runtime.transformers_loading import quiet_loading
 from sfss_ray.storage.places import ObjectPath, Place, parsed
 
 NetworkType = SamType | Literal["hf_sam", "sam2", "sam3"]
@@ -183,24 +184,17 @@ def _from_pretrained(
     model_class = getattr(transformers, _CLASS_NAMES[kind])
     if pretrained is not None:
         options["local_files_only"] = True
-    logging = transformers.logging
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # missing tensors become one line of ours
-    logging.disable_progress_bar()
     try:
-        return model_class.from_pretrained(
-            pretrained, dtype=torch.float32, output_loading_info=True, **options
-        )
+        with quiet_loading():
+            return model_class.from_pretrained(
+                pretrained, dtype=torch.float32, output_loading_info=True, **options
+            )
     except Exception as error:  # transformers raises errors of many types, often of many lines
         line = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} cannot be loaded as transformers' {_CLASS_NAMES[kind]}"
             f" ({type(error).__name__}: {line}): copy the whole folder again"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
 
 
 def _require_all_weights(path: Path, info: Mapping[str, Any]) -> None:

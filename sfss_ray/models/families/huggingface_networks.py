@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from sfss_ray.models.families.preprocessors import (
 )
 from sfss_ray.models.families.recognised_file import RecognisedFile
 from sfss_ray.models.huggingface_folder import CONFIG, PREPROCESSOR
+from sfss_ray.runtime.transformers_loading import quiet_loading
 
 
 def huggingface_network(state: State, content: Any) -> RecognisedFile | None:
@@ -89,7 +89,7 @@ def _load(
         The tensors, the names of those that are not needed, and the number of classes.
     """
     # transformers fills missing weights with random numbers, which must not change a run's own.
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet_loading():
         model, info = one_line_errors(
             architecture,
             lambda: model_class(architecture).from_pretrained(
@@ -113,22 +113,6 @@ def _load(
 def _is_for_training(name: str) -> bool:
     """Whether a tensor belongs to a part that only the original training needs."""
     return name.startswith(("auxiliary_head.", "criterion.")) or "text_mapper." in name
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' table of missing tensors and its progress bar off the screen."""
-    from transformers.utils import logging
-
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bar:
-            logging.enable_progress_bar()
 
 
 def _size_notes(config: Any) -> tuple[str, ...]:
