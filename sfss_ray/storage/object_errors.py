@@ -15,7 +15,7 @@ RETRY_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
 _TRANSIENT = re.compile(
     r"SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTL|REQUEST_TIMEOUT|HTTP status 5\d\d"
-    r"|curlCode: (7|18|28|52|55|56)\b|UNAVAILABLE"
+    r"|curlCode: (7|18|28|52|55|56)\b|UNAVAILABLE|ServerBusy|OperationTimedOut"
 )
 _MEANINGS = (
     (r"NO_SUCH_BUCKET", "there is no such bucket"),
@@ -24,6 +24,7 @@ _MEANINGS = (
         "access is denied",
     ),
     (r"curlCode: 6\b", "its server is unknown"),
+    (r"AuthenticationException", "this machine has no credentials for it"),
 )
 
 
@@ -36,12 +37,24 @@ def patiently(work: Callable[[], _Result]) -> _Result:
     end, pause = time.monotonic() + RETRY_SECONDS, _FIRST_PAUSE
     while True:
         try:
-            return work()
+            return _once(work)
         except OSError as error:
             if not _TRANSIENT.search(str(error)) or time.monotonic() + pause > end:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _once(work: Callable[[], _Result]) -> _Result:
+    """Run an operation. Azure's client reports absent credentials as an error of no kind."""
+    from pyarrow import ArrowException
+
+    try:
+        return work()
+    except ArrowException as error:
+        if type(error) is ArrowException:
+            raise OSError(str(error)) from error
+        raise
 
 
 def is_missing_bucket(error: Exception) -> bool:

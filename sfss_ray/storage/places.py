@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _FILE, _FOLDER, _NOT_FOUND = "File", "Directory", "NotFound"
 """Names of pyarrow.fs.FileType."""
 _ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
-_SECRET = re.compile(r"://[^/@]*@")
+_USER = re.compile(r"://([^/@:]*)(:[^/@]*)?@")
+"""The user of an address and the password. On Azure the container stands in the place of the user."""
+_AZURE = ("abfs", "abfss")
 _Given = TypeVar("_Given")
 _GOOGLE = ("gs", "gcs")
 _GOOGLE_RETRY_SECONDS = 30
@@ -81,7 +83,8 @@ class ObjectPath:
     @property
     def has_password(self) -> bool:
         """Whether the address itself holds a user and a password."""
-        return _SECRET.search(self.root) is not None and ":" in self.root.partition("://")[2]
+        user = _USER.search(self.root)
+        return user is not None and user[2] is not None
 
     def __truediv__(self, name: str) -> ObjectPath:
         return replace(self, key=str(PurePosixPath(self.key, name)), listed=None)
@@ -337,8 +340,9 @@ def from_text(text: str) -> Place:
 
 
 def without_secret(address: str) -> str:
-    """Return an address without user and password, for messages."""
-    return _SECRET.sub("://", address)
+    """Return an address without user and password, for messages. The container of Azure stays."""
+    is_azure = address.partition(":")[0] in _AZURE
+    return _USER.sub(r"://\1@" if is_azure else "://", address)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def test_of_two_drivers_at_once_one_gets_the_claim(folder, monkeypatch):
     assert sorted(outcomes) == ["claimed", "refused"]
 
 
-def test_a_driver_that_lost_its_claim_stops_and_leaves_the_other_one(folder, hurried):
+def test_a_driver_that_lost_its_claim_stops_and_leaves_the_other_one(folder, hurried, monkeypatch):
+    monkeypatch.setattr(run_claim, "RENEW_SECONDS", 60.0)  # away for longer than the test
     with claimed(folder) as run:
         write_text(folder / CLAIM_FILE, foreign_claim())
         with pytest.raises(ResumeError, match="another run has claimed"):

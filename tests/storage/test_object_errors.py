@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pyarrow import ArrowException, ArrowInvalid
 
 from sfss_ray.storage import object_errors
 from sfss_ray.storage.object_errors import meaning_of, patiently
@@ -38,6 +39,23 @@ def test_an_operation_is_repeated_until_the_storage_answers(pauses):
 
     assert patiently(work) == "done"
     assert pauses == [0.5, 1.0]
+
+
+def test_an_error_of_no_kind_is_one_of_the_storage():
+    def work():
+        raise ArrowException("Unknown error: AuthenticationExceptionE: Failed to get token\nSee")
+
+    with pytest.raises(OSError, match="Unknown error") as error:
+        patiently(work)
+    assert meaning_of(error.value) == "this machine has no credentials for it"
+
+
+def test_an_error_in_the_data_keeps_its_kind():
+    def work():
+        raise ArrowInvalid("no Parquet file")
+
+    with pytest.raises(ArrowInvalid):
+        patiently(work)
 
 
 def test_the_patience_has_an_end(pauses):

@@ -159,7 +159,11 @@ def test_a_missing_bucket_cannot_be_written_in_one_line(s3_options):  # noqa: F8
         ("gs://fleet//runs", "gs://fleet/runs"),
         (
             "abfss://box@account.dfs.core.windows.net/runs",
-            "abfss://account.dfs.core.windows.net/runs",
+            "abfss://box@account.dfs.core.windows.net/runs",
+        ),
+        (
+            "abfss://box:secret@account.dfs.core.windows.net/runs",
+            "abfss://box@account.dfs.core.windows.net/runs",
         ),
     ],
 )
