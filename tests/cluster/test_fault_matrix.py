@@ -1,11 +1,13 @@
 """Training and search while a worker, the driver, a node or the storage goes: the same student.
 
-The output is at an address. The nodes have working folders and homes of their own, so nothing but the
-address is shared. The stage of masks has its cells in test_lost_workers.py.
+Inputs and output are at addresses. The nodes have working folders and homes of their own, so nothing but
+the addresses is shared. The student to compare with is trained from files, in this process, without any
+loss. The stage of masks has its cells in test_lost_workers.py.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -20,14 +22,17 @@ from typing import Any
 import pyarrow.fs
 import pytest
 import torch
-from object_storage import BUCKET, FailingStorage
+from object_storage import BUCKET, FailingStorage, upload
 from processes import descendants, name_of
+from training_in_process import train_in_process
 
-from sfss_ray.config import flatten, override
+from sfss_ray.config import Config, flatten, override
 from sfss_ray.masks.generate import generate_masks
 from sfss_ray.storage.files import read_torch
-from sfss_ray.storage.places import ObjectPath, to_place
+from sfss_ray.storage.object_cache import FOLDER_VARIABLE
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.train.launch import train_student
 from sfss_ray.train.run_state import read_progress
 
 pytestmark = pytest.mark.slow
@@ -50,10 +55,10 @@ WORKERS = {"train": "ray::RayTrainWorker", "tune": "ray::ImplicitFunc"}
 class Fleet:
     """A cluster of two nodes behind a head without CPUs, and a server with the output."""
 
-    def __init__(self, root: Path, arguments: list[object]):
+    def __init__(self, root: Path):
         from ray.cluster_utils import Cluster
 
-        self.root, self.arguments = root, arguments
+        self.root, self.arguments = root, list[object]()
         self.storage = FailingStorage()
         self.environment = os.environ | {
             "AWS_ACCESS_KEY_ID": "user",
@@ -108,6 +113,18 @@ class Fleet:
         below = {pid for raylet in raylets for pid in descendants(raylet)}
         return sorted(pid for pid in below if name_of(pid).startswith(WORKERS[stage]))
 
+    def upload_inputs(self, images: Path, config: Config) -> None:
+        """Copy images, masks and source model into the bucket, and write down the config."""
+        inputs = to_place(self.address("inputs"))
+        upload(images, inputs / "images")
+        upload(self.root / "masks", inputs / "masks")
+        (inputs / "source.pt").write_bytes(SOURCE_MODEL.read_bytes())
+        (self.root / "config.json").write_text(json.dumps(flatten(config)))
+        names = {"--source-model": "source.pt", "--target-images": "images", "--masks": "masks"}
+        self.arguments = ["--config", self.root / "config.json"]
+        for option, name in names.items():
+            self.arguments += [option, self.address(f"inputs/{name}")]
+
     def close(self) -> None:
         """End all."""
         self.cluster.shutdown()
@@ -119,18 +136,17 @@ def fleet(streets, tiny_config, tmp_path_factory) -> Iterator[Fleet]:
     root = tmp_path_factory.mktemp("fleet")
     config, images = override(tiny_config, KNOBS), streets / "target" / "images"
     generate_masks(images, root / "masks", config=config, progress=str)
-    (root / "config.json").write_text(json.dumps(flatten(config)))
-    arguments = ["--source-model", SOURCE_MODEL, "--target-images", images]
-    arguments += ["--masks", root / "masks", "--config", root / "config.json"]
-    fleet = Fleet(root, arguments)
+    fleet = Fleet(root)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, fleet.environment[name])
+        patch.setenv(FOLDER_VARIABLE, str(root / "copies"))
         options = fleet.storage.options
         storage, _ = pyarrow.fs.FileSystem.from_uri(
             f"s3://{BUCKET}?{options}&allow_bucket_creation=1"
         )
         storage.create_dir(BUCKET)
+        fleet.upload_inputs(images, config)
         yield fleet
     fleet.close()
 
@@ -157,21 +173,29 @@ def progress_of(stage: str, folder: ObjectPath) -> list[int]:
     return []
 
 
-def result_of(folder: ObjectPath) -> tuple[dict[str, torch.Tensor], list[int]]:
+def result_of(folder: Place) -> tuple[dict[str, torch.Tensor], list[int]]:
     """Weights of the student, and the steps of its curve."""
     steps = [record["step"] for record in read_progress(folder / "train") if record["step"]]
     return read_torch(folder / "student.pt")["state_dict"], steps
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(fleet) -> dict[str, Any]:
-    """Results of both stages when nothing goes."""
-    results = {}
-    for stage in ("train", "tune"):
-        code, output = finish(fleet.start(stage, f"{stage}-whole"))
-        assert code == 0, output
-        results[stage] = result_of(to_place(fleet.address(f"{stage}-whole")))
-    return results
+def uninterrupted(fleet, streets, tiny_config) -> Callable[[dict[str, Any]], Any]:
+    """Weights and steps of a training with some settings in this process, in which nothing goes."""
+
+    @functools.cache
+    def train(settings: str) -> tuple[dict[str, torch.Tensor], list[int]]:
+        config = override(tiny_config, KNOBS | json.loads(settings))
+        folder = fleet.root / f"uninterrupted-{len(list(fleet.root.iterdir()))}"
+        with pytest.MonkeyPatch.context() as patch:
+            train_in_process(patch)
+            images = streets / "target" / "images"
+            train_student(
+                SOURCE_MODEL, images, fleet.root / "masks", folder, config=config, progress=str
+            )
+        return result_of(folder)
+
+    return lambda settings: train(json.dumps(settings))
 
 
 def node_of(fleet: Fleet, stage: str) -> Any:
@@ -220,7 +244,8 @@ def test_a_run_that_loses(lose, stage, fleet, uninterrupted):
         code, output = finish(fleet.start(stage, name))
     assert code == 0, output
     weights, steps = result_of(folder)
-    expected_weights, expected_steps = uninterrupted[stage]
+    best = json.loads((folder / "best_config.json").read_text()) if stage == "tune" else {}
+    expected_weights, expected_steps = uninterrupted(best)
     assert steps == expected_steps
     assert weights.keys() == expected_weights.keys()
     for key, tensor in weights.items():

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from train_samples import CLASSES, sharp_source, small_config, write_dataset
+from training_in_process import train_in_process
 
 from sfss_ray.config import override
 from sfss_ray.errors import ConfigError, ResumeError
@@ -12,11 +13,8 @@ from sfss_ray.evaluation import verdict
 from sfss_ray.inputs.check import check_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.models.model_file import load_model
-from sfss_ray.runtime import cluster
-from sfss_ray.runtime.resources import Resources
-from sfss_ray.train import launch
 from sfss_ray.train.launch import pretrain_source, run_training, save_network, train_student
-from sfss_ray.train.run_state import LocalRun, load_state
+from sfss_ray.train.run_state import load_state
 from sfss_ray.train.training_inputs import prepare_training
 
 CONFIG = override(
@@ -43,17 +41,7 @@ def root(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def fits(monkeypatch) -> list:
     """Train in this process; the list has the folder of each training."""
-    folders: list = []
-
-    def fit(job, folder, *_, **__):
-        folders.append(folder)
-        job.train(job.task, LocalRun(folder / "train"), job.watch)
-        return load_state(folder / "train")
-
-    monkeypatch.setattr(launch, "fit", fit)
-    resources = Resources(2.0, 0, ((2.0, 0.0),))
-    monkeypatch.setattr(cluster, "capacity", lambda compute: resources)
-    return folders
+    return train_in_process(monkeypatch)
 
 
 def train(root, output_dir, **arguments):
