@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs
 import pytest
 import torch
 from object_storage import BUCKET, FailingStorage, upload
@@ -141,11 +140,7 @@ def fleet(streets, tiny_config, tmp_path_factory) -> Iterator[Fleet]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, fleet.environment[name])
         patch.setenv(FOLDER_VARIABLE, str(root / "copies"))
-        options = fleet.storage.options
-        storage, _ = pyarrow.fs.FileSystem.from_uri(
-            f"s3://{BUCKET}?{options}&allow_bucket_creation=1"
-        )
-        storage.create_dir(BUCKET)
+        fleet.storage.create_bucket()
         fleet.upload_inputs(images, config)
         yield fleet
     fleet.close()

@@ -7,7 +7,6 @@ import threading
 import time
 
 import numpy as np
-import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 from mask_runs import put_noise, run_pools_in_process
@@ -296,10 +295,7 @@ def test_an_export_of_a_model_at_an_address(bucket, tmp_path):
 def storage():
     """An S3 server that can be away, with a bucket."""
     server = FailingStorage()
-    filesystem, _ = pyarrow.fs.FileSystem.from_uri(
-        f"s3://user:secret@{BUCKET}?{server.options}&allow_bucket_creation=true"
-    )
-    filesystem.create_dir(BUCKET)
+    server.create_bucket()
     yield server
     server.close()
 

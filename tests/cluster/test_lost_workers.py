@@ -1,4 +1,7 @@
-"""Stage 1 while actors, nodes and the command are killed: one row per image, little done twice."""
+"""Stage 1 while actors, nodes and the command are killed: one row per image, little done twice.
+
+Images and masks are in a bucket. The nodes share no folder.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +10,116 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from gpu_cluster import start_cluster
+from object_storage import BUCKET, FailingStorage, upload
 
+from sfss_ray.data.folders import list_images
 from sfss_ray.masks.bank.schema import shard_paths
+from sfss_ray.storage.object_cache import FOLDER_VARIABLE
+from sfss_ray.storage.places import ObjectPath, to_place
+from sfss_ray.streets.scenes import write_streets
 
 pytestmark = pytest.mark.slow
 PATIENCE_S = 240
 IMAGES = 28  # so many that some are left after two rounds, also on a slow machine
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    from sfss_ray.streets.scenes import write_streets
-
-    folder = tmp_path_factory.mktemp("many")
-    write_streets(folder, "camera", 5, IMAGES, with_labels=False)
-    return folder / "images"
-
-
-@pytest.fixture(scope="module")
-def few_images(images, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("few")
-    for file in sorted(images.iterdir())[: IMAGES // 2]:
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
+@pytest.fixture
+def storage(monkeypatch) -> Iterator[FailingStorage]:
+    """A server with the bucket, whose credentials are those of the machine."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    server = FailingStorage()
+    server.create_bucket()
+    yield server
+    server.close()
 
 
-def start(images: Path, out: Path, address: str) -> subprocess.Popen:
-    """The command, with a slow region source (half a second an image or more) and an image per shard."""
-    words = [
-        "masks",
-        "--target-images",
-        images,
-        "--output-dir",
-        out,
-        "--masks.regions",
-        "small_sam",
-    ]
-    words += ["--masks.images-per-shard", 1, "--masks.points-per-side", 16]
-    words += ["--compute.address", address]
-    return subprocess.Popen(
-        [sys.executable, "-m", "sfss_ray.cli", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
+@dataclass(frozen=True)
+class MaskRun:
+    """Images in a bucket, and a folder for their masks beside them."""
+
+    storage: FailingStorage
+    num_images: int
+    folder: Path
+    """Homes, working folders and copies of objects, on the disk."""
+
+    def place(self, name: str) -> ObjectPath:
+        """Return the address of `images` or `masks`."""
+        # All servers of a process have the same objects, so each test has a folder of its own.
+        address = to_place(f"s3://{BUCKET}/{self.folder.name}/{name}?{self.storage.options}")
+        assert isinstance(address, ObjectPath)
+        return address
+
+    def upload_images(self) -> None:
+        """Draw the images and copy them into the bucket."""
+        write_streets(self.folder / "drawn", "camera", 5, self.num_images, with_labels=False)
+        upload(self.folder / "drawn" / "images", self.place("images"))
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return the variables of a machine with a home and copies of objects of its own."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        token = os.environ.get("RAY_AUTH_TOKEN_PATH", str(Path.home() / ".ray" / "auth_token"))
+        variables = {"HOME": str(home), FOLDER_VARIABLE: str(home / "copies")}
+        return variables | {"RAY_AUTH_TOKEN_PATH": token} | {key: os.environ[key] for key in names}
+
+    def start(self, cluster: str) -> subprocess.Popen:
+        """Start the command, with a slow source of regions (half a second an image or more)."""
+        words = ["masks", "--target-images", self.place("images").address]
+        words += ["--output-dir", self.place("masks").address, "--masks.regions", "small_sam"]
+        words += ["--masks.images-per-shard", "1", "--masks.points-per-side", "16"]
+        words += ["--compute.address", cluster]
+        return subprocess.Popen(
+            [sys.executable, "-m", "sfss_ray.cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | self.environment("driver"),
+            cwd=self.folder / "driver",
+            start_new_session=True,
+        )
+
+    def made(self) -> dict[str, int]:
+        """Finished shards, and how often each was uploaded."""
+        uploads = self.storage.uploads.items()
+        return {name: number for name, number in uploads if name.endswith(".parquet")}
+
+    def wait_for_more(self, process: subprocess.Popen, more: int) -> dict[str, int]:
+        """Wait for this many more shards."""
+        wanted = len(self.made()) + more
+        wait_for(process, lambda: len(self.made()) >= wanted)
+        return self.made()
+
+    def assert_one_row_each(self) -> None:
+        """Check that every image has one row."""
+        rows = [
+            image_id
+            for file in shard_paths(self.place("masks"))
+            for image_id in pq.read_table(file.open_input())["image_id"].to_pylist()
+        ]
+        assert sorted(rows) == sorted(image.image_id for image in list_images(self.place("images")))
 
 
-def made(out: Path) -> dict[str, int]:
-    """Finished shards and when they were made."""
-    return {file.name: file.stat().st_mtime_ns for file in shard_paths(out)}
+@pytest.fixture
+def many_images(storage, tmp_path) -> MaskRun:
+    run = MaskRun(storage, IMAGES, tmp_path)
+    run.upload_images()
+    return run
+
+
+@pytest.fixture
+def few_images(storage, tmp_path) -> MaskRun:
+    run = MaskRun(storage, IMAGES // 2, tmp_path)
+    run.upload_images()
+    return run
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
@@ -71,12 +128,6 @@ def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.05)
-
-
-def wait_for_more(process: subprocess.Popen, out: Path, more: int) -> dict[str, int]:
-    wanted = len(made(out)) + more
-    wait_for(process, lambda: len(made(out)) >= wanted)
-    return made(out)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -88,11 +139,6 @@ def finish(process: subprocess.Popen) -> str:
 def redone(before: dict[str, int], after: dict[str, int]) -> int:
     assert set(before) <= set(after)
     return sum(after[name] != before[name] for name in before)
-
-
-def assert_one_row_each(images: Path, out: Path) -> None:
-    rows = [i for file in shard_paths(out) for i in pq.read_table(file)["image_id"].to_pylist()]
-    assert sorted(rows) == sorted(file.stem for file in images.iterdir())
 
 
 def actors_of(process: subprocess.Popen) -> list[int]:
@@ -109,27 +155,27 @@ def actors_of(process: subprocess.Popen) -> list[int]:
     return sorted(found)
 
 
-def test_actors_and_the_command_are_killed_twice_in_a_row(images, tmp_path):
-    out = tmp_path / "masks"
+def test_actors_and_the_command_are_killed_twice_in_a_row(many_images):
+    run = many_images
     for _ in range(2):
-        process = start(images, out, "local")
-        before = wait_for_more(process, out, 2)
+        process = run.start("local")
+        before = run.wait_for_more(process, 2)
         wait_for(process, lambda process=process: bool(actors_of(process)))
         victim = actors_of(process)[0]
         os.kill(victim, signal.SIGKILL)
-        between = wait_for_more(process, out, 2)
+        between = run.wait_for_more(process, 2)
         assert victim not in actors_of(process)
         assert redone(before, between) <= 1
-        before = made(out)
+        before = run.made()
         process.kill()
         process.communicate(timeout=PATIENCE_S)
         wait_for_end_of(process)
-        assert redone(before, made(out)) <= 2
-    done = made(out)
+        assert redone(before, run.made()) <= 2
+    done = run.made()
     assert len(done) < IMAGES
-    finish(start(images, out, "local"))
-    assert redone(done, made(out)) == 0
-    assert_one_row_each(images, out)
+    finish(run.start("local"))
+    assert redone(done, run.made()) == 0
+    run.assert_one_row_each()
 
 
 def wait_for_end_of(process: subprocess.Popen) -> None:
@@ -140,24 +186,23 @@ def wait_for_end_of(process: subprocess.Popen) -> None:
         time.sleep(0.1)
 
 
-def test_nodes_are_lost_twice_in_a_row(few_images, tmp_path):
-    from ray.cluster_utils import Cluster
-
-    out = tmp_path / "masks"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+def test_nodes_are_lost_twice_in_a_row(few_images):
+    run = few_images
+    cluster = start_cluster({"num_cpus": 1, "env_vars": run.environment("head")})
     try:
-        node = cluster.add_node(num_cpus=1)
-        process = start(few_images, out, cluster.address)
-        first = wait_for_more(process, out, 3)
+        node = cluster.add_node(num_cpus=1, env_vars=run.environment("first"))
+        process = run.start(cluster.address)
+        first = run.wait_for_more(process, 3)
         cluster.remove_node(node, allow_graceful=False)
-        second = wait_for_more(process, out, 3)
-        node = cluster.add_node(num_cpus=1)
-        third = wait_for_more(process, out, 3)
+        second = run.wait_for_more(process, 3)
+        node = cluster.add_node(num_cpus=1, env_vars=run.environment("second"))
+        third = run.wait_for_more(process, 3)
         cluster.remove_node(node, allow_graceful=False)
         finish(process)
     finally:
         cluster.shutdown()
+        os.environ.pop("RAY_ADDRESS", None)
     assert redone(first, second) <= 1
     assert redone(second, third) <= 1
-    assert redone(third, made(out)) <= 1
-    assert_one_row_each(few_images, out)
+    assert redone(third, run.made()) <= 1
+    run.assert_one_row_each()

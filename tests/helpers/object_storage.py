@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,10 +59,14 @@ def bucket_address(s3_options, request, tmp_path, monkeypatch) -> str:
 
 
 class FailingStorage:
-    """An S3 server on this machine that answers 503 while `is_away` is set."""
+    """An S3 server on this machine that answers 503 while `is_away` is set, and counts uploads.
+
+    `uploads` has how often each object was written, by its path on the server.
+    """
 
     def __init__(self) -> None:
         self.is_away = False
+        self.uploads: Counter[str] = Counter()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._backend = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -73,6 +78,13 @@ class FailingStorage:
         """Options of an address in the bucket of this server."""
         return f"endpoint_override=127.0.0.1:{self._server.port}&scheme=http"
 
+    def create_bucket(self) -> None:
+        """Create the bucket, with the user and the password that the tests use."""
+        filesystem, _ = pyarrow.fs.FileSystem.from_uri(
+            f"s3://user:secret@{BUCKET}?{self.options}&allow_bucket_creation=true"
+        )
+        filesystem.create_dir(BUCKET)
+
     def close(self) -> None:
         """Stop the server."""
         self._server.shutdown()
@@ -82,4 +94,9 @@ class FailingStorage:
         if self.is_away:
             start_response("503 Slow Down", [("Content-Type", "text/plain")])
             return [b"the storage is away"]
-        return self._backend(environ, start_response)
+        answer = self._backend(environ, start_response)
+        request = environ["REQUEST_METHOD"], environ.get("QUERY_STRING", "")
+        is_whole = request[0] == "PUT" and "partNumber" not in request[1]
+        if is_whole or (request[0] == "POST" and "uploadId" in request[1]):
+            self.uploads[environ["PATH_INFO"]] += 1
+        return answer
