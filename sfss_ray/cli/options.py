@@ -167,7 +167,7 @@ def _metavar(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         parts = [part for part in get_args(annotation) if part is not type(None)]
         if parts == [int, str]:  # a count or a range of counts; see config.ranges.Counts
-            return "INT or MIN-MAX"
+            return "INT|MIN-MAX"
         annotation = parts[0]
     if get_origin(annotation) is tuple:
         entries = get_args(annotation)

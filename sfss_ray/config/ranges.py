@@ -145,6 +145,12 @@ def count_range(value: int | str) -> CountRange:
     return CountRange(smallest, largest)
 
 
+def joined_counts(value: Any) -> Any:
+    """Return a pair of counts as text: "2-8" for [2, 8]. Other values are returned as they are."""
+    is_pair = _are_numbers(value, int) and len(value) == 2
+    return f"{value[0]}-{value[1]}" if is_pair else value
+
+
 @dataclass(frozen=True)
 class Counts:
     """A number of processes of at least `low`, or a range of them as text: `2-8`."""
@@ -279,6 +285,8 @@ def coerce(value: Any, knob_type: KnobType, name: str) -> Any:
         return None
     if get_origin(knob_type.plain) is tuple:
         return _coerce_tuple(value, knob_type, name)
+    if isinstance(knob_type.constraint, Counts):
+        value = joined_counts(value)
     plain = str if knob_type.choices else knob_type.plain
     return _coerce_one(value, plain, name)
 
