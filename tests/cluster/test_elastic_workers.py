@@ -28,7 +28,7 @@ from sfss_ray.train.training_inputs import prepare_training
 pytestmark = pytest.mark.ray
 PATIENCE_S = 240
 TOLERANCE = 3e-5  # that of the tests of world size
-STEPS = 36
+STEPS = 40  # Ray notices a new node after up to 20 of them
 KNOBS = SMALL | {
     "train.num_steps": STEPS,
     "train.evaluate_every": 1,
