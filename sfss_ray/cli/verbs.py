@@ -30,6 +30,7 @@ _NODES = (
 )
 _WORKERS = (
     "compute.num_workers",
+    "compute.resize_interval_s",
     "compute.gpus_per_worker",
     "compute.cpus_per_worker",
     "compute.loader_processes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sfss_ray.config.running import ComputeConfig, TuneConfig
 from sfss_ray.config.train import PretrainConfig, TrainConfig
 from sfss_ray.config.tree import Config
+from sfss_ray.config.worker_shares import share_unit
 from sfss_ray.errors import ConfigError
 
 SCORES = (
@@ -21,12 +22,15 @@ def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> 
     """Check a training stage against the number of its workers.
 
     Raises:
-        ConfigError: the batch cannot be split evenly, crops have no neighbour to mix with, or the
-            learning rate rises until the last step.
+        ConfigError: the batch cannot be split over the workers, crops have no neighbour to mix with, or
+            the learning rate rises until the last step.
     """
     _check_warm_up(stage)
-    workers, parts, class_mix = compute.num_workers, stage.accumulate, stage.augment.class_mix
-    # Every worker takes an equal share of the batch, so that the mean of their gradients is the batch's.
+    if not compute.workers.is_fixed:
+        _check_shares_of_range(stage, compute)
+        return
+    workers, parts, class_mix = compute.workers.largest, stage.accumulate, stage.augment.class_mix
+    # A number that the user chose keeps every worker equally busy.
     if stage.batch_size % workers:
         raise ConfigError(
             f"batch_size is {stage.batch_size} but there are {workers} workers: choose a"
@@ -44,6 +48,29 @@ def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> 
             f"batch_size is {stage.batch_size}, {share} at a time on each of {workers} workers, and"
             f" augment.class_mix is {class_mix}: neighbours in the batch are mixed, so choose a multiple"
             f" of {2 * workers * parts}, or class_mix 0"
+        )
+
+
+def _check_shares_of_range(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> None:
+    """Check that every number of workers in a range leaves crops for each worker.
+
+    Shares of a range may be uneven, because Ray chooses the number.
+    """
+    parts, unit = stage.accumulate, share_unit(stage)
+    if stage.batch_size % (parts * unit):
+        mixed = f" and augment.class_mix is {stage.augment.class_mix}" if unit > 1 else ""
+        raise ConfigError(
+            f"batch_size is {stage.batch_size}, accumulate is {parts}{mixed}: choose a multiple of"
+            f" {parts * unit}"
+        )
+    busy = stage.batch_size // (parts * unit)
+    if busy < compute.workers.largest:
+        at_a_time = f" in {parts} parts" if parts > 1 else ""
+        pairs = " pairs of" if unit > 1 else ""
+        raise ConfigError(
+            f"num_workers is {compute.num_workers} but batch_size {stage.batch_size}{at_a_time} has"
+            f"{pairs} crops for {busy} workers only: choose a range up to {busy}, or a batch_size of"
+            f" {parts * unit * compute.workers.largest}"
         )
 
 

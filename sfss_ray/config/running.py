@@ -9,11 +9,15 @@ from sfss_ray.config.node_labels import Selector
 from sfss_ray.config.ranges import (
     Common,
     Count,
+    CountRange,
+    Counts,
     PositiveInt,
     Range,
     Sizes,
     Zooms,
     check_knobs,
+    count_range,
+    joined_counts,
 )
 from sfss_ray.config.space import DEFAULT_SPACE, Space, parse_space
 from sfss_ray.errors import ConfigError
@@ -118,8 +122,12 @@ class ComputeConfig:
     """Use only GPUs of this type, as Ray names it: A100, H100, T4. null: any."""
     label_selector: Annotated[str, Selector()] = ""
     """Use only nodes whose labels meet these conditions: market-type=spot, region=!in(a, b)."""
-    num_workers: Annotated[int, Range(1), Common] = 1
-    """Data-parallel training workers."""
+    num_workers: Annotated[int | str, Counts(1), Common] = 1
+    """Data-parallel training workers, or a range such as 1-4. With a range a training runs on as many
+    as the cluster holds, goes on with fewer when a node is lost, and grows when one joins."""
+    resize_interval_s: Annotated[float, Range(0, above=True)] = 60.0
+    """Seconds between two checks whether a training with a range of workers could use more. A change
+    restarts the workers from the last checkpoint."""
     gpus_per_worker: Annotated[float, Range(0.01, 1)] = 1.0
     """GPUs reserved per training worker on CUDA. With a fraction, trials of a search share a GPU."""
     cpus_per_worker: Annotated[float, Range(0, above=True)] = 1.0
@@ -148,4 +156,10 @@ class ComputeConfig:
     """Show Ray's own progress bars and tables beside the progress lines."""
 
     def __post_init__(self):
+        object.__setattr__(self, "num_workers", joined_counts(self.num_workers))
         check_knobs(self)
+
+    @property
+    def workers(self) -> CountRange:
+        """The numbers of training workers that a run works with."""
+        return count_range(self.num_workers)

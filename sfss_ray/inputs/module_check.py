@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sfss_ray.config import Config, EvaluationConfig, TrainConfig
 from sfss_ray.config.train import STATISTICS_BATCH
+from sfss_ray.config.worker_shares import share_sizes, share_unit
 from sfss_ray.data.augment import fit_crop
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.source import Source
@@ -38,7 +39,7 @@ def check_module(source: Source, image_size: Size, config: Config) -> None:
         network.logits(torch.zeros(1, 3, *evaluated_size(image_size, config.evaluation)))
     crop_size = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
     layers = single_value_layers(network, crop_size)
-    if layers and _smallest_batch(config.train, config.compute.num_workers) == 1:
+    if layers and _smallest_batch(config.train, config.compute.workers.largest) == 1:
         raise ConfigError(
             f"BatchNorm {layers[0]!r} of the module sees a single value per channel of a crop of"
             f" {crop_size[0]}x{crop_size[1]}, so a batch of one crop has no variance: give every worker"
@@ -93,11 +94,12 @@ def single_value_layers(network: nn.Module, size: Size) -> list[str]:
     return names
 
 
-def _smallest_batch(config: TrainConfig, num_workers: int) -> int:
+def _smallest_batch(config: TrainConfig, max_workers: int) -> int:
     """Return the crops of the smallest batch that BatchNorm takes statistics of, 0 for none."""
     if config.batch_norm == "frozen":
         return 0
     if config.batch_norm == "adapt":
-        return config.batch_size // (num_workers * config.accumulate)
+        crops = config.batch_size // config.accumulate
+        return min(share_sizes(crops, max_workers, share_unit(config)))
     # The estimate before the first step sees batches of whole images.
     return STATISTICS_BATCH if config.statistics_images else 0

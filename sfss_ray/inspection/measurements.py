@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import Config, override
+from sfss_ray.config.worker_shares import share_sizes, share_unit
 from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.inspection.cost_meter import MB, Cost, PeakMemory, timed
@@ -219,7 +220,7 @@ def measure_training(
     config: Config,
     device: str,
 ) -> Cost:
-    """Measure up to three steps of one worker, at the real crop and its part of the batch.
+    """Measure up to three steps of one worker, at the real crop and its largest part of the batch.
 
     The contrast loss is on from the first step.
 
@@ -232,7 +233,7 @@ def measure_training(
     """
     from sfss_ray.train.adaptation import AdaptationTask, adapt_student
 
-    batch_size = max(1, config.train.batch_size // config.compute.num_workers)
+    batch_size = _largest_share(config)
     short = override(
         config,
         {
@@ -258,7 +259,17 @@ def measure_training(
         adapt_student(task, run)
     height, width = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
     note = f"{batch_size} crops of {height}x{width}"
+    if not config.compute.workers.is_fixed:
+        note += f", with the fewest of {config.compute.num_workers} workers"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
+
+
+def _largest_share(config: Config) -> int:
+    """Return the crops of a step on one worker; of a range of workers, with the smallest number."""
+    train = config.train
+    crops = train.batch_size // train.accumulate
+    shares = share_sizes(crops, config.compute.workers.smallest, share_unit(train))
+    return max(1, train.accumulate * shares[0])
 
 
 def measure_evaluation(

@@ -187,8 +187,8 @@ class StageEstimates:
         if compute.concurrent_trials:
             return compute.concurrent_trials
         if self.device == "cuda":
-            return _local_pool_size("cuda", 0) // compute.num_workers
-        return int((os.cpu_count() or 1) / (compute.cpus_per_worker * compute.num_workers))
+            return _local_pool_size("cuda", 0) // compute.workers.largest
+        return int((os.cpu_count() or 1) / (compute.cpus_per_worker * compute.workers.largest))
 
     def _measure_evaluation(self) -> list[Stage]:
         """Measure one image; every report of every training evaluates all of them."""

@@ -14,7 +14,7 @@ from sfss_ray.config import TrainConfig
 from sfss_ray.method.anchors import ImageAnchors, draw_anchors
 from sfss_ray.method.boundary_rings import draw_ring_pairs, sum_ring_contrast
 from sfss_ray.method.cell_grid import cell_mask_ids
-from sfss_ray.method.collective import global_mean
+from sfss_ray.method.collective import global_mean, world_size
 from sfss_ray.method.contrast_net import NetworkOutput
 from sfss_ray.method.losses import Push, pull
 from sfss_ray.method.mask_table import CellPredictions, MaskOrigins, MaskTable, describe_masks
@@ -155,16 +155,17 @@ def contrast_losses(
         sums = sum_contrasts(vectors, teacher_cells, pool, pairs, config.loss.temperature)
     remember(bank, fresh, config.pairs.bank_per_image)
 
-    totals, weights = sums.view(2, 2).unbind(1)
-    loss_ins, loss_cls = global_mean(totals, weights).unbind()
     num_masks = sum(len(table) for table in masks.tables)
     num_reliable = sum(int(table.reliable.sum()) for table in masks.tables)
+    counts = embeddings.new_tensor([num_masks, len(masks.tables), num_reliable, num_masks])
+    totals, weights = torch.cat([sums, counts]).view(4, 2).unbind(1)
+    loss_ins, loss_cls, masks_per_image, reliable = global_mean(totals, weights).unbind()
     return rings | {
         "loss_ins": loss_ins,
         "loss_cls": loss_cls,
-        "masks": embeddings.new_full((), num_masks / len(masks.tables)),
-        "reliable": embeddings.new_full((), num_reliable / max(num_masks, 1)),
-        "anchors": sums[1].detach(),
+        "masks": masks_per_image,
+        "reliable": reliable,
+        "anchors": sums[1].detach() * world_size(),  # their mean over the workers is logged
     }
 
 

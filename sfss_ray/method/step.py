@@ -85,7 +85,8 @@ def adaptation_losses(
     weights = pixel_weights(view.labels, view.confidence, thresholds, config.loss)
     full_logits = segmenter.upsample(output.logits, batch["strong"].shape[-2:])
     loss_seg = label_space_loss(full_logits, view.labels, weights, config.loss)
-    metrics = {"loss_seg": loss_seg, "kept": (weights > 0).float().mean()}
+    accepted_share = global_mean((weights > 0).float().sum(), torch.ones_like(weights).sum())
+    metrics = {"loss_seg": loss_seg, "kept": accepted_share}
     # DDP needs a gradient of every parameter on every worker, the projection head's too.
     loss = loss_seg + 0.0 * output.embeddings.sum()
 

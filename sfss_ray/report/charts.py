@@ -48,6 +48,7 @@ _CURVE_TITLES = {
     "mask_information": "mask_information during training",
     "label_free_score": "label-free score that decides without labels",
     "learning_rate": "learning rate",
+    "workers": "training workers",
 }
 MAX_POINTS = 150
 """Points of a drawn curve."""

@@ -178,16 +178,18 @@ class Demand:
 
 
 def training_demand(compute: ComputeConfig, device: str) -> Demand:
-    """Return the demand of one training: its workers."""
+    """Return the demand of one training: its workers, of a range the smallest number."""
     gpus = compute.gpus_per_worker if device == "cuda" else 0.0
     knobs = "compute.num_workers or compute.cpus_per_worker"
-    return Demand("training workers", compute.num_workers, knobs, compute.cpus_per_worker, gpus)
+    return Demand(
+        "training workers", compute.workers.smallest, knobs, compute.cpus_per_worker, gpus
+    )
 
 
 def trials_demand(compute: ComputeConfig, device: str, at_once: int = 1) -> Demand:
     """Return the demand of `at_once` trials of a search: their workers, and drivers if they have any."""
     demand = training_demand(compute, device)
-    if compute.num_workers > 1:
+    if compute.workers.largest > 1:
         demand = dataclasses.replace(demand, driver_cpus=TRIAL_DRIVER_CPUS * max(at_once, 1))
     if at_once <= 1:
         return demand

@@ -148,7 +148,7 @@ class Adaptation:
     def batches(self, start: int) -> Iterable[Batch]:
         """Return this worker's target crops of the steps after `start`."""
         config = self.config
-        share = share_of(self.run, config.accumulate)
+        share = share_of(self.run, config)
         processes = self.task.config.compute.loader_processes
         return step_loader(
             self.samples, start, config.num_steps, config.batch_size, share, processes

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sfss_ray.config import PretrainConfig, TrainConfig
+from sfss_ray.config.worker_shares import share_unit
 from sfss_ray.models.user_code.layers import torch_methods
 from sfss_ray.train.run_state import Run
 from sfss_ray.train.samples import Share
@@ -29,9 +31,9 @@ def distribute(module: nn.Module, run: Run) -> nn.Module:
         return DistributedDataParallel(module, [run.device.index or 0], broadcast_buffers=False)
 
 
-def share_of(run: Run, parts: int) -> Share:
-    """Return this worker's share of each batch that is accumulated over `parts` parts."""
-    return Share(run.rank, run.world, parts)
+def share_of(run: Run, stage: TrainConfig | PretrainConfig) -> Share:
+    """Return this worker's share of each batch of a training."""
+    return Share(run.rank, run.world, stage.accumulate, share_unit(stage))
 
 
 def autocast(run: Run, precision: str) -> torch.autocast:

@@ -91,7 +91,7 @@ class Pretraining:
     def batches(self, start: int) -> Iterable[Batch]:
         """Return this worker's labelled crops of the steps after `start`."""
         config = self.config
-        share = share_of(self.run, config.accumulate)
+        share = share_of(self.run, config)
         processes = self.task.config.compute.loader_processes
         return step_loader(
             self.samples, start, config.num_steps, config.batch_size, share, processes

@@ -15,6 +15,8 @@ RecordSink = Callable[[str, dict[str, Any]], None]
 """Called with the name of a training and a record of its progress file."""
 LABELLED_SCORE = "val_miou"
 AUTO_SCORE = "auto"
+WORKERS = "workers"
+"""Entry of a progress record: the number of workers, where it may change during the run."""
 _LABEL_FREE_SCORES = ("balanced_mask_information", "mask_information")
 _POLL_SECONDS = 1.0
 _REMOTE_POLL_SECONDS = 5.0
@@ -136,4 +138,6 @@ def _note(record: dict[str, Any], score: str) -> str:
     notes = [f"{name} {record[name]:.3f}" for name in ("loss", score_name) if name in record]
     if LABELLED_SCORE in record and not chosen_by_labels:
         notes.append(f"{LABELLED_SCORE} {record[LABELLED_SCORE]:.3f} (not used for the choice)")
+    if (workers := record.get(WORKERS)) is not None:
+        notes.append(f"{workers} worker{'' if workers == 1 else 's'}")
     return "".join(f", {note}" for note in notes)

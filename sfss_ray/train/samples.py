@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from sfss_ray.config import AugmentConfig
+from sfss_ray.config.worker_shares import share_sizes
 from sfss_ray.data.augment import Geometry, draw_geometry, strong_view
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
@@ -175,20 +176,23 @@ class Share:
     """One worker's share of each batch.
 
     An accumulated batch is split into `parts` first, and each part into the workers' shares. So a part
-    contains the same samples whatever the number of workers.
+    contains the same samples whatever the number of workers. Shares that cannot be equal differ by one
+    unit, and losses weigh each sample alike whatever its worker's share.
     """
 
     rank: int = 0
     world: int = 1
     parts: int = 1
+    unit: int = 1
+    """Samples that stay together on a worker."""
 
     def of_step(self, step: int, batch_size: int) -> list[int]:
         """Return this worker's sample numbers of a step (from 0), part by part."""
         part_size = batch_size // self.parts
-        share_size = part_size // self.world
-        first = step * batch_size + self.rank * share_size
+        sizes = share_sizes(part_size, self.world, self.unit)
+        first = step * batch_size + sum(sizes[: self.rank])
         starts = (first + part * part_size for part in range(self.parts))
-        return [number for start in starts for number in range(start, start + share_size)]
+        return [number for start in starts for number in range(start, start + sizes[self.rank])]
 
 
 WHOLE = Share()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from sfss_ray.runtime.resources import placement_options, training_demand
 from sfss_ray.storage.files import is_disk_full
 from sfss_ray.storage.places import ObjectPath, Place
 from sfss_ray.train.progress_tail import RecordSink, following
+
+_START_TIMEOUT_S = 10
+"""Seconds that Ray waits for the reservation of an elastic training's workers."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def fit(
         demand = training_demand(compute, device)
         cluster.wait_for_nodes(compute, demand, resources, progress)
         trainer = _build_trainer(job, folder, compute, device, callbacks)
-        checkpoint = _fit_or_explain(trainer).checkpoint
+        with _short_start_timeout(compute):
+            checkpoint = _fit_or_explain(trainer).checkpoint
         assert checkpoint is not None, "the last step always saves a checkpoint"
         with checkpoint.as_directory() as checkpoint_folder:
             return load_state(Path(checkpoint_folder))
@@ -90,6 +96,7 @@ def _build_trainer(
         "threads": compute.cpus_per_worker,
         "device": device,
         "may_stop": bool(callbacks),  # reports go to a search
+        "is_elastic": not compute.workers.is_fixed,
     }
     gpus = compute.gpus_per_worker if device == "cuda" else 0.0
     return ray.train.torch.TorchTrainer(
@@ -97,7 +104,8 @@ def _build_trainer(
         train_loop_config=payload,
         torch_config=CheckedTorchConfig() if device == "cuda" else None,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=compute.num_workers,
+            num_workers=_worker_range(compute),
+            elastic_resize_monitor_interval_s=compute.resize_interval_s,
             use_gpu=device == "cuda",
             resources_per_worker=_worker_resources(compute, device),
             **placement_options(compute, gpus),
@@ -112,11 +120,35 @@ def _build_trainer(
     )
 
 
+@contextlib.contextmanager
+def _short_start_timeout(compute: ComputeConfig) -> Iterator[None]:
+    """Let Ray try another number of workers soon, where the number may change.
+
+    Ray learns of a lost node up to 20 s after the workers' failure. Until then it tries to start as many
+    workers as before, and waits a minute for each try. A value that the user has set stays.
+    """
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    if compute.workers.is_fixed or name in os.environ:
+        yield
+        return
+    os.environ[name] = f"{_START_TIMEOUT_S}"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def ray_storage(folder: Place) -> dict[str, Any]:
     """Return the arguments of Ray's RunConfig that keep its files in a folder or below an address."""
     if isinstance(folder, ObjectPath):
         return {"storage_path": folder.filesystem_path, "storage_filesystem": folder.filesystem}
     return {"storage_path": str(folder)}
+
+
+def _worker_range(compute: ComputeConfig) -> int | tuple[int, int]:
+    """Return the number of workers, or the range in which Ray may change it."""
+    workers = compute.workers
+    return workers.largest if workers.is_fixed else (workers.smallest, workers.largest)
 
 
 def _worker_resources(compute: ComputeConfig, device: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from sfss_ray.runtime.devices import worker_device
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.files import write_torch
 from sfss_ray.storage.places import ObjectPath, Place
+from sfss_ray.train.progress_tail import WORKERS
 from sfss_ray.train.run_state import STOP_FILE, ProgressLog, load_state, save_state
 
 
@@ -32,15 +33,23 @@ class RayRun:
         folder: Folder or address of the progress file. Every node must see it.
         device: 'cuda' for the GPU that Ray assigned, or 'cpu'.
         may_stop: Whether STOP_FILE in the folder ends the training at the next report.
+        is_elastic: Whether the number of workers may change, so that progress records have it.
     """
 
-    def __init__(self, folder: Place, device: str = "cpu", may_stop: bool = False):
+    def __init__(
+        self,
+        folder: Place,
+        device: str = "cpu",
+        may_stop: bool = False,
+        is_elastic: bool = False,
+    ):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         on_gpu = device == "cuda"
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.folder, self.may_stop = folder, may_stop
         self._progress = ProgressLog(folder)
+        self._facts = {WORKERS: self.world} if is_elastic else {}
 
     def resume_state(self) -> dict[str, Any] | None:
         """Return the newest checkpoint that Ray has of this run, or None."""
@@ -96,7 +105,7 @@ class RayRun:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to the run's progress file."""
-        self._progress.append(record)
+        self._progress.append(record | self._facts)
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         """Write a file into the run's folder."""
@@ -128,11 +137,12 @@ def train_on_worker(payload: dict[str, Any]) -> None:
 
     Args:
         payload: `job`, a `TrainingJob`, `folder` of the progress file, `threads` per worker,
-            `device` of the workers, 'cpu' or 'cuda', and `may_stop`, see `RayRun`.
+            `device` of the workers, 'cpu' or 'cuda', `may_stop` and `is_elastic`, see `RayRun`.
     """
     use_threads(payload["threads"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, int(payload["threads"])))
     job = payload["job"]
-    run = RayRun(payload["folder"], worker_device(payload["device"]), payload["may_stop"])
+    device = worker_device(payload["device"])
+    run = RayRun(payload["folder"], device, payload["may_stop"], payload["is_elastic"])
     with contextlib.suppress(StopTrainingError):
         job.train(job.task, run, job.watch if run.rank == 0 else None)

@@ -79,7 +79,7 @@ def trial_folder(root: Place, values: dict[str, Any]) -> Place:
 
 def progress_folder(trial: Place, config: Config) -> Place:
     """Return the folder of a trial's progress file. Ray Train's workers use one below the trial's."""
-    return trial / "train" if config.compute.num_workers > 1 else trial
+    return trial / "train" if config.compute.workers.largest > 1 else trial
 
 
 def evaluations_per_trial(config: Config) -> int:

@@ -34,7 +34,7 @@ def train_trial(point: Point, plan: SearchPlan) -> None:
     config = override(plan.config, values | {"train.keep": "last"})
     folder = trial_folder(plan.folder, values)
     write_json(folder / "values.json", values)
-    if config.compute.num_workers > 1:
+    if config.compute.workers.largest > 1:
         _train_on_workers(plan, config, folder)
         reported = False  # unknown: Ray Train reports from another process
     else:

@@ -145,7 +145,7 @@ def max_restarts(config: Config) -> int:
 
     Trials of several workers are restarted by Ray Train instead.
     """
-    if config.compute.num_workers > 1:
+    if config.compute.workers.largest > 1:
         return 0
     # An unlimited number (-1) is limited here: a trial whose loss is NaN fails again each time.
     limit = config.compute.max_failures
@@ -168,14 +168,14 @@ def _scheduler(plan: SearchPlan) -> Any:
         "grace_period": grace_steps(config),
         "reduction_factor": config.tune.reduction_factor,
     }
-    if config.compute.num_workers > 1:
+    if config.compute.workers.largest > 1:
         return WorkerTrialsScheduler(plan.folder, config, **options)
     return ray.tune.schedulers.ASHAScheduler(**options)
 
 
 def _trial_resources(config: Config) -> dict[str, float]:
     compute = config.compute
-    if compute.num_workers > 1:
+    if compute.workers.largest > 1:
         return {"CPU": TRIAL_DRIVER_CPUS}
     return process_bundle(training_demand(compute, compute.device), compute)
 
@@ -186,7 +186,7 @@ def _trial_request(config: Config) -> Any:
 
     selector = placement_options(config.compute, 0).get("label_selector")
     # A driver of workers may run anywhere; Ray Train places its workers.
-    if selector is None or config.compute.num_workers > 1:
+    if selector is None or config.compute.workers.largest > 1:
         return _trial_resources(config)
     return ray.tune.PlacementGroupFactory(
         [_trial_resources(config)], bundle_label_selector=[selector]

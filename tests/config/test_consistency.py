@@ -42,6 +42,46 @@ def test_every_worker_has_crops_and_a_neighbour_to_mix(batch, workers, parts, cl
         check_stage(stage, compute)
 
 
+@pytest.mark.parametrize(
+    ("batch", "workers", "parts", "class_mix", "message"),
+    [
+        (4, "1-4", 1, 0.0, ""),
+        (5, "1-4", 1, 0.0, ""),  # uneven shares
+        (8, "2-4", 1, 0.5, ""),
+        (12, "1-3", 2, 0.5, ""),
+        (3, "2-2", 1, 0.0, "batch_size is 3 but there are 2 workers"),
+        (
+            4,
+            "1-8",
+            1,
+            0.0,
+            "1-8 but batch_size 4 has crops for 4 workers only: choose a range up to 4",
+        ),
+        (4, "3-4", 1, 0.5, "has pairs of crops for 2 workers only.* or a batch_size of 8$"),
+        (8, "1-8", 2, 0.0, "batch_size 8 in 2 parts has crops for 4 workers.* batch_size of 16$"),
+        (
+            5,
+            "1-2",
+            1,
+            0.5,
+            r"batch_size is 5, accumulate is 1 and augment.class_mix is 0\.5: .* of 2$",
+        ),
+        (8, "1-2", 3, 0.0, "batch_size is 8, accumulate is 3: choose a multiple of 3"),
+    ],
+)
+def test_every_number_of_a_range_has_crops_for_each_worker(
+    batch, workers, parts, class_mix, message
+):
+    compute, augment = ComputeConfig(num_workers=workers), AugmentConfig(class_mix=class_mix)
+    stage = TrainConfig(batch_size=batch, accumulate=parts, augment=augment)
+    if not message:
+        check_stage(stage, compute)
+        return
+    with pytest.raises(ConfigError, match=message) as refused:
+        check_stage(stage, compute)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("stage", ["train", "pretrain"])
 def test_a_warm_up_to_the_last_step_is_refused(stage):
     """Whatever the order in which its knobs are set."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from knob_cases import assert_refused, cases
 
-from sfss_ray.config import ComputeConfig, EvaluationConfig
+from sfss_ray.config import (
+    ComputeConfig,
+    Config,
+    EvaluationConfig,
+    flatten,
+    load_config,
+    override,
+    to_yaml,
+)
 from sfss_ray.errors import ConfigError
 
 OUT_OF_RANGE = {
@@ -16,7 +26,8 @@ OUT_OF_RANGE = {
     "tune.reduction_factor": [1],
     "tune.score": ["accuracy"],
     "compute.device": ["tpu"],
-    "compute.num_workers": [0],
+    "compute.num_workers": [0, "0-2", "3-2", "1-", [2, 1]],
+    "compute.resize_interval_s": [0.0],
     "compute.cpus_per_worker": [0.0],
     "compute.max_failures": [-2],
     "compute.wait_for_nodes_s": [-1.0],
@@ -42,6 +53,22 @@ def test_one_or_more_zooms_are_allowed():
     for scales in ((), (0.05,), (1.0, 5.0), 1.0):
         with pytest.raises(ConfigError, match=r"^scales is .*: allowed is one or more zooms in"):
             EvaluationConfig(scales=scales)
+
+
+@pytest.mark.parametrize(
+    ("value", "smallest", "largest"),
+    [(3, 3, 3), ("1-4", 1, 4), ([1, 4], 1, 4), ((2, 8), 2, 8), ("2-2", 2, 2)],
+)
+def test_workers_are_a_number_or_a_range(value, smallest, largest, tmp_path):
+    config = override(Config(), {"compute.num_workers": value})
+    workers = config.compute.workers
+    assert (workers.smallest, workers.largest) == (smallest, largest)
+    assert ComputeConfig(num_workers=value) == config.compute
+    assert override(Config(), flatten(config)) == config
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    (tmp_path / "config.json").write_text(json.dumps({"compute.num_workers": value}))
+    assert load_config(tmp_path / "config.json") == config
 
 
 def test_no_limit_of_restarts_is_allowed():

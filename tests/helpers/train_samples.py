@@ -186,6 +186,8 @@ def flat_state(state: dict, prefix: str = "") -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint by dotted name."""
     flat = {}
     for name, value in state.items():
+        if isinstance(value, (list, tuple)):
+            value = {str(index): entry for index, entry in enumerate(value)}
         if isinstance(value, dict):
             flat |= flat_state(value, f"{prefix}{name}.")
         elif isinstance(value, torch.Tensor):

@@ -46,6 +46,35 @@ def test_a_cluster_that_cannot_be_used_is_refused(compute, message):
         check_cluster(config_of(device="cpu", **compute))
 
 
+@pytest.mark.parametrize(("cpus", "fits"), [(1.0, True), (2.0, False)])
+def test_a_range_of_workers_needs_room_for_the_smallest_number(cpus, fits):
+    config = config_of(device="cpu", num_workers="2-8", cpus_per_worker=cpus)
+    if fits:
+        assert check_cluster(config)[0] == "cpu"
+        return
+    with pytest.raises(ClusterError, match=r"2 training workers of 2 CPUs each .* holds 1"):
+        check_cluster(config)
+
+
+@pytest.mark.parametrize(
+    ("compute", "is_search", "message"),
+    [
+        ({}, True, r"num_workers is 1-4, but each trial of a search needs a fixed number"),
+        (
+            {"label_selector": "a=b"},
+            False,
+            r"num_workers is 1-4 and label_selector is 'a=b', but Ray",
+        ),
+        ({"cpus_per_worker": 0.3}, False, r"cpus_per_worker is 0\.3, but rounding .* choose"),
+    ],
+)
+def test_ranges_of_workers_that_ray_would_count_wrongly_are_refused(compute, is_search, message):
+    config = config_of(device="cpu", num_workers="1-4", **compute)
+    with pytest.raises(ConfigError, match=message) as refused:
+        check_cluster(config, is_search=is_search)
+    assert "\n" not in str(refused.value)
+
+
 def test_more_trials_than_fit_are_refused_for_a_search_only():
     config = config_of(device="cpu", concurrent_trials=3)
     check_cluster(config)
@@ -54,13 +83,14 @@ def test_more_trials_than_fit_are_refused_for_a_search_only():
 
 
 @pytest.mark.parametrize(
-    ("workers", "share", "refused"), [(2, 0.5, True), (1, 0.5, False), (2, 1.0, False)]
+    ("workers", "share", "refused"),
+    [(2, 0.5, True), ("1-2", 0.5, True), (1, 0.5, False), (2, 1.0, False), ("1-2", 1.0, False)],
 )
 def test_workers_of_one_training_do_not_share_a_gpu(workers, share, refused, monkeypatch):
     monkeypatch.setattr(cluster, "capacity", lambda compute: Resources(8.0, 4))
     config = config_of(num_workers=workers, gpus_per_worker=share)
     if refused:
-        with pytest.raises(ConfigError, match=r"gpus_per_worker is 0\.5 with 2 workers"):
+        with pytest.raises(ConfigError, match=rf"gpus_per_worker is 0\.5 with {workers} workers"):
             check_cluster(config)
         assert check_cluster(config_of(num_workers=2, gpus_per_worker=0.5, device="cpu"))
     else:

@@ -119,6 +119,14 @@ def test_workers_share_the_batch(streets):
     assert cost.note == "1 crops of 64x96"
 
 
+def test_a_range_of_workers_is_measured_with_the_fewest(streets):
+    file = list_images(streets / "target" / "images")[0]
+    knobs = {"compute.num_workers": "1-2", "train.batch_size": 3}
+    config = override(PLAN_CONFIG, knobs)
+    cost = measure_training(open_source(SOURCE_MODEL), file, [], config, "cpu")
+    assert cost.note == "3 crops of 64x96, with the fewest of 1-2 workers"
+
+
 def test_an_evaluation_is_that_of_one_image(streets):
     file = list_images(streets / "target" / "images")[0]
     cost = measure_evaluation(open_source(SOURCE_MODEL), file, PLAN_CONFIG, "cpu")

@@ -66,6 +66,12 @@ def test_curves_skip_quantities_that_are_missing_or_nan():
     ]
 
 
+def test_a_number_of_workers_that_changed_has_a_chart():
+    points = ({"step": 10, "workers": 2}, {"step": 20, "workers": 1})
+    (chart,) = curve_charts(RunRecord(curves=(Curve("adapted", points),)))
+    assert chart.title == "training workers"
+
+
 def test_long_curves_stay_small():
     points = tuple({"step": step, "loss": (step * 7919 % 100) / 100} for step in range(20_000))
     chart = curve_charts(RunRecord(curves=(Curve("adapted", points),)))[0]

@@ -153,3 +153,11 @@ def test_nodes_are_chosen_in_rays_words():
     bundle = process_bundle(training_demand(compute, "cuda"), compute)
     assert bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
     assert process_bundle(training_demand(compute, "cpu"), compute) == {"CPU": 1.0}
+
+
+def test_a_range_of_workers_demands_the_smallest_number():
+    demand = training_demand(ComputeConfig(num_workers="2-8"), "cpu")
+    assert demand.count == 2
+    demand.require(Resources(2.0, 0))
+    with pytest.raises(ClusterError, match="2 training workers of 1 CPU each were asked for"):
+        demand.require(Resources(1.0, 0))

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sfss_ray.config import AugmentConfig, TrainConfig
 from sfss_ray.train.data_parallel import autocast, distribute, share_of, to_device
 from sfss_ray.train.run_state import LocalRun
 from sfss_ray.train.samples import Share
@@ -22,7 +23,9 @@ def test_only_uint8_is_scaled():
 def test_a_single_worker_trains_the_module_itself(tmp_path):
     module, run = nn.Conv2d(3, 2, 1), LocalRun(tmp_path)
     assert distribute(module, run) is module
-    assert share_of(run, 3) == Share(0, 1, 3)
+    assert share_of(run, TrainConfig(accumulate=3)) == Share(0, 1, 3)
+    mixed = TrainConfig(augment=AugmentConfig(class_mix=0.5))
+    assert share_of(run, mixed) == Share(0, 1, 1, unit=2)
 
 
 @pytest.mark.parametrize(

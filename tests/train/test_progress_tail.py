@@ -118,6 +118,11 @@ def test_the_score_defaults_to_that_of_the_records(tmp_path: Path):
     assert shown(tmp_path, SCORES) == "loss 0.500, val_miou 41.250"
 
 
+@pytest.mark.parametrize(("workers", "text"), [(1, "1 worker"), (2, "2 workers")])
+def test_the_number_of_workers_is_shown_where_it_may_change(workers, text, tmp_path: Path):
+    assert shown(tmp_path, {"loss": 0.5, "workers": workers}) == f"loss 0.500, {text}"
+
+
 def test_a_bar_keeps_the_last_score(tmp_path: Path, monkeypatch):
     notes: list[str] = []
 

@@ -277,6 +277,15 @@ def test_all_ranks_together_load_the_batches_of_one(root, world):
     assert union == [[4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
 
 
+@pytest.mark.parametrize(("unit", "sizes"), [(1, [4, 3, 3]), (2, [4, 4, 2])])
+def test_uneven_shares_keep_the_order_of_samples(unit, sizes):
+    shares = [Share(rank, 3, parts=2, unit=unit).of_step(1, 20) for rank in range(3)]
+    assert [len(share) for share in shares] == [2 * size for size in sizes]
+    first = [share[:size] for share, size in zip(shares, sizes, strict=True)]
+    second = [share[size:] for share, size in zip(shares, sizes, strict=True)]
+    assert list(chain(*first, *second)) == list(range(20, 40))
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_part_contains_the_same_samples_whatever_the_number_of_workers(world):
     shares = [Share(rank, world, parts=2).of_step(1, 8) for rank in range(world)]

@@ -86,6 +86,12 @@ def test_progress_is_written_to_the_folder(monkeypatch, tmp_path):
     assert torch.load(tmp_path / "train" / "statistics.pt", weights_only=True) == {"step": 1}
 
 
+def test_progress_has_the_number_of_workers_where_it_may_change(monkeypatch, tmp_path):
+    use(monkeypatch, RecordedRay(0))
+    RayRun(tmp_path, is_elastic=True).log({"step": 1})
+    assert read_progress(tmp_path) == [{"step": 1, "workers": 2}]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_job_runs_with_its_watch_on_rank_zero_alone(monkeypatch, tmp_path, rank):
     use(monkeypatch, RecordedRay(rank))
@@ -93,7 +99,8 @@ def test_the_job_runs_with_its_watch_on_rank_zero_alone(monkeypatch, tmp_path, r
     threads, calls = [], []
     monkeypatch.setattr(worker, "use_threads", threads.append)
     job = TrainingJob(lambda *arguments: calls.append(arguments), "task", "watch")
-    payload = {"job": job, "folder": tmp_path, "threads": 2.0, "device": "cpu", "may_stop": False}
+    payload = {"job": job, "folder": tmp_path, "threads": 2.0, "device": "cpu"}
+    payload |= {"may_stop": False, "is_elastic": False}
     train_on_worker(payload)
     ((task, run, watch),) = calls
     assert task == "task"

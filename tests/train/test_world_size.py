@@ -1,7 +1,9 @@
 """Two processes over gloo against one: the number of workers must not change the training."""
 
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -18,8 +20,8 @@ from train_samples import (
 from sfss_ray.errors import TrainingError
 from sfss_ray.method.collective import average_buffers, gather_rows, sum_over_workers, world_size
 from sfss_ray.train import adaptation
-from sfss_ray.train.adaptation import adapt_student
-from sfss_ray.train.run_state import LocalRun, ProgressLog, load_state, read_progress
+from sfss_ray.train.adaptation import AdaptationTask, adapt_student
+from sfss_ray.train.run_state import LocalRun, ProgressLog, load_state, read_progress, save_state
 from sfss_ray.train.samples import image_of_sample
 
 WORLD = 2
@@ -73,6 +75,17 @@ SCENARIOS = {
         "loss__metric_weight": 0.5,
         "augment__class_mix": 0.7,
     },
+    "uneven": FROZEN | {"num_steps": 2, "batch_size": 3, "loss__mask_vote": "pooled"},
+    "uneven_pairs": FROZEN
+    | {
+        "num_steps": 2,
+        "batch_size": 12,
+        "accumulate": 2,
+        "loss__neighbour_weight": 1.0,
+        "loss__ring_weight": 0.5,
+        "loss__mask_vote": "pooled",
+        "augment__class_mix": 0.7,
+    },
     "finer_logits": FROZEN
     | {
         "num_steps": 2,
@@ -82,6 +95,17 @@ SCENARIOS = {
         "pairs__min_purity": 0.2,  # a random network agrees with no mask
         "augment__class_mix": 0.7,
     },
+}
+CHANGED = {
+    "to_two_and_back": (1, 2, 1),
+    "to_one_and_back": (2, 1, 2),
+}
+"""Numbers of workers of the three thirds of a run that goes on with another number twice."""
+LENGTH = 2
+"""Steps of each third."""
+CHANGED_KNOBS = SCENARIOS["masks_in_label_space"] | {
+    "num_steps": 3 * LENGTH,
+    "batch_size": 6,  # pairs of crops for two workers: 4 and 2
 }
 FINER_LOGITS = "finer_logits"
 """The scenario of a network whose logits are finer than the cells of its contrast."""
@@ -101,7 +125,8 @@ class RankRun(LocalRun):
 
 
 def config_of(name: str):
-    return small_config(batch_size=2 * WORLD, evaluate_every=1, **SCENARIOS[name])
+    knobs = CHANGED_KNOBS if name in CHANGED else SCENARIOS[name]
+    return small_config(**{"batch_size": 2 * WORLD, "evaluate_every": 1} | knobs)
 
 
 def task_of(root: Path, name: str):
@@ -120,12 +145,52 @@ def work(rank: int, root: Path) -> None:
         for name in SCENARIOS:
             adapt_student(task_of(root, name), RankRun(root / name))
         spoil_one_rank(root, rank)
+    finally:
+        dist.destroy_process_group()
+
+
+def work_and_change(rank: int, root: Path) -> None:
+    """Run all scenarios on two workers, then those whose number of workers changes."""
+    try:
+        work(rank, root)
+        for name, worlds in CHANGED.items():
+            for third, world in enumerate(worlds):
+                if rank < world:
+                    train_third(rank, world, third, root / name, task_of(root, name))
         (root / f"finished{rank}").touch()
     except Exception:
         (root / f"error{rank}").write_text(traceback.format_exc())
         raise
+
+
+class ThirdIsOverError(Exception):
+    """The steps of this number of workers are taken."""
+
+
+def train_third(rank: int, world: int, third: int, folder: Path, task: AdaptationTask) -> None:
+    """Take the steps of one third of a run from the checkpoint of the one before."""
+    last = (third + 1) * LENGTH
+
+    def end(metrics: dict[str, Any]) -> None:
+        if metrics["step"] == last:
+            raise ThirdIsOverError
+
+    if world > 1:
+        folder.mkdir(exist_ok=True)
+        # Rank 1 waits here for rank 0, which may be training alone.
+        dist.init_process_group(
+            "gloo", f"file://{folder}/meeting{third}", rank=rank, world_size=world
+        )
+    try:
+        run = LocalRun(folder / f"third{third}" / f"rank{rank}", on_report=end)
+        run.rank, run.world = rank, world
+        if third:
+            save_state(run.folder, load_state(folder / f"third{third - 1}" / "rank0"))
+        with suppress(ThirdIsOverError):
+            adapt_student(task, run)
     finally:
-        dist.destroy_process_group()
+        if world > 1:
+            dist.destroy_process_group()
 
 
 def spoil_one_rank(root: Path, rank: int) -> None:
@@ -168,10 +233,12 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     sharp_source(root / "source.pt")
     sharp_source(root / "finer.pt", name="espnet", options={"p": 1, "q": 1})
-    for name in SCENARIOS:
+    for name in (*SCENARIOS, *CHANGED):
         write_dataset(root / f"data_{name}", without_masks=WITHOUT_MASKS.get(name, ()))
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, root)) for rank in range(WORLD)]
+    processes = [
+        context.Process(target=work_and_change, args=(rank, root)) for rank in range(WORLD)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -218,6 +285,18 @@ def test_two_workers_train_as_one(root, name):
     assert_losses_agree(root, name)
 
 
+@pytest.mark.parametrize("name", list(CHANGED))
+def test_a_change_of_the_number_of_workers_in_mid_run_changes_nothing(root, name):
+    adapt_student(task_of(root, name), LocalRun(root / name / "single"))
+    for third in range(len(CHANGED[name])):
+        state = load_state(root / name / f"third{third}" / "rank0")
+        assert state["step"] == (third + 1) * LENGTH
+        assert state["bank"]["written"].sum() > 0
+        assert state["neighbours"]["written"] > 0
+    assert_states_close(root / name / "single", root / name / "third2" / "rank0", tolerance=3e-5)
+    assert_weights_moved(root, name)
+
+
 def assert_weights_moved(root: Path, name: str) -> None:
     """Assert that weights moved by far more than the tolerance, and that pairs were drawn."""
     state = load_state(root / name / "single")
@@ -230,12 +309,12 @@ def assert_weights_moved(root: Path, name: str) -> None:
 
 
 def assert_losses_agree(root: Path, name: str) -> None:
-    """Assert that the mean over the ranks is the loss of the whole batch, because losses are scaled."""
+    """Assert that the records of the ranks are those of the whole batch, because losses are scaled."""
     whole = read_progress(root / name / "single")
     ranks = [read_progress(root / name / f"rank{rank}" / "metrics") for rank in range(WORLD)]
     for single, *of_ranks in zip(whole, *ranks, strict=True):
         assert single.keys() <= of_ranks[0].keys()
-        for part in (name for name in single if name.startswith("loss")):
+        for part in single:
             for record in of_ranks:
                 assert record[part] == pytest.approx(single[part], rel=1e-4, abs=1e-6), part
 
