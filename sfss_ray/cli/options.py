@@ -165,7 +165,10 @@ def all_options(verb: Verb) -> list[Option]:
 def _metavar(annotation: Any) -> str:
     """Return the words for a type on a help page: INT, FLOAT FLOAT, PATH. A flag has none."""
     if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        if parts == [int, str]:  # a count or a range of counts; see config.ranges.Counts
+            return "INT or MIN-MAX"
+        annotation = parts[0]
     if get_origin(annotation) is tuple:
         entries = get_args(annotation)
         first = _metavar(entries[0])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,60 @@ class Zooms:
 
 
 @dataclass(frozen=True)
+class CountRange:
+    """Numbers of processes that a run works with, from `smallest` to `largest`, both included."""
+
+    smallest: int
+    """Processes without which the run does not start; checks of capacity use it."""
+    largest: int
+    """Processes that the run uses at most, when the cluster has room for them."""
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether only one number is allowed."""
+        return self.smallest == self.largest
+
+
+def count_range(value: int | str) -> CountRange:
+    """Return the range that a knob of type `Annotated[int | str, Counts(...)]` states.
+
+    Args:
+        value: A number, which is a range of this number alone, or `MIN-MAX`.
+
+    Raises:
+        ValueError: the text is not `MIN-MAX` with whole numbers 1 <= MIN <= MAX.
+    """
+    if isinstance(value, int):
+        return CountRange(value, value)
+    match = re.fullmatch(r"(\d+)-(\d+)", value, re.ASCII)
+    smallest, largest = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= smallest <= largest:
+        raise ValueError(f"{value!r} is no range of counts: give MIN-MAX, such as 2-8")
+    return CountRange(smallest, largest)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A number of processes of at least `low`, or a range of them as text: `2-8`."""
+
+    low: int
+
+    def allows(self, value: Any, number: type) -> bool:
+        if is_number(value, int):
+            return value >= self.low
+        if not isinstance(value, str):
+            return False
+        try:
+            count_range(value)
+        except ValueError:
+            return False
+        return True
+
+    def describe(self, number: type) -> str:
+        return f"a whole number in [{self.low}, inf), or a range MIN-MAX such as 2-8"
+
+
+@dataclass(frozen=True)
 class _Level:
     name: str
 
@@ -131,7 +186,7 @@ class KnobType:
     """A knob's annotation, taken apart."""
 
     plain: Any
-    """bool, int, float, str, a Literal, a tuple of numbers, or a nested config dataclass."""
+    """bool, int, float, str, int | str, a Literal, a tuple of numbers, or a nested config dataclass."""
     optional: bool
     """Whether None is allowed too."""
     constraint: Constraint | None
@@ -150,7 +205,7 @@ class KnobType:
 
     @property
     def number(self) -> type:
-        """int or float: the type of the value, or of its entries where it is a tuple."""
+        """Type of the value, or of its entries where it is a tuple: int or float for numbers."""
         is_tuple = get_origin(self.plain) is tuple
         return get_args(self.plain)[0] if is_tuple else self.plain
 
@@ -241,7 +296,8 @@ def _coerce_one(value: Any, plain: type, name: str) -> Any:
         return float(value)
     if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{name} is {value!r}: allowed is a {plain.__name__}")
+    kind = getattr(plain, "__name__", "whole number, or a range MIN-MAX such as 2-8")
+    raise ConfigError(f"{name} is {value!r}: allowed is a {kind}")
 
 
 def is_number(value: object, number: type) -> bool:

@@ -13,6 +13,8 @@ from sfss_ray import config as module
 from sfss_ray.config import Config, flatten, override
 from sfss_ray.config.ranges import (
     Common,
+    CountRange,
+    Counts,
     Interval,
     Range,
     Research,
@@ -20,6 +22,7 @@ from sfss_ray.config.ranges import (
     Zooms,
     check_knobs,
     coerce,
+    count_range,
     knob_types,
     read_type,
 )
@@ -41,6 +44,8 @@ class Example:
     ramp: Annotated[tuple[float, float], Interval(0, 1, names=("start", "end"))] = (0.0, 1.0)
     scale: Annotated[tuple[float, float], Interval(0, above=True)] = (0.5, 2.0)
     zooms: Annotated[tuple[float, ...], Zooms(0.1, 4)] = (1.0,)
+    workers: Annotated[int | str, Counts(1)] = 1
+    actors: Annotated[int | str, Counts(0)] = 0
 
     def __post_init__(self):
         check_knobs(self)
@@ -53,6 +58,8 @@ class Example:
         {"share": 1, "count": 3, "threshold": 0.0},
         {"size": (32, 4000), "ramp": (0.3, 0.3), "scale": (1e-6, 1e6)},
         {"zooms": (0.1, 4.0, 1.0), "mode": "slide", "flip": True, "address": ""},
+        {"workers": 1, "actors": 0},
+        {"workers": "1-1", "actors": "1-8"},
     ],
 )
 def test_the_ends_of_a_range_are_allowed(values):
@@ -87,6 +94,14 @@ def test_the_ends_of_a_range_are_allowed(values):
         ("scale", (True, 1.0), "a pair (smallest, largest) with 0 < smallest <= largest <= inf"),
         ("zooms", (), "one or more zooms in [0.1, 4]"),
         ("zooms", (1.0, 4.5), "one or more zooms in [0.1, 4]"),
+        ("workers", 0, "a whole number in [1, inf), or a range MIN-MAX such as 2-8"),
+        ("workers", "2", "a whole number in [1, inf), or a range MIN-MAX such as 2-8"),
+        ("workers", "3-2", "a whole number in [1, inf), or a range MIN-MAX such as 2-8"),
+        ("workers", "1-2-3", "a whole number in [1, inf), or a range MIN-MAX such as 2-8"),
+        ("workers", True, "a whole number in [1, inf), or a range MIN-MAX such as 2-8"),
+        ("actors", -1, "a whole number in [0, inf), or a range MIN-MAX such as 2-8"),
+        ("actors", "0-2", "a whole number in [0, inf), or a range MIN-MAX such as 2-8"),
+        ("actors", 1.0, "a whole number in [0, inf), or a range MIN-MAX such as 2-8"),
     ],
 )
 def test_values_out_of_range_are_refused_with_what_is_allowed(name, value, allowed):
@@ -136,6 +151,8 @@ def test_none_may_stand_inside_and_outside_of_a_range(hint):
         (tuple[float, ...], [1], (1.0,)),
         (bool, True, True),
         (Literal["a", "b"], "b", "b"),
+        (Annotated[int | str, Counts(1)], 3, 3),
+        (Annotated[int | str, Counts(1)], "2-8", "2-8"),
     ],
 )
 def test_values_are_converted_by_the_type(hint, value, expected):
@@ -156,11 +173,29 @@ def test_values_are_converted_by_the_type(hint, value, expected):
         (bool, 1, "bool"),
         (Literal["a"], 1, "str"),
         (int | None, 1.5, "int"),
+        (Annotated[int | str, Counts(1)], 1.5, "whole number, or a range MIN-MAX such as 2-8"),
+        (Annotated[int | str, Counts(1)], True, "whole number, or a range MIN-MAX such as 2-8"),
     ],
 )
 def test_values_of_another_type_are_not_converted(hint, value, kind):
     with pytest.raises(ConfigError, match=f"^part.x is .*: allowed is a {kind}$"):
         coerce(value, read_type(hint), "part.x")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3, CountRange(3, 3)), ("2-8", CountRange(2, 8)), ("10-10", CountRange(10, 10))],
+)
+def test_counts_are_read_as_a_range(value, expected):
+    counts = count_range(value)
+    assert counts == expected
+    assert counts.is_fixed == (expected.smallest == expected.largest)
+
+
+@pytest.mark.parametrize("text", ["", "8", "0-3", "4-2", "-1-2", "2-", "2 - 8", "²-3"])
+def test_other_text_is_no_range_of_counts(text):
+    with pytest.raises(ValueError, match="is no range of counts: give MIN-MAX, such as 2-8"):
+        count_range(text)
 
 
 @pytest.mark.parametrize(
