@@ -37,7 +37,7 @@ from sfss_ray.config import Config, override
 from sfss_ray.data.decoding import read_image
 from sfss_ray.masks import generate
 from sfss_ray.masks.regions import build_region_source, make_recipe
-from sfss_ray.runtime import pool as ray_pool
+from sfss_ray.runtime.pool_plan import PoolPlan
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.streets.scenes import render_scene
 
@@ -78,7 +78,7 @@ def through_pool(images: Path, out: Path, actors: int) -> None:
     """Run generate_masks with `actors` actors of one thread each."""
     config = override(Config(), SETTINGS | {"compute.mask_actors": actors})
     # By default an actor uses its share of the CPUs of the cluster as threads.
-    with patch.object(ray_pool, "threads_of_actor", lambda resources, size: 1):
+    with patch.object(PoolPlan, "threads", 1):
         generate.generate_masks(images, out, config=config, progress=lambda _: None)
 
 

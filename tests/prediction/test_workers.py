@@ -58,7 +58,7 @@ def local_pool(monkeypatch) -> list[list[dict[str, str]]]:
 
     def results(self: Pool, items: list[dict[str, str]], spec: dict[str, Any]):
         calls.append(items)
-        actor = self.actor(spec | {"threads": 1, "pool": self.size})
+        actor = self.actor(spec | {"threads": 1, "pool": self.plan.actors.largest})
         for item in items:
             batch = actor({"item": [item["item"]]})
             yield {name: column[0] for name, column in batch.items()}

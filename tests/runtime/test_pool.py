@@ -12,30 +12,9 @@ import ray.exceptions
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.pool import Pool, cpus_of_actor, pool_size, threads_of_actor
+from sfss_ray.runtime.pool import Pool
+from sfss_ray.runtime.pool_plan import make_plan
 from sfss_ray.runtime.resources import Resources
-
-
-@pytest.mark.parametrize(
-    ("requested", "resources", "gpus", "size"),
-    [
-        (0, Resources(8.0, 2), 0.0, 8),
-        (0, Resources(8.0, 2), 1.0, 2),
-        (3, Resources(8.0, 2), 1.0, 3),
-        (0, Resources(0.5, 0), 0.0, 1),
-        (0, Resources(8.0, 2), 0.5, 4),
-        (0, Resources(8.0, 3, ((4.0, 1.0), (4.0, 2.0))), 0.3, 9),
-        (0, Resources(8.0, 1, ((8.0, 1.0),), limit=(64.0, 8.0)), 1.0, 8),
-        (0, Resources(8.0, 1, ((8.0, 1.0),), limit=(9e18, 9e18)), 1.0, 1),
-    ],
-)
-def test_a_pool_fills_the_cluster_unless_a_size_is_requested(requested, resources, gpus, size):
-    assert pool_size(requested, resources, gpus) == size
-
-
-@pytest.mark.parametrize(("cpus", "pool", "threads"), [(8.0, 3, 2), (2.0, 4, 1), (16.0, 1, 16)])
-def test_actors_share_the_cpus(cpus, pool, threads):
-    assert threads_of_actor(Resources(cpus, 0), pool) == threads
 
 
 class Doubler:
@@ -74,7 +53,7 @@ def calls(monkeypatch) -> list[dict]:
 
 
 def pool(folder: Path, actor: type = Doubler, size: int = 4, gpus: float = 0.0) -> Pool:
-    return Pool("masks", folder, actor, size, gpus, Resources(6.0, 2))
+    return Pool("masks", folder, actor, make_plan(size, Resources(6.0, 2), gpus))
 
 
 def all_results(pool: Pool, items: list[dict]) -> list[dict]:
@@ -99,14 +78,6 @@ def test_ray_data_keeps_a_share_of_the_cpus(calls, tmp_path: Path):
     on_cpus, on_gpus = (call for call in calls if "num_cpus" in call)
     assert 6 * on_cpus["num_cpus"] == pytest.approx(0.9 * 6.0)
     assert (on_gpus["num_cpus"], on_gpus["num_gpus"]) == (1.0, 1)
-
-
-def test_a_node_of_many_gpus_and_few_cpus_holds_an_actor_per_gpu():
-    resources = Resources(34.0, 4, ((32.0, 0.0), (2.0, 4.0)))
-    cpus = cpus_of_actor(resources, 4, 1.0)
-    assert cpus == pytest.approx(0.9 * 2.0 / 4)
-    assert cpus_of_actor(resources, 8, 0.5) == pytest.approx(cpus / 2)
-    assert cpus_of_actor(resources, 4, 0.0) == 1.0, "on CPUs any node will do"
 
 
 def test_the_pools_actors_are_placed_as_the_user_says(calls, tmp_path: Path):
