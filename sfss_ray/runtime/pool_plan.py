@@ -9,6 +9,7 @@ from sfss_ray.runtime.resources import Resources
 
 _MOST_ACTORS = 1000
 """A limit of an autoscaler that allows more is none: the pool keeps to the GPUs that are there."""
+_CPUS_OF_STAGED_ACTOR = 0.1
 _TASKS_AT_ONCE = 2
 """Tasks of stages on CPUs that must fit beside the actors: one decodes and one writes."""
 DECODERS_PER_ACTOR = 4
@@ -55,15 +56,18 @@ class PoolPlan:
     def actor_cpus(self) -> float:
         """CPUs that each actor reserves, at most one.
 
-        Ray Data needs some CPU for itself: actors that hold every CPU starve it for ever. Where tasks
-        work beside the actors, they get half. A node with few CPUs and many GPUs must hold an actor for
-        each of its GPUs.
+        Ray Data needs some CPU for itself: actors that hold every CPU starve it for ever. A node with
+        few CPUs and many GPUs must hold an actor for each of its GPUs. Where tasks work beside the
+        actors, Ray Data adds an actor only within the share of CPUs that it sets apart for the network's
+        stage, so that an actor which runs a GPU reserves almost none.
         """
         shares = [self.resources.cpus / self.present]
         if self.gpus:
             nodes = self.resources.nodes
             shares += [cpus * self.gpus / node_gpus for cpus, node_gpus in nodes if node_gpus]
-        return min(1.0, (0.5 if self.staged else 0.9) * min(shares))
+        if self.staged:
+            return min(_CPUS_OF_STAGED_ACTOR, 0.5 * min(shares))
+        return min(1.0, 0.9 * min(shares))
 
     @property
     def task_cpus(self) -> float:

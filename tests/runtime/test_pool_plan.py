@@ -56,13 +56,18 @@ def test_actors_of_a_range_share_the_cpus_as_far_as_they_go_now(requested, cpus,
 
 
 def test_a_node_of_many_gpus_and_few_cpus_holds_an_actor_per_gpu_and_two_tasks():
-    resources = Resources(4.0, 4, ((2.0, 0.0), (2.0, 4.0)))
-    plan = plan_of(4, resources, 1.0)
-    assert 4 * plan.actor_cpus <= 1.0
-    assert plan_of(8, resources, 0.5).actor_cpus == pytest.approx(plan.actor_cpus / 2)
-    assert plan.task_cpus == 1.0, "the node without GPUs has room"
-    (alone,) = {plan_of(4, Resources(2.0, 4, ((2.0, 4.0),)), 1.0).task_cpus}
-    assert 2 * alone + 4 * plan.actor_cpus <= 2.0
+    plan = plan_of(8, Resources(1.0, 8, ((1.0, 8.0),)), 1.0)
+    assert plan.actor_cpus == pytest.approx(0.5 / 8)
+    assert 2 * plan.task_cpus + 8 * plan.actor_cpus <= 1.0
+    beside = plan_of(8, Resources(5.0, 8, ((4.0, 0.0), (1.0, 8.0))), 1.0)
+    assert beside.task_cpus == 1.0, "the node without GPUs has room"
+
+
+def test_actors_that_run_a_gpu_leave_the_cpus_to_tasks():
+    """Ray Data adds no actor of a range for which its share of the CPUs has no room."""
+    plan = plan_of("1-8", Resources(16.0, 8), 1.0)
+    assert 8 * plan.actor_cpus < 0.5 * 16.0 / 3
+    assert plan.task_cpus == 1.0
 
 
 @pytest.mark.parametrize(
