@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from knob_cases import assert_refused, cases
 
-from sfss_ray.config import ComputeConfig, EvaluationConfig
+from sfss_ray.config import (
+    ComputeConfig,
+    Config,
+    EvaluationConfig,
+    load_config,
+    override,
+    to_yaml,
+)
 from sfss_ray.errors import ConfigError
 
 OUT_OF_RANGE = {
@@ -17,6 +24,8 @@ OUT_OF_RANGE = {
     "tune.score": ["accuracy"],
     "compute.device": ["tpu"],
     "compute.num_workers": [0],
+    "compute.mask_actors": [-1, "4", "4-2", "0-2"],
+    "compute.predict_actors": [-1, "two"],
     "compute.cpus_per_worker": [0.0],
     "compute.max_failures": [-2],
     "compute.wait_for_nodes_s": [-1.0],
@@ -46,3 +55,10 @@ def test_one_or_more_zooms_are_allowed():
 
 def test_no_limit_of_restarts_is_allowed():
     assert ComputeConfig(max_failures=-1).max_failures == -1
+
+
+def test_a_number_of_actors_may_be_a_range(tmp_path):
+    config = override(Config(), {"compute.mask_actors": "2-8", "compute.predict_actors": 3})
+    assert (config.compute.mask_actors, config.compute.predict_actors) == ("2-8", 3)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config

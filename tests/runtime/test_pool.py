@@ -12,7 +12,7 @@ import ray.exceptions
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.pool import Pool
+from sfss_ray.runtime.pool import Pool, Stages
 from sfss_ray.runtime.pool_plan import make_plan
 from sfss_ray.runtime.resources import Resources
 
@@ -54,6 +54,63 @@ def calls(monkeypatch) -> list[dict]:
 
 def pool(folder: Path, actor: type = Doubler, size: int = 4, gpus: float = 0.0) -> Pool:
     return Pool("masks", folder, actor, make_plan(size, Resources(6.0, 2), gpus))
+
+
+@pytest.fixture
+def plans(monkeypatch) -> list[dict]:
+    """The stages of data sets, without running them: function, and how Ray Data is called."""
+    plans: list[dict] = []
+
+    class Planned:
+        def __init__(self):
+            self.limits = ray.data.DataContext.get_current().execution_options.resource_limits
+
+        def map_batches(self, function, **options):
+            plans.append(options | {"function": function, "limits": self.limits})
+            return self
+
+    monkeypatch.setattr(ray.data, "from_items", lambda items, override_num_blocks: Planned())
+    return plans
+
+
+def decode(batch, spec): ...
+
+
+def write(batch, spec): ...
+
+
+def test_with_gpus_decoding_and_writing_are_tasks_on_cpus(plans, tmp_path: Path):
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options
+    compute = ComputeConfig(label_selector="market-type=spot", accelerator_type="A100")
+    plan = make_plan("1-2", Resources(6.0, 2), 1.0)
+    stages = Stages(decode, Doubler, write)
+    chosen = Pool("masks", tmp_path, Doubler, plan, compute, stages)
+    chosen._dataset([{"item": str(k)} for k in range(9)], {"folder": "x"})
+    first, network, last = plans
+    assert [stage["function"] for stage in plans] == [decode, Doubler, write]
+    assert {stage["batch_size"] for stage in plans} == {1}
+    for task in (first, last):
+        assert "num_gpus" not in task
+        assert task["num_cpus"] == 1.0
+        assert task["fn_kwargs"]["spec"]["folder"] == "x"
+        assert task["label_selector"] == {"market-type": "spot"}
+        assert "accelerator_type" not in task
+    assert first["compute"].size == plan.decoders
+    assert (network["compute"].min_size, network["compute"].max_size) == (1, 2)
+    assert (network["num_gpus"], network["accelerator_type"]) == (1.0, "A100")
+    assert network["limits"].object_store_memory == plan.object_store_bytes
+    assert context.execution_options is before, "other data sets of the process are as before"
+
+
+def test_without_gpus_an_actor_does_all_of_the_work(plans, tmp_path: Path):
+    stages = Stages(decode, Doubler, write)
+    plan = make_plan("2-4", Resources(6.0, 2), 0.0)
+    Pool("masks", tmp_path, Doubler, plan, stages=stages)._dataset([{"item": "1"}] * 3, {})
+    (only,) = plans
+    assert only["function"] is Doubler
+    assert (only["compute"].min_size, only["compute"].max_size) == (2, 3), "no more than items"
+    assert only["fn_constructor_args"][0]["pool"] == 3
 
 
 def all_results(pool: Pool, items: list[dict]) -> list[dict]:
