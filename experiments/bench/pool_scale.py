@@ -108,12 +108,12 @@ def run(
 ) -> dict[str, Any]:
     """Run `one_run` in a process of its own; return its row."""
     words = [str(images), str(out), form, json.dumps(settings), sam]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, "--child", *words], capture_output=True, text=True
     )
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
-    row = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        raise SystemExit(process.stdout[-2000:] + process.stderr[-4000:])
+    row = json.loads(process.stdout.splitlines()[-1])
     working_images = count * (1 - 1 / row["shards"])
     row |= {"images": count, "form": form}
     row["images_per_second"] = working_images / max(row["working_seconds"], 1e-9)
