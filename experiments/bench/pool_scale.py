@@ -72,7 +72,7 @@ def draw_large(folder: Path, count: int) -> Path:
     for k in range(count):
         if k < 16:
             scene = Image.fromarray(render_scene("camera", 7, k).image)
-            scene = scene.resize(LARGE[::-1], Image.Resampling.BICUBIC)
+            scene = scene.resize((LARGE[1], LARGE[0]), Image.Resampling.BICUBIC)
             # Grain, without which a PNG is decoded faster than that of a camera.
             grain = np.random.default_rng(k).integers(-6, 7, (*LARGE, 3))
             pixels = np.clip(np.asarray(scene, np.int16) + grain, 0, 255).astype(np.uint8)
@@ -168,7 +168,9 @@ def on_device(count: int, device: str, sam: str, folder: Path) -> list[dict[str,
     """Compare the pool in both forms with the bare generator on images in memory."""
     images = draw_large(folder / "images", count)
     settings = ({} if sam else SMALL_SAM) | {"compute.device": device, "compute.mask_actors": 1}
-    rows = [generator_alone(images, count, settings, sam, device) | {"name": BARE}]
+    rows: list[dict[str, Any]] = [
+        generator_alone(images, count, settings, sam, device) | {"name": BARE}
+    ]
     rows += [
         run(images, folder / form, form, count, settings, sam) | {"name": form}
         for form in (ONE, THREE)

@@ -103,8 +103,8 @@ def works_in_stages(gpus: float) -> bool:
     """Return whether decoding and writing are stages of their own, given the GPUs of each actor.
 
     A GPU would wait while its process decodes and writes. On CPUs all stages compete for the same
-    cores, and moving decoded images between processes costs more than it saves. There, an actor that
-    does all of the work of an item is faster (docs/results/mask-speed.md).
+    cores, and decoded images would travel between processes for nothing. The form with one stage stays
+    there. experiments/bench/pool_scale.py --forms compares both.
     """
     return gpus > 0
 
