@@ -1,6 +1,7 @@
 """Measure the overhead of the pool of Ray Data actors, and the gain from a second actor.
 
     python experiments/bench/pool.py [--images 300] [--runs 2] [--slice 5]
+    python experiments/bench/pool.py --device cuda [--images 300] [--sam-checkpoint sam_vit_h_4b8939.pth]
 
 The images are drawn street scenes, the network is the shipped small SAM, and each actor has one thread.
 Four sides are compared: a plain loop, two plain loops at once (the limit of the machine), a pool of one
@@ -37,7 +38,7 @@ from sfss_ray.config import Config, override
 from sfss_ray.data.decoding import read_image
 from sfss_ray.masks import generate
 from sfss_ray.masks.regions import build_region_source, make_recipe
-from sfss_ray.runtime import pool as ray_pool
+from sfss_ray.runtime.pool_plan import PoolPlan
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.streets.scenes import render_scene
 
@@ -78,7 +79,7 @@ def through_pool(images: Path, out: Path, actors: int) -> None:
     """Run generate_masks with `actors` actors of one thread each."""
     config = override(Config(), SETTINGS | {"compute.mask_actors": actors})
     # By default an actor uses its share of the CPUs of the cluster as threads.
-    with patch.object(ray_pool, "threads_of_actor", lambda resources, size: 1):
+    with patch.object(PoolPlan, "threads", 1):
         generate.generate_masks(images, out, config=config, progress=lambda _: None)
 
 
@@ -289,12 +290,27 @@ def text_of(rows: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def measure_gpu(images: int, sam_checkpoint: str) -> None:
+    """Write the table of the pool on a GPU."""
+    from pool_scale import on_device, write_table
+
+    command = f"python experiments/bench/pool.py --device cuda --images {images}"
+    command += f" --sam-checkpoint {Path(sam_checkpoint).name}" if sam_checkpoint else ""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = on_device(images, "cuda", sam_checkpoint, Path(folder))
+    write_table("pool_cuda", "Masks of 2048x1024 on a GPU, PNG in and Parquet out", command, rows)
+
+
 def main() -> None:
     """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--slice", type=float, default=5.0, help="seconds of a turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--sam-checkpoint", default="", help="with --device cuda; else the small SAM"
+    )
     parser.add_argument("--actors", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--from-folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
@@ -303,6 +319,8 @@ def main() -> None:
         return through_pool(arguments.from_folder, arguments.into, arguments.actors)
     if arguments.from_folder:
         return plain_loop(arguments.from_folder, arguments.into)
+    if arguments.device == "cuda":
+        return measure_gpu(arguments.images, arguments.sam_checkpoint)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"

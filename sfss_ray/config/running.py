@@ -132,10 +132,12 @@ class ComputeConfig:
     """GPUs reserved per training worker on CUDA. With a fraction, trials of a search share a GPU."""
     cpus_per_worker: Annotated[float, Range(0, above=True)] = 1.0
     """CPUs reserved per training worker. This is also its number of compute threads."""
-    mask_actors: Count = 0
-    """Processes that generate masks. 0: as many as fit, which is one per GPU, or one per CPU."""
-    predict_actors: Count = 0
-    """Processes that predict images on Ray. 0: as many as fit, which is one per GPU, or one per CPU."""
+    mask_actors: Annotated[int | str, Counts(0)] = 0
+    """Processes that generate masks. 0: as many as fit, which is one per GPU, or one per CPU. A range
+    such as 1-8 starts with the smaller number, and adds processes where the cluster has room or an
+    autoscaler makes it."""
+    predict_actors: Annotated[int | str, Counts(0)] = 0
+    """Processes that predict images on Ray, as a number or a range, as with mask_actors."""
     gpus_per_actor: Annotated[float, Range(0.01, 1)] = 1.0
     """GPUs reserved per process that generates masks or predicts. With .5 two of them share a GPU."""
     predict_on_ray_from: PositiveInt = 200

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfss_ray.config import Config
+from sfss_ray.config.ranges import count_range
 from sfss_ray.errors import SfssError
 from sfss_ray.inputs.check import Survey
 from sfss_ray.inputs.request import Request, split_target_images
@@ -233,10 +234,17 @@ def _pool_stage(name: str, count: int, cost: Cost, pool_size: int) -> Stage:
     )
 
 
-def _local_pool_size(device: str, requested: int) -> int:
-    """Return the processes of a pool on this machine: one per GPU, or one per CPU."""
+def _local_pool_size(device: str, requested: int | str) -> int:
+    """Return the processes of a pool on this machine: one per GPU, or one per CPU.
+
+    Args:
+        device: Of the networks.
+        requested: A number, or a range that is filled as far as this machine goes; 0 for no request.
+    """
+    available = os.cpu_count() or 1
     if device == "cuda":
         import torch
 
-        return requested or torch.cuda.device_count()
-    return requested or os.cpu_count() or 1
+        available = torch.cuda.device_count()
+    counts = count_range(requested)
+    return max(counts.smallest, min(counts.largest, available)) if requested else available

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import MaskConfig
-from sfss_ray.data.content import read_with_content
-from sfss_ray.data.decoding import decode_image
+from sfss_ray.data.decoded_items import DecodedImage
 from sfss_ray.data.file_names import printable
+from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.masks.bank.claims import is_claimed_by
 from sfss_ray.masks.bank.schema import content_columns, shard_name, write_shard
@@ -21,7 +21,7 @@ from sfss_ray.runtime.threads import use_threads
 from sfss_ray.storage.places import Place, address_of, from_text, to_place
 
 _MAX_REASON_LENGTH = 300
-_CRASHED = f"{CRASH_REASON} (it is tried again once its file is newer than its masks)"
+CRASHED = f"{CRASH_REASON} (it is tried again once its file is newer than its masks)"
 
 
 def actor_spec(
@@ -60,6 +60,9 @@ class MaskActor:
         spec: from actor_spec, with `threads` of this process and `pool`, the number of actors.
     """
 
+    encodes_strings = True
+    """Whether this process also writes run lengths as strings; otherwise they are int32 arrays."""
+
     def __init__(self, spec: dict[str, Any]):
         self.spec = spec
         self.recipe = RegionRecipe(**spec["recipe"])
@@ -71,7 +74,8 @@ class MaskActor:
     def _load_source(self) -> RegionSource:
         checkpoint = to_place(self.spec["checkpoint"]) if self.spec["checkpoint"] else None
         device = worker_device(self.spec["device"])
-        return build_region_source(self.recipe, checkpoint, self.spec["points_per_batch"], device)
+        batch = self.spec["points_per_batch"]
+        return build_region_source(self.recipe, checkpoint, batch, device, self.encodes_strings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Make the shards of a batch; return counts for each shard, which drive the progress line.
@@ -82,14 +86,9 @@ class MaskActor:
         Returns:
             "images", "masks" and "errors", a list of numbers each.
         """
-        counts: dict[str, list] = {"images": [], "masks": [], "errors": []}
-        for shard in batch["shard"]:
-            images = json.loads(str(shard))
-            rows = self._make_shard(images)
-            counts["images"].append(len(rows))
-            counts["masks"].append(sum(len(row["masks"]) for row in rows))
-            counts["errors"].append(sum(row["error"] is not None for row in rows))
-        return counts
+        shards = [self._make_shard(json.loads(str(shard))) for shard in batch["shard"]]
+        counts = [counts_of(rows) for rows in shards]
+        return {name: [shard[name] for shard in counts] for name in ("images", "masks", "errors")}
 
     def _make_shard(self, images: list[tuple[str, str]]) -> list[dict[str, Any]]:
         """Make and write a shard of images (image_id, path); return its rows."""
@@ -101,27 +100,34 @@ class MaskActor:
                 rows.append(self._make_row(image_id, path))
                 attempts.end(image_id)
             else:
-                rows.append(_failed_row(image_id, path, _CRASHED))
-        shard_path = folder / shard_name(image_ids)
-        write_shard(shard_path, rows, self.recipe.as_dict(), self._owns_folder)
+                rows.append(failed_row(ImageFile(image_id, path), CRASHED))
+        commit_shard(rows, self.spec)
         attempts.forget()
         return rows
 
-    def _owns_folder(self) -> bool:
-        """Return whether the folder still belongs to this run: an actor outlives a killed driver."""
-        return is_claimed_by(to_place(self.spec["folder"]), self.spec["claim"])
-
     def _make_row(self, image_id: str, path: Place) -> dict[str, Any]:
-        content = None
-        try:
-            data, content = read_with_content(path)
-            image = decode_image(data, self.spec["max_pixels"], self.recipe.white)
-            masks = self._find_masks(image)
-        except Exception as error:  # only this image fails, whatever the source raises
-            return _failed_row(image_id, path, reason_of(error)) | content_columns(content)
-        row = {"image_id": image_id, "path": printable(path), "error": None}
-        row |= content_columns(content)
-        return row | {"height": image.shape[0], "width": image.shape[1], "masks": masks}
+        return self._row_of(DecodedImage(ImageFile(image_id, path, self.recipe.white)))
+
+    def _row_of(self, image: DecodedImage) -> dict[str, Any]:
+        """Return the row of an image, which is decoded first where that was not done."""
+        if image.is_pending:
+            image = image.decode(self.spec["max_pixels"], explain)
+        reason, columns = image.error, content_columns(image.content)
+        if image.pixels is not None:
+            try:
+                masks = self._find_masks(image.pixels)
+            except Exception as error:  # only this image fails, whatever the source raises
+                reason = reason_of(error)
+            else:
+                height, width = image.pixels.shape[:2]
+                row = {"image_id": image.file.image_id, "path": printable(image.file.path)}
+                return (
+                    row
+                    | columns
+                    | {"error": None, "height": height, "width": width, "masks": masks}
+                )
+        assert reason is not None, "an image without pixels says why"
+        return failed_row(image.file, reason) | columns
 
     def _find_masks(self, image: np.ndarray) -> list[dict[str, Any]]:
         """Return the masks of an image; try once more with an empty cache if GPU memory is full."""
@@ -137,9 +143,34 @@ class MaskActor:
         return self.find_regions(image)
 
 
-def _failed_row(image_id: str, path: Place, reason: str) -> dict[str, Any]:
-    row = {"image_id": image_id, "path": printable(path), "error": reason}
+def commit_shard(rows: list[dict[str, Any]], spec: dict[str, Any]) -> None:
+    """Write rows as a shard under the name of their images, if the folder still belongs to this run.
+
+    Processes of the pool outlive a killed driver, and another run may have claimed the folder.
+    """
+    folder = to_place(spec["folder"])
+    path = folder / shard_name([row["image_id"] for row in rows])
+    write_shard(path, rows, spec["recipe"], lambda: is_claimed_by(folder, spec["claim"]))
+
+
+def failed_row(file: ImageFile, reason: str) -> dict[str, Any]:
+    """Return the row of an image without masks."""
+    row = {"image_id": file.image_id, "path": printable(file.path), "error": reason}
     return row | {"height": 0, "width": 0, "masks": []}
+
+
+def counts_of(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the counts of a shard that drive the progress line."""
+    return {
+        "images": len(rows),
+        "masks": sum(len(row["masks"]) for row in rows),
+        "errors": sum(row["error"] is not None for row in rows),
+    }
+
+
+def explain(_: ImageFile, error: Exception) -> str:
+    """Return why an image cannot be decoded; see `DecodedImage.decode`."""
+    return reason_of(error)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,9 +1,11 @@
 """Stage 1: images -> Parquet shards of masks, over a pool of actors on Ray Data.
 
-One item of the Ray data set is one shard. An actor makes all masks of a shard and writes it under its
-final name in one rename. The name is a hash of the image ids of the shard. Even after a crash or a
-retry, a shard therefore exists whole or not at all, and never twice. Ray Data restarts lost work without
-limit. runtime/crash_guard.py gives up an image, or a network, that kills its process repeatedly.
+One item of the Ray data set is one shard. On CPUs an actor does all of its work. On GPUs a task decodes
+its images, an actor finds the masks, and a task writes the shard, each in a process of its own
+(masks/stages.py). The shard gets its final name in one rename. The name is a hash of the image ids.
+Even after a crash or a retry, a shard therefore exists whole or not at all, and never twice. Ray Data
+restarts lost work without limit. runtime/crash_guard.py gives up an image, or a network, that kills its
+process repeatedly.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sfss_ray.config import ComputeConfig, Config
+from sfss_ray.data.decoded_items import images_that_fit
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.data.image_folder import open_images
 from sfss_ray.errors import ConfigError
@@ -23,10 +26,12 @@ from sfss_ray.masks.bank.claims import claim_folder, require_claim
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import RegionRecipe, SamType, make_recipe
 from sfss_ray.masks.resume import drop_rows_of, find_rows, remaining_work, remove_leftovers
+from sfss_ray.masks.stages import StagedMaskActor, decode_shard, write_rows
 from sfss_ray.masks.summary import HOW_TO_GET_MASKS, MaskSummary, summarise
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.devices import choose_device
-from sfss_ray.runtime.pool import Pool, pool_size
+from sfss_ray.runtime.pool import Pool, Stages
+from sfss_ray.runtime.pool_plan import ITEM_BYTES, PoolPlan, make_plan
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
 from sfss_ray.runtime.resources import (
     Demand,
@@ -156,10 +161,10 @@ def _run_pool(
     progress: ProgressSink,
 ) -> None:
     gpus = actor_gpus(config.compute, spec["device"])
-    size = pool_size(config.compute.mask_actors, resources, gpus)
-    shards = list(_shard_items(images, _images_per_shard(len(images), size, config)))
-    folder = to_place(spec["folder"])
-    pool = Pool("masks", folder, MaskActor, size, gpus, resources, config.compute)
+    plan = make_plan(config.compute.mask_actors, resources, gpus)
+    shards = list(_shard_items(images, _images_per_shard(images, plan, config)))
+    folder, stages = to_place(spec["folder"]), Stages(decode_shard, StagedMaskActor, write_rows)
+    pool = Pool("masks", folder, MaskActor, plan, config.compute, stages)
     bar, num_errors = Progress("masks", len(images), progress), 0
     with pool.results(shards, spec) as results:
         for counts in results:
@@ -168,9 +173,15 @@ def _run_pool(
             bar.advance(int(counts["images"]), f", {num_errors} unreadable" if num_errors else "")
 
 
-def _images_per_shard(num_images: int, pool: int, config: Config) -> int:
-    """Return a smaller number for few images, so that every actor has work and progress is visible."""
-    return max(1, min(config.masks.images_per_shard, num_images // (4 * pool)))
+def _images_per_shard(images: list[ImageFile], plan: PoolPlan, config: Config) -> int:
+    """Return a smaller number for few images, so that every actor has work and progress is visible.
+
+    Where decoded images travel between processes, those of a shard must fit into one item.
+    """
+    count = min(config.masks.images_per_shard, len(images) // (4 * plan.actors.largest))
+    if plan.staged:
+        count = min(count, images_that_fit(images, ITEM_BYTES))
+    return max(1, count)
 
 
 def _shard_items(images: list[ImageFile], images_per_shard: int) -> Iterator[dict[str, str]]:

@@ -218,7 +218,11 @@ def _knobs(config: MaskConfig, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def build_region_source(
-    recipe: RegionRecipe, checkpoint: Place | None, points_per_batch: int, device: str
+    recipe: RegionRecipe,
+    checkpoint: Place | None,
+    points_per_batch: int,
+    device: str,
+    as_strings: bool = True,
 ) -> RegionSource:
     """Return the region source of a recipe.
 
@@ -227,12 +231,15 @@ def build_region_source(
         checkpoint: SAM weights, or None for a recipe without a network.
         points_per_batch: points decoded at once; it changes no mask.
         device: of the network.
+        as_strings: whether `counts` of the records are COCO strings. A source may return int32 run
+            lengths otherwise, from which `encode_counts` makes the strings in another process.
     """
     if recipe.source == "felzenszwalb":
         return _felzenszwalb(**recipe.knobs)
     import torch
 
     from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+    from sfss_ray.masks.sam.image_masks import RUN_LENGTHS
     from sfss_ray.masks.sam.loading import load_promptable
     from sfss_ray.masks.sam.networks import shipped_small_sam
 
@@ -253,6 +260,8 @@ def build_region_source(
         dtype=dtype,
         **recipe.knobs,  # pyright: ignore[reportArgumentType]
     )
+    if not as_strings and not recipe.embeddings:
+        generator.output_mode = RUN_LENGTHS
     if not recipe.embeddings:
         return lambda image: [_record(mask) for mask in generator.generate(image)]
     return partial(_generate_with_embeddings, generator)
@@ -272,7 +281,7 @@ def _generate_with_embeddings(
 def _record(mask: dict[str, Any]) -> dict[str, Any]:
     counts = mask["segmentation"]["counts"]
     return {
-        "counts": counts if isinstance(counts, str) else counts.decode(),
+        "counts": counts.decode() if isinstance(counts, bytes) else counts,
         "area": int(mask["area"]),
         "bbox": [int(v) for v in mask["bbox"]],
         "predicted_iou": float(mask["predicted_iou"]),
@@ -280,6 +289,15 @@ def _record(mask: dict[str, Any]) -> dict[str, Any]:
         "point": [float(v) for v in mask["point_coords"][0]],
         "crop_box": [int(v) for v in mask["crop_box"]],
     }
+
+
+def encode_counts(rows: Sequence[dict[str, Any]]) -> None:
+    """Replace the run lengths of all masks of rows by COCO strings; strings stay as they are."""
+    for row in rows:
+        pending = [mask for mask in row["masks"] if not isinstance(mask["counts"], str)]
+        strings = to_coco_strings([mask["counts"] for mask in pending])
+        for mask, string in zip(pending, strings, strict=True):
+            mask["counts"] = string
 
 
 def _felzenszwalb(felzenszwalb_scale: float, felzenszwalb_min_size: float) -> RegionSource:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
-from sfss_ray.data.content import UNREADABLE, Content, changed_files, read_with_content
+from sfss_ray.data.content import UNREADABLE, Content, changed_files
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.storage.files import whole_file
@@ -173,26 +173,42 @@ def predict_file(
         DataError: the image cannot be read, or is too large for the memory.
         OutputError: a file cannot be written.
     """
-    from sfss_ray.data.decoding import decode_image
+    from sfss_ray.data.decoded_items import DecodedImage
+    from sfss_ray.data.decoding import MAX_PIXELS
+
+    image = DecodedImage(file).decode(MAX_PIXELS, explain_unreadable)
+    if image.pixels is None or image.content is None:
+        raise DataError(image.error or "")
+    train_ids = predict_pixels(network, file, image.pixels, config)
+    folder.write(file.image_id, image.pixels, train_ids, image.content)
+
+
+def explain_unreadable(file: ImageFile, error: Exception) -> str:
+    """Return why an image cannot be read; raises other errors again. See `DecodedImage.decode`."""
+    if isinstance(error, OSError):
+        return f"image {str(file.path)!r}: {error.strerror or meaning_of(error)}"
+    if isinstance(error, DataError):
+        return f"image {str(file.path)!r}: {error}"
+    raise error
+
+
+def predict_pixels(
+    network: Segmenter, file: ImageFile, pixels: np.ndarray, config: EvaluationConfig
+) -> np.ndarray:
+    """Return the uint8 (H, W) train ids of an image.
+
+    Raises:
+        DataError: the image is too large for the memory.
+    """
     from sfss_ray.evaluation.examination import predict_probabilities
 
     try:
-        data, content = read_with_content(file.path)
-        image = decode_image(data, white=file.white)
-    except OSError as error:
-        raise DataError(
-            f"image {str(file.path)!r}: {error.strerror or meaning_of(error)}"
-        ) from error
-    except DataError as error:
-        raise DataError(f"image {str(file.path)!r}: {error}") from error
-    try:
-        train_ids = predict_probabilities(network, image, config).argmax(0).astype(np.uint8)
+        return predict_probabilities(network, pixels, config).argmax(0).astype(np.uint8)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
-        height, width = image.shape[:2]
+        height, width = pixels.shape[:2]
         raise DataError(
             f"image {str(file.path)!r}: {width}x{height} pixels are too many for the memory: shrink it,"
             " or predict it on another machine"
         ) from error
-    folder.write(file.image_id, image, train_ids, content)

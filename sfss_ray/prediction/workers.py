@@ -1,4 +1,8 @@
-"""Work of predicting images: in this process, or over a pool of actors on Ray Data."""
+"""Work of predicting images: in this process, or over a pool of actors on Ray Data.
+
+Where the network runs on a GPU, the pool has three stages: a task decodes the images of an item, an
+actor predicts them, and a task encodes and writes their files.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from sfss_ray.config import Config
-from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.data.depth import White
+from sfss_ray.data.class_sets import ClassSet, class_set_of
+from sfss_ray.data.decoded_items import DecodedImage, decode_images, images_that_fit
+from sfss_ray.data.decoding import MAX_PIXELS
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
 from sfss_ray.models.source import Source
-from sfss_ray.prediction.outputs import PredictionFolder, predict_file
+from sfss_ray.prediction.outputs import (
+    PredictionFolder,
+    explain_unreadable,
+    predict_file,
+    predict_pixels,
+)
 from sfss_ray.runtime import cluster
-from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network
+from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts, loading_network, writing_item
 from sfss_ray.runtime.devices import worker_device
-from sfss_ray.runtime.pool import Pool, pool_size
+from sfss_ray.runtime.item_table import pack_item, unpack_item
+from sfss_ray.runtime.pool import Pool, Stages
+from sfss_ray.runtime.pool_plan import ITEM_BYTES, make_plan
 from sfss_ray.runtime.progress import Progress, ProgressSink
 from sfss_ray.runtime.resources import Resources, actor_demand, actor_gpus
 from sfss_ray.runtime.threads import use_threads
@@ -90,12 +105,14 @@ def _make_pool(
     job: PredictionJob, gpus: float, resources: Resources
 ) -> tuple[Pool, list[dict[str, str]]]:
     """Return the pool for a job, and the items of work for it."""
-    size = pool_size(job.config.compute.predict_actors, resources, gpus)
+    plan = make_plan(job.config.compute.predict_actors, resources, gpus)
     # Short items for few images: every actor gets work, and progress advances.
-    images_per_item = max(1, min(MAX_IMAGES_PER_ITEM, len(job.files) // (4 * size)))
-    items = list(_items(job.files, images_per_item))
-    compute = job.config.compute
-    pool = Pool("predictions", job.folder.root, PredictionActor, size, gpus, resources, compute)
+    images_per_item = min(MAX_IMAGES_PER_ITEM, len(job.files) // (4 * plan.actors.largest))
+    if plan.staged:
+        images_per_item = min(images_per_item, images_that_fit(job.files, ITEM_BYTES))
+    items = list(_items(job.files, max(1, images_per_item)))
+    compute, stages = job.config.compute, Stages(decode_item, StagedPredictionActor, write_item)
+    pool = Pool("predictions", job.folder.root, PredictionActor, plan, compute, stages)
     return pool, items
 
 
@@ -116,22 +133,18 @@ class PredictionActor:
                 and size of the pool.
         """
         use_threads(spec["threads"])
+        self.spec = spec
         self.config: Config = spec["config"]
         source: Source = spec["source"]
-        self.white: White | None = spec["white"]
         with loading_network(to_place(spec["folder"]), spec["pool"]):
             self.network = source.load(worker_device(spec["device"])).network
-        classes = class_set_of(source.classes.classes, source.classes.name)
-        self.folder = PredictionFolder(to_place(spec["folder"]), classes)
+        self.folder = _folder_of(spec)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Predict the images of a batch of items; returns counts, and errors as JSON, per item."""
         results: dict[str, list] = {"images": [], "errors": []}
         for item in batch["item"]:
-            files = [
-                ImageFile(image_id, from_text(path), self.white)
-                for image_id, path in json.loads(str(item))
-            ]
+            files = _files_of(str(item), self.spec)
             results["images"].append(len(files))
             results["errors"].append(json.dumps(self._predict(files)))
         return results
@@ -152,6 +165,17 @@ class PredictionActor:
         return errors
 
 
+def _folder_of(spec: dict[str, Any]) -> PredictionFolder:
+    classes: ClassSet = spec["source"].classes
+    return PredictionFolder(to_place(spec["folder"]), class_set_of(classes.classes, classes.name))
+
+
+def _files_of(item: str, spec: dict[str, Any]) -> list[ImageFile]:
+    return [
+        ImageFile(image_id, from_text(path), spec["white"]) for image_id, path in json.loads(item)
+    ]
+
+
 def _predict_or_explain(
     network: Segmenter, file: ImageFile, folder: PredictionFolder, config: Config
 ) -> str:
@@ -161,3 +185,62 @@ def _predict_or_explain(
     except DataError as error:
         return str(error)
     return ""
+
+
+def decode_item(batch: pa.Table, spec: dict[str, Any]) -> pa.Table:
+    """Read and decode the images of an item: the first of three stages.
+
+    Args:
+        batch: "item" holds one JSON text, as `_items` makes it.
+        spec: as for PredictionActor.
+    """
+    files = _files_of(batch["item"][0].as_py(), spec)
+    attempts = Attempts(to_place(spec["folder"]), [file.image_id for file in files], "decode")
+    return pack_item(decode_images(files, attempts, ITEM_BYTES, _decode))
+
+
+def _decode(image: DecodedImage) -> DecodedImage:
+    return image.decode(MAX_PIXELS, explain_unreadable)
+
+
+class StagedPredictionActor(PredictionActor):
+    """A process of the pool that runs the network alone, the second of three stages."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return an item of (image, train ids or None), given one of `decode_item`."""
+        images: list[DecodedImage] = unpack_item(batch)
+        attempts = Attempts(self.folder.root, [i.file.image_id for i in images], "network")
+        predictions = []
+        for image in images:
+            if attempts.begin(image.file.image_id):
+                predictions.append(self._predict_image(image))
+                attempts.end(image.file.image_id)
+            else:
+                predictions.append((DecodedImage(image.file, error=CRASH_REASON), None))
+        attempts.forget()
+        return pack_item(predictions)
+
+    def _predict_image(self, image: DecodedImage) -> tuple[DecodedImage, np.ndarray | None]:
+        image = _decode(image) if image.is_pending else image
+        if image.pixels is None:
+            return image, None
+        # Views of the object store are read-only, and torch warns about these.
+        pixels = image.pixels if image.pixels.flags.writeable else image.pixels.copy()
+        try:
+            return image, predict_pixels(self.network, image.file, pixels, self.config.evaluation)
+        except DataError as error:
+            return DecodedImage(image.file, error=str(error)), None
+
+
+def write_item(batch: pa.Table, spec: dict[str, Any]) -> dict[str, list]:
+    """Write the files of the predictions of an item, the last of three stages; returns its result."""
+    predictions: list[tuple[DecodedImage, np.ndarray | None]] = unpack_item(batch)
+    folder = _folder_of(spec)
+    with writing_item(folder.root, [image.file.image_id for image, _ in predictions]):
+        for image, train_ids in predictions:
+            if train_ids is not None:
+                assert image.pixels is not None
+                assert image.content is not None
+                folder.write(image.file.image_id, image.pixels, train_ids, image.content)
+    errors = {image.file.image_id: image.error for image, _ in predictions if image.error}
+    return {"images": [len(predictions)], "errors": [json.dumps(errors)]}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from sfss_ray.storage.places import Place
 
@@ -64,14 +64,16 @@ def loading_network(folder: Place, pool_size: int) -> Iterator[None]:
 class Attempts:
     """Counts how often processes began each image of an item of work without finishing it."""
 
-    def __init__(self, folder: Place, image_ids: Iterable[str]):
+    def __init__(self, folder: Place, image_ids: Iterable[str], stage: str = ""):
         """
         Args:
-            folder: Where the stage writes.
+            folder: Where the processes' results are written.
             image_ids: Ids of the item's images.
+            stage: What the process does with the images, where others do the rest: 'decode'. Several
+                stages may work on an item, and each counts its own crashes.
         """
         item = hashlib.sha256(json.dumps(list(image_ids)).encode()).hexdigest()[:16]
-        self._file = folder / f"{_BEGUN_PREFIX}{item}"
+        self._file = folder / f"{_BEGUN_PREFIX}{item}{stage and f'-{stage}'}"
         self._counts = Counter[str]()
         # There is no file yet, or a crash has cut it short.
         with contextlib.suppress(OSError, ValueError):
@@ -93,6 +95,23 @@ class Attempts:
     def forget(self) -> None:
         """Remove the counts of a finished item."""
         _remove(self._file)
+
+
+@contextlib.contextmanager
+def writing_item(folder: Place, image_ids: Sequence[str]) -> Iterator[None]:
+    """Count the processes that die while they write an item of work.
+
+    Raises:
+        RuntimeError: too many of them died.
+    """
+    attempts = Attempts(folder, image_ids, "write")
+    if not attempts.begin(image_ids[0]):
+        raise RuntimeError(
+            f"{MAX_CRASHES} processes died while they wrote the results of {image_ids[0]!r} and the"
+            f" {len(image_ids) - 1} images after it: out of memory; use nodes with more of it"
+        )
+    yield
+    attempts.forget()
 
 
 def forget_crashes(folder: Place) -> None:

@@ -1,56 +1,51 @@
-"""Pools of actors on Ray Data: items of work in, results out, each actor with a network of its own."""
+"""Pools of actors on Ray Data: items of work in, results out, each actor with a network of its own.
+
+Where the network runs on a GPU, an item passes three stages of one Ray Data plan. Tasks on CPUs read and
+decode its images, an actor runs the network, and tasks on CPUs encode and write the results.
+
+Ray Data has means of its own for bad input and for resuming, which are not used:
+
+- Its checkpoints record finished rows in a folder beside the output, by an id column. They are switched
+  off without an error for a data set made of Python objects. They cannot say whether an output file
+  still exists, or was made by other settings. Files with fixed names can: what exists is done.
+- `max_errored_blocks` drops a whole block, with its good images, and counts raised errors alone. A
+  process that the kernel kills raises none, and Ray Data repeats its task without end. The crash guard
+  counts these by image.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sfss_ray.config import ComputeConfig
+from sfss_ray.config.ranges import CountRange
 from sfss_ray.errors import ClusterError
 from sfss_ray.runtime.crash_guard import forget_crashes
-from sfss_ray.runtime.resources import Resources, placement_options
+from sfss_ray.runtime.pool_plan import PoolPlan
+from sfss_ray.runtime.resources import placement_options
 from sfss_ray.storage.places import Place
 
-_MOST_ACTORS = 1000
-"""A limit of an autoscaler that allows more is none: the pool keeps to the GPUs that are there."""
 
+@dataclass(frozen=True)
+class Stages:
+    """The work of an item in three stages, each in processes of its own.
 
-def pool_size(requested: int, resources: Resources, gpus: float) -> int:
-    """Return the number of actors: as requested, or with 0 as many as the GPUs hold, or one per CPU.
-
-    GPUs that an autoscaler may add count. Ray Data works with the actors that have started, and those
-    that wait are what makes the cluster grow.
-
-    Args:
-        requested: Actors that the user asks for; 0 leaves it to the cluster.
-        resources: Of the cluster.
-        gpus: GPUs of each actor; 0 for a pool on CPUs.
+    An item is one row of a table from stage to stage, so Ray Data cannot split it over two blocks.
     """
-    if requested or not gpus:
-        return requested or max(1, int(resources.cpus))
-    size = resources.holds(0.0, gpus)
-    return max(1, size if size <= _MOST_ACTORS else resources.holds_now(0.0, gpus))
 
-
-def threads_of_actor(resources: Resources, pool: int) -> int:
-    """Return the compute threads of each of `pool` actors: its share of the cluster's CPUs."""
-    return max(1, int(resources.cpus / pool))
-
-
-def cpus_of_actor(resources: Resources, pool: int, gpus: float) -> float:
-    """Return the CPUs that each of `pool` actors reserves, at most one.
-
-    Ray Data needs some CPU for itself: actors that hold every CPU starve it for ever. A node with few
-    CPUs and many GPUs must hold an actor for each of its GPUs.
-    """
-    shares = [resources.cpus / pool]
-    if gpus:
-        shares += [cpus * gpus / node_gpus for cpus, node_gpus in resources.nodes if node_gpus]
-    return min(1.0, 0.9 * min(shares))
+    decode: Callable[..., Any]
+    """Task on a CPU: takes a batch of items and `spec`, and returns a table of `pack_item`."""
+    network: type
+    """Class of the actors, built as `Pool.actor` is: takes such a table, and returns another."""
+    write: Callable[..., Any]
+    """Task on a CPU: takes that table and `spec`, writes files, and returns the item's result."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +57,15 @@ class Pool:
     folder: Place
     """Folder that the stage writes to."""
     actor: type
-    """Class of the actors. Each is built from a dict `spec` in a process of its own. It loads its
-    network inside `crash_guard.loading_network`, and counts its work with `crash_guard.Attempts`."""
-    size: int
-    """Largest number of actors; there are never more than items."""
-    gpus: float
-    """GPUs of each actor; 0 on CPUs."""
-    resources: Resources
-    """Resources of the cluster."""
+    """Class of the actors, each of which does all of an item's work. It is built from a dict `spec` in
+    a process of its own. It loads its network inside `crash_guard.loading_network`, and counts its work
+    with `crash_guard.Attempts`."""
+    plan: PoolPlan
+    """Number of actors, which is never larger than that of items, and the CPUs of all processes."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    """Says which nodes the actors run on, and what Ray itself may print."""
+    """Says which nodes the processes run on, and what Ray itself may print."""
+    stages: Stages | None = None
+    """The work of `actor` in stages; used where `plan.staged`."""
 
     @contextlib.contextmanager
     def results(
@@ -88,22 +82,9 @@ class Pool:
         Raises:
             ClusterError: an actor raised an error, or the cluster was lost.
         """
-        import ray.data
         import ray.exceptions
 
-        size = min(self.size, len(items))
-        threads = threads_of_actor(self.resources, size)
-        with _output_of_ray(self.compute):
-            dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
-        dataset = dataset.map_batches(
-            self.actor,
-            fn_constructor_args=(spec | {"threads": threads, "pool": size},),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=cpus_of_actor(self.resources, size, self.gpus),
-            num_gpus=self.gpus,
-            **placement_options(self.compute, self.gpus),
-        )
+        dataset = self._dataset(items, spec)
         # Crashes of earlier runs do not count, and this run's are of no use to later ones.
         forget_crashes(self.folder)
         _hand_over_by_value()
@@ -115,10 +96,43 @@ class Pool:
             _end_execution(dataset)
             forget_crashes(self.folder)
 
+    def _dataset(self, items: Sequence[dict[str, str]], spec: dict[str, Any]) -> Any:
+        """Return the data set whose rows are the results of items; nothing runs yet."""
+        import ray.data
+
+        actors = self.plan.actors
+        smallest, largest = (min(n, len(items)) for n in (actors.smallest, actors.largest))
+        plan = dataclasses.replace(self.plan, actors=CountRange(smallest, largest))
+        spec = spec | {"threads": plan.threads, "pool": largest}
+        network = {
+            "fn_constructor_args": (spec,),
+            "compute": ray.data.ActorPoolStrategy(min_size=smallest, max_size=largest),
+            "num_cpus": plan.actor_cpus,
+            "num_gpus": plan.gpus,
+            **placement_options(self.compute, plan.gpus),
+        }
+        with _settings_of_ray(self.compute, plan):
+            dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+        if not plan.staged or self.stages is None:
+            return dataset.map_batches(self.actor, batch_size=1, **network)
+        task = {
+            "batch_size": 1,
+            "batch_format": "pyarrow",
+            "fn_kwargs": {"spec": spec},
+            "num_cpus": plan.task_cpus,
+            **placement_options(self.compute, 0.0),
+        }
+        decoders = ray.data.TaskPoolStrategy(size=plan.decoders)
+        dataset = dataset.map_batches(self.stages.decode, compute=decoders, **task)
+        dataset = dataset.map_batches(
+            self.stages.network, batch_size=1, batch_format="pyarrow", **network
+        )
+        return dataset.map_batches(self.stages.write, **task)
+
 
 @contextlib.contextmanager
-def _output_of_ray(compute: ComputeConfig) -> Iterator[None]:
-    """Choose what Ray Data prints: its logs, and the progress of a data set made in the block."""
+def _settings_of_ray(compute: ComputeConfig, plan: PoolPlan) -> Iterator[None]:
+    """Choose what Ray Data prints, and the memory of a data set made in the block."""
     import ray.data
 
     # The import sets the level to INFO; our own error replaces Ray's stack traces.
@@ -128,12 +142,19 @@ def _output_of_ray(compute: ComputeConfig) -> Iterator[None]:
     progress_level = logging.INFO if compute.ray_progress else logging.NOTSET
     logging.getLogger("ray.data._internal.progress").setLevel(progress_level)
     context = ray.data.DataContext.get_current()
-    by_default = context.enable_progress_bars
-    context.enable_progress_bars = by_default or compute.ray_progress
+    by_default = context.enable_progress_bars, context.execution_options
+    context.enable_progress_bars = context.enable_progress_bars or compute.ray_progress
+    if plan.staged:
+        # Ray Data's own limit is half of the object store, many gigabytes on a large node.
+        options = copy.copy(context.execution_options)
+        options.resource_limits = ray.data.ExecutionResources.for_limits(
+            object_store_memory=plan.object_store_bytes
+        )
+        context.execution_options = options
     try:
         yield
     finally:
-        context.enable_progress_bars = by_default
+        context.enable_progress_bars, context.execution_options = by_default
 
 
 def _end_execution(dataset: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.config.node_labels import matches, parse_selector
+from sfss_ray.config.ranges import count_range
 from sfss_ray.errors import ClusterError
 
 _SLACK = 1e-6  # 3 * 0.1 CPUs fit into 0.3
@@ -201,15 +202,16 @@ def trials_demand(compute: ComputeConfig, device: str, at_once: int = 1) -> Dema
     )
 
 
-def actor_demand(stage: str, count: int, gpus: float) -> Demand:
-    """Return the demand of a pool of `count` actors; 0 is as many as fit.
+def actor_demand(stage: str, requested: int | str, gpus: float) -> Demand:
+    """Return the demand of a pool of actors; 0 is as many as fit.
 
     Args:
         stage: `mask` or `predict`, as in the setting compute.STAGE_actors.
-        count: Requested actors.
+        requested: Actors that the setting asks for. Of a range, the smallest number must fit.
         gpus: GPUs of each actor; one with a GPU has no CPU of its own.
     """
     knobs = f"compute.{stage}_actors" + (" or compute.gpus_per_actor" if gpus else "")
+    count = count_range(requested).smallest
     return Demand(f"{stage} actors", count, knobs, 0.0 if gpus else 1.0, gpus)
 
 

@@ -58,7 +58,7 @@ from sfss_ray.runtime import cluster
 from sfss_ray.config import ComputeConfig, Config, override
 from sfss_ray.errors import ClusterError
 from sfss_ray.masks import generate
-from sfss_ray.masks.actor import MaskActor
+from sfss_ray.masks.stages import StagedMaskActor
 from sfss_ray.masks.regions import build_region_source, make_recipe
 from sfss_ray.runtime.resources import training_demand
 
@@ -77,7 +77,7 @@ except ClusterError as error:
 
 folder = Path(sys.argv[1])
 
-class Actor(MaskActor):
+class Actor(StagedMaskActor):
     """Records which GPU Ray assigned, and finds regions without one."""
 
     def _load_source(self):
@@ -95,7 +95,7 @@ class Actor(MaskActor):
             time.sleep(0.2)
         return super().__call__(batch)
 
-generate.MaskActor = Actor
+generate.StagedMaskActor = Actor
 config = override(Config(), {"masks.regions": "small_sam"})
 lines = []
 generate.generate_masks(

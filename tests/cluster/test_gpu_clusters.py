@@ -114,6 +114,7 @@ expect_workers(out / "notes", 4)
 workers = {"compute.num_workers": 2, "masks.regions": "small_sam", "masks.points_per_side": 4}
 sfss_ray.adapt(*data, config=override(config, workers), progress=lines.append)
 found["adapt"] = lines, take_notes(out / "notes")
+found["decoders"] = take_notes(out / "notes" / "decoders")
 found["spot"] = masks("spot", label_selector="market-type=spot", gpus_per_actor=0.5)
 found["spot_notes"] = take_notes(out / "notes")
 expect_workers(out / "notes", 0)
@@ -179,6 +180,16 @@ def test_masks_workers_and_report_of_a_run_use_the_gpus_that_the_driver_lacks(fo
     assert len({(note["node"], *note["gpus"]) for note in workers}) == len(workers) / 2 == 2
     assert {note["share"] for note in notes} == {1.0}
     assert lines.index("evaluating source-only") < lines.index("evaluating adapted")
+
+
+def test_images_are_decoded_outside_of_the_actors_of_the_network(four_gpus):
+    _, notes = four_gpus["adapt"]
+    actors = {note["pid"] for note in notes if "MaskActor" in note["task"]}
+    decoders = four_gpus["decoders"]
+    assert decoders
+    assert not actors & {note["pid"] for note in decoders}
+    assert {(*note["gpus"], note["share"]) for note in decoders} == {(0.0,)}
+    assert all("decode_shard" in note["task"] for note in decoders)
 
 
 def test_actors_with_half_a_gpu_each_stay_on_the_nodes_that_the_labels_name(four_gpus):

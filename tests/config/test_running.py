@@ -28,6 +28,8 @@ OUT_OF_RANGE = {
     "compute.device": ["tpu"],
     "compute.num_workers": [0, "0-2", "3-2", "1-", [2, 1]],
     "compute.resize_interval_s": [0.0],
+    "compute.mask_actors": [-1, "4", "4-2", "0-2"],
+    "compute.predict_actors": [-1, "two"],
     "compute.cpus_per_worker": [0.0],
     "compute.max_failures": [-2],
     "compute.wait_for_nodes_s": [-1.0],
@@ -73,3 +75,10 @@ def test_workers_are_a_number_or_a_range(value, smallest, largest, tmp_path):
 
 def test_no_limit_of_restarts_is_allowed():
     assert ComputeConfig(max_failures=-1).max_failures == -1
+
+
+def test_a_number_of_actors_may_be_a_range(tmp_path):
+    config = override(Config(), {"compute.mask_actors": "2-8", "compute.predict_actors": 3})
+    assert (config.compute.mask_actors, config.compute.predict_actors) == ("2-8", 3)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config

@@ -53,27 +53,50 @@ def replace_check() -> None:
     from sfss_ray.runtime import devices
 
     devices.worker_device = noted_device
+    note_decoding()
     # NCCL, which Ray Train takes for workers with GPUs, needs real ones.
     init = torch.distributed.init_process_group
     torch.distributed.init_process_group = lambda backend=None, **kw: init("gloo", **kw)
 
 
+def note_decoding() -> None:
+    """Write down which processes decode items of images, once each."""
+    from sfss_ray.data import decoded_items
+
+    decode, pids = decoded_items.decode_images, set[int]()
+
+    def noted(*arguments: Any) -> Any:
+        if os.getpid() not in pids:
+            pids.add(os.getpid())
+            write_note(Path(os.environ[NOTES_VARIABLE]) / "decoders", "none")
+        return decode(*arguments)
+
+    decoded_items.decode_images = noted
+
+
 def noted_device(device: str) -> str:
     """Write down the GPUs of this process, and let it compute on its CPU."""
+    folder = Path(os.environ[NOTES_VARIABLE])
+    write_note(folder, device)
+    _wait_for_others(folder)
+    return "cpu"
+
+
+def write_note(folder: Path, device: str) -> None:
+    """Write down what Ray assigned to this process."""
     import ray
 
     context = ray.get_runtime_context()
     note = {
+        "pid": os.getpid(),
         "device": device,
         "gpus": context.get_accelerator_ids()["GPU"],
         "share": context.get_assigned_resources().get("GPU", 0.0),
         "node": context.get_node_id(),
         "task": context.get_task_name() or "",
     }
-    folder = Path(os.environ[NOTES_VARIABLE])
+    folder.mkdir(exist_ok=True)
     (folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json").write_text(json.dumps(note))
-    _wait_for_others(folder)
-    return "cpu"
 
 
 def _wait_for_others(folder: Path) -> None:

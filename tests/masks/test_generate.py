@@ -19,12 +19,18 @@ from PIL import Image
 
 from sfss_ray import cli
 from sfss_ray.config import Config, override
+from sfss_ray.data.folders import list_images
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.masks import generate
 from sfss_ray.masks.actor import MaskActor
 from sfss_ray.masks.bank.claims import claim_folder
 from sfss_ray.masks.bank.schema import shard_paths
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.generate import generate_masks
+from sfss_ray.runtime.pool_plan import make_plan
+from sfss_ray.runtime.resources import Resources
+
+PER_SHARD = generate._images_per_shard
 
 
 @pytest.fixture(autouse=True)
@@ -192,3 +198,14 @@ def test_another_white_level_is_another_recipe(tmp_path: Path):
     config = override(Config(), {"white_level": 65535.0})
     with pytest.raises(ResumeError, match=r"white_level: 4095.0 -> 65535.0"):
         generate_masks(images, folder, config=config, progress=str)
+
+
+def test_a_shard_of_decoded_images_fits_into_an_item(images: Path, monkeypatch):
+    """Of images that travel decoded between processes, a shard holds as many as memory allows."""
+    monkeypatch.setattr(generate, "ITEM_BYTES", 5 * 24 * 40 * 3)
+    files = 100 * list_images(images)
+    config = Config()
+    count = PER_SHARD(files, make_plan(1, Resources(4.0, 1), 0.0), config)
+    assert count == config.masks.images_per_shard == 32
+    assert PER_SHARD(files, make_plan(1, Resources(4.0, 1), 1.0), config) == 5
+    assert PER_SHARD(files, make_plan("1-60", Resources(4.0, 1), 1.0), config) == 1

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from sfss_ray.config import Config, override
@@ -23,6 +24,7 @@ from sfss_ray.prediction.workers import (
 )
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.crash_guard import CRASH_REASON, MAX_CRASHES
+from sfss_ray.runtime.item_table import unpack_item
 from sfss_ray.runtime.pool import Pool
 from sfss_ray.runtime.resources import Resources
 from sfss_ray.streets.default import SOURCE_MODEL
@@ -58,7 +60,7 @@ def local_pool(monkeypatch) -> list[list[dict[str, str]]]:
 
     def results(self: Pool, items: list[dict[str, str]], spec: dict[str, Any]):
         calls.append(items)
-        actor = self.actor(spec | {"threads": 1, "pool": self.size})
+        actor = self.actor(spec | {"threads": 1, "pool": self.plan.actors.largest})
         for item in items:
             batch = actor({"item": [item["item"]]})
             yield {name: column[0] for name, column in batch.items()}
@@ -138,3 +140,43 @@ def test_an_image_that_crashes_its_process_is_skipped(images, tmp_path: Path, mo
     assert errors["00002"] == CRASH_REASON
     assert len(list((tmp_path / "out" / "train_ids").iterdir())) == 4
     assert not list((tmp_path / "out").glob(".*")), "counts of a finished item are removed"
+
+
+def test_stages_write_the_same_files_as_this_process(images, tmp_path: Path, monkeypatch):
+    job = job_for(images, tmp_path / "staged")
+    spec = {"source": job.source, "folder": str(job.folder.root), "config": CPU, "white": None}
+    spec |= {"device": "cpu", "threads": 1, "pool": 1}
+    # The last images of an item may have no room in it.
+    monkeypatch.setattr(workers, "ITEM_BYTES", 2 * 64 * 128 * 3)
+    (item,) = workers._items(job.files, 10)
+    decoded = workers.decode_item(pa.table({"item": [item["item"]]}), spec)
+    pending = [image.is_pending for image in unpack_item(decoded)]
+    assert pending == [False, False, True, True, True, True]
+    result = workers.write_item(workers.StagedPredictionActor(spec)(decoded), spec)
+    local = predict_locally(job_for(images, tmp_path / "local"), str)
+    assert (result["images"], json.loads(result["errors"][0])) == ([6], local)
+    assert pixels_below(tmp_path / "staged") == pixels_below(tmp_path / "local")
+    assert not list((tmp_path / "staged").glob(".*"))
+
+
+def test_an_image_that_kills_the_network_is_skipped(images, tmp_path: Path, monkeypatch):
+    job = job_for(images, tmp_path / "out")
+    spec = {"source": job.source, "folder": str(job.folder.root), "config": CPU, "white": None}
+    spec |= {"device": "cpu", "threads": 1, "pool": 1}
+    predict_pixels = workers.predict_pixels
+
+    def crash(network, file, pixels, config):
+        if file.image_id == "00002":
+            raise Killed
+        return predict_pixels(network, file, pixels, config)
+
+    monkeypatch.setattr(workers, "predict_pixels", crash)
+    (item,) = workers._items(job.files, 10)
+    decoded = workers.decode_item(pa.table({"item": [item["item"]]}), spec)
+    for _ in range(MAX_CRASHES):
+        with pytest.raises(Killed):
+            workers.StagedPredictionActor(spec)(decoded)
+    result = workers.write_item(workers.StagedPredictionActor(spec)(decoded), spec)
+    errors = json.loads(result["errors"][0])
+    assert errors["00002"] == CRASH_REASON
+    assert set(errors) == {"00002", "broken"}

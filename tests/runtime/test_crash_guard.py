@@ -18,6 +18,7 @@ from sfss_ray.runtime.crash_guard import (
     forget_crashes,
     killed_its_process,
     loading_network,
+    writing_item,
 )
 
 
@@ -44,6 +45,30 @@ def test_items_are_counted_apart(tmp_path: Path):
         Attempts(tmp_path, ["a"]).begin("a")
     assert Attempts(tmp_path, ["a", "b"]).begin("a")
     assert not Attempts(tmp_path, ["a"]).begin("a")
+
+
+def test_stages_of_an_item_are_counted_apart(tmp_path: Path):
+    for _ in range(MAX_CRASHES):
+        assert Attempts(tmp_path, ["a"], "decode").begin("a")
+    assert Attempts(tmp_path, ["a"], "network").begin("a")
+    assert not Attempts(tmp_path, ["a"], "decode").begin("a")
+    forget_crashes(tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_an_item_that_kills_its_writers_raises(tmp_path: Path):
+    for _ in range(MAX_CRASHES):
+        with pytest.raises(KeyboardInterrupt), writing_item(tmp_path, ["a", "b"]):
+            raise KeyboardInterrupt
+    with (
+        pytest.raises(RuntimeError, match="wrote the results of 'a' and the 1 images after it"),
+        writing_item(tmp_path, ["a", "b"]),
+    ):
+        pass
+    forget_crashes(tmp_path)
+    with writing_item(tmp_path, ["a", "b"]):
+        assert len(files(tmp_path)) == 1
+    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": '])

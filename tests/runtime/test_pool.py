@@ -12,30 +12,9 @@ import ray.exceptions
 
 from sfss_ray.config import ComputeConfig
 from sfss_ray.errors import ClusterError
-from sfss_ray.runtime.pool import Pool, cpus_of_actor, pool_size, threads_of_actor
+from sfss_ray.runtime.pool import Pool, Stages
+from sfss_ray.runtime.pool_plan import make_plan
 from sfss_ray.runtime.resources import Resources
-
-
-@pytest.mark.parametrize(
-    ("requested", "resources", "gpus", "size"),
-    [
-        (0, Resources(8.0, 2), 0.0, 8),
-        (0, Resources(8.0, 2), 1.0, 2),
-        (3, Resources(8.0, 2), 1.0, 3),
-        (0, Resources(0.5, 0), 0.0, 1),
-        (0, Resources(8.0, 2), 0.5, 4),
-        (0, Resources(8.0, 3, ((4.0, 1.0), (4.0, 2.0))), 0.3, 9),
-        (0, Resources(8.0, 1, ((8.0, 1.0),), limit=(64.0, 8.0)), 1.0, 8),
-        (0, Resources(8.0, 1, ((8.0, 1.0),), limit=(9e18, 9e18)), 1.0, 1),
-    ],
-)
-def test_a_pool_fills_the_cluster_unless_a_size_is_requested(requested, resources, gpus, size):
-    assert pool_size(requested, resources, gpus) == size
-
-
-@pytest.mark.parametrize(("cpus", "pool", "threads"), [(8.0, 3, 2), (2.0, 4, 1), (16.0, 1, 16)])
-def test_actors_share_the_cpus(cpus, pool, threads):
-    assert threads_of_actor(Resources(cpus, 0), pool) == threads
 
 
 class Doubler:
@@ -74,7 +53,64 @@ def calls(monkeypatch) -> list[dict]:
 
 
 def pool(folder: Path, actor: type = Doubler, size: int = 4, gpus: float = 0.0) -> Pool:
-    return Pool("masks", folder, actor, size, gpus, Resources(6.0, 2))
+    return Pool("masks", folder, actor, make_plan(size, Resources(6.0, 2), gpus))
+
+
+@pytest.fixture
+def plans(monkeypatch) -> list[dict]:
+    """The stages of data sets, without running them: function, and how Ray Data is called."""
+    plans: list[dict] = []
+
+    class Planned:
+        def __init__(self):
+            self.limits = ray.data.DataContext.get_current().execution_options.resource_limits
+
+        def map_batches(self, function, **options):
+            plans.append(options | {"function": function, "limits": self.limits})
+            return self
+
+    monkeypatch.setattr(ray.data, "from_items", lambda items, override_num_blocks: Planned())
+    return plans
+
+
+def decode(batch, spec): ...
+
+
+def write(batch, spec): ...
+
+
+def test_with_gpus_decoding_and_writing_are_tasks_on_cpus(plans, tmp_path: Path):
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options
+    compute = ComputeConfig(label_selector="market-type=spot", accelerator_type="A100")
+    plan = make_plan("1-2", Resources(6.0, 2), 1.0)
+    stages = Stages(decode, Doubler, write)
+    chosen = Pool("masks", tmp_path, Doubler, plan, compute, stages)
+    chosen._dataset([{"item": str(k)} for k in range(9)], {"folder": "x"})
+    first, network, last = plans
+    assert [stage["function"] for stage in plans] == [decode, Doubler, write]
+    assert {stage["batch_size"] for stage in plans} == {1}
+    for task in (first, last):
+        assert "num_gpus" not in task
+        assert task["num_cpus"] == 1.0
+        assert task["fn_kwargs"]["spec"]["folder"] == "x"
+        assert task["label_selector"] == {"market-type": "spot"}
+        assert "accelerator_type" not in task
+    assert first["compute"].size == plan.decoders
+    assert (network["compute"].min_size, network["compute"].max_size) == (1, 2)
+    assert (network["num_gpus"], network["accelerator_type"]) == (1.0, "A100")
+    assert network["limits"].object_store_memory == plan.object_store_bytes
+    assert context.execution_options is before, "other data sets of the process are as before"
+
+
+def test_without_gpus_an_actor_does_all_of_the_work(plans, tmp_path: Path):
+    stages = Stages(decode, Doubler, write)
+    plan = make_plan("2-4", Resources(6.0, 2), 0.0)
+    Pool("masks", tmp_path, Doubler, plan, stages=stages)._dataset([{"item": "1"}] * 3, {})
+    (only,) = plans
+    assert only["function"] is Doubler
+    assert (only["compute"].min_size, only["compute"].max_size) == (2, 3), "no more than items"
+    assert only["fn_constructor_args"][0]["pool"] == 3
 
 
 def all_results(pool: Pool, items: list[dict]) -> list[dict]:
@@ -95,18 +131,8 @@ def test_each_item_has_a_result(calls, tmp_path: Path):
 def test_ray_data_keeps_a_share_of_the_cpus(calls, tmp_path: Path):
     items = [{"item": str(number)} for number in range(12)]
     all_results(pool(tmp_path, size=6), items)
-    all_results(pool(tmp_path, size=2, gpus=1.0), items)
-    on_cpus, on_gpus = (call for call in calls if "num_cpus" in call)
+    (on_cpus,) = (call for call in calls if "num_cpus" in call)
     assert 6 * on_cpus["num_cpus"] == pytest.approx(0.9 * 6.0)
-    assert (on_gpus["num_cpus"], on_gpus["num_gpus"]) == (1.0, 1)
-
-
-def test_a_node_of_many_gpus_and_few_cpus_holds_an_actor_per_gpu():
-    resources = Resources(34.0, 4, ((32.0, 0.0), (2.0, 4.0)))
-    cpus = cpus_of_actor(resources, 4, 1.0)
-    assert cpus == pytest.approx(0.9 * 2.0 / 4)
-    assert cpus_of_actor(resources, 8, 0.5) == pytest.approx(cpus / 2)
-    assert cpus_of_actor(resources, 4, 0.0) == 1.0, "on CPUs any node will do"
 
 
 def test_the_pools_actors_are_placed_as_the_user_says(calls, tmp_path: Path):

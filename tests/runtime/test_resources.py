@@ -88,6 +88,14 @@ def test_an_actor_has_a_cpu_or_a_gpu(gpus, process):
         demand.require(Resources(2.0, 2))
 
 
+def test_of_a_range_of_actors_the_smallest_number_must_fit():
+    resources = Resources(4.0, 2)
+    actor_demand("mask", "2-16", 1.0).require(resources)
+    assert actor_demand("mask", "2-16", 1.0).least == 2
+    with pytest.raises(ClusterError, match=r"3 predict actors of 1 GPU each .* holds 2"):
+        actor_demand("predict", "3-16", 1.0).require(resources)
+
+
 def test_as_many_actors_as_fit_is_never_refused():
     actor_demand("predict", 0, 1.0).require(Resources(1.0, 0))
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from sfss_ray.masks.bank import run_lengths
 from sfss_ray.masks.sam.boxes import nms_indices, xyxy_to_xywh
 from sfss_ray.masks.sam.measure_cpu import tight_box
 from sfss_ray.masks.sam.small_regions import remove_small_regions
+
+RUN_LENGTHS = "run_lengths"
+"""Output mode whose counts are int32 arrays, for a process that makes COCO's strings of them."""
 
 
 @dataclass
@@ -66,7 +70,7 @@ class ImageMasks:
 
         Args:
             image_size: (H, W) in pixels.
-            output_mode: "binary_mask", "uncompressed_rle" or "coco_rle".
+            output_mode: "binary_mask", "uncompressed_rle" or "coco_rle"; or RUN_LENGTHS.
         """
         boxes, crop_boxes = xyxy_to_xywh(self.boxes), xyxy_to_xywh(self.crop_boxes)
         segmentations = _segmentations(self.counts, image_size, output_mode)
@@ -101,6 +105,8 @@ def _segmentations(
 ) -> list[Any]:
     if output_mode == "binary_mask":
         return [run_lengths.decode(counts, image_size) for counts in masks]
+    if output_mode == RUN_LENGTHS:
+        return [{"size": list(image_size), "counts": c.astype(np.int32)} for c in masks]
     if output_mode == "coco_rle":
         strings = run_lengths.to_coco_strings(masks)
         return [{"size": list(image_size), "counts": string} for string in strings]
