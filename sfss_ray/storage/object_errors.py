@@ -47,12 +47,11 @@ def patiently(work: Callable[[], _Result]) -> _Result:
 
 def _once(work: Callable[[], _Result]) -> _Result:
     """Run an operation. Azure's client reports absent credentials as an error of no kind."""
-    from pyarrow import ArrowException
-
     try:
         return work()
-    except ArrowException as error:
-        if type(error) is ArrowException:
+    except Exception as error:
+        # By name, because a config is read without pyarrow.
+        if type(error).__name__ == "ArrowException":
             raise OSError(str(error)) from error
         raise
 
