@@ -186,8 +186,8 @@ def generator_alone(
     """Return the images per second of the generator as an actor calls it, without reading or writing."""
     config = override(Config(), settings)
     recipe, checkpoint = make_recipe(config.masks, sam or None)
-    place = to_place(checkpoint) if checkpoint else None
-    source = build_region_source(recipe, place, config.masks.points_per_batch, device)
+    weights = to_place(checkpoint) if checkpoint else None
+    source = build_region_source(recipe, weights, config.masks.points_per_batch, device)
     in_memory = [read_image(path) for path in sorted(images.iterdir())[:16]]
     source(in_memory[0])  # the first call chooses kernels
     started = time.perf_counter()
