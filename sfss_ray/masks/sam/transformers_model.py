@@ -1,6 +1,6 @@
 """SAM, SAM 2 and SAM 3 of transformers as promptable models.
 
-The image encoder and the preprocessing are transformers' own. The decoder is SharedImageDecoder, which
+The image encoder and the preprocessing are transformers' own. The decoder is image_decoder(), which
 sums in another order; masks in which rounding decides a pixel are decoded again by the model itself.
 """
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from sfss_ray.errors import ConfigError
-from sfss_ray.masks.sam.decoder import FineFeatures, SharedImageDecoder
+from sfss_ray.masks.sam.decoder import FineFeatures
+from sfss_ray.masks.sam.factored_decoder import image_decoder
 from sfss_ray.masks.sam.family_parts import is_stock_decoder, read_family_parts
 from sfss_ray.masks.sam.module_decoder import ModuleDecoder
 from sfss_ray.masks.sam.promptable import EncodedCrop, PointDecoder
@@ -114,11 +115,9 @@ class TransformersModel:
         if self._parts is None:
             return ModuleDecoder(partial(self._call, levels))
         if len(levels) == 1:
-            return SharedImageDecoder(self._parts, levels[0], dtype, input_size)
+            return image_decoder(self._parts, levels[0], dtype, input_size)
         full, half, embedding = levels
-        return SharedImageDecoder(
-            self._parts, embedding, dtype, fine=FineFeatures(half=half, full=full)
-        )
+        return image_decoder(self._parts, embedding, dtype, fine=FineFeatures(half=half, full=full))
 
     def _call(self, levels: list[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, M, h, w) and predicted IoUs (B, M) of the model's own forward pass."""
