@@ -21,6 +21,7 @@ from sfss_ray.masks.sam.factored_decoder import image_decoder
 from sfss_ray.masks.sam.family_parts import is_stock_decoder, read_family_parts
 from sfss_ray.masks.sam.module_decoder import ModuleDecoder
 from sfss_ray.masks.sam.promptable import EncodedCrop, PointDecoder
+from sfss_ray.masks.sam.reference_decoder import FamilyReferenceDecoder
 
 KINDS = {"SamModel": "hf_sam", "Sam2Model": "sam2", "Sam3TrackerModel": "sam3"}
 """Classes of transformers, and the kinds of network that recipes and reports name."""
@@ -80,7 +81,7 @@ class TransformersModel:
             mask_threshold=_MASK_THRESHOLD,
             device=self.device,
             key_bytes=dtype.itemsize * levels[-1].numel(),
-            reference=partial(ModuleDecoder, partial(self._call, levels)) if is_exact else None,
+            reference=partial(FamilyReferenceDecoder, self.model, levels) if is_exact else None,
             embedding=levels[-1][0],
         )
 
