@@ -254,9 +254,8 @@ class ConvProduct:
         self, conv: nn.ConvTranspose2d, dtype: torch.dtype, added: Tensor | None = None
     ) -> None:
         self.weight, self._channels = product_weight(conv).to(dtype), conv.out_channels
-        bias = 0 if conv.bias is None else conv.bias.repeat(4).to(dtype)
-        self._bias = bias if conv.bias is not None else None
-        self._added = None if added is None else added + bias
+        self._bias = bias = None if conv.bias is None else conv.bias.repeat(4).to(dtype)
+        self._added = added if added is None or bias is None else added + bias
 
     def __call__(self, x: Tensor, positions: slice = slice(None)) -> Tensor:
         """Return (b, 4 n, C') for x (b, n, C), which are all positions or some."""

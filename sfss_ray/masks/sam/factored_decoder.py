@@ -92,6 +92,7 @@ class FactoredDecoder(SharedImageDecoder):
         """Return logits (k, n * 16) of some of the multimask outputs of a point."""
         networks = self._decoder.output_hypernetworks_mlps[1:]
         filters = torch.cat([networks[k](mask_tokens[k : k + 1]) for k in outputs])
+        assert keys.scale is not None  # only before the first layer
         weights, scale = self._visible(keys.weights), self._visible(keys.scale[None])[0]
         of_tokens = keys.token_part(self._bases)
         rasters = filters.new_empty((len(filters), 16 * len(scale)))
