@@ -2,23 +2,32 @@
 
 Both get the same network with random weights, the same image and the same points, in one process. The
 last layer of the IoU head is shifted so that a share of PASSING candidates passes .88. Nothing else is
-replaced.
+replaced, except in rows of drawn masks: random weights make soft borders that no trained network makes,
+so there both decoders do their work and return the logits of drawn objects, as in the rows of ViT-B.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from mask_images import Options, camvid, quiet
-from mask_models import PASSING
+from mask_models import PASSING, draw_masks, drawn_shared_decoder, drawn_stock_order
 from PIL import Image
-from records import machine, median_seconds
+from records import machine, seconds_of
 
+from sfss_ray.masks.sam import conventions, transformers_model
+from sfss_ray.masks.sam.factored_decoder import FactoredDecoder
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
+from sfss_ray.masks.sam.reference_decoder import FamilyReferenceDecoder
 from sfss_ray.masks.sam.transformers_model import TransformersModel
 
 FAMILY = ("hf_sam", "sam2", "sam3")
@@ -29,39 +38,97 @@ _STABILITY = 0.3  # borders of random weights are soft
 _SMALL_SIDE = {"hf_sam": 256, "sam2": 256, "sam3": 224}
 
 
-def family(options: Options, kind: str, size: str) -> dict[str, Any]:
-    """Time both programs on CamVid images, and count equal masks.
+def family(options: Options, kind: str, size: str, masks: str = "random") -> dict[str, Any]:
+    """Time both programs on CamVid images in turns, and count equal masks.
 
     Args:
-        options: `images` are compared, at most; times are medians of `repeats` on the first image.
+        options: `images` are compared, at most. Times are medians on the first image: `stock_repeats`
+            times both programs run once each, then ours until it has run `repeats` times.
         kind: hf_sam, sam2 or sam3.
         size: "small", or "published": SAM's ViT-B, SAM 2.1's tiny Hiera, SAM 3.
+        masks: "random", or "drawn" for sam2.
     """
     model = random_family_model(kind, size).to(options.device)
     wrapped = TransformersModel(model)
     images, side = camvid(options, options.images), _POINTS_PER_SIDE[size]
+    side = options.points_per_side or side
     reference, ours = _pipeline(wrapped, options, side), _generator(model, side)
-    with quiet():
-        reference_seconds, expected_first = median_seconds(
-            lambda: reference(images[0]), options.stock_repeats, options.device
-        )
-        our_seconds, first = median_seconds(
-            lambda: ours(images[0]), options.repeats, options.device
-        )
-        pairs = [(expected_first, first)]
+    counts = {"checked": 0, "decoded_again": 0}
+    drawn = _drawn_masks(model, side, images[0]) if masks == "drawn" else nullcontext()
+    with quiet(), drawn, _counting(counts):
+        turns = _take_turns(reference, ours, images[0], options)
+        pairs = [turns.pop("first")]
         pairs += [(reference(image), ours(image)) for image in images[1:]]
     equal = [a == b for expected, actual in pairs for a, b in zip(expected, actual, strict=False)]
     return {
-        "reference_seconds": reference_seconds,
-        "our_seconds": our_seconds,
-        "times_faster": round(reference_seconds / our_seconds, 1),
+        **turns,
         "images": len(images),
         "same_count": sum(len(expected) == len(actual) for expected, actual in pairs),
         "reference_masks": sum(len(expected) for expected, _ in pairs),
         "identical": sum(equal),
+        "decoded_again_percent": round(100 * counts["decoded_again"] / max(1, counts["checked"])),
         "points": side**2,
         **machine(options.device),
     }
+
+
+def _take_turns(reference: Any, ours: Any, image: np.ndarray, options: Options) -> dict[str, Any]:
+    """Return the median seconds of both programs, and `first`, the last result of each."""
+    seconds: dict[Any, list[float]] = {reference: [], ours: []}
+    results: dict[Any, Any] = {}
+    for turn in range(max(options.repeats, options.stock_repeats)):
+        for program in (reference, ours) if turn < options.stock_repeats else (ours,):
+            spent, results[program] = seconds_of(partial(program, image), options.device)
+            seconds[program].append(spent)
+    reference_seconds, our_seconds = median(seconds[reference]), median(seconds[ours])
+    return {
+        "reference_seconds": reference_seconds,
+        "our_seconds": our_seconds,
+        "times_faster": round(reference_seconds / our_seconds, 1),
+        "first": (results[reference], results[ours]),
+    }
+
+
+@contextmanager
+def _counting(counts: dict[str, int]) -> Iterator[None]:
+    """Count the masks that survive all filters, and those of them that are decoded again."""
+    recompute = conventions.recompute_ambiguous
+
+    def count(crop: Any, candidates: Any, offset: float) -> Any:
+        masks = getattr(candidates.masks, "masks", [])
+        counts["checked"] += len(masks)
+        counts["decoded_again"] += sum(mask.ambiguous for mask in masks)
+        return recompute(crop, candidates, offset)
+
+    with patch.object(conventions, "recompute_ambiguous", count):
+        yield
+
+
+@contextmanager
+def _drawn_masks(model: Any, side: int, image: np.ndarray) -> Iterator[None]:
+    """Let the decoders of both programs do their work inside the block and return drawn logits."""
+    low_side = 4 * model.prompt_encoder.image_embedding_size[0]
+    input_side = model.prompt_encoder.input_image_size
+    scale = input_side / max(image.shape[:2])
+    unpadded = image.shape[0] * scale, image.shape[1] * scale  # where the pipeline puts its points
+    drawn = draw_masks((low_side, low_side), side, low_side)
+
+    def replace_logits(_module: Any, _inputs: Any, outputs: Any) -> Any:
+        object_ids, _ = drawn.next(outputs.pred_masks.shape[1])
+        outputs.pred_masks = drawn.objects[object_ids][None]
+        return outputs
+
+    hook = model.register_forward_hook(replace_logits)
+    again = drawn_stock_order(drawn, unpadded, FamilyReferenceDecoder)
+    decoder = drawn_shared_decoder(drawn, FactoredDecoder)
+    with (
+        patch.object(transformers_model, "image_decoder", decoder),
+        patch.object(transformers_model, "FamilyReferenceDecoder", again),
+    ):
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 def _pipeline(wrapped: TransformersModel, options: Options, side: int) -> Any:

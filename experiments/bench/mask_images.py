@@ -29,6 +29,7 @@ class Options:
         images: CamVid images of the comparison.
         repeats: calls per median. `stock_repeats` is for the slow stock generator.
         compared: folder for the results of compared images.
+        points_per_side: of the networks of transformers; None for 16, or 32 with published sizes.
     """
 
     data: Path
@@ -37,6 +38,7 @@ class Options:
     repeats: int
     stock_repeats: int
     compared: Path
+    points_per_side: int | None = None
 
 
 def camvid(options: Options, count: int) -> list[np.ndarray]:

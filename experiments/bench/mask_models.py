@@ -176,10 +176,12 @@ class DrawnDecoder(nn.Module):
         return self.drawn.objects[object_ids], quality
 
 
-def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
+def drawn_shared_decoder(
+    drawn: DrawnMasks, base: type[SharedImageDecoder] = SharedImageDecoder
+) -> type[SharedImageDecoder]:
     """Return a SharedImageDecoder that does its full work and returns drawn logits."""
 
-    class Decoder(SharedImageDecoder):
+    class Decoder(base):
         def decode(self, points: Tensor, pred_iou_thresh: float | None) -> DecodedPoints:
             decoded = super().decode(points, pred_iou_thresh)
             object_ids, _ = drawn.next(len(points))
@@ -190,7 +192,11 @@ def drawn_shared_decoder(drawn: DrawnMasks) -> type[SharedImageDecoder]:
     return Decoder
 
 
-def drawn_stock_order(drawn: DrawnMasks, unpadded_size: tuple[int, int]) -> type[ReferenceDecoder]:
+def drawn_stock_order(
+    drawn: DrawnMasks,
+    unpadded_size: tuple[float, float],
+    base: type[ReferenceDecoder] = ReferenceDecoder,
+) -> type[ReferenceDecoder]:
     """Return a ReferenceDecoder that does its full work and returns drawn logits.
 
     `unpadded_size` is the unpadded part (h, w) of the model input in pixels.
@@ -198,7 +204,7 @@ def drawn_stock_order(drawn: DrawnMasks, unpadded_size: tuple[int, int]) -> type
     side = math.isqrt(len(drawn.of_point))
     scale = torch.tensor([side / unpadded_size[1], side / unpadded_size[0]])
 
-    class Decoder(ReferenceDecoder):
+    class Decoder(base):
         def logits(self, points: Tensor, outputs: Tensor) -> Tensor:
             super().logits(points, outputs)
             column, row = (points * scale.to(points)).long().unbind(1)

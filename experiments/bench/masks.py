@@ -68,6 +68,8 @@ def measurements(
         for kind in FAMILY:
             work = lambda kind=kind, size=size: family(options, kind, size)  # noqa: E731
             every.append(("family", f"{kind}, {size}", work))
+    work = lambda: family(options, "sam2", "published", "drawn")  # noqa: E731
+    every.append(("family", "sam2, published, drawn masks", work))
     for min_iou in SKIPPED_FROM:
         work = lambda min_iou=min_iou: skipping(options, min_iou)  # noqa: E731
         every.append(("skip", f"predicted IoU from {min_iou}", work))
@@ -151,7 +153,7 @@ _BF16 = (
 )  # fmt: skip
 _FAMILY = (
     "reference_seconds", "our_seconds", "times_faster", "points", "images", "same_count",
-    "reference_masks", "identical",
+    "reference_masks", "identical", "decoded_again_percent",
 )  # fmt: skip
 _SKIP = (
     "images", "seconds", "skipping_seconds", "times_faster", "masks", "skipping_masks",
@@ -220,6 +222,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--images", type=int, default=40, help="number of CamVid images to compare")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--points-per-side", type=int, help="of the networks of transformers")
     parser.add_argument(
         "--stock-repeats",
         type=int,
@@ -243,7 +246,7 @@ def main() -> None:
         sys.exit("no CUDA on this machine: the rows for a GPU were not measured")
     options = Options(
         arguments.data, arguments.device, arguments.images,
-        arguments.repeats, arguments.stock_repeats, arguments.compared,
+        arguments.repeats, arguments.stock_repeats, arguments.compared, arguments.points_per_side,
     )  # fmt: skip
     name = f"masks_{arguments.device}"
     command = f"python experiments/bench/masks.py --device {arguments.device}"

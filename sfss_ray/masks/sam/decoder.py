@@ -119,6 +119,11 @@ class SharedImageDecoder:
         keys = keys[0].flatten(1).T.contiguous()
         pe = sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
         self._keys = keys.to(dtype)[None]
+        self._build_layers(keys, pe)
+
+    def _build_layers(self, keys: Tensor, pe: Tensor) -> None:
+        """Precompute what all points share, for float32 keys (N, C) and their encodings (N, C)."""
+        dtype = self._dtype
         # All points share the keys of the first layer; later layers have keys of their own.
         first, *later = self._decoder.transformer.layers
         self._layers = [
@@ -149,26 +154,34 @@ class SharedImageDecoder:
             h, w = self._unpadded_grid
             no_logits = predicted_iou.new_zeros((0, 4 * h, 4 * w))
             return DecodedPoints(predicted_iou, passed, no_logits, self._low_size)
+        logits = self._shuffle_pixels(self._masks(mask_tokens, keys, passed))
+        return DecodedPoints(predicted_iou, passed, logits, self._low_size)
+
+    def _masks(self, mask_tokens: Tensor, keys: Any, passed: Tensor) -> Tensor:
+        """Return logits (K, n * 16) of the masks at the indices `passed` into all masks (B, M)."""
         # Masks of one point share its upscaled image.
-        point, mask = passed // predicted_iou.shape[1], passed % predicted_iou.shape[1]
+        point, mask = passed // mask_tokens.shape[1], passed % mask_tokens.shape[1]
         rows, row_of_mask = torch.unique(point, return_inverse=True)
-        batches = rows.split(_UPSCALED_AT_ONCE.get(points.device.type, 1))
+        batches = rows.split(_UPSCALED_AT_ONCE.get(passed.device.type, 1))
         keys = self._without_padding(keys)
         rasters = torch.cat([self._mask_rasters(mask_tokens[b], keys[b]) for b in batches])
-        logits = self._shuffle_pixels(rasters[row_of_mask, mask])
-        return DecodedPoints(predicted_iou, passed, logits, self._low_size)
+        return rasters[row_of_mask, mask]
 
     def _without_padding(self, keys: Tensor) -> Tensor:
         """Select the positions of keys (B, N, C) from which pixels of the image are made."""
         h, w = self._unpadded_grid
         return keys.unflatten(1, self._grid)[:, :h, :w].flatten(1, 2)
 
-    def _attend(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _first_keys(self, n_points: int) -> Any:
+        """Return the keys (B, N, C) before the first layer."""
+        return self._keys.expand(n_points, -1, -1)
+
+    def _attend(self, points: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Return the final IoU token (B, C), the tokens of M masks (B, M, C) and keys (B, N, C)."""
         sparse = embed_points(self._sam.prompt_encoder, points)
         output_tokens = self._output_tokens
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-        queries, keys = tokens, self._keys.expand(len(sparse), -1, -1)
+        queries, keys = tokens, self._first_keys(len(sparse))
         for layer in self._layers:
             queries, keys = layer.run(queries, tokens, keys)
         # The remaining tokens, the point's and that of the single mask, have no further use.
@@ -240,15 +253,29 @@ class ConvProduct:
     def __init__(
         self, conv: nn.ConvTranspose2d, dtype: torch.dtype, added: Tensor | None = None
     ) -> None:
-        weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C', C)
-        self._weight, self._channels = weight.to(dtype), conv.out_channels
+        self.weight, self._channels = product_weight(conv).to(dtype), conv.out_channels
         self._bias = bias = None if conv.bias is None else conv.bias.repeat(4).to(dtype)
         self._added = added if added is None or bias is None else added + bias
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, positions: slice = slice(None)) -> Tensor:
+        """Return (b, 4 n, C') for x (b, n, C), which are all positions or some."""
         if self._added is None:
-            y = F.linear(x, self._weight, self._bias)
+            y = F.linear(x, self.weight, self._bias)
         else:
-            weight = self._weight.T.expand(len(x), -1, -1)
-            y = torch.baddbmm(self._added.expand(len(x), -1, -1), x, weight)
+            weight = self.weight.T.expand(len(x), -1, -1)
+            y = torch.baddbmm(self._added[:, positions].expand(len(x), -1, -1), x, weight)
         return y.unflatten(2, (-1, self._channels)).flatten(1, 2)
+
+    @property
+    def constant(self) -> Tensor:
+        """What is added to the products of all points: (n, 4 C'), or one row for all positions."""
+        if self._added is not None:
+            return self._added[0]
+        return (
+            self.weight.new_zeros(1, len(self.weight)) if self._bias is None else self._bias[None]
+        )
+
+
+def product_weight(conv: nn.ConvTranspose2d) -> Tensor:
+    """Return the weight (2 * 2 * C', C) of a 2x2 transposed convolution as a linear layer."""
+    return conv.weight.permute(2, 3, 1, 0).flatten(0, 2)

@@ -25,6 +25,8 @@ are multiplied before the N positions use them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
@@ -38,18 +40,19 @@ class Layer:
     def __init__(
         self,
         block: TwoWayAttentionBlock,
-        attention: SharedImageAttention | ImageAttention,
-        update: ImageUpdate,
+        attention: Callable[[Tensor, Any], Tensor],
+        update: Callable[[Tensor, Tensor, Any], Any],
     ) -> None:
         self._block, self._attention, self._update = block, attention, update
 
-    def run(self, queries: Tensor, tokens: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, queries: Tensor, tokens: Tensor, keys: Any) -> tuple[Tensor, Any]:
         """Return new queries (B, T, C) and keys (B, N, C).
 
         Args:
             queries: (B, T, C), the state of the tokens.
             tokens: (B, T, C), the tokens before the first layer, added as their positional encoding.
-            keys: (B, N, C), the image positions. Later layers overwrite them.
+            keys: (B, N, C), the image positions, or as factored_keys.py holds them. Later layers
+                overwrite them.
         """
         block = self._block
         if block.skip_first_layer_pe:

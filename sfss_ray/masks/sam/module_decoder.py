@@ -1,7 +1,6 @@
 """A model's own mask decoder, run in batches of points and otherwise unchanged.
 
-It serves decoders whose algebra is not known here, and computes the logits of the reference program for
-masks in which rounding decides a pixel.
+It serves decoders whose algebra is not known here.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from sfss_ray.masks.sam.decoder import DecodedPoints
 
 Decode = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps foreground points (B, 2) to logits (B, M, h, w) and predicted IoUs (B, M)."""
-
-_POINTS_AT_ONCE = 8  # small batches may run other kernels, which sum in another order
 
 
 class ModuleDecoder:
@@ -41,18 +38,3 @@ class ModuleDecoder:
         passed = torch.nonzero((flat > threshold) | (pred_iou_thresh is None))[:, 0]
         low_size = (logits.shape[-2], logits.shape[-1])
         return DecodedPoints(predicted_iou, passed, logits.flatten(0, 1)[passed].float(), low_size)
-
-    def logits(self, points: Tensor, outputs: Tensor) -> Tensor:
-        """Return low-resolution logits of one mask per point, float32 (n, h, w).
-
-        Args:
-            points: (n, 2), foreground, (x, y) in pixels of the model input; n at least 1.
-            outputs: int64 (n,), index among the masks of a point, from 0.
-        """
-        prompts, prompt_of_mask = torch.unique(points, dim=0, return_inverse=True)
-        n = len(prompts)
-        # The last batch is filled up with the first points, so that all batches have one size.
-        padded_indices = torch.arange(-(-n // _POINTS_AT_ONCE) * _POINTS_AT_ONCE) % n
-        batches = padded_indices.split(_POINTS_AT_ONCE)
-        logits = torch.cat([self._decode(prompts[batch])[0] for batch in batches])
-        return logits[prompt_of_mask, outputs].float()

@@ -1,6 +1,6 @@
 """SAM, SAM 2 and SAM 3 of transformers as promptable models.
 
-The image encoder and the preprocessing are transformers' own. The decoder is SharedImageDecoder, which
+The image encoder and the preprocessing are transformers' own. The decoder is image_decoder(), which
 sums in another order; masks in which rounding decides a pixel are decoded again by the model itself.
 """
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from sfss_ray.errors import ConfigError
-from sfss_ray.masks.sam.decoder import FineFeatures, SharedImageDecoder
+from sfss_ray.masks.sam.decoder import FineFeatures
+from sfss_ray.masks.sam.factored_decoder import image_decoder
 from sfss_ray.masks.sam.family_parts import is_stock_decoder, read_family_parts
 from sfss_ray.masks.sam.module_decoder import ModuleDecoder
 from sfss_ray.masks.sam.promptable import EncodedCrop, PointDecoder
+from sfss_ray.masks.sam.reference_decoder import FamilyReferenceDecoder
 
 KINDS = {"SamModel": "hf_sam", "Sam2Model": "sam2", "Sam3TrackerModel": "sam3"}
 """Classes of transformers, and the kinds of network that recipes and reports name."""
@@ -79,7 +81,7 @@ class TransformersModel:
             mask_threshold=_MASK_THRESHOLD,
             device=self.device,
             key_bytes=dtype.itemsize * levels[-1].numel(),
-            reference=partial(ModuleDecoder, partial(self._call, levels)) if is_exact else None,
+            reference=partial(FamilyReferenceDecoder, self.model, levels) if is_exact else None,
             embedding=levels[-1][0],
         )
 
@@ -114,11 +116,9 @@ class TransformersModel:
         if self._parts is None:
             return ModuleDecoder(partial(self._call, levels))
         if len(levels) == 1:
-            return SharedImageDecoder(self._parts, levels[0], dtype, input_size)
+            return image_decoder(self._parts, levels[0], dtype, input_size)
         full, half, embedding = levels
-        return SharedImageDecoder(
-            self._parts, embedding, dtype, fine=FineFeatures(half=half, full=full)
-        )
+        return image_decoder(self._parts, embedding, dtype, fine=FineFeatures(half=half, full=full))
 
     def _call(self, levels: list[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (B, M, h, w) and predicted IoUs (B, M) of the model's own forward pass."""

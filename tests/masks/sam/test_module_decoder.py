@@ -36,13 +36,3 @@ def test_without_a_threshold_scores_that_are_not_numbers_pass_too():
     decoder = ModuleDecoder(decode)
     assert decoder.decode(torch.zeros(1, 2), None).passed.tolist() == [0]
     assert decoder.decode(torch.zeros(1, 2), 0.1).passed.tolist() == []
-
-
-@pytest.mark.parametrize("count", [1, 8, 11])
-def test_logits_of_single_outputs_are_decoded_in_batches_of_one_size(count):
-    model = Model()
-    points = torch.arange(count).float()[:, None] * torch.tensor([1.0, 0.0])
-    outputs = torch.arange(count) % 3
-    logits = ModuleDecoder(model).logits(points, outputs)
-    assert logits[:, 0, 0].tolist() == [k + k % 3 for k in range(count)]
-    assert set(model.batch_sizes) == {8}
