@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.pipeline import adapt
 from sfss_ray.storage.files import read_torch
 from sfss_ray.storage.object_cache import FOLDER_VARIABLE
-from sfss_ray.storage.places import ObjectPath, to_place
+from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 pytestmark = pytest.mark.ray
 
@@ -23,24 +26,41 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def two_nodes(tmp_path, monkeypatch):
     """A head without CPUs and two nodes, each with a home, a working folder and copies of its own."""
-    import ray
-
     monkeypatch.setenv("RAY_ADDRESS", "")
     homes = [tmp_path / name for name in ("head", "first", "second")]
     for home in homes:
         (home / "work").mkdir(parents=True)
-    variables = [{"HOME": str(home), FOLDER_VARIABLE: str(home / "copies")} for home in homes]
+    # A cluster that ran before in this process may have made a token, which the nodes must know.
+    token = {"RAY_AUTH_TOKEN_PATH": str(Path.home() / ".ray" / "auth_token")}
+    variables = [
+        {"HOME": str(home), FOLDER_VARIABLE: str(home / "copies")} | token for home in homes
+    ]
     monkeypatch.chdir(homes[0] / "work")
     cluster = start_cluster({"num_cpus": 0, "env_vars": variables[0]})
     for home, environment in zip(homes[1:], variables[1:], strict=True):
         monkeypatch.chdir(home / "work")
         cluster.add_node(num_cpus=1, env_vars=environment)
     monkeypatch.chdir(homes[0] / "work")
-    ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False)
-    yield homes[1:]
-    ray.shutdown()
+    yield cluster.address, homes[1:]
     cluster.shutdown()
     os.environ.pop("RAY_ADDRESS", None)
+
+
+def adapt_elsewhere(*inputs: Any, **options: Any) -> tuple[Place, float, list[str]]:
+    """Adapt in a process of its own, since this one may be connected to another cluster.
+
+    Returns:
+        The student's place, its mIoU, and the progress lines.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(_adapt, *inputs, **options).result()
+
+
+def _adapt(*inputs: Any, **options: Any) -> tuple[Place, float, list[str]]:
+    lines: list[str] = []
+    result = adapt(*inputs, **options, progress=lines.append)
+    return result.student_path, result.metrics["adapted"]["miou"], lines
 
 
 def test_two_nodes_without_a_shared_disk_adapt_as_one_with_a_disk(
@@ -55,36 +75,32 @@ def test_two_nodes_without_a_shared_disk_adapt_as_one_with_a_disk(
     assert isinstance(bucket, ObjectPath)
     inputs = upload(streets, bucket / "streets")
     (bucket / "models" / "source.pt").write_bytes(source_model.read_bytes())
-    config = override(
-        tiny_config,
-        {"compute.num_workers": 2, "compute.mask_actors": 2, "masks.images_per_shard": 1},
-    )
-    lines: list[str] = []
-    result = adapt(
+    address, homes = two_nodes
+    settings = {"compute.num_workers": 2, "compute.mask_actors": 2, "compute.address": address}
+    config = override(tiny_config, settings | {"masks.images_per_shard": 1})
+    student, miou, lines = adapt_elsewhere(
         (bucket / "models" / "source.pt").address,
         (inputs / "target" / "images").address,
         (bucket / "out").address,
         val_images=(inputs / "val" / "images").address,
         val_labels=(inputs / "val" / "labels").address,
         config=config,
-        progress=lines.append,
     )
-    assert isinstance(result.student_path, ObjectPath)
-    for home in two_nodes:  # both nodes have worked, each with copies of its own
+    assert isinstance(student, ObjectPath)
+    for home in homes:  # both nodes have worked, each with copies of its own
         assert any(file.suffix == ".png" for file in (home / "copies").rglob("*"))
 
-    local = adapt(
+    local_student, local_miou, _ = adapt_elsewhere(
         source_model,
         streets / "target" / "images",
         tmp_path / "out",
         val_images=streets / "val" / "images",
         val_labels=streets / "val" / "labels",
         config=config,
-        progress=str,
     )
-    remote_state, state = (read_torch(r.student_path)["state_dict"] for r in (result, local))
+    remote_state, state = (read_torch(file)["state_dict"] for file in (student, local_student))
     assert all(torch.equal(remote_state[name], state[name]) for name in state)
-    assert result.metrics["adapted"]["miou"] == local.metrics["adapted"]["miou"]
+    assert miou == local_miou
     made, expected = MaskStore(bucket / "out" / "masks"), MaskStore(tmp_path / "out" / "masks")
     assert made.ids() == expected.ids()
     assert made.num_masks == expected.num_masks
