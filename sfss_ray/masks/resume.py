@@ -25,6 +25,7 @@ from sfss_ray.masks.bank.schema import (
 from sfss_ray.masks.bank.shards import Shard
 from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.runtime.crash_guard import killed_its_process
+from sfss_ray.storage.files import written_after
 from sfss_ray.storage.places import ObjectPath, Place
 
 # Images of a moved data set whose sizes are compared: on a network disk one takes milliseconds.
@@ -213,10 +214,9 @@ def changed_images(
 def _is_newer(image: ImageFile, row: StoredRow) -> bool:
     """Return whether a file at the same path was written after the shard of its masks."""
     try:
-        newer = image.path.stat().st_mtime_ns > row.shard.stat().st_mtime_ns
+        return written_after(image.path, row.shard) and not _is_elsewhere(image, row)
     except OSError:
         return False
-    return newer and not _is_elsewhere(image, row)
 
 
 def _first_of_other_size(
@@ -254,8 +254,7 @@ def _is_readable_now(image: ImageFile, row: StoredRow, max_pixels: int) -> bool:
     """Return whether to retry a failed image. An image that killed its process is not decoded here."""
     try:
         if killed_its_process(row.error):
-            newer = image.path.stat().st_mtime_ns > row.shard.stat().st_mtime_ns
-            return newer or _is_elsewhere(image, row)
+            return written_after(image.path, row.shard) or _is_elsewhere(image, row)
         image.read(max_pixels)
     except (DataError, OSError):
         return False

@@ -18,7 +18,7 @@ from sfss_ray.data.class_sets import CITYSCAPES_LABEL_IDS, ClassSet
 from sfss_ray.data.content import UNREADABLE, Content, changed_files
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
-from sfss_ray.storage.files import whole_file
+from sfss_ray.storage.files import whole_file, written_after
 from sfss_ray.storage.object_errors import meaning_of
 from sfss_ray.storage.places import ObjectPath, Place, reaching
 
@@ -158,8 +158,7 @@ def _differs(file: ImageFile, path: Place) -> bool:
     from sfss_ray.data.decoding import image_size
 
     try:
-        newer = file.path.stat().st_mtime_ns > path.stat().st_mtime_ns
-        return newer or image_size(file.path) != image_size(path)
+        return written_after(file.path, path) or image_size(file.path) != image_size(path)
     except (OSError, DataError):
         return True
 

@@ -1,5 +1,5 @@
 """Atomic writes to any place: a file appears whole or not at all, and a failed write is an error of
-one line."""
+one line. Also the order of two writes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,21 @@ _PACKAGE_CACHE = re.compile(r"/runtime_resources/(working_dir|py_modules)_files/
 def is_disk_full(error: OSError) -> bool:
     """Return whether an error means a full disk; Arrow's errors tell it by their text alone."""
     return error.errno in _DISK_FULL or "No space left" in str(error)
+
+
+def written_after(source: Place, result: Place) -> bool:
+    """Return whether a file was written after the result that was made from it.
+
+    Object storage keeps whole seconds, cut off. There a source of the result's own second counts as
+    older, because a result is written when its source is there already.
+
+    Raises:
+        OSError: one of them cannot be reached.
+    """
+    source_time, result_time = source.stat().st_mtime_ns, result.stat().st_mtime_ns
+    if isinstance(result, ObjectPath):
+        source_time -= source_time % 10**9
+    return source_time > result_time
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from object_storage import bucket_address, s3_options  # noqa: F401
 from PIL import Image
 
 from sfss_ray import cli
@@ -23,7 +24,9 @@ from sfss_ray.storage.files import (
     write_bytes,
     write_text,
     write_torch,
+    written_after,
 )
+from sfss_ray.storage.places import to_place
 from sfss_ray.streets.default import SOURCE_MODEL
 
 
@@ -188,3 +191,24 @@ def test_the_default_output_of_a_recipe_is_refused_in_a_job_before_data_is_drawn
     (line,) = done.stderr.splitlines()
     assert "deletes after it: give an absolute path" in line
     assert list(job.iterdir()) == []
+
+
+def test_the_order_of_two_writes(tmp_path: Path):
+    source, result = write_text(tmp_path / "source", "s"), write_text(tmp_path / "result", "r")
+    second = 1_700_000_000 * 10**9
+    os.utime(result, ns=(second, second))
+    for source_time, is_later in ((second - 1, False), (second, False), (second + 1, True)):
+        os.utime(source, ns=(source_time, source_time))
+        assert written_after(source, result) is is_later
+    with pytest.raises(FileNotFoundError):
+        written_after(tmp_path / "absent", result)
+
+
+def test_in_object_storage_a_source_of_the_same_second_is_older(tmp_path: Path, bucket_address):  # noqa: F811
+    source, result = write_text(tmp_path / "source", "s"), to_place(bucket_address.format("result"))
+    write_text(result, "r")
+    second = result.stat().st_mtime_ns
+    assert second % 10**9 == 0
+    for source_time, is_later in ((second + 10**9 - 1, False), (second + 10**9, True)):
+        os.utime(source, ns=(source_time, source_time))
+        assert written_after(source, result) is is_later
