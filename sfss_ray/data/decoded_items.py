@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -74,11 +75,11 @@ def decode_images(
         if size >= max_bytes:
             images.append(image)
             continue
-        if attempts.begin(file.image_id):
-            image = decode(image)
-            attempts.end(file.image_id)
-        else:
-            image = DecodedImage(file, error=crash_reason)
+        image = attempts.guard(
+            file.image_id,
+            partial(decode, image),
+            partial(DecodedImage, file, error=crash_reason),
+        )
         size += 0 if image.pixels is None else image.pixels.nbytes
         images.append(image)
     attempts.forget()

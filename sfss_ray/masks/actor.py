@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,9 @@ class MaskActor:
         attempts, rows = Attempts(folder, image_ids), []
         for image_id, text in images:
             path = from_text(text)
-            if attempts.begin(image_id):
-                rows.append(self._make_row(image_id, path))
-                attempts.end(image_id)
-            else:
-                rows.append(failed_row(ImageFile(image_id, path), CRASHED))
+            make = partial(self._make_row, image_id, path)
+            skip = partial(failed_row, ImageFile(image_id, path), CRASHED)
+            rows.append(attempts.guard(image_id, make, skip))
         commit_shard(rows, self.spec)
         attempts.forget()
         return rows

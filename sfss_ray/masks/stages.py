@@ -7,6 +7,7 @@ former ones. No Ray here.
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,13 +63,14 @@ class StagedMaskActor(MaskActor):
         images: list[DecodedImage] = unpack_item(batch)
         folder = to_place(self.spec["folder"])
         attempts = Attempts(folder, [image.file.image_id for image in images], "network")
-        rows = []
-        for image in images:
-            if attempts.begin(image.file.image_id):
-                rows.append(self._row_of(image))
-                attempts.end(image.file.image_id)
-            else:
-                rows.append(failed_row(image.file, CRASHED))
+        rows = [
+            attempts.guard(
+                image.file.image_id,
+                partial(self._row_of, image),
+                partial(failed_row, image.file, CRASHED),
+            )
+            for image in images
+        ]
         attempts.forget()
         return pack_item(rows)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,11 +155,8 @@ class PredictionActor:
         attempts = Attempts(self.folder.root, [file.image_id for file in files])
         errors = {}
         for file in files:
-            if not attempts.begin(file.image_id):
-                errors[file.image_id] = CRASH_REASON
-                continue
-            error = _predict_or_explain(self.network, file, self.folder, self.config)
-            attempts.end(file.image_id)
+            predict = partial(_predict_or_explain, self.network, file, self.folder, self.config)
+            error = attempts.guard(file.image_id, predict, lambda: CRASH_REASON)
             if error:
                 errors[file.image_id] = error
         attempts.forget()
@@ -210,13 +208,14 @@ class StagedPredictionActor(PredictionActor):
         """Return an item of (image, train ids or None), given one of `decode_item`."""
         images: list[DecodedImage] = unpack_item(batch)
         attempts = Attempts(self.folder.root, [i.file.image_id for i in images], "network")
-        predictions = []
-        for image in images:
-            if attempts.begin(image.file.image_id):
-                predictions.append(self._predict_image(image))
-                attempts.end(image.file.image_id)
-            else:
-                predictions.append((DecodedImage(image.file, error=CRASH_REASON), None))
+        predictions = [
+            attempts.guard(
+                image.file.image_id,
+                partial(self._predict_image, image),
+                partial(_without_prediction, image.file, CRASH_REASON),
+            )
+            for image in images
+        ]
         attempts.forget()
         return pack_item(predictions)
 
@@ -229,7 +228,11 @@ class StagedPredictionActor(PredictionActor):
         try:
             return image, predict_pixels(self.network, image.file, pixels, self.config.evaluation)
         except DataError as error:
-            return DecodedImage(image.file, error=str(error)), None
+            return _without_prediction(image.file, str(error))
+
+
+def _without_prediction(file: ImageFile, error: str) -> tuple[DecodedImage, None]:
+    return DecodedImage(file, error=error), None
 
 
 def write_item(batch: pa.Table, spec: dict[str, Any]) -> dict[str, list]:

@@ -13,9 +13,12 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from sfss_ray.storage.places import Place
+
+_Result = TypeVar("_Result")
 
 MAX_CRASHES = 3
 """Crashes allowed per image, and while loading, before it is skipped; one may be a lost machine's."""
@@ -91,6 +94,16 @@ class Attempts:
     def end(self, image_id: str) -> None:
         """Record that an image was finished without a crash."""
         del self._counts[image_id]
+
+    def guard(
+        self, image_id: str, work: Callable[[], _Result], skip: Callable[[], _Result]
+    ) -> _Result:
+        """Return what `work` makes of an image, or `skip` where it has crashed too many processes."""
+        if not self.begin(image_id):
+            return skip()
+        result = work()
+        self.end(image_id)
+        return result
 
     def forget(self) -> None:
         """Remove the counts of a finished item."""

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PATIENCE_S, wait_for
 from train_samples import SMALL, sharp_source, write_dataset
 
 from sfss_ray.config import Config, override
@@ -26,7 +25,6 @@ from sfss_ray.train.run_state import PROGRESS_FILE, LocalRun, load_state
 from sfss_ray.train.training_inputs import prepare_training
 
 pytestmark = pytest.mark.ray
-PATIENCE_S = 240
 TOLERANCE = 3e-5  # that of the tests of world size
 STEPS = 40  # Ray notices a new node after up to 20 of them
 KNOBS = SMALL | {
@@ -82,14 +80,6 @@ def train_alone(root: Path) -> Path:
     return root / "alone"
 
 
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
-
-
 def records(root: Path) -> list[dict[str, Any]]:
     """The lines of the progress file in the order in which they were written."""
     path = root / "run" / "train" / PROGRESS_FILE
@@ -112,9 +102,9 @@ def test_a_training_shrinks_with_a_lost_node_and_grows_with_a_new_one(tmp_path):
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         process = start(tmp_path, cluster.address)
         try:
-            wait_for(process, lambda: workers_of_last_step(tmp_path) == 2)
+            wait_for(lambda: workers_of_last_step(tmp_path) == 2, "two workers", process)
             cluster.remove_node(nodes[1], allow_graceful=False)
-            wait_for(process, lambda: workers_of_last_step(tmp_path) == 1)
+            wait_for(lambda: workers_of_last_step(tmp_path) == 1, "one worker", process)
             cluster.add_node(num_cpus=1)
             output = process.communicate(timeout=PATIENCE_S)[0]
         finally:

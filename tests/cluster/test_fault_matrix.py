@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 from object_storage import BUCKET, FailingStorage, upload
-from processes import descendants, name_of
+from processes import PATIENCE_S, descendants, name_of, wait_for
 from training_in_process import train_in_process
 
 from sfss_ray.config import Config, flatten, override
@@ -35,7 +35,6 @@ from sfss_ray.train.launch import train_student
 from sfss_ray.train.run_state import read_progress
 
 pytestmark = pytest.mark.slow
-PATIENCE_S = 240
 AWAY_S = 12
 STEPS = 5
 KNOBS = {
@@ -151,14 +150,6 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)
-
-
 def progress_of(stage: str, folder: ObjectPath) -> list[int]:
     """Steps of the training, or of the first trial."""
     if stage == "train":
@@ -199,7 +190,7 @@ def node_of(fleet: Fleet, stage: str) -> Any:
 
 
 def lose_worker(fleet: Fleet, stage: str, process: subprocess.Popen) -> None:
-    wait_for(process, lambda: bool(fleet.workers(stage)))
+    wait_for(lambda: fleet.workers(stage), "workers", process)
     os.kill(fleet.workers(stage)[0], signal.SIGKILL)
 
 
@@ -208,7 +199,7 @@ def lose_driver(fleet: Fleet, stage: str, process: subprocess.Popen) -> None:
 
 
 def lose_node(fleet: Fleet, stage: str, process: subprocess.Popen) -> None:
-    wait_for(process, lambda: bool(fleet.workers(stage)))
+    wait_for(lambda: fleet.workers(stage), "workers", process)
     lost = node_of(fleet, stage)
     fleet.nodes.remove(lost)
     fleet.cluster.remove_node(lost, allow_graceful=False)
@@ -228,7 +219,9 @@ def test_a_run_that_loses(lose, stage, fleet, uninterrupted):
     folder = to_place(fleet.address(name))
     moment = random.Random(name).randint(1, STEPS - 2)
     process = fleet.start(stage, name)
-    wait_for(process, lambda: max(progress_of(stage, folder), default=0) >= moment)
+    wait_for(
+        lambda: max(progress_of(stage, folder), default=0) >= moment, f"step {moment}", process
+    )
     assert max(progress_of(stage, folder)) < STEPS, "it has ended before"
     lose(fleet, stage, process)
     code, output = finish(process)
@@ -252,7 +245,7 @@ def test_a_notice_of_preemption_saves_a_checkpoint(fleet):
     folder = to_place(fleet.address("notice"))
     options = ("--train.num-steps", 400, "--train.evaluate-every", 400)
     process = fleet.start("train", "notice", *options)
-    wait_for(process, lambda: max(progress_of("train", folder), default=0) >= 20)
+    wait_for(lambda: max(progress_of("train", folder), default=0) >= 20, "step 20", process)
     words = ["drain-node", "--address", fleet.cluster.address, "--deadline-remaining-seconds", "60"]
     words += ["--node-id", node_of(fleet, "train").node_id, "--reason-message", "spot"]
     words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION"]
@@ -262,7 +255,7 @@ def test_a_notice_of_preemption_saves_a_checkpoint(fleet):
         checkpoints = (folder / "train").glob("checkpoint_*")
         return [file for file in checkpoints if (file / "state.pt").exists()]
 
-    wait_for(process, lambda: bool(saved()))
+    wait_for(saved, "a checkpoint", process)
     step = read_torch(saved()[0] / "state.pt")["step"]
     assert 20 <= step < 400
     time.sleep(2)  # Ray learns of the checkpoint from the worker's report

@@ -5,17 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE_S, wait_for
 
 from sfss_ray.masks.bank.schema import shard_paths
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.train.run_state import read_progress
 
 pytestmark = pytest.mark.slow
-PATIENCE_S = 240
 
 
 def descendants(pid: int) -> set[int]:
@@ -47,16 +46,6 @@ def running(pids: set[int]) -> set[int]:
         if state != "Z":
             alive.add(pid)
     return alive
-
-
-def wait_for(condition, what: str, process: subprocess.Popen | None = None) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        if process is not None and process.poll() is not None:
-            output = process.stdout.read() if process.stdout else ""
-            pytest.fail(f"the command ended before {what}: {output}")
-        assert time.monotonic() < end, f"waited {PATIENCE_S} s for {what}"
-        time.sleep(0.1)
 
 
 # A shell starts background jobs deaf to SIGINT, and their children inherit that. The command listens

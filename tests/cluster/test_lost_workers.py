@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from gpu_cluster import start_cluster
 from object_storage import BUCKET, FailingStorage, upload
+from processes import PATIENCE_S, wait_for
 
 from sfss_ray.data.folders import list_images
 from sfss_ray.masks.bank.schema import shard_paths
@@ -26,7 +26,6 @@ from sfss_ray.storage.places import ObjectPath, to_place
 from sfss_ray.streets.scenes import write_streets
 
 pytestmark = pytest.mark.slow
-PATIENCE_S = 240
 IMAGES = 28  # so many that some are left after two rounds, also on a slow machine
 
 
@@ -95,7 +94,7 @@ class MaskRun:
     def wait_for_more(self, process: subprocess.Popen, more: int) -> dict[str, int]:
         """Wait for this many more shards."""
         wanted = len(self.made()) + more
-        wait_for(process, lambda: len(self.made()) >= wanted)
+        wait_for(lambda: len(self.made()) >= wanted, f"{wanted} shards", process)
         return self.made()
 
     def assert_one_row_each(self) -> None:
@@ -120,14 +119,6 @@ def few_images(storage, tmp_path) -> MaskRun:
     run = MaskRun(storage, IMAGES // 2, tmp_path)
     run.upload_images()
     return run
-
-
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -160,7 +151,7 @@ def test_actors_and_the_command_are_killed_twice_in_a_row(many_images):
     for _ in range(2):
         process = run.start("local")
         before = run.wait_for_more(process, 2)
-        wait_for(process, lambda process=process: bool(actors_of(process)))
+        wait_for(lambda process=process: actors_of(process), "actors", process)
         victim = actors_of(process)[0]
         os.kill(victim, signal.SIGKILL)
         between = run.wait_for_more(process, 2)
@@ -169,21 +160,13 @@ def test_actors_and_the_command_are_killed_twice_in_a_row(many_images):
         before = run.made()
         process.kill()
         process.communicate(timeout=PATIENCE_S)
-        wait_for_end_of(process)
+        wait_for(lambda process=process: not actors_of(process), "the end of its actors")
         assert redone(before, run.made()) <= 2
     done = run.made()
     assert len(done) < IMAGES
     finish(run.start("local"))
     assert redone(done, run.made()) == 0
     run.assert_one_row_each()
-
-
-def wait_for_end_of(process: subprocess.Popen) -> None:
-    """Actors notice a moment later that their command is gone."""
-    end = time.monotonic() + PATIENCE_S
-    while actors_of(process):
-        assert time.monotonic() < end, "actors outlive their command"
-        time.sleep(0.1)
 
 
 def test_nodes_are_lost_twice_in_a_row(few_images):

@@ -1,8 +1,26 @@
-"""Processes of a test, from /proc."""
+"""Processes of a test: who is there, from /proc, and waiting for what they do."""
 
 from __future__ import annotations
 
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+PATIENCE_S = 300
+
+
+def wait_for(
+    condition: Callable[[], object], what: str, process: subprocess.Popen | None = None
+) -> None:
+    """Wait until a condition holds; fail when that takes PATIENCE_S, or when the process ends."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        if process is not None and process.poll() is not None:
+            output = process.stdout.read() if process.stdout else ""
+            raise AssertionError(f"the command ended before {what}: {output}")
+        assert time.monotonic() < end, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.05)
 
 
 def descendants(pid: int) -> set[int]:

@@ -112,6 +112,12 @@ def test_items_hold_every_image_once_with_absolute_paths(images, monkeypatch):
     assert MAX_IMAGES_PER_ITEM == 8
 
 
+def spec_of(job) -> dict[str, Any]:
+    """What the processes of a pool are told."""
+    spec = {"source": job.source, "folder": str(job.folder.root), "config": CPU, "white": None}
+    return spec | {"device": "cpu", "threads": 1, "pool": 1}
+
+
 class Killed(BaseException):
     """In place of a signal."""
 
@@ -119,8 +125,7 @@ class Killed(BaseException):
 def test_an_image_that_crashes_its_process_is_skipped(images, tmp_path: Path, monkeypatch):
     """Each process begins the item anew; finished images are written again."""
     job = job_for(images, tmp_path / "out")
-    spec = {"source": job.source, "folder": str(job.folder.root), "config": CPU, "white": None}
-    spec |= {"device": "cpu", "threads": 1, "pool": 1}
+    spec = spec_of(job)
     predict_file = workers.predict_file
 
     def crash(network, file, folder, config):
@@ -144,8 +149,7 @@ def test_an_image_that_crashes_its_process_is_skipped(images, tmp_path: Path, mo
 
 def test_stages_write_the_same_files_as_this_process(images, tmp_path: Path, monkeypatch):
     job = job_for(images, tmp_path / "staged")
-    spec = {"source": job.source, "folder": str(job.folder.root), "config": CPU, "white": None}
-    spec |= {"device": "cpu", "threads": 1, "pool": 1}
+    spec = spec_of(job)
     # The last images of an item may have no room in it.
     monkeypatch.setattr(workers, "ITEM_BYTES", 2 * 64 * 128 * 3)
     (item,) = workers._items(job.files, 10)
@@ -161,8 +165,7 @@ def test_stages_write_the_same_files_as_this_process(images, tmp_path: Path, mon
 
 def test_an_image_that_kills_the_network_is_skipped(images, tmp_path: Path, monkeypatch):
     job = job_for(images, tmp_path / "out")
-    spec = {"source": job.source, "folder": str(job.folder.root), "config": CPU, "white": None}
-    spec |= {"device": "cpu", "threads": 1, "pool": 1}
+    spec = spec_of(job)
     predict_pixels = workers.predict_pixels
 
     def crash(network, file, pixels, config):
