@@ -207,7 +207,7 @@ def write_table(name: str, title: str, command: str, rows: Sequence[dict[str, An
     stored = keep(name, {row["name"]: row | machine(device) | {"command": command} for row in rows})
     columns = [column for column in COLUMNS if any(column in row for row in rows)]
     body = [
-        [str(row["name"]), *(f"{row[c]:.4g}" if c in row else "" for c in columns)]
+        [str(row["name"]), *(_text(row[c]) if c in row else "" for c in columns)]
         for row in stored.values()
     ]
     facts = next(iter(stored.values()))
@@ -219,6 +219,10 @@ def write_table(name: str, title: str, command: str, rows: Sequence[dict[str, An
         *markdown(["", *(column.replace("_", " ") for column in columns)], body),
     ]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def _text(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
 
 
 def main() -> None:
