@@ -42,15 +42,17 @@ def family(options: Options, kind: str, size: str, masks: str = "random") -> dic
     """Time both programs on CamVid images in turns, and count equal masks.
 
     Args:
-        options: `images` are compared, at most. Times are medians on the first image: `stock_repeats`
-            times both programs run once each, then ours until it has run `repeats` times.
+        options: `images` are compared, but only one with a published size. Times are medians on the
+            first image: `stock_repeats` times both programs run once each, then ours until it has run
+            `repeats` times.
         kind: hf_sam, sam2 or sam3.
         size: "small", or "published": SAM's ViT-B, SAM 2.1's tiny Hiera, SAM 3.
         masks: "random", or "drawn" for sam2.
     """
     model = random_family_model(kind, size).to(options.device)
     wrapped = TransformersModel(model)
-    images, side = camvid(options, options.images), _POINTS_PER_SIDE[size]
+    images = camvid(options, 1 if size == "published" else options.images)
+    side = _POINTS_PER_SIDE[size]
     side = options.points_per_side or side
     reference, ours = _pipeline(wrapped, options, side), _generator(model, side)
     counts = {"checked": 0, "decoded_again": 0}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _TRIM_BYTES = 2**31 - 1  # free bytes at the end of the heap that are kept
@@ -16,6 +19,23 @@ def use_threads(count: float) -> None:
 
     torch.set_num_threads(max(1, int(count)))
     keep_freed_memory()
+
+
+def one_numpy_thread() -> AbstractContextManager[Any]:
+    """Return a context in which numpy multiplies matrices with one thread, whatever torch uses.
+
+    numpy's OpenBLAS starts a thread for each core even for small products. There it is slower than one
+    thread, and threads that wait for the next product keep their cores busy.
+    """
+    return _numpy_threads().limit(limits=1)
+
+
+@cache
+def _numpy_threads() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    # Torch's own libraries have the number of threads that the user set.
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def keep_freed_memory() -> None:

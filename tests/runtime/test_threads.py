@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from sfss_ray.runtime.threads import keep_freed_memory, use_threads
+from sfss_ray.runtime.threads import keep_freed_memory, one_numpy_thread, use_threads
 
 ALLOCATIONS = """
 import resource, sys
@@ -54,5 +55,44 @@ def test_threads_are_rounded_down_to_one_or_more(requested, threads):
     try:
         use_threads(requested)
         assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+NUMPY_THREADS = """
+import numpy
+from threadpoolctl import threadpool_info
+from sfss_ray.runtime.threads import one_numpy_thread
+
+def threads():
+    found = threadpool_info()
+    return [library["num_threads"] for library in found if library["internal_api"] == "openblas"]
+
+print(threads())
+for _ in range(2):
+    with one_numpy_thread():
+        print(threads())
+    print(threads())
+"""
+
+
+def test_numpy_has_one_thread_inside_the_block():
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2"}
+    environment.pop("OMP_NUM_THREADS", None)
+    words = [sys.executable, "-c", NUMPY_THREADS]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    first, *lines = done.stdout.split("\n")[:-1]
+    if first == "[]":
+        pytest.skip("numpy has another library for matrix products")
+    assert first == "[2]"
+    assert lines == ["[1]", "[2]"] * 2
+
+
+def test_torch_keeps_its_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_numpy_thread():
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

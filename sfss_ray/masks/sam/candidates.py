@@ -15,6 +15,7 @@ from sfss_ray.masks.sam.measure_cpu import PackedMasks, measure_mask
 from sfss_ray.masks.sam.measure_gpu import DeferredMasks, FullImageUpsampler, measure_masks
 from sfss_ray.masks.sam.promptable import EncodedCrop
 from sfss_ray.masks.sam.upsample import RegionUpsampler
+from sfss_ray.runtime.threads import one_numpy_thread
 
 # Bytes of image keys that a CPU decodes at once: more would not fit its caches.
 _CPU_BATCH_BYTES = 16 << 20
@@ -228,16 +229,17 @@ def _measure_batch(
 ) -> Candidates[PackedMasks]:
     """Measure the masks of a batch at image size, one region at a time, and filter them."""
     upsampler = RegionUpsampler(decoded.low_size, *crop.upsampling_sizes)
-    measured = [
-        measure_mask(
-            logits,
-            upsampler,
-            crop.mask_threshold,
-            thresholds.stability_score_offset,
-            check_rounding=crop.can_match_stock,
-        )
-        for logits in decoded.logits.numpy()
-    ]
+    with one_numpy_thread():
+        measured = [
+            measure_mask(
+                logits,
+                upsampler,
+                crop.mask_threshold,
+                thresholds.stability_score_offset,
+                check_rounding=crop.can_match_stock,
+            )
+            for logits in decoded.logits.numpy()
+        ]
     pixel_counts = torch.tensor([m.pixel_counts for m in measured], dtype=torch.int32)
     pixel_counts = pixel_counts.reshape(-1, 2)
     candidates = Candidates(

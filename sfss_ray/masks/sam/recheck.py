@@ -8,6 +8,7 @@ from sfss_ray.masks.sam.candidates import CropMasks
 from sfss_ray.masks.sam.measure_cpu import PackedMasks, measure_mask
 from sfss_ray.masks.sam.promptable import EncodedCrop
 from sfss_ray.masks.sam.upsample import RegionUpsampler
+from sfss_ray.runtime.threads import one_numpy_thread
 
 _MASKS_AT_ONCE = 16  # bounds the low-resolution logits in memory
 
@@ -41,7 +42,8 @@ def recompute_ambiguous(
         points = crop.to_model_input(candidates.points[indices].numpy())
         logits = decoder.logits(points, candidates.outputs[indices])
         upsampler = RegionUpsampler((logits.shape[1], logits.shape[2]), *crop.upsampling_sizes)
-        for k, low_res in zip(indices, logits.numpy(), strict=True):
-            measured = measure_mask(low_res, upsampler, mask_threshold, stability_score_offset)
-            masks[k], boxes[k] = measured.mask, torch.tensor(measured.box)
+        with one_numpy_thread():
+            for k, low_res in zip(indices, logits.numpy(), strict=True):
+                measured = measure_mask(low_res, upsampler, mask_threshold, stability_score_offset)
+                masks[k], boxes[k] = measured.mask, torch.tensor(measured.box)
     return replace(candidates, boxes=boxes, masks=PackedMasks(masks))
