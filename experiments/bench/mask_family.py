@@ -96,11 +96,11 @@ def _counting(counts: dict[str, int]) -> Iterator[None]:
     """Count the masks that survive all filters, and those of them that are decoded again."""
     recompute = conventions.recompute_ambiguous
 
-    def count(crop: Any, candidates: Any, offset: float) -> Any:
+    def count(crop: Any, candidates: Any) -> Any:
         masks = getattr(candidates.masks, "masks", [])
         counts["checked"] += len(masks)
         counts["decoded_again"] += sum(mask.ambiguous for mask in masks)
-        return recompute(crop, candidates, offset)
+        return recompute(crop, candidates)
 
     with patch.object(conventions, "recompute_ambiguous", count):
         yield

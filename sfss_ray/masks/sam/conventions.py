@@ -149,8 +149,7 @@ def _uncut_candidates(
 def _in_image(
     request: ImageRequest, crop: CropRequest, encoded: EncodedCrop, candidates: CropMasks
 ) -> ImageMasks:
-    offset = request.thresholds.stability_score_offset
-    masks = recompute_ambiguous(encoded, candidates, offset)
+    masks = recompute_ambiguous(encoded, candidates)
     x0, y0 = crop.box[:2]
     return ImageMasks(
         masks.counts_in_image((y0, x0), request.size),

@@ -5,27 +5,23 @@ from dataclasses import replace
 import torch
 
 from sfss_ray.masks.sam.candidates import CropMasks
-from sfss_ray.masks.sam.measure_cpu import PackedMasks, measure_mask
+from sfss_ray.masks.sam.measure_cpu import PackedMasks, pack_in_box
 from sfss_ray.masks.sam.promptable import EncodedCrop
-from sfss_ray.masks.sam.upsample import RegionUpsampler
-from sfss_ray.runtime.threads import one_numpy_thread
+from sfss_ray.masks.sam.upsample import enlarge_as_stock
 
 _MASKS_AT_ONCE = 16  # bounds the low-resolution logits in memory
 
 
-def recompute_ambiguous(
-    crop: EncodedCrop, candidates: CropMasks, stability_score_offset: float
-) -> CropMasks:
+def recompute_ambiguous(crop: EncodedCrop, candidates: CropMasks) -> CropMasks:
     """Return the masks with the pixels that the stock generator computes where rounding decides.
 
-    SharedImageDecoder sums the same terms in another order, so the last bits of a logit differ. They
-    matter only if the logit is that close to the mask threshold. Such masks are decoded again. On a
-    GPU and in bfloat16 nothing is done.
+    SharedImageDecoder and RegionUpsampler sum the same terms in another order, so the last bits of a
+    logit differ. They matter only if the logit is that close to the mask threshold. Such masks are
+    decoded and enlarged again. On a GPU and in bfloat16 nothing is done.
 
     Args:
         crop: the encoded crop.
         candidates: the masks that survived all filters.
-        stability_score_offset: in logits.
     """
     packed = candidates.masks
     if not isinstance(packed, PackedMasks) or crop.reference is None:
@@ -41,9 +37,8 @@ def recompute_ambiguous(
         indices = ambiguous[start : start + _MASKS_AT_ONCE]
         points = crop.to_model_input(candidates.points[indices].numpy())
         logits = decoder.logits(points, candidates.outputs[indices])
-        upsampler = RegionUpsampler((logits.shape[1], logits.shape[2]), *crop.upsampling_sizes)
-        with one_numpy_thread():
-            for k, low_res in zip(indices, logits.numpy(), strict=True):
-                measured = measure_mask(low_res, upsampler, mask_threshold, stability_score_offset)
-                masks[k], boxes[k] = measured.mask, torch.tensor(measured.box)
+        for k, low in zip(indices, logits, strict=True):
+            pixels = enlarge_as_stock(low[None], *crop.upsampling_sizes)[0] > mask_threshold
+            masks[k], box = pack_in_box(pixels.T.numpy())
+            boxes[k] = torch.tensor(box)
     return replace(candidates, boxes=boxes, masks=PackedMasks(masks))

@@ -101,6 +101,25 @@ class RegionUpsampler:
         return Region(rows, columns, enlarged_rows, self._columns)
 
 
+def enlarge_as_stock(
+    low: Tensor, padded_size: int, input_size: tuple[int, int], original_size: tuple[int, int]
+) -> Tensor:
+    """Return logits (n, H, W) of the whole image, rounded as the stock generators round them.
+
+    Args:
+        low: float32 (n, h, w), the decoder's logits.
+        padded_size, input_size, original_size: as for RegionUpsampler.
+    """
+    # Torch sums in another order for other numbers of channels, and the stock generators enlarge the
+    # three masks of a point together.
+    channels = low[:, None].repeat(1, 3, 1, 1)
+    padded = F.interpolate(
+        channels, (padded_size, padded_size), mode="bilinear", align_corners=False
+    )
+    unpadded = padded[..., : input_size[0], : input_size[1]]
+    return F.interpolate(unpadded, original_size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def unpadded_low_size(
     low_size: tuple[int, int], padded_size: int, input_size: tuple[int, int] | None
 ) -> tuple[int, int]:

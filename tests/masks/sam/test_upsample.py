@@ -1,11 +1,18 @@
 """Regions of enlarged masks against torch's two bilinear passes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from segment_anything.modeling import Sam
 from torch.nn import functional as F
 
-from sfss_ray.masks.sam.upsample import RegionUpsampler, unpadded_low_size
+from sfss_ray.masks.sam.upsample import (
+    RegionUpsampler,
+    enlarge_as_stock,
+    unpadded_low_size,
+)
 
 
 def enlarge(low, input_size, size, padded=256):
@@ -40,6 +47,18 @@ def test_a_region_contains_all_pixels_above_with_the_same_values(shape):
         logits = logits_of(region)
         np.testing.assert_allclose(logits, full[region.rows, region.columns], atol=2e-5)
         assert (full > -1).sum() == (logits > -1).sum()
+
+
+@pytest.mark.parametrize("input_size", [(192, 256), (256, 120)])
+def test_a_mask_alone_is_enlarged_to_the_last_bit_of_a_batch(input_size):
+    """segment_anything's own function, which gets the masks of 64 points at a time."""
+    low = torch.randn(64, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    sam = SimpleNamespace(image_encoder=SimpleNamespace(img_size=256))
+    expected = Sam.postprocess_masks(sam, low, input_size, (150, 203))
+    for k in (0, 17, 63):
+        for output in range(3):
+            alone = enlarge_as_stock(low[k, output][None], 256, input_size, (150, 203))
+            assert torch.equal(alone[0], expected[k, output])
 
 
 def test_no_region_is_returned_if_no_value_is_above():
