@@ -8,31 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE_S, wait_for
+from processes import PATIENCE_S, descendants, name_of, wait_for
 
 from sfss_ray.masks.bank.schema import shard_paths
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.train.run_state import read_progress
 
 pytestmark = pytest.mark.slow
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`, from /proc."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int(
-                    (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-                )
-            except OSError:
-                continue
-    found, border = set(), {pid}
-    while border:
-        border = {child for child, parent in parents.items() if parent in border}
-        found |= border
-    return found
 
 
 def running(pids: set[int]) -> set[int]:
@@ -58,13 +40,18 @@ sys.exit(main())
 """
 
 
+# Ray learns of a checkpoint when it asks the worker, by default every two seconds. On a fast machine
+# these trainings hardly last longer.
+ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+
+
 def start(*words: object) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=os.environ | ENVIRONMENT,
         start_new_session=True,
     )
 
@@ -72,14 +59,6 @@ def start(*words: object) -> subprocess.Popen:
 # They look for a dead head node for the 60 s of Ray's gcs_rpc_server_reconnect_timeout_s, then end.
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 WORKER = "ray::RayTrainWorker"
-
-
-def name_of(pid: int) -> str:
-    """What a process calls itself, empty when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def stop(process: subprocess.Popen, number: signal.Signals) -> str:
@@ -189,6 +168,12 @@ def wait_for_two_checkpoints(process: subprocess.Popen, log: Path) -> None:
     wait_for(lambda: len(list(log.glob("checkpoint_*"))) >= 2, "two checkpoints", process)
 
 
+def known_to_ray(log: Path) -> str:
+    """What Ray has written down of the checkpoints from which it starts workers again."""
+    snapshot = log / "checkpoint_manager_snapshot.json"
+    return snapshot.read_text() if snapshot.exists() else ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_training_ends_as_one_that_was_not(
     source_model, streets, adaptation, tmp_path, number
@@ -220,7 +205,7 @@ def test_a_killed_worker_is_started_again_and_ends_as_one_that_lived(
     out = tmp_path / "run"
     process = start_adaptation(source_model, streets, config_file, out, masks)
     log = out / "train"
-    wait_for_two_checkpoints(process, log)
+    wait_for(lambda: "checkpoint_" in known_to_ray(log), "a checkpoint that Ray knows", process)
     workers = [pid for pid in descendants(process.pid) if name_of(pid).startswith(WORKER)]
     assert len(workers) == 1
     os.kill(workers[0], signal.SIGKILL)
