@@ -40,18 +40,13 @@ sys.exit(main())
 """
 
 
-# Ray learns of a checkpoint when it asks the worker, by default every two seconds. On a fast machine
-# these trainings hardly last longer.
-ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
-
-
 def start(*words: object) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
 
@@ -199,8 +194,11 @@ def test_a_stopped_training_ends_as_one_that_was_not(
 
 
 def test_a_killed_worker_is_started_again_and_ends_as_one_that_lived(
-    source_model, streets, adaptation, tmp_path
+    source_model, streets, adaptation, tmp_path, monkeypatch
 ):
+    # Ray learns of a checkpoint when it asks the worker, by default every two seconds. On a fast machine
+    # this training hardly lasts longer.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     config_file, masks, whole = adaptation
     out = tmp_path / "run"
     process = start_adaptation(source_model, streets, config_file, out, masks)
