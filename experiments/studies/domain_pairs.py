@@ -84,6 +84,8 @@ class DomainPair:
     votes: Mapping[str, Mapping[str, Any]]
     """Source of regions -> knobs of the pooled vote for it. In regions of one object each, the mask
     can decide alone (vote_weight 1), with a strong correction for rare classes (prior_power)."""
+    labelled: tuple[LabelledImage, ...] = ()
+    """The target images with labels, where these are neither drawn nor the scored images."""
 
     def labelled_folds(self) -> list[tuple[tuple[LabelledImage, ...], tuple[LabelledImage, ...]]]:
         """Return (train, score) splits for a model trained with target labels.
@@ -91,7 +93,7 @@ class DomainPair:
         No image is in both parts of a split. Where the scored images are the target images themselves,
         the two halves of the video are swapped.
         """
-        if self.name == "streets":
+        if self.name == "streets" or self.labelled:
             return [(self.labelled_target(), self.val)]
         half = len(self.val) // 2
         return [(self.val[:half], self.val[half:]), (self.val[half:], self.val[:half])]
@@ -99,7 +101,7 @@ class DomainPair:
     def labelled_target(self) -> tuple[LabelledImage, ...]:
         """Return the target images with labels. Drawn scenes are drawn again with their labels."""
         if self.name != "streets":
-            return self.val
+            return self.labelled or self.val
         from sfss_ray.streets.scenes import write_streets
 
         labelled = self.folder / "labelled_target"
@@ -280,9 +282,10 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
     if not source_model.exists():
         save_model(source_model, load_source_model(checkpoint, class_groups="camvid-11"))
     images, labels = arrange(data, folder / light, DUSK if light == "dusk" else DAY)
-    val = (images, labels)
+    labelled = tuple(pair_labels(images, labels))
+    val = labelled
     if light == "day":
-        val = arrange(data, folder / "day_val", DAY, split="val")
+        val = tuple(pair_labels(*arrange(data, folder / "day_val", DAY, split="val")))
     steps = 200
     config = override(
         Config(),
@@ -302,12 +305,13 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
         f"--pair {pair} --data DIR --source-model {checkpoint.name}",
         source_model,
         tuple(list_images(images)),
-        tuple(pair_labels(*val)),
+        val,
         CAMVID_11,
         config,
         partial(labelled_regions, labels),
         folder,
         {"ground_truth": ALONE},
+        labelled if light == "day" else (),
     )
 
 
