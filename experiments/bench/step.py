@@ -32,7 +32,7 @@ from sfss_ray.method.contrast import contrast_losses, fetch_pair_inputs
 from sfss_ray.method.contrast_net import ContrastNet, NetworkOutput
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
-from sfss_ray.method.teacher import make_teacher, update_teacher
+from sfss_ray.method.teacher import frozen_copy, update_teacher
 from sfss_ray.method.teacher_view import TeacherView
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.runtime.threads import use_threads
@@ -95,7 +95,7 @@ class Trainer:
         self.config: TrainConfig = train
         network = build_network(name, CLASSES)
         self.student = ContrastNet(network, train).to(device).train()
-        self.teacher = make_teacher(self.student)
+        self.teacher = frozen_copy(self.student)
         segmenter = self.student.segmenter
         optimizer = build_optimizer(segmenter.body, segmenter.heads, train.optim)
         self.learner = Learner(self.student, optimizer, 5.0)
@@ -227,7 +227,7 @@ def probabilities_by_region(mask_ids: Tensor, grid: tuple[int, int]) -> Tensor:
 def network_steps(device: str, clock: Clock, batch: dict[str, Tensor], repeats: int) -> list[float]:
     """Return the seconds of plain steps: both networks, backward pass, optimiser and average."""
     student = build_network("deeplabv2_resnet101", CLASSES).to(device).train()
-    teacher = make_teacher(student)
+    teacher = frozen_copy(student)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
     learner = Learner(student, optimizer, 5.0)
 

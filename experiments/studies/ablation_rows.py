@@ -178,6 +178,26 @@ def _news(regions: str) -> tuple[Row, ...]:
     )
 
 
+# Attempts to keep a class that the full method forgets: all defaults but one setting.
+_KEEPING = tuple(
+    Row(f"{key}_full", f"full method, {name}", USER_REGIONS, CONTRAST | VOTE | knobs)
+    for key, name, knobs in (
+        ("source_statistics", "BatchNorm statistics of the source", {"train.batch_norm": "frozen"}),
+        (
+            "quarter_statistics",
+            "a quarter of the target's statistics",
+            {"train.batch_norm": "target", "train.statistics_share": 0.25},
+        ),
+        ("no_vote", "without the vote", {"train.loss.mask_vote": "none"}),
+        ("strong_prior", "prior correction .5", {"train.loss.prior_power": 0.5}),
+        ("full_prior", "prior correction 1", {"train.loss.prior_power": 1.0}),
+        ("source_vote", "vote of the source model .25", {"train.loss.source_vote": 0.25}),
+        ("half_source_vote", "vote of the source model .5", {"train.loss.source_vote": 0.5}),
+        ("class_mix", "class-mix .5", {"train.augment.class_mix": 0.5}),
+        ("slow", "a quarter of the learning rate", {"train.optim.learning_rate": 5e-5}),
+    )
+)
+
 _ALL_REGIONS = tuple(row.regions for row in _FULL)
 _PAPER = Row("paper_like", "preset paper_like", "small_sam", find_preset("paper_like"))
 TABLES = {
@@ -193,6 +213,8 @@ TABLES = {
         ),
         CEILING,
     ),
+    # Attempts to keep a class that the full method forgets.
+    "keeping": (BASELINE, STATISTICS, _FULL[0], *_KEEPING),
     # Attempts to gain more from masks: the parts of the vote without the contrast, a teacher with
     # several zooms or a lower momentum, class-mix, more steps, and BatchNorm statistics that adapt.
     # The last row follows the abstract of the paper as closely as it allows.

@@ -132,10 +132,10 @@ def as_markdown(pair: DomainPair, name: str, rows: list[dict[str, Any]], command
         for row in rows:
             if row["images"] == images:
                 precision = "" if row["precision"] is None else f"{row['precision']:.0f}"
-                others = ", ".join(f"{k} {v:.0f}" for k, v in row["predicted_as"].items())
+                confusions = ", ".join(f"{k} {v:.0f}" for k, v in row["predicted_as"].items())
                 lines.append(
                     f"| {images} | {row['network']} | {row['miou']:.1f} | {row['iou']:.1f}"
-                    f" | {row['recall']:.0f} | {precision} | {others} |"
+                    f" | {row['recall']:.0f} | {precision} | {confusions} |"
                 )
     return "\n".join(lines) + "\n"
 

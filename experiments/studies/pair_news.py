@@ -39,7 +39,7 @@ from sfss_ray.method.mask_evidence import Evidence, MaskPixels
 from sfss_ray.method.mask_neighbours import NEIGHBOUR_FLOOR, MaskNeighbours
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
-from sfss_ray.method.teacher import make_teacher
+from sfss_ray.method.teacher import frozen_copy
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.adaptation import build_student
 from sfss_ray.train.batch_norm import set_batch_norm
@@ -255,7 +255,7 @@ class _Step:
         self.config: TrainConfig = config.train
         self.student = build_student(copy.deepcopy(network), config, torch.device("cpu"))
         set_batch_norm(self.student, self.config.batch_norm)
-        self.teacher: ContrastNet = make_teacher(self.student)
+        self.teacher: ContrastNet = frozen_copy(self.student)
         memory = Memory.empty(len(pair.classes), self.student.embedding_dim, self.config)
         needs_geometry = self.config.loss.neighbour_weight > 0
         samples = TargetSamples(

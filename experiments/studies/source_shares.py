@@ -82,7 +82,9 @@ def trained(job: ShareJob) -> dict[str, dict[str, Any]]:
     path = job.folder / "networks.pt"
     if path.exists():
         stored = torch.load(path, weights_only=True)
-        if stored["identity"] == _plain(job.identity):
+        current = _plain(job.identity)
+        # Settings that did not exist when the networks were stored are not compared.
+        if all(current.get(name) == value for name, value in stored["identity"].items()):
             return stored["networks"]
     networks, _ = train_networks(job)
     write_torch(path, {"identity": _plain(job.identity), "networks": networks})

@@ -170,6 +170,10 @@ class LossConfig:
     """A mask votes for its pixels only if this share of them already has its class."""
     prior_power: Share = 0.25
     """Teacher probabilities are divided by their running class share to this power."""
+    source_vote: Annotated[float, Range(0, 1), Research] = 0.0
+    """Weight of the source model's own opinion in the pseudo-labels, against the teacher's. The source
+    model sees rare classes that the teacher may lose. 0 asks the teacher alone, and saves a forward
+    pass in every step."""
     concept_weight: Annotated[float, Range(0, 10)] = 0.5
     """Weight of the masks with classes that masks.concepts gives, in the evidence of the vote. Without
     them it has no effect."""

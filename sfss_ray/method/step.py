@@ -21,6 +21,7 @@ from sfss_ray.method.memory import Memory
 from sfss_ray.method.output_contrast import contrast_outputs
 from sfss_ray.method.pseudo_labels import pixel_weights
 from sfss_ray.method.teacher_view import TeacherView, predict_teacher
+from sfss_ray.models.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class TeacherStudent:
     memory: Memory
     space: MaskSpace | None = None
     """The student's, not wrapped, where masks have a space of their own."""
+    source: Segmenter | None = None
+    """The source model in eval mode, where it votes."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _pseudo_label(
         The mixed batch, the teacher's view of it, and the thresholds (C,).
     """
     memory, loss = networks.memory, config.loss
-    view = predict_teacher(networks.teacher, batch, memory, loss, info.first_part)
+    view = predict_teacher(networks.teacher, batch, memory, loss, info.first_part, networks.source)
     counts = memory.thresholds.count(view.labels, view.confidence)
     memory.thresholds.update(sum_over_workers(counts), info.first_part)
     thresholds = memory.thresholds.thresholds(loss.class_quantile, loss.confidence_cap)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def make_teacher(student: Network) -> Network:
+def frozen_copy(student: Network) -> Network:
     """Return a copy of the student that takes no gradient and stays in eval mode."""
     return copy.deepcopy(student).requires_grad_(False).eval()
 
@@ -47,7 +47,7 @@ def _paired_tensors(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor
     if len(old) != len(new):
         raise ValueError(
             f"the teacher has {len(old)} tensors and the student {len(new)}: make the teacher with"
-            " make_teacher(student)"
+            " frozen_copy(student)"
         )
     return [(a.detach(), b.detach()) for a, b in zip(old, new, strict=True)]
 

@@ -20,6 +20,8 @@ from sfss_ray.method.mask_neighbours import ask_neighbours
 from sfss_ray.method.mask_space import DescribedMasks, describe_masks
 from sfss_ray.method.mask_vote import plausible_classes, relabel
 from sfss_ray.method.memory import Memory
+from sfss_ray.method.source_vote import pool_with_source
+from sfss_ray.models.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def predict_teacher(
     memory: Memory,
     config: LossConfig,
     first_part: bool = True,
+    source: Segmenter | None = None,
 ) -> TeacherView:
     """Predict pseudo-labels of the weak views, after the vote of the masks.
 
@@ -60,6 +63,7 @@ def predict_teacher(
         memory: Its class prior is updated if `prior_power` is above 0, and its neighbours if asked.
         config: Views, vote and prior.
         first_part: False for the second and later parts of an accumulated batch.
+        source: The source model in eval mode, if it votes.
     """
     weak, segmenter = batch["weak"], teacher.segmenter
     output: NetworkOutput = teacher(weak)
@@ -69,7 +73,11 @@ def predict_teacher(
     several_views = config.teacher_scales != (1.0,) or config.teacher_flip
     if several_views:
         full = average_views(teacher, weak, full, config)
-    if several_views or logits.shape[-2:] != embeddings.shape[-2:]:
+    if source is not None:
+        with torch.autocast(weak.device.type, torch.bfloat16, enabled=teacher.autocast_to_bf16):
+            source_logits = source.logits(weak)
+        full = pool_with_source(full, source_logits.float().softmax(1), config.source_vote)
+    if several_views or source is not None or logits.shape[-2:] != embeddings.shape[-2:]:
         # Means of pixels, for logits that are finer than the embeddings and for coarser ones: the masks
         # of cells are those of the same pixels.
         grid = cell_means(full, (height, width), segmenter.align_corners)

@@ -19,7 +19,7 @@ from sfss_ray.masks.concepts.score_maps import ConceptScores
 from sfss_ray.method.collective import average_buffers
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.step import Memory, StepInfo, TeacherStudent, adaptation_losses
-from sfss_ray.method.teacher import make_teacher, update_teacher, warm_up_momentum
+from sfss_ray.method.teacher import frozen_copy, update_teacher, warm_up_momentum
 from sfss_ray.models.model_file import SourceModel, load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import CarriedModule
@@ -83,8 +83,9 @@ class Adaptation:
         self.config = config = task.config.train
         source = task.load_source(run.device)
         self.source_weights = copy_weights(source.network) if config.source_share > 0 else {}
+        self.source = frozen_copy(source.network) if config.loss.source_vote > 0 else None
         self.student = build_student(source.network, task.config, run.device)
-        self.teacher = make_teacher(self.student)
+        self.teacher = frozen_copy(self.student)
         new_layers = [self.student.projection, self.student.mask_space]
         heads = [*self.student.segmenter.heads, *filter(None, new_layers)]
         self.optimizer = build_optimizer(self.student.segmenter.body, heads, config.optim)
@@ -180,7 +181,7 @@ class Adaptation:
 
     def _losses(self, step: int, index: int, part: Batch) -> tuple[Tensor, Metrics]:
         networks = TeacherStudent(
-            self.learner.module, self.teacher, self.memory, self.student.mask_space
+            self.learner.module, self.teacher, self.memory, self.student.mask_space, self.source
         )
         info = StepInfo(step, self.task.config.seed, first_part=index == 0)
         return adaptation_losses(networks, part, self.config, info)

@@ -16,6 +16,7 @@ SELF_TRAINING: dict[str, Any] = {
     "train.loss.mask_vote": "none",
     "train.loss.prior_power": 0.0,
     "train.loss.concept_weight": 0.0,
+    "train.loss.source_vote": 0.0,
 }
 """Knobs by which plain self-training differs from the method."""
 BASELINE_FOLDER, BASELINE_NAME = "self_training", "self-training"

@@ -7,7 +7,7 @@ from sfss_ray.config import TrainConfig
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import StepInfo, TeacherStudent, adaptation_losses
-from sfss_ray.method.teacher import make_teacher
+from sfss_ray.method.teacher import frozen_copy
 from sfss_ray.method.teacher_view import TeacherView, predict_teacher
 
 
@@ -18,7 +18,7 @@ class StepNetworks:
         torch.manual_seed(0)
         self.config: TrainConfig = small_config(**changes).train
         self.student = ContrastNet(colour_segmenter(), self.config)
-        self.teacher = make_teacher(self.student)
+        self.teacher = frozen_copy(self.student)
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(CLASSES), embedding_dim, self.config)
 

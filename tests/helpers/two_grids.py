@@ -7,7 +7,7 @@ from train_samples import CLASSES, colour_segmenter
 
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.memory import Memory
-from sfss_ray.method.teacher import make_teacher
+from sfss_ray.method.teacher import frozen_copy
 from sfss_ray.models.segmenter import Segmenter, SegmenterOutput
 
 
@@ -30,7 +30,7 @@ def two_grid_networks(feature_stride: int, logit_stride: int, **changes) -> Step
     networks = StepNetworks(**changes)
     segmenter = TwoGrids(feature_stride, logit_stride)
     networks.student = ContrastNet(segmenter, networks.config)
-    networks.teacher = make_teacher(networks.student)
+    networks.teacher = frozen_copy(networks.student)
     embedding_dim = networks.student.embedding_dim
     networks.memory = Memory.empty(len(CLASSES), embedding_dim, networks.config)
     return networks

@@ -14,7 +14,7 @@ from sfss_ray.method import step as step_module
 from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.step import label_space_loss, ramp
-from sfss_ray.method.teacher import make_teacher
+from sfss_ray.method.teacher import frozen_copy
 from sfss_ray.method.teacher_view import predict_teacher
 from sfss_ray.models.architectures.catalogue import build_network
 
@@ -231,7 +231,7 @@ def test_logits_finer_than_features_give_every_weight_a_gradient():
     networks = StepNetworks()
     segmenter = build_network("espnet", len(CLASSES), {"p": 1, "q": 1})
     networks.student = ContrastNet(segmenter, networks.config)
-    networks.teacher = make_teacher(networks.student)
+    networks.teacher = frozen_copy(networks.student)
     networks.memory = Memory.empty(len(CLASSES), networks.student.embedding_dim, networks.config)
     _, metrics = networks.step(quadrants())
     assert metrics["anchors"] > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfss_ray.method.teacher import make_teacher, update_teacher, warm_up_momentum
+from sfss_ray.method.teacher import frozen_copy, update_teacher, warm_up_momentum
 
 
 def constant_network(value: float) -> nn.Module:
@@ -17,7 +17,7 @@ def constant_network(value: float) -> nn.Module:
 @pytest.mark.parametrize(("momentum", "steps"), [(0.999, 1000), (0.99, 50), (0.5, 3), (1.0, 5)])
 def test_a_constant_student_leaves_the_source_its_weight(momentum, steps):
     source, student = constant_network(1.0), constant_network(0.0)
-    teacher = make_teacher(source)
+    teacher = frozen_copy(source)
     for _ in range(steps):
         update_teacher(teacher, student, momentum)
     for parameter in teacher.parameters():
@@ -26,7 +26,7 @@ def test_a_constant_student_leaves_the_source_its_weight(momentum, steps):
 
 
 def test_momentum_zero_copies_the_student():
-    teacher = make_teacher(constant_network(1.0))
+    teacher = frozen_copy(constant_network(1.0))
     student = constant_network(0.3)
     nn.init.normal_(student[0].weight)
     update_teacher(teacher, student, 0.0)
@@ -37,7 +37,7 @@ def test_momentum_zero_copies_the_student():
 
 def test_statistics_follow_as_weights_do():
     student = constant_network(1.0)
-    teacher = make_teacher(student)
+    teacher = frozen_copy(student)
     student.train()(torch.randn(4, 1, 8, 8) * 3 + 2)
     mean, variance = student[1].running_mean, student[1].running_var
     assert not torch.equal(teacher[1].running_mean, mean)
@@ -53,7 +53,7 @@ def test_statistics_follow_as_weights_do():
 def test_statistics_that_do_not_change_stay_bit_identical():
     student = constant_network(1.0)
     student.train()(torch.randn(4, 1, 8, 8) * 3 + 2)
-    teacher = make_teacher(student)
+    teacher = frozen_copy(student)
     for _ in range(10):
         update_teacher(teacher, student, 0.999)
     assert torch.equal(teacher[1].running_var, student[1].running_var)
@@ -65,7 +65,7 @@ def test_a_slow_teacher_keeps_its_predictions_while_its_student_runs_away():
     images = torch.randn(8, 1, 16, 16)
     for _ in range(50):
         student(images)
-    teacher = make_teacher(student)
+    teacher = frozen_copy(student)
     before = teacher(images)
     with torch.no_grad():
         student[0].weight.mul_(3)
@@ -78,7 +78,7 @@ def test_a_slow_teacher_keeps_its_predictions_while_its_student_runs_away():
 
 def test_a_teacher_is_a_copy_in_eval_mode_without_gradient():
     student = constant_network(1.0).train()
-    teacher = make_teacher(student)
+    teacher = frozen_copy(student)
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert all(parameter.requires_grad for parameter in student.parameters())
@@ -89,7 +89,7 @@ def test_a_teacher_is_a_copy_in_eval_mode_without_gradient():
 
 def test_updates_leave_the_student_and_its_gradients_alone():
     student = constant_network(0.5)
-    teacher = make_teacher(constant_network(1.0))
+    teacher = frozen_copy(constant_network(1.0))
     student(torch.randn(2, 1, 8, 8)).square().sum().backward()
     before = [p.detach().clone() for p in student.parameters()]
     update_teacher(teacher, student, 0.9)
@@ -104,7 +104,5 @@ def test_warm_up_follows_a_random_head_and_then_stays():
 
 
 def test_a_teacher_of_other_layers_is_refused():
-    with pytest.raises(
-        ValueError, match=r"teacher has 2 tensors and the student 7: .*make_teacher"
-    ):
+    with pytest.raises(ValueError, match=r"teacher has 2 tensors and the student 7: .*frozen_copy"):
         update_teacher(nn.Conv2d(1, 2, 3), constant_network(1.0), 0.9)

@@ -91,6 +91,7 @@ def adapt_in_two_parts(root, source, config, folder, at: int) -> LocalRun:
         {"batch_norm": "adapt"},
         {"batch_norm": "frozen", "loss__projection": "mlp", "optim__optimizer": "sgd"},
         {"loss__mask_vote": "pooled", "loss__prior_power": 0.5, "augment__class_mix": 0.5},
+        {"batch_norm": "target", "loss__source_vote": 0.25, "source_share": 0.0},
         {
             "loss__mask_vote": "pooled",
             "loss__neighbour_weight": 1.0,

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="pip install 'sfss-ray[transformers]'
 
 from sfss_ray.config import OptimConfig
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.method.teacher import make_teacher
+from sfss_ray.method.teacher import frozen_copy
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, save_model
 from sfss_ray.train.adaptation import adapt_student
@@ -72,7 +72,7 @@ def test_decode_head_and_classifier_learn_at_the_heads_rate(name):
 def test_only_the_student_uses_dropout():
     torch.manual_seed(0)
     student = build_network("segformer_b0", 5)
-    teacher = make_teacher(student)
+    teacher = frozen_copy(student)
     set_batch_norm(student, "frozen")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():

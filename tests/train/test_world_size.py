@@ -45,6 +45,7 @@ SCENARIOS = {
         "loss__prior_power": 0.5,
         "augment__class_mix": 0.7,
     },
+    "source_votes": {**FROZEN, "batch_norm": "target", "num_steps": 2, "loss__source_vote": 0.4},
     "paper_like": FROZEN | {"num_steps": 2, "loss__thresholds": "paper_like"},
     "entropy": FROZEN
     | {"num_steps": 2, "loss__label_space": "entropy", "optim__learning_rate": 0.1},
