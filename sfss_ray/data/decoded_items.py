@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from sfss_ray.data.decoding import decode_image, image_size
 from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.errors import DataError
 from sfss_ray.runtime.crash_guard import CRASH_REASON, Attempts
+from sfss_ray.storage.places import Place
+
+_Result = TypeVar("_Result")
 
 _SAMPLED = 16  # images whose sizes decide how many one item holds
 _CHANNELS = 3
@@ -84,6 +88,29 @@ def decode_images(
         images.append(image)
     attempts.forget()
     return images
+
+
+def run_network(
+    images: Sequence[DecodedImage],
+    folder: Place,
+    work: Callable[[DecodedImage], _Result],
+    skip: Callable[[DecodedImage], _Result],
+) -> list[_Result]:
+    """Return what the process of a network makes of each image of an item, in their order.
+
+    Args:
+        images: Of the item, as `decode_images` returns them.
+        folder: Where the counts of crashed processes are kept.
+        work: Returns the result of an image.
+        skip: Returns that of an image which crashed too many processes.
+    """
+    attempts = Attempts(folder, [image.file.image_id for image in images], "network")
+    results = [
+        attempts.guard(image.file.image_id, partial(work, image), partial(skip, image))
+        for image in images
+    ]
+    attempts.forget()
+    return results
 
 
 def images_that_fit(files: Sequence[ImageFile], max_bytes: int) -> int:

@@ -7,13 +7,12 @@ former ones. No Ray here.
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from sfss_ray.data.decoded_items import DecodedImage, decode_images
+from sfss_ray.data.decoded_items import DecodedImage, decode_images, run_network
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.masks.actor import (
     CRASHED,
@@ -61,17 +60,12 @@ class StagedMaskActor(MaskActor):
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return an item with the rows of a shard, given one of `decode_shard`."""
         images: list[DecodedImage] = unpack_item(batch)
-        folder = to_place(self.spec["folder"])
-        attempts = Attempts(folder, [image.file.image_id for image in images], "network")
-        rows = [
-            attempts.guard(
-                image.file.image_id,
-                partial(self._row_of, image),
-                partial(failed_row, image.file, CRASHED),
-            )
-            for image in images
-        ]
-        attempts.forget()
+        rows = run_network(
+            images,
+            to_place(self.spec["folder"]),
+            self._row_of,
+            lambda image: failed_row(image.file, CRASHED),
+        )
         return pack_item(rows)
 
     def _find_masks(self, image: np.ndarray) -> list[dict[str, Any]]:

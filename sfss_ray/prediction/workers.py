@@ -17,7 +17,12 @@ import pyarrow as pa
 
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import ClassSet, class_set_of
-from sfss_ray.data.decoded_items import DecodedImage, decode_images, images_that_fit
+from sfss_ray.data.decoded_items import (
+    DecodedImage,
+    decode_images,
+    images_that_fit,
+    run_network,
+)
 from sfss_ray.data.decoding import MAX_PIXELS
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError
@@ -207,16 +212,12 @@ class StagedPredictionActor(PredictionActor):
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return an item of (image, train ids or None), given one of `decode_item`."""
         images: list[DecodedImage] = unpack_item(batch)
-        attempts = Attempts(self.folder.root, [i.file.image_id for i in images], "network")
-        predictions = [
-            attempts.guard(
-                image.file.image_id,
-                partial(self._predict_image, image),
-                partial(_without_prediction, image.file, CRASH_REASON),
-            )
-            for image in images
-        ]
-        attempts.forget()
+        predictions = run_network(
+            images,
+            self.folder.root,
+            self._predict_image,
+            lambda image: _without_prediction(image.file, CRASH_REASON),
+        )
         return pack_item(predictions)
 
     def _predict_image(self, image: DecodedImage) -> tuple[DecodedImage, np.ndarray | None]:

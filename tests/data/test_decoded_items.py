@@ -9,7 +9,7 @@ import pytest
 from mask_runs import put_noise
 
 from sfss_ray.data.content import Content
-from sfss_ray.data.decoded_items import DecodedImage, decode_images, images_that_fit
+from sfss_ray.data.decoded_items import DecodedImage, decode_images, images_that_fit, run_network
 from sfss_ray.data.decoding import MAX_PIXELS
 from sfss_ray.data.folders import ImageFile, list_images
 from sfss_ray.runtime.crash_guard import MAX_CRASHES, Attempts
@@ -90,3 +90,24 @@ def test_sizes_decide_how_many_images_an_item_holds(files):
     for file in files:
         file.path.write_bytes(b"no image")
     assert images_that_fit(files, 10) == 10
+
+
+def test_an_image_that_crashed_too_many_networks_is_left_out_alone(files, tmp_path: Path):
+    images = decoded(files, tmp_path)
+
+    class Killed(BaseException):
+        """Stands for a process that dies: nothing after it runs."""
+
+    def die_on_b(image: DecodedImage) -> str:
+        if image.file.image_id == "b":
+            raise Killed
+        return f"masks of {image.file.image_id}"
+
+    for _ in range(MAX_CRASHES):
+        with pytest.raises(Killed):
+            run_network(images, tmp_path, die_on_b, lambda _: "left out")
+    results = run_network(
+        images, tmp_path, die_on_b, lambda image: f"{image.file.image_id} left out"
+    )
+    assert results == ["masks of a", "b left out", "masks of c"]
+    assert not list(tmp_path.glob(".*")), "the counts of a finished item are removed"
