@@ -193,8 +193,6 @@ _KEEPING = tuple(
         ("full_prior", "prior correction 1", {"train.loss.prior_power": 1.0}),
         ("source_vote", "vote of the source model .25", {"train.loss.source_vote": 0.25}),
         ("half_source_vote", "vote of the source model .5", {"train.loss.source_vote": 0.5}),
-        ("class_mix", "class-mix .5", {"train.augment.class_mix": 0.5}),
-        ("slow", "a quarter of the learning rate", {"train.optim.learning_rate": 5e-5}),
     )
 )
 
