@@ -38,7 +38,8 @@ def trainings(monkeypatch) -> list:
 
 
 def test_a_baseline_has_the_seed_and_steps_of_the_run_and_no_masks(trainings, tmp_path: Path):
-    config = override(Config(), {"seed": 5, "train.num_steps": 7, "train.ema_momentum": 0.9})
+    values = {"seed": 5, "train.num_steps": 7, "train.ema_momentum": 0.9}
+    config = override(Config(), values | {"train.loss.source_vote": 0.25})
     prepared, records, lines = Prepared(), [], []
     result = train_baseline(
         prepared,  # pyright: ignore[reportArgumentType]
