@@ -20,17 +20,13 @@ from typing import Any
 
 import numpy as np
 from ablation import (
-    add_pair_options,
     examination,
-    make_pair,
     source_network,
     use_one_thread,
-    with_steps,
     with_target_statistics,
 )
-from ablation_rows import CONTRAST, VOTE, Row
-from domain_pairs import REGIONS, DomainPair
-from source_shares import DEFAULTS, ShareJob, trained
+from domain_pairs import DomainPair
+from source_shares import ShareJob, add_share_options, share_jobs, trained
 from study_record import write_record
 
 from sfss_ray.cli import run_guarded
@@ -156,17 +152,13 @@ def class_number(pair: DomainPair, name: str) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Measure one class of one pair and write its table."""
     use_one_thread()
-    pair = make_pair(arguments)
-    pair = with_steps(pair, arguments.steps) if arguments.steps else pair
+    jobs = share_jobs(arguments)
+    pair = jobs[0].pair
     class_id = class_number(pair, arguments.class_name)
-    regions = arguments.regions
-    row = Row(f"full_{regions}", "full method", regions, CONTRAST | VOTE | DEFAULTS)
-    pair.masks(regions)
-    jobs = [ShareJob(pair, row, seed, "cpu") for seed in range(arguments.seeds)]
     rows = measure(jobs, class_id)
     name = arguments.class_name
     command = (
-        f"python experiments/studies/lost_class.py {pair.options} --regions {regions}"
+        f"python experiments/studies/lost_class.py {pair.options} --regions {arguments.regions}"
         f" --class-name {name!r}"
     )
     stem: Path = arguments.results / f"lost_class_{pair.name}_{name.replace(' ', '_')}"
@@ -181,9 +173,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_pair_options(parser)
+    add_share_options(parser)
     parser.add_argument("--class-name", required=True, help="name of the class, such as fence")
-    parser.add_argument("--regions", choices=REGIONS, default="felzenszwalb")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
-    parser.add_argument("--steps", type=int, help="steps of every run, for a quick trial")
     sys.exit(run_guarded(lambda: run(parser.parse_args())))

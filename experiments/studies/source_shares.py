@@ -56,6 +56,24 @@ class ShareJob(Job):
         return self.pair.folder / "shares" / self.row.regions / f"seed{self.seed}"
 
 
+def share_jobs(arguments: argparse.Namespace) -> list[ShareJob]:
+    """Return the trainings that the options name, one for each seed, and make their masks."""
+    pair = make_pair(arguments)
+    pair = with_steps(pair, arguments.steps) if arguments.steps else pair
+    regions = arguments.regions
+    row = Row(f"full_{regions}", "full method", regions, CONTRAST | VOTE | DEFAULTS)
+    pair.masks(regions)
+    return [ShareJob(pair, row, seed, "cpu") for seed in range(arguments.seeds)]
+
+
+def add_share_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `share_jobs`."""
+    add_pair_options(parser)
+    parser.add_argument("--regions", choices=REGIONS, default="felzenszwalb")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--steps", type=int, help="steps of every run, for a quick trial")
+
+
 def score_shares(job: ShareJob) -> list[dict[str, Any]]:
     """Return a row for the source model, the teacher, and each share of one seed."""
     use_one_thread()
@@ -139,12 +157,8 @@ def _worst_class(pair: DomainPair, source: dict[str, Any], rows: list[dict[str, 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and score the missing seeds of one pair, and write its table after each."""
-    pair = make_pair(arguments)
-    pair = with_steps(pair, arguments.steps) if arguments.steps else pair
-    regions = arguments.regions
-    row = Row(f"full_{regions}", "full method", regions, CONTRAST | VOTE | DEFAULTS)
-    pair.masks(regions)
-    jobs = [ShareJob(pair, row, seed, "cpu") for seed in range(arguments.seeds)]
+    jobs = share_jobs(arguments)
+    pair, regions = jobs[0].pair, arguments.regions
     command = f"python experiments/studies/source_shares.py {pair.options} --regions {regions}"
     stem = arguments.results / f"source_shares_{pair.name}_{regions}"
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -163,9 +177,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_pair_options(parser)
-    parser.add_argument("--regions", choices=REGIONS, default="felzenszwalb")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    add_share_options(parser)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
-    parser.add_argument("--steps", type=int, help="steps of every run, for a quick trial")
     sys.exit(run_guarded(lambda: run(parser.parse_args())))
