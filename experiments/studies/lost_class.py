@@ -30,8 +30,9 @@ from source_shares import ShareJob, add_share_options, share_jobs, trained
 from study_record import write_record
 
 from sfss_ray.cli import run_guarded
-from sfss_ray.data.folders import LabelledImage, evenly_spread
+from sfss_ray.data.folders import evenly_spread
 from sfss_ray.errors import ConfigError
+from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.evaluation.examination import Examination
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.train.weight_average import average_weights
@@ -53,28 +54,25 @@ def networks(jobs: Sequence[ShareJob]) -> Iterator[tuple[str, Segmenter]]:
         yield f"student, seed {job.seed}", network.eval()
 
 
-def score_class(counts: np.ndarray, class_id: int, names: Sequence[str]) -> dict[str, Any]:
+def score_class(matrix: ConfusionMatrix, class_id: int, names: Sequence[str]) -> dict[str, Any]:
     """Return mIoU, and IoU, recall and precision of a class, in percent.
 
     Args:
-        counts: (C, C) pixels of each true class (row) and predicted class (column).
-        class_id: Of the class.
+        matrix: Of C classes.
+        class_id: Of a class that occurs in the labels.
         names: Of all C classes.
 
     Returns:
         Also `predicted_as`: the classes that most of its missed pixels are predicted as, with their
         shares of its pixels. Precision is None if the class is never predicted.
     """
-    right = np.diag(counts)
-    union = counts.sum(0) + counts.sum(1) - right
-    iou = right[union > 0] / union[union > 0]
-    of_class, predicted = counts[class_id], counts[:, class_id].sum()
+    of_class, predicted = matrix.counts[class_id], matrix.counts[:, class_id].sum()
     missed = [k for k in np.argsort(-of_class, kind="stable") if k != class_id and of_class[k]]
     return {
-        "miou": 100 * float(iou.mean()),
-        "iou": 100 * float(right[class_id] / max(1, union[class_id])),
-        "recall": 100 * float(right[class_id] / of_class.sum()),
-        "precision": 100 * float(right[class_id] / predicted) if predicted else None,
+        "miou": matrix.miou(),
+        "iou": float(matrix.iou()[class_id]),
+        "recall": float(matrix.recall()[class_id]),
+        "precision": 100 * float(of_class[class_id] / predicted) if predicted else None,
         "predicted_as": {
             names[k]: 100 * float(of_class[k] / of_class.sum()) for k in missed[:NUM_CONFUSIONS]
         },
@@ -89,26 +87,24 @@ def measure(jobs: Sequence[ShareJob], class_id: int) -> list[dict[str, Any]]:
     """
     pair = jobs[0].pair
     target = evenly_spread(list(pair.labelled_target()), NUM_TARGET_IMAGES)
-    exams = {"target": with_images(jobs[0], tuple(target)), "scored": examination(jobs[0])}
+    exams = {
+        "target": Examination(pair.classes, tuple(target), config=jobs[0].config.evaluation),
+        "scored": examination(jobs[0]),
+    }
     rows = []
     for name, network in networks(jobs):
         for images, exam in exams.items():
-            counts = exam.matrix(network).counts
-            if not counts[class_id].sum():
+            matrix = exam.matrix(network)
+            if not matrix.counts[class_id].sum():
                 raise ConfigError(
                     f"no {images} image has a pixel of {pair.classes.classes[class_id]!r}"
                 )
             rows.append(
                 {"network": name, "images": images}
-                | score_class(counts, class_id, pair.classes.classes)
+                | score_class(matrix, class_id, pair.classes.classes)
             )
             print(rows[-1], flush=True)
     return rows
-
-
-def with_images(job: ShareJob, images: tuple[LabelledImage, ...]) -> Examination:
-    """Return the scorer of a job for other labelled images."""
-    return Examination(job.pair.classes, images, config=job.config.evaluation)
 
 
 def as_markdown(pair: DomainPair, name: str, rows: list[dict[str, Any]], command: str) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def frozen_copy(student: Network) -> Network:
-    """Return a copy of the student that takes no gradient and stays in eval mode."""
-    return copy.deepcopy(student).requires_grad_(False).eval()
+def frozen_copy(network: Network) -> Network:
+    """Return a copy of a network that takes no gradient, in eval mode."""
+    return copy.deepcopy(network).requires_grad_(False).eval()
 
 
 @torch.no_grad()
