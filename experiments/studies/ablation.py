@@ -8,8 +8,9 @@ r"""Compare every method of the ablation on one pair of domains, with several se
 All rows start from the same source model and use the same images. They differ only in their knobs.
 Students are scored at their LAST step, with labels that are used for nothing else. Finished runs are not
 repeated, and interrupted runs resume. The script writes ablation_PAIR.json, .md and .png. `--table
-remedies` runs the attempts to gain more from masks, and writes remedies_PAIR.*. `--concepts FOLDER` adds
-rows of external knowledge, in which SAM 3 prompted with class names votes.
+remedies` runs the attempts to gain more from masks, and writes remedies_PAIR.*. With `--steps N` the
+files end in _N_steps. `--concepts FOLDER` adds rows of external knowledge, in which SAM 3 prompted with
+class names votes.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from sfss_ray.runtime.run_folder import write_json
 
 FOREIGN = "cityscapes2camvid_"
 """Pairs whose source model is a checkpoint of others."""
+FASTER = {"train.channels_last": True}
+"""A training takes a quarter less time on a CPU. Only the rounding differs."""
 PAIRS = ("streets", "camvid_day2dusk", f"{FOREIGN}dusk", f"{FOREIGN}day")
 
 
@@ -216,9 +219,8 @@ def train_networks(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, 
 
     masks = job.pair.masks(job.row.regions or "felzenszwalb")
     concepts = str(concept_row.concept_folder(job.pair)) if job.row.external else ""
-    task = AdaptationTask(
-        job.pair.source_model, job.pair.images, masks, job.config, concepts=concepts
-    )
+    config = override(job.config, FASTER)
+    task = AdaptationTask(job.pair.source_model, job.pair.images, masks, config, concepts=concepts)
     forget_other_runs(job)
     adapt_student(task, LocalRun(job.folder, job.device), examination(job))
     state, prefix = load_state(job.folder), "segmenter."
@@ -302,8 +304,13 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
 
 def with_steps(pair: DomainPair, steps: int) -> DomainPair:
     """Return the pair with another number of steps for every run."""
-    lengths = {"train.num_steps": steps, "pretrain.num_steps": steps}
-    return replace(pair, config=override(pair.config, lengths))
+    lengths = {
+        "train.num_steps": steps,
+        "train.evaluate_every": max(steps // 2, 1),
+        "pretrain.num_steps": steps,
+    }
+    options = f"{pair.options} --steps {steps}"
+    return replace(pair, config=override(pair.config, lengths), options=options)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -320,7 +327,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"masks: {regions}", flush=True)
         pair.masks(regions)
     device = arguments.device
-    stem = arguments.results / f"{arguments.table}_{pair.name}"
+    ending = f"_{arguments.steps}_steps" if arguments.steps else ""
+    stem = arguments.results / f"{arguments.table}_{pair.name}{ending}"
     results = finished_results(pair, device, table_rows, stem)
     jobs = [
         Job(pair, row, seed, device)

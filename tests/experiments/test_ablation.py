@@ -32,8 +32,8 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
     words = ["--rows", *ROWS, "--seeds", "2", "--jobs", "2"]
     output = run(tmp_path, *words)
     assert f"{2 * len(ROWS)}/{2 * len(ROWS)}" in output
-    record = json.loads((tmp_path / "results" / "ablation_streets.json").read_text())
-    assert record["command"].endswith("ablation.py --table ablation --pair streets")
+    record = json.loads((tmp_path / "results" / "ablation_streets_4_steps.json").read_text())
+    assert record["command"].endswith("ablation.py --table ablation --pair streets --steps 4")
     table = record["rows"]
     assert [entry["key"] for entry in table] == ROWS  # source-only first, the ceiling last
     base = table[0]["mean"]
@@ -46,8 +46,8 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
     assert {entry["regions"] for entry in table} == {"none", "felzenszwalb", "ground_truth"}
     assert table[0]["std"] == 0
     assert table[2]["seeds"][0]["student_last"] != base
-    assert (tmp_path / "results" / "ablation_streets.png").stat().st_size > 5000
-    text = (tmp_path / "results" / "ablation_streets.md").read_text()
+    assert (tmp_path / "results" / "ablation_streets_4_steps.png").stat().st_size > 5000
+    text = (tmp_path / "results" / "ablation_streets_4_steps.md").read_text()
     assert "| source-only | none | 2 | 44.4 ± 0.0 | +0.0 |" in text
 
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("result.json")}
@@ -56,10 +56,10 @@ def test_rows_are_run_once_and_tabulated(tmp_path):
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("result.json")}
 
     # The record alone is enough too, as long as the settings are the same.
-    table = (tmp_path / "results" / "ablation_streets.md").read_text()
+    table = (tmp_path / "results" / "ablation_streets_4_steps.md").read_text()
     run(tmp_path, *words, "--work", str(tmp_path / "another"))
     assert not list((tmp_path / "another").rglob("result.json"))
-    assert (tmp_path / "results" / "ablation_streets.md").read_text() == table
+    assert (tmp_path / "results" / "ablation_streets_4_steps.md").read_text() == table
     run(
         tmp_path,
         "--rows",
@@ -80,10 +80,10 @@ def test_a_checkpoint_of_others_is_scored_in_the_classes_of_camvid(tmp_path, sha
     data = ["--data", str(shared_data("camvid"))]
     output = run(tmp_path, *pair, *data, "--rows", "source_only", "--seeds", "1")
     assert "| source-only | none | 1 |" in output
-    name = "ablation_cityscapes2camvid_dusk_espnet_p_2_q_8"
+    name = "ablation_cityscapes2camvid_dusk_espnet_p_2_q_8_4_steps"
     record = json.loads((tmp_path / "results" / f"{name}.json").read_text())
     assert record["command"].endswith(
-        "--pair cityscapes2camvid_dusk --data DIR --source-model espnet_p_2_q_8.pth"
+        "--pair cityscapes2camvid_dusk --data DIR --source-model espnet_p_2_q_8.pth --steps 4"
     )
     assert len(record["rows"][0]["seeds"][0]["per_class"]) == 11
 
@@ -95,8 +95,8 @@ def test_a_row_in_which_sam_3_votes_is_named_as_external_knowledge(tmp_path):
     output = run(tmp_path, *words)
     assert "| A1 + pooled vote + SAM 3 prompted with class names (external knowledge) |" in output
     assert "Rows named external knowledge also use SAM 3" in output
-    record = json.loads((tmp_path / "results" / "ablation_streets.json").read_text())
-    assert record["command"].endswith("--pair streets --concepts FOLDER")
+    record = json.loads((tmp_path / "results" / "ablation_streets_4_steps.json").read_text())
+    assert record["command"].endswith("--pair streets --steps 4 --concepts FOLDER")
     base, vote, external = record["rows"]
     assert ("external" in base, "external" in vote, external["external"]) == (False, False, True)
     assert external["mean"] != vote["mean"]
