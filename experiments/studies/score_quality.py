@@ -1,12 +1,15 @@
-"""Measure how well scores without labels rank twenty students of one pair.
+r"""Measure how well scores without labels rank twenty students of one pair.
 
     python experiments/studies/score_quality.py --pair streets
     python experiments/studies/score_quality.py --pair camvid_day2dusk --data DIR [--source-model FILE]
+    python experiments/studies/score_quality.py --pair cityscapes2camvid_dusk --data DIR \
+        --source-model espnet_p_2_q_8.pth
 
-The trials differ in learning rate, ema_momentum, contrast_weight, temperature, BatchNorm mode, steps and
-loss, so that some gain, some lose and some collapse. The scores use target images that no trial learns
-from. mIoU is that of the student at its last step, and only this table uses it. Finished trials are not
-repeated. The script writes results/score_quality_PAIR.json, .md and .png beside this file.
+The trials differ in learning rate, ema_momentum, contrast_weight, temperature, BatchNorm mode and
+statistics, steps and loss, so that some gain, some lose and some collapse. The scores use target images
+that no trial learns from. mIoU is that of the student at its last step, and only this table uses it.
+Finished trials are not repeated. The script writes results/score_quality_PAIR.json, .md and .png beside
+this file.
 """
 
 from __future__ import annotations
@@ -20,13 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domain_pairs import DomainPair, camvid_day2dusk, streets
+import candidate_scores as candidates
+from ablation import add_pair_options, make_pair
+from domain_pairs import DomainPair
 from score_trials import NAMES, TrialPlan, held_out, networks, plans, train
 from study_record import write_record
+from trial_predictions import Predictions, record_predictions
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import flatten
-from sfss_ray.errors import ConfigError
 from sfss_ray.runtime.run_folder import write_json
 
 REGIONS = "felzenszwalb"
@@ -40,19 +45,38 @@ MEASURES = (
     "predicted_classes",
     "class_entropy",
 )
-# Higher is better. The last three are variants and controls, not scores of the package.
+CANDIDATES = (
+    "view_consistency",
+    "steadiness",
+    "source_agreement",
+    "views_of_both",
+    "kept_anchors",
+    "information_maximum",
+    "committee",
+)
+"""Scores of candidate_scores.py."""
+ANCHORED = "balanced_mask_information x kept_anchors"
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "mask_information": lambda t: t["mask_information"],
     "balanced_mask_information": lambda t: t["balanced_mask_information"],
     "agreement (with the teacher)": lambda t: t["agreement"],
     "low entropy": lambda t: -t["entropy"],
     "neighbourhood_density": lambda t: t["neighbourhood_density"],
+    **{name: lambda t, name=name: t[name] for name in CANDIDATES},
+    ANCHORED: lambda t: t["balanced_mask_information"] * t["kept_anchors"],
+    "balanced_mask_information x view_consistency": lambda t: (
+        t["balanced_mask_information"] * t["view_consistency"]
+    ),
+    "committee x balanced_mask_information": lambda t: (
+        t["committee"] * t["balanced_mask_information"]
+    ),
     "mask_information / class entropy": lambda t: (
         t["mask_information"] / max(t["class_entropy"], 1e-9)
     ),
     "class entropy alone": lambda t: t["class_entropy"],
     "mask_information - entropy": lambda t: t["mask_information"] - t["entropy"],
 }
+"""Higher is better. The first five are scores of the package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +95,60 @@ class Judge:
         config = self.pair.config.evaluation
         return Examination(self.pair.classes, (), held_out(self.pair), store.id_map, config)
 
+    @property
+    def _folder(self) -> Path:
+        return self.pair.folder / "score_trials"
+
     def source(self) -> dict[str, Any]:
         """Return the scores of the source model, from the cache where possible."""
         from sfss_ray.models.model_file import load_model
 
-        return self._cached(
-            self.pair.folder / "score_trials" / "source.json",
-            self._source_identity,
-            lambda: self._score(load_model(self.pair.source_model).network, None, ()),
-        )
+        def score() -> dict[str, Any]:
+            network = load_model(self.pair.source_model).network.eval()
+            self._predictions_of(network).save(self._folder / "predictions.npz")
+            share = self._score(network, None, ())["class_share"]
+            return self._score(network, None, tuple(share))
+
+        return self._cached(self._folder / "source.json", self._source_identity, score)
 
     def trial(self, plan: TrialPlan) -> dict[str, Any]:
         """Return the scores of a trained trial, from the cache where possible."""
         share = tuple(self.source()["class_share"])
+
+        def score() -> dict[str, Any]:
+            student, teacher = networks(plan)
+            self._predictions_of(student).save(plan.folder / "predictions.npz")
+            return self._score(student, teacher, share)
+
         identity = {"trial": plan.identity} | self._source_identity
-        return self._cached(
-            plan.folder / "scores.json", identity, lambda: self._score(*networks(plan), share)
-        )
+        return self._cached(plan.folder / "scores.json", identity, score)
+
+    def _predictions_of(self, network: Any) -> Predictions:
+        return record_predictions(network, held_out(self.pair), self.pair.config.evaluation)
+
+    def candidates(self, folders: list[Path], sound: list[bool]) -> list[dict[str, float]]:
+        """Return the candidate scores of the source model, followed by those of each trial.
+
+        Args:
+            folders: Of the trials.
+            sound: Whether a trial is a member of the committee.
+        """
+        source = Predictions.load(self._folder / "predictions.npz")
+        students = [Predictions.load(folder / "predictions.npz") for folder in folders]
+        members = [student for student, is_sound in zip(students, sound, strict=True) if is_sound]
+        committee = candidates.Committee.of([source, *members])
+        return [
+            {
+                "view_consistency": candidates.view_consistency(student),
+                "steadiness": candidates.steadiness(student),
+                "source_agreement": candidates.source_agreement(student, source),
+                "views_of_both": candidates.views_of_both(student, source),
+                "kept_anchors": candidates.kept_anchors(student, source),
+                "information_maximum": candidates.information_maximum(student),
+                "committee": committee.agreement(student),
+            }
+            for student in (source, *students)
+        ]
 
     @property
     def _source_identity(self) -> dict[str, Any]:
@@ -95,6 +156,7 @@ class Judge:
             "held_out": len(held_out(self.pair)),
             "scored": len(self.pair.val),
             "measures": list(MEASURES),
+            "predictions": True,
         }
 
     def _cached(
@@ -128,12 +190,17 @@ def spearman(xs: list[float], ys: list[float]) -> float:
     return float(np.corrcoef(rankdata(xs), rankdata(ys))[0, 1])
 
 
-def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per score: rank correlation with mIoU, and its pick with and without the guard."""
+def judge_scores(source: dict[str, Any], trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per score: rank correlation with mIoU, and its pick with and without the guard.
+
+    The guarded pick is made once among the trials, and once among trials and source model.
+    """
     sound = [trial for trial in trials if not trial["collapsed"]]
     rows = []
     for name, score in SCORES.items():
         unguarded, guarded = max(trials, key=score), max(sound, key=score)
+        # The source model has no teacher to agree with.
+        all_models = sound if "teacher" in name else [source, *sound]
         rows.append(
             {
                 "score": name,
@@ -141,6 +208,7 @@ def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "spearman_sound": spearman(list(map(score, sound)), [t["miou"] for t in sound]),
                 "pick": guarded["trial"],
                 "pick_miou": guarded["miou"],
+                "pick_with_source_miou": max(all_models, key=score)["miou"],
                 "pick_unguarded": unguarded["trial"],
                 "pick_unguarded_miou": unguarded["miou"],
                 "pick_unguarded_collapsed": unguarded["collapsed"],
@@ -151,10 +219,10 @@ def judge_scores(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def write_results(pair: DomainPair, source: dict, trials: list[dict], folder: Path) -> str:
     """Write the record, the table and the figure. Return the table."""
-    rows, stem = judge_scores(trials), folder / f"score_quality_{pair.name}"
+    rows, stem = judge_scores(source, trials), folder / f"score_quality_{pair.name}"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"pair": pair.name, "held_out": len(held_out(pair)), "source": source, "scores": rows}
-    command = f"python experiments/studies/score_quality.py --pair {pair.name}"
+    command = f"python experiments/studies/score_quality.py {pair.options}"
     write_record(stem.with_suffix(".json"), command, "cpu", trials, facts)
     text = as_markdown(pair, source, trials, rows)
     stem.with_suffix(".md").write_text(text)
@@ -174,16 +242,18 @@ def as_markdown(pair: DomainPair, source: dict, trials: list[dict], rows: list[d
         f" trial learns from, with {REGIONS} regions. mIoU is of the student at its last step, one seed,"
         f" over {len(pair.val)} labelled images.",
         "",
-        "| score | Spearman, all | Spearman, not collapsed | picks | its mIoU | without the guard |",
-        "|---|---|---|---|---|---|",
+        "| score | Spearman, all | Spearman, not collapsed | picks | its mIoU | source model or trial"
+        " | without the guard |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [_score_line(row) for row in rows]
     names = [name.rsplit(".", 1)[-1] for name in NAMES]
-    lines += ["", "| trial | " + " | ".join([*names, *MEASURES, "collapsed"]) + " |"]
-    lines.append("|---" * (len(names) + len(MEASURES) + 2) + "|")
+    measures = (*MEASURES, *CANDIDATES)
+    lines += ["", "| trial | " + " | ".join([*names, *measures, "collapsed"]) + " |"]
+    lines.append("|---" * (len(names) + len(measures) + 2) + "|")
     for trial in sorted(trials, key=lambda t: -t["miou"]):
         knobs = [str(trial["knobs"][name]) for name in NAMES]
-        values = [f"{trial[name]:.3g}" for name in MEASURES]
+        values = [f"{trial[name]:.3g}" for name in measures]
         label = f"{trial['trial']}{' (entropy loss)' if trial['entropy_loss'] else ''}"
         flag = "yes" if trial["collapsed"] else ""
         lines.append("| " + " | ".join([label, *knobs, *values, flag]) + " |")
@@ -195,7 +265,7 @@ def _score_line(row: dict[str, Any]) -> str:
     unguarded += ", collapsed" if row["pick_unguarded_collapsed"] else ""
     return (
         f"| {row['score']} | {row['spearman']:+.2f} | {row['spearman_sound']:+.2f} | trial {row['pick']}"
-        f" | {row['pick_miou']:.1f} | {unguarded} |"
+        f" | {row['pick_miou']:.1f} | {row['pick_with_source_miou']:.1f} | {unguarded} |"
     )
 
 
@@ -220,24 +290,8 @@ def draw(pair: DomainPair, source: dict, trials: list[dict], path: Path) -> None
     figure.savefig(path, dpi=100)
 
 
-def make_pair(arguments: argparse.Namespace) -> DomainPair:
-    """Return the pair that the options name."""
-    folder = arguments.work / arguments.pair
-    if arguments.pair == "streets":
-        return streets(folder)
-    if arguments.data is None:
-        raise ConfigError(
-            "pair camvid_day2dusk needs --data: the folder of CamVid's images/ and labels/"
-        )
-    if arguments.source_model is None:
-        from domain_pairs import camvid_source
-
-        arguments.source_model = camvid_source(folder, arguments.data)
-    return camvid_day2dusk(folder, arguments.data, arguments.source_model)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Train and score the missing trials one by one, then judge the scores."""
+    """Train and score the missing trials, then judge the scores."""
     import torch
 
     from sfss_ray.evaluation.label_free import Variety, lost_variety
@@ -245,8 +299,8 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     pair = make_pair(arguments)
     judge, trials = Judge(pair), []
-    masks, source = pair.masks(REGIONS), judge.source()
-    for plan in plans(pair):
+    masks, source, all_plans = pair.masks(REGIONS), judge.source(), plans(pair)
+    for plan in all_plans:
         train(plan, masks)
         scores = judge.trial(plan)
         variety = [Variety(s["predicted_classes"], s["class_entropy"]) for s in (scores, source)]
@@ -256,7 +310,10 @@ def run(arguments: argparse.Namespace) -> None:
         facts = {"trial": plan.number, "entropy_loss": entropy_loss, "knobs": knobs}
         trials.append(facts | scores | {"collapsed": lost_variety(*variety)})
         print(f"trial {plan.number}: mIoU {scores['miou']:.1f}", flush=True)
-    print(write_results(pair, source, trials, arguments.results))
+    sound = [not trial["collapsed"] for trial in trials]
+    of_source, *of_trials = judge.candidates([plan.folder for plan in all_plans], sound)
+    trials = [trial | scores for trial, scores in zip(trials, of_trials, strict=True)]
+    print(write_results(pair, source | of_source, trials, arguments.results))
 
 
 if __name__ == "__main__":
@@ -264,12 +321,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pair", choices=("streets", "camvid_day2dusk"), default="streets")
-    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
-    parser.add_argument(
-        "--source-model", type=Path, help="CamVid: a model file (default: train one)"
-    )
-    parser.add_argument("--work", type=Path, default=Path("runs/score_quality"))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    add_pair_options(parser)
     arguments = parser.parse_args()
     sys.exit(run_guarded(lambda: run(arguments)))

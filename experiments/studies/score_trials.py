@@ -14,7 +14,8 @@ from sfss_ray.config import Config, flatten, override
 from sfss_ray.data.folders import ImageFile, evenly_spread
 from sfss_ray.runtime.run_folder import write_json
 
-HELD_OUT = {"streets": 48, "camvid_day2dusk": 16}
+HELD_OUT = {"streets": 48}
+HELD_OUT_ELSEWHERE = 16
 SIZES: dict[str, dict[str, Any]] = {
     "streets": {"train.augment.crop_size": [96, 192]},
     "camvid_day2dusk": {
@@ -23,41 +24,49 @@ SIZES: dict[str, dict[str, Any]] = {
         "train.statistics_images": 40,
     },
 }
-STEPS_SHARE = {"streets": 1.0, "camvid_day2dusk": 0.5}  # of the steps of the points below
+SIZE_OF_OTHERS: dict[str, Any] = {
+    "train.augment.crop_size": [192, 256],
+    "train.statistics_images": 40,
+    "train.channels_last": True,
+}
+"""Settings of the pairs whose source model is a checkpoint of others."""
+STEPS_SHARE = {"camvid_day2dusk": 0.5}
+"""Pair -> share of the steps of the points below, 1 for the other pairs."""
 NAMES = (
     "train.optim.learning_rate",
     "train.ema_momentum",
     "train.loss.contrast_weight",
     "train.loss.temperature",
     "train.batch_norm",
+    "train.statistics_share",
     "train.num_steps",
 )
 # Settings that a search may try, from careful to extreme.
 POINTS: tuple[tuple[Any, ...], ...] = (
-    (1e-5, 0.99, 0.0, 0.1, "frozen", 80),
-    (1e-4, 0.99, 0.0, 0.1, "adapt", 80),
-    (3e-4, 0.99, 0.0, 0.1, "target", 80),
-    (1e-3, 0.99, 0.0, 0.1, "adapt", 80),
-    (3e-3, 0.9, 0.0, 0.1, "adapt", 60),
-    (1e-4, 0.99, 0.03, 0.1, "adapt", 80),
-    (1e-4, 0.9, 0.3, 0.05, "frozen", 60),
-    (3e-4, 0.999, 0.1, 0.1, "target", 80),
-    (3e-4, 0.99, 2.0, 0.03, "adapt", 60),
-    (3e-4, 0.9, 0.03, 0.5, "target", 80),
-    (1e-3, 0.999, 1.0, 0.5, "frozen", 60),
-    (3e-5, 0.99, 0.1, 0.1, "target", 40),
-    (3e-5, 0.999, 2.0, 0.7, "adapt", 40),
-    (1e-3, 0.9, 0.1, 0.1, "frozen", 80),
-    (1e-2, 0.5, 0.0, 0.1, "adapt", 60),
-    (1e-2, 0.9, 0.1, 0.1, "frozen", 60),
+    (1e-5, 0.99, 0.0, 0.1, "frozen", 0.0, 80),
+    (1e-4, 0.99, 0.0, 0.1, "adapt", 1.0, 80),
+    (3e-4, 0.99, 0.0, 0.1, "target", 1.0, 80),
+    (1e-3, 0.99, 0.0, 0.1, "adapt", 0.5, 80),
+    (3e-3, 0.9, 0.0, 0.1, "adapt", 1.0, 60),
+    (1e-4, 0.99, 0.03, 0.1, "target", 0.25, 80),
+    (1e-4, 0.9, 0.3, 0.05, "frozen", 0.0, 60),
+    (3e-4, 0.999, 0.1, 0.1, "target", 0.5, 80),
+    (3e-4, 0.99, 2.0, 0.03, "adapt", 0.75, 60),
+    (3e-4, 0.9, 0.03, 0.5, "target", 0.5, 80),
+    (1e-3, 0.999, 1.0, 0.5, "frozen", 0.0, 60),
+    (3e-5, 0.99, 0.1, 0.1, "target", 1.0, 40),
+    (3e-5, 0.999, 2.0, 0.7, "target", 0.25, 40),
+    (1e-3, 0.9, 0.1, 0.1, "frozen", 0.0, 80),
+    (1e-2, 0.5, 0.0, 0.1, "adapt", 1.0, 60),
+    (1e-2, 0.9, 0.1, 0.1, "frozen", 0.0, 60),
 )
 # Entropy alone rewards one class everywhere. These trials collapse, and the guard must detect it.
 ENTROPY = {"train.loss.label_space": "entropy", "train.optim.trainable": "norm"}
 ENTROPY_POINTS: tuple[tuple[Any, ...], ...] = (
-    (1e-4, 0.99, 0.0, 0.1, "adapt", 40),
-    (1e-3, 0.99, 0.0, 0.1, "adapt", 60),
-    (1e-2, 0.99, 0.0, 0.1, "adapt", 60),
-    (3e-2, 0.99, 0.0, 0.1, "frozen", 80),
+    (1e-4, 0.99, 0.0, 0.1, "adapt", 1.0, 40),
+    (1e-3, 0.99, 0.0, 0.1, "adapt", 0.5, 60),
+    (1e-2, 0.99, 0.0, 0.1, "adapt", 1.0, 60),
+    (3e-2, 0.99, 0.0, 0.1, "frozen", 0.0, 80),
 )
 
 
@@ -76,9 +85,10 @@ class TrialPlan:
 
     @property
     def config(self) -> Config:
-        steps = round(self.knobs["train.num_steps"] * STEPS_SHARE[self.pair.name])
+        name = self.pair.name
+        steps = round(self.knobs["train.num_steps"] * STEPS_SHARE.get(name, 1.0))
         ends = {"train.num_steps": steps, "train.evaluate_every": steps, "seed": self.seed}
-        return override(self.pair.config, SIZES[self.pair.name] | self.knobs | ends)
+        return override(self.pair.config, SIZES.get(name, SIZE_OF_OTHERS) | self.knobs | ends)
 
     @property
     def training(self) -> tuple[ImageFile, ...]:
@@ -105,7 +115,8 @@ def plans(pair: DomainPair, seed: int = 0) -> list[TrialPlan]:
 
 def held_out(pair: DomainPair) -> tuple[ImageFile, ...]:
     """Return evenly spread target images that no trial learns from."""
-    return tuple(evenly_spread(list(pair.images), HELD_OUT[pair.name]))
+    count = HELD_OUT.get(pair.name, HELD_OUT_ELSEWHERE)
+    return tuple(evenly_spread(list(pair.images), count))
 
 
 def train(plan: TrialPlan, masks: Path) -> None:

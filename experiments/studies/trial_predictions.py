@@ -1,0 +1,96 @@
+"""What a network predicts on held-out images: as they are, in geometric views, and disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from sfss_ray.config import EvaluationConfig
+from sfss_ray.data.folders import ImageFile
+
+ZOOMS = (0.75, 1.25)
+NOISE = 8.0
+"""Standard deviation of the noise, of 255."""
+COARSE = 4
+"""Probabilities are kept at a quarter of the image's size."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a network on N images of one size."""
+
+    ids: np.ndarray
+    """(N, H, W) uint8 class ids."""
+    confidence: np.ndarray
+    """(N, H, W) uint8 probability of that class, 255 = 1."""
+    views: np.ndarray
+    """(V, N, H, W) uint8 class ids of the mirrored and zoomed images, on the pixels of the image."""
+    disturbed: np.ndarray
+    """(D, N, H, W) uint8 class ids of the images with noise, blurred and darkened."""
+    coarse: np.ndarray
+    """(N, C, H / 4, W / 4) float16 mean probabilities."""
+
+    def save(self, path: Path) -> None:
+        """Write a compressed file."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        np.savez_compressed(path, **arrays)
+
+    @staticmethod
+    def load(path: Path) -> Predictions:
+        """Read a file that `save` wrote."""
+        with np.load(path) as stored:
+            return Predictions(**stored)
+
+
+def record_predictions(
+    network: Any, images: Sequence[ImageFile], config: EvaluationConfig
+) -> Predictions:
+    """Predict all images with a network in eval mode."""
+    columns: dict[str, list[np.ndarray]] = {field.name: [] for field in fields(Predictions)}
+    plain = replace(config, scales=(1.0,), flip=False)
+    for number, file in enumerate(images):
+        for name, value in _predict(network, file.read(), plain, number).items():
+            columns[name].append(value)
+    axes = {"views": 1, "disturbed": 1}
+    return Predictions(
+        **{name: np.stack(values, axes.get(name, 0)) for name, values in columns.items()}
+    )
+
+
+def _predict(
+    network: Any, image: np.ndarray, config: EvaluationConfig, number: int
+) -> dict[str, np.ndarray]:
+    from sfss_ray.evaluation.inference import predict_probabilities
+
+    def predict(pixels: np.ndarray, zoom: float = 1.0) -> np.ndarray:
+        return predict_probabilities(network, pixels, replace(config, scales=(zoom,)))
+
+    probabilities = predict(image)
+    mirrored = predict(np.ascontiguousarray(image[:, ::-1])).argmax(0)[:, ::-1]
+    views = [mirrored, *(predict(image, zoom).argmax(0) for zoom in ZOOMS)]
+    disturbed = [predict(pixels).argmax(0) for pixels in disturb(image, number)]
+    height, width = image.shape[:2]
+    size = (width // COARSE, height // COARSE)
+    shrink: Callable[[np.ndarray], np.ndarray] = lambda plane: cv2.resize(  # noqa: E731
+        plane, size, interpolation=cv2.INTER_AREA
+    )
+    return {
+        "ids": probabilities.argmax(0).astype(np.uint8),
+        "confidence": (255 * probabilities.max(0)).round().astype(np.uint8),
+        "views": np.stack(views).astype(np.uint8),
+        "disturbed": np.stack(disturbed).astype(np.uint8),
+        "coarse": np.stack([shrink(plane) for plane in probabilities]).astype(np.float16),
+    }
+
+
+def disturb(image: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Yield an image (H, W, 3) uint8 with noise, blurred, and darkened by a quarter."""
+    noise = np.random.default_rng(seed).normal(0, NOISE, image.shape)
+    yield (image + noise).round().clip(0, 255).astype(np.uint8)
+    yield cv2.GaussianBlur(image, (0, 0), 1.5)
+    yield (0.75 * image).round().astype(np.uint8)
