@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from trial_predictions import Predictions
 
-from sfss_ray.evaluation.label_free import MaskInformation, balancing_weights
-
 ANCHOR_SHARE = 0.5
 """Share of the pixels of each class, the most confident ones, in which the source model is trusted."""
 
@@ -68,18 +66,6 @@ def kept_anchors(student: Predictions, source: Predictions) -> float:
     trusted = trusted_pixels(source)
     labels, kept = source.ids[trusted], (student.ids == source.ids)[trusted]
     return float(np.mean([kept[labels == label].mean() for label in np.unique(labels)]))
-
-
-def balanced_information(
-    student: Predictions, mask_ids: Sequence[np.ndarray], source: Predictions
-) -> float:
-    """Return balanced_mask_information as the package computes it, in nats."""
-    classes = student.coarse.shape[1]
-    share = np.bincount(source.ids.ravel(), minlength=classes) / source.ids.size
-    information = MaskInformation(classes, balancing_weights(share))
-    for ids, masks in zip(student.ids, mask_ids, strict=True):
-        information.add(ids, masks)
-    return information.value()
 
 
 def information_maximum(student: Predictions) -> float:

@@ -14,6 +14,8 @@ def score_quality(experiment):
 
 def trial(number: int, miou: float, value: float, collapsed: bool = False) -> dict:
     names = ("mask_information", "balanced_mask_information", "agreement", "neighbourhood_density")
+    names += ("view_consistency", "steadiness", "source_agreement", "views_of_both", "kept_anchors")
+    names += ("information_maximum", "committee")
     facts = {"trial": number, "miou": miou, "collapsed": collapsed}
     return facts | dict.fromkeys(names, value) | {"entropy": 1 - value, "class_entropy": value}
 
@@ -28,7 +30,7 @@ def test_ranks_are_spearmans(score_quality):
 
 def test_picks_are_the_best_that_did_not_collapse(score_quality):
     trials = [trial(1, 40, 0.5), trial(2, 45, 0.6), trial(3, 1, 0.9, collapsed=True)]
-    for row in score_quality.judge_scores(trials):
+    for row in score_quality.judge_scores(trial(0, 42, 0.55), trials):
         if row["score"] == "mask_information / class entropy":
             continue  # the same for all of these
         assert (row["pick"], row["pick_miou"]) == (2, 45)
@@ -37,9 +39,22 @@ def test_picks_are_the_best_that_did_not_collapse(score_quality):
         assert row["spearman_sound"] == pytest.approx(1)
 
 
-def test_trials_of_both_pairs_are_sixteen_or_more_and_all_different(score_quality):
-    from score_trials import ENTROPY_POINTS, POINTS
+def test_the_source_model_is_the_pick_where_its_score_is_best(score_quality):
+    trials = [trial(1, 40, 0.5), trial(2, 41, 0.6)]
+    for row in score_quality.judge_scores(trial(0, 50, 0.8), trials):
+        if row["score"] == "mask_information / class entropy":
+            continue
+        with_source = 41 if "teacher" in row["score"] else 50
+        assert (row["pick_miou"], row["pick_with_source_miou"]) == (41, with_source)
+
+
+def test_trials_are_sixteen_or_more_and_all_different(score_quality):
+    from score_trials import ENTROPY_POINTS, NAMES, POINTS
 
     assert len(POINTS) >= 16
     assert len(set(POINTS)) == len(POINTS)
     assert len(set(ENTROPY_POINTS)) == len(ENTROPY_POINTS)
+    assert all(len(point) == len(NAMES) for point in (*POINTS, *ENTROPY_POINTS))
+    varied = {name: {point[NAMES.index(name)] for point in POINTS} for name in NAMES}
+    assert varied["train.batch_norm"] == {"frozen", "adapt", "target"}
+    assert len(varied["train.statistics_share"]) >= 4
