@@ -26,7 +26,7 @@ from ablation import (
     with_target_statistics,
 )
 from domain_pairs import DomainPair
-from source_shares import ShareJob, add_share_options, share_jobs, trained
+from source_shares import ShareJob, add_share_options, share_jobs, share_pair, trained
 from study_record import write_record
 
 from sfss_ray.cli import run_guarded
@@ -148,10 +148,11 @@ def class_number(pair: DomainPair, name: str) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Measure one class of one pair and write its table."""
     use_one_thread()
-    jobs = share_jobs(arguments)
-    pair = jobs[0].pair
-    class_id = class_number(pair, arguments.class_name)
-    rows = measure(jobs, class_id)
+    pair = share_pair(arguments)
+    class_id = class_number(
+        pair, arguments.class_name
+    )  # an unknown name ends here, before the work
+    rows = measure(share_jobs(pair, arguments), class_id)
     name = arguments.class_name
     command = (
         f"python experiments/studies/lost_class.py {pair.options} --regions {arguments.regions}"

@@ -300,6 +300,7 @@ def run(arguments: argparse.Namespace) -> None:
     pair = make_pair(arguments)
     judge, trials = Judge(pair), []
     masks, source, all_plans = pair.masks(REGIONS), judge.source(), plans(pair)
+    all_plans = all_plans[: arguments.trials]
     for plan in all_plans:
         train(plan, masks)
         scores = judge.trial(plan)
@@ -322,5 +323,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_pair_options(parser)
+    parser.add_argument("--trials", type=int, help="only the first trials, for a quick try")
     arguments = parser.parse_args()
     sys.exit(run_guarded(lambda: run(arguments)))

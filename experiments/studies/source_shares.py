@@ -56,10 +56,14 @@ class ShareJob(Job):
         return self.pair.folder / "shares" / self.row.regions / f"seed{self.seed}"
 
 
-def share_jobs(arguments: argparse.Namespace) -> list[ShareJob]:
-    """Return the trainings that the options name, one for each seed, and make their masks."""
+def share_pair(arguments: argparse.Namespace) -> DomainPair:
+    """Return the pair that the options name, with their number of steps."""
     pair = make_pair(arguments)
-    pair = with_steps(pair, arguments.steps) if arguments.steps else pair
+    return with_steps(pair, arguments.steps) if arguments.steps else pair
+
+
+def share_jobs(pair: DomainPair, arguments: argparse.Namespace) -> list[ShareJob]:
+    """Return the trainings that the options name, one for each seed, and make their masks."""
     regions = arguments.regions
     row = Row(f"full_{regions}", "full method", regions, CONTRAST | VOTE | DEFAULTS)
     pair.masks(regions)
@@ -67,7 +71,7 @@ def share_jobs(arguments: argparse.Namespace) -> list[ShareJob]:
 
 
 def add_share_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `share_jobs`."""
+    """Add the options of `share_pair` and `share_jobs`."""
     add_pair_options(parser)
     parser.add_argument("--regions", choices=REGIONS, default="felzenszwalb")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
@@ -157,8 +161,8 @@ def _worst_class(pair: DomainPair, source: dict[str, Any], rows: list[dict[str, 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and score the missing seeds of one pair, and write its table after each."""
-    jobs = share_jobs(arguments)
-    pair, regions = jobs[0].pair, arguments.regions
+    pair, regions = share_pair(arguments), arguments.regions
+    jobs = share_jobs(pair, arguments)
     command = f"python experiments/studies/source_shares.py {pair.options} --regions {regions}"
     stem = arguments.results / f"source_shares_{pair.name}_{regions}"
     arguments.results.mkdir(parents=True, exist_ok=True)

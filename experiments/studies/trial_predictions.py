@@ -38,6 +38,7 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write a compressed file."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **arrays)
 
     @staticmethod
