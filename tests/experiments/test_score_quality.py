@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "score_quality.py"
 
 
 @pytest.fixture
@@ -58,3 +64,26 @@ def test_trials_are_sixteen_or_more_and_all_different(score_quality):
     varied = {name: {point[NAMES.index(name)] for point in POINTS} for name in NAMES}
     assert varied["train.batch_norm"] == {"frozen", "adapt", "target"}
     assert len(varied["train.statistics_share"]) >= 4
+
+
+@pytest.mark.slow
+def test_a_quick_try_trains_scores_and_tabulates(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--pair", "streets", "--images", "60", "--trials", "2"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+
+    def written() -> dict[str, int]:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return {str(p): p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*.npz")}
+
+    first = written()
+    assert len(first) == 3
+    assert written() == first  # the second call trains and scores nothing
+    stem = tmp_path / "results" / "score_quality_streets"
+    record = json.loads(stem.with_suffix(".json").read_text())
+    assert record["command"].endswith("score_quality.py --pair streets")
+    assert [trial["trial"] for trial in record["rows"]] == [1, 2]
+    assert record["source"]["miou"] == pytest.approx(44.44, abs=0.05)
+    assert record["source"]["source_agreement"] == 1
+    assert all(0 < trial["committee"] <= 1 for trial in record["rows"])
+    assert "| steadiness |" in stem.with_suffix(".md").read_text()
