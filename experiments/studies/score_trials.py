@@ -116,7 +116,7 @@ def plans(pair: DomainPair, seed: int = 0) -> list[TrialPlan]:
 def held_out(pair: DomainPair) -> tuple[ImageFile, ...]:
     """Return evenly spread target images that no trial learns from."""
     count = HELD_OUT.get(pair.name, HELD_OUT_ELSEWHERE)
-    return tuple(evenly_spread(list(pair.images), count))
+    return tuple(evenly_spread(list(pair.images), min(count, len(pair.images) // 2)))
 
 
 def train(plan: TrialPlan, masks: Path) -> None:

@@ -68,7 +68,7 @@ def test_trials_are_sixteen_or_more_and_all_different(score_quality):
 
 @pytest.mark.slow
 def test_a_quick_try_trains_scores_and_tabulates(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--pair", "streets", "--images", "60", "--trials", "2"]
+    command = [sys.executable, str(SCRIPT), "--pair", "streets", "--images", "16", "--trials", "2"]
     command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
 
     def written() -> dict[str, int]:
