@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfss_ray.config.presets import find_preset
+from sfss_ray.config.space import DEFAULT_SPACE, parse_space
 
 CONTRAST = {
     "train.loss.contrast_weight": 0.03,
@@ -197,7 +198,17 @@ _KEEPING = tuple(
     )
 )
 
-_ALL_REGIONS = tuple(row.regions for row in _FULL)
+# The full method with each searched setting at both ends of its range, the others as always.
+_RANGES = tuple(
+    Row(
+        f"{dimension.name.rsplit('.', 1)[-1]}_{value:g}",
+        f"full method, {dimension.name.removeprefix('train.')} {value:g}",
+        USER_REGIONS,
+        CONTRAST | VOTE | {dimension.name: value},
+    )
+    for dimension in parse_space(DEFAULT_SPACE)
+    for value in dimension.ends
+)
 _PAPER = Row("paper_like", "preset paper_like", "small_sam", find_preset("paper_like"))
 TABLES = {
     "ablation": ROWS,
@@ -214,6 +225,8 @@ TABLES = {
     ),
     # Attempts to keep a class that the full method forgets.
     "keeping": (BASELINE, STATISTICS, _FULL[0], *_KEEPING),
+    # What a search of the default space can gain or lose.
+    "ranges": (BASELINE, _FULL[0], *_RANGES),
     # Attempts to gain more from masks: the parts of the vote without the contrast, a teacher with
     # several zooms or a lower momentum, class-mix, more steps, and BatchNorm statistics that adapt.
     # The last row follows the abstract of the paper as closely as it allows.

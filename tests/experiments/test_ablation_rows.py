@@ -1,0 +1,53 @@
+"""The rows of the ablation: every table compares rows that differ, with settings that exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from sfss_ray.config import Config, override
+from sfss_ray.train.baseline import SELF_TRAINING
+
+
+@pytest.fixture
+def rows(experiment):
+    return experiment("ablation_rows")
+
+
+def test_settings_exist_and_differ_within_a_table(rows):
+    plain = override(Config(), SELF_TRAINING)
+    for table in rows.TABLES.values():
+        seen = {}
+        for row in table:
+            if row in (rows.BASELINE, rows.STATISTICS, rows.CEILING):
+                continue
+            settings = repr((row.regions, override(plain, row.knobs)))
+            assert settings not in seen, f"{row.key} is {seen.get(settings)}"
+            seen[settings] = row.key
+
+
+def test_a_key_means_the_same_row_in_every_table(rows):
+    by_key = {}
+    for table in rows.TABLES.values():
+        assert len({row.key for row in table}) == len(table)
+        for row in table:
+            twin = by_key.setdefault(row.key, row)
+            assert (twin.regions, twin.knobs) == (row.regions, row.knobs), row.key
+
+
+def test_the_ranges_are_those_of_a_search(rows):
+    ends = {
+        row.key: row.knobs
+        for row in rows.TABLES["ranges"]
+        if row.key not in ("source_only", "full_felzenszwalb")
+    }
+    assert sorted(ends) == [
+        "contrast_weight_0.01",
+        "contrast_weight_2",
+        "ema_momentum_0.99",
+        "ema_momentum_0.9999",
+        "temperature_0.03",
+        "temperature_0.7",
+    ]
+    full = next(row for row in rows.TABLES["ranges"] if row.key == "full_felzenszwalb").knobs
+    for knobs in ends.values():
+        assert len(set(knobs.items()) - set(full.items())) == 1
