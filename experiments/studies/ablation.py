@@ -36,6 +36,7 @@ from ablation_rows import (
     Row,
 )
 from ablation_table import identity_in_record, knobs_of, recorded_seeds, write_results
+from chosen_statistics import statistics_knobs
 from domain_pairs import DomainPair, camvid_day2dusk, camvid_source, cityscapes2camvid, streets
 
 from sfss_ray.cli import run_guarded
@@ -185,9 +186,12 @@ def scores(job: Job, networks: dict[str, Any], curve: list[dict[str, Any]]) -> d
 
 def source_network(job: Job) -> Any:
     """Load the source model of the pair."""
+    import torch
+
     from sfss_ray.models.model_file import load_model
 
-    return load_model(job.pair.source_model, job.device).network
+    network = load_model(job.pair.source_model, job.device).network
+    return network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def with_target_statistics(job: Job) -> Any:
@@ -195,7 +199,8 @@ def with_target_statistics(job: Job) -> Any:
     from sfss_ray.train.norm_choice import StatisticsImages, set_initial_statistics
 
     network = source_network(job)
-    set_initial_statistics(network, StatisticsImages(job.pair.images), job.config)
+    config = override(job.config, statistics_knobs(job.pair, job.config))
+    set_initial_statistics(network, StatisticsImages(job.pair.images), config)
     return network.eval()
 
 
@@ -219,7 +224,7 @@ def train_networks(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, 
 
     masks = job.pair.masks(job.row.regions or "felzenszwalb")
     concepts = str(concept_row.concept_folder(job.pair)) if job.row.external else ""
-    config = override(job.config, FASTER)
+    config = override(job.config, FASTER | statistics_knobs(job.pair, job.config))
     task = AdaptationTask(job.pair.source_model, job.pair.images, masks, config, concepts=concepts)
     forget_other_runs(job)
     adapt_student(task, LocalRun(job.folder, job.device), examination(job))

@@ -64,8 +64,8 @@ def trusted_pixels(source: Predictions) -> np.ndarray:
 def kept_anchors(student: Predictions, source: Predictions) -> float:
     """Return the mean over classes of the share of trusted pixels that the student keeps."""
     trusted = trusted_pixels(source)
-    labels, kept = source.ids[trusted], (student.ids == source.ids)[trusted]
-    return float(np.mean([kept[labels == label].mean() for label in np.unique(labels)]))
+    labels, X, (student.ids == source.ids)[trusted]
+    return float(np.mean([unchanged[labels == label].mean() for label in np.unique(labels)]))
 
 
 def information_maximum(student: Predictions) -> float:
