@@ -64,7 +64,8 @@ def trusted_pixels(source: Predictions) -> np.ndarray:
 def kept_anchors(student: Predictions, source: Predictions) -> float:
     """Return the mean over classes of the share of trusted pixels that the student keeps."""
     trusted = trusted_pixels(source)
-    labels, X, (student.ids == source.ids)[trusted]
+    labels = source.ids[trusted]
+    unchanged = (student.ids == source.ids)[trusted]
     return float(np.mean([unchanged[labels == label].mean() for label in np.unique(labels)]))
 
 
