@@ -268,7 +268,7 @@ def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int 
 def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) -> DomainPair:
     """Return the pair of a checkpoint trained on Cityscapes and frames of CamVid.
 
-    All knobs are the defaults, apart from the number of steps. Its outputs are grouped to CamVid's
+    All knobs of the adaptation are the defaults, apart from the number of steps. Its outputs are grouped to CamVid's
     classes. By dusk the only drive is both target and scored. By day two drives are the target, and
     later frames are scored.
 
@@ -287,15 +287,20 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
     if light == "day":
         val = tuple(pair_labels(*arrange(data, folder / "day_val", DAY, split="val")))
     steps = 200
+    # What a run chooses for frames of 480x360.
+    crop = choose_crop_size((360, 480), AugmentConfig(), 2048, 16)
     config = override(
         Config(),
         SELF_TRAINING
         | {
             "train.num_steps": steps,
             "train.evaluate_every": steps // 2,
-            # What a run chooses for frames of 480x360.
-            "train.augment.crop_size": choose_crop_size((360, 480), AugmentConfig(), 2048, 16),
+            "train.augment.crop_size": crop,
             "evaluation.held_out_share": 0.0,
+            "pretrain.num_steps": steps,
+            "pretrain.optim.learning_rate": 3e-4,
+            "pretrain.batch_size": 4,
+            "pretrain.augment.crop_size": crop,
         },
     )
     pair = f"cityscapes2camvid_{light}"
