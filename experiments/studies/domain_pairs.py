@@ -268,9 +268,9 @@ def camvid_source(folder: Path, data: Path, device: str = "cpu", processes: int 
 def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) -> DomainPair:
     """Return the pair of a checkpoint trained on Cityscapes and frames of CamVid.
 
-    All knobs of the adaptation are the defaults, apart from the number of steps. Its outputs are grouped to CamVid's
-    classes. By dusk the only drive is both target and scored. By day two drives are the target, and
-    later frames are scored.
+    All knobs of the adaptation are the defaults, apart from the number of steps. Outputs of the
+    checkpoint are grouped to CamVid's classes. By dusk the only drive is both target and scored. By day
+    two drives are the target, and later frames are scored.
 
     Args:
         folder: Where the pair's files are written.
