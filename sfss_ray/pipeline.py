@@ -177,7 +177,7 @@ def tune_hyperparameters(
 
     Masks are made once, and every trial trains a student on them. The best values are written to
     best_config.json and used for a last training, whose student is the result. Without labels
-    trials are compared by balanced_mask_information. With labels they are compared by mIoU, which
+    trials are compared by anchored_information. With labels they are compared by mIoU, which
     no source-free user has: the output then says `oracle`.
 
     Arguments, results and errors are those of `adapt`; `config.tune` sets the size of the search.

@@ -174,7 +174,7 @@ def test_the_python_of_the_readme_runs(student, monkeypatch):
 
     def adapt(*arguments, **options):
         calls.append(signature.bind(*arguments, **options).arguments)
-        scores = {"adapted": {"balanced_mask_information": 1.9}}
+        scores = {"adapted": {"anchored_information": 1.9}}
         return SimpleNamespace(metrics=scores, report_html="report.html", student_path=student)
 
     monkeypatch.setattr(sfss_ray, "adapt", adapt, raising=False)

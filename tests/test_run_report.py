@@ -268,12 +268,13 @@ def test_a_report_is_written_and_scores_both_networks(tmp_path):
     ]
     assert "source-only" in (tmp_path / "report.html").read_text(encoding="utf-8")
     examination = run.prepared.examination(CONFIG)
-    source_score = examination.score(network(0).network.eval())
-    expected = examination.with_source(source_score).score(network(1).network.eval())
+    expected = examination.with_source(network(0).network.eval()).score(network(1).network.eval())
     adapted = record.rows[1]
     assert adapted.entropy == pytest.approx(expected.entropy)
     assert adapted.balanced_mask_information == pytest.approx(expected.balanced_mask_information)
+    assert adapted.anchored_information == pytest.approx(expected.anchored_information)
     assert record.rows[0].balanced_mask_information is not None
+    assert record.rows[0].anchored_information is not None
 
 
 def test_every_network_of_a_run_is_scored_in_order(tmp_path):

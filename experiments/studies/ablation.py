@@ -347,6 +347,8 @@ def run(arguments: argparse.Namespace) -> None:
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
         waiting = {pool.submit(run_job, job): job for job in jobs}
         for number, future in enumerate(as_completed(waiting), start=1):
+            if future.exception():  # the pool would first finish all other jobs
+                pool.shutdown(wait=False, cancel_futures=True)
             job, result = waiting[future], future.result()
             results[job.row.key][job.seed] = result
             name = f"{job.row.name}, {job.row.regions or 'no'} regions, seed {job.seed}"

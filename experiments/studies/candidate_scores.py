@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from trial_predictions import Predictions
 
+from sfss_ray.evaluation.source_reference import MIN_SHARE
+from sfss_ray.evaluation.view_consistency import ViewConsistency
+
 ANCHOR_SHARE = 0.5
 """Share of the pixels of each class, the most confident ones, in which the source model is trusted."""
 
@@ -29,6 +32,15 @@ def view_consistency(student: Predictions) -> float:
     """Return the agreement of a student with itself over mirrored and zoomed images."""
     classes = student.coarse.shape[1]
     return float(np.mean([mean_iou(student.ids, view, classes) for view in student.views]))
+
+
+def consistency_over_source_classes(student: Predictions, source: Predictions) -> float:
+    """Return the same over the classes that the source model predicts, 0 for one that is lost."""
+    classes = student.coarse.shape[1]
+    share = np.bincount(source.ids.ravel(), minlength=classes) / source.ids.size
+    consistency = ViewConsistency(np.flatnonzero(share > MIN_SHARE))
+    consistency.add(classes, student.ids, list(student.views))
+    return consistency.value()
 
 
 def steadiness(student: Predictions) -> float:

@@ -20,6 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,20 @@ MEASURES = (
     "miou",
     "mask_information",
     "balanced_mask_information",
+    "anchored_information",
     "agreement",
     "entropy",
     "neighbourhood_density",
     "predicted_classes",
     "class_entropy",
 )
+JUDGES = ("mask_information", "balanced_mask_information", "anchored_information")
+"""Scores that could give the verdict on a run."""
+CLEAR_CHANGE = 1.0
+"""Points of mIoU from which a verdict is right or wrong."""
 CANDIDATES = (
     "view_consistency",
+    "consistency_over_source_classes",
     "steadiness",
     "source_agreement",
     "views_of_both",
@@ -55,18 +62,18 @@ CANDIDATES = (
     "committee",
 )
 """Scores of candidate_scores.py."""
-ANCHORED = "balanced_mask_information x kept_anchors"
 SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "mask_information": lambda t: t["mask_information"],
     "balanced_mask_information": lambda t: t["balanced_mask_information"],
+    "anchored_information": lambda t: t["anchored_information"],
     "agreement (with the teacher)": lambda t: t["agreement"],
     "low entropy": lambda t: -t["entropy"],
     "neighbourhood_density": lambda t: t["neighbourhood_density"],
     **{name: lambda t, name=name: t[name] for name in CANDIDATES},
-    ANCHORED: lambda t: t["balanced_mask_information"] * t["kept_anchors"],
-    "balanced_mask_information x view_consistency": lambda t: (
-        t["balanced_mask_information"] * t["view_consistency"]
-    ),
+    "information x consistency": lambda t: _anchored(t, 1, 0),
+    "consistency x kept_anchors^(1/2)": lambda t: _anchored(t, 0, 0.5),
+    "information x consistency x kept_anchors^(1/2)": lambda t: _anchored(t, 1, 0.5),
+    "information x consistency x kept_anchors": lambda t: _anchored(t, 1, 1),
     "committee x balanced_mask_information": lambda t: (
         t["committee"] * t["balanced_mask_information"]
     ),
@@ -76,7 +83,13 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "class entropy alone": lambda t: t["class_entropy"],
     "mask_information - entropy": lambda t: t["mask_information"] - t["entropy"],
 }
-"""Higher is better. The first five are scores of the package."""
+"""Higher is better. The first six are scores of the package."""
+
+
+def _anchored(trial: dict[str, Any], information: float, kept: float) -> float:
+    """Return the product of anchored_information with other powers of two of its factors."""
+    consistency = trial["consistency_over_source_classes"]
+    return trial["mask_information"] ** information * consistency * trial["kept_anchors"] ** kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +98,18 @@ class Judge:
 
     pair: DomainPair
 
-    @property
+    @cached_property
     def unlabelled(self) -> Any:
-        """The scorer of held-out images without labels."""
+        """The scorer of held-out images without labels, with the source model as the reference."""
         from sfss_ray.evaluation.examination import Examination
         from sfss_ray.masks.bank.store import MaskStore
+        from sfss_ray.models.model_file import load_model
 
         store = MaskStore(self.pair.masks(REGIONS))
         config = self.pair.config.evaluation
-        return Examination(self.pair.classes, (), held_out(self.pair), store.id_map, config)
+        files = held_out(self.pair)
+        examination = Examination(self.pair.classes, (), files, store.id_map, config)
+        return examination.with_source(load_model(self.pair.source_model).network.eval())
 
     @property
     def _folder(self) -> Path:
@@ -106,19 +122,19 @@ class Judge:
         def score() -> dict[str, Any]:
             network = load_model(self.pair.source_model).network.eval()
             self._predictions_of(network).save(self._folder / "predictions.npz")
-            share = self._score(network, None, ())["class_share"]
-            return self._score(network, None, tuple(share))
+            return self._score(network, None)
 
         return self._cached(self._folder / "source.json", self._source_identity, score)
 
     def trial(self, plan: TrialPlan) -> dict[str, Any]:
         """Return the scores of a trained trial, from the cache where possible."""
-        share = tuple(self.source()["class_share"])
 
         def score() -> dict[str, Any]:
             student, teacher = networks(plan)
-            self._predictions_of(student).save(plan.folder / "predictions.npz")
-            return self._score(student, teacher, share)
+            predictions = plan.folder / "predictions.npz"
+            if not predictions.exists():  # a new training removes the folder
+                self._predictions_of(student).save(predictions)
+            return self._score(student, teacher)
 
         identity = {"trial": plan.identity} | self._source_identity
         return self._cached(plan.folder / "scores.json", identity, score)
@@ -140,6 +156,9 @@ class Judge:
         return [
             {
                 "view_consistency": candidates.view_consistency(student),
+                "consistency_over_source_classes": candidates.consistency_over_source_classes(
+                    student, source
+                ),
                 "steadiness": candidates.steadiness(student),
                 "source_agreement": candidates.source_agreement(student, source),
                 "views_of_both": candidates.views_of_both(student, source),
@@ -157,6 +176,7 @@ class Judge:
             "scored": len(self.pair.val),
             "measures": list(MEASURES),
             "predictions": True,
+            "reference": True,
         }
 
     def _cached(
@@ -170,14 +190,40 @@ class Judge:
         write_json(path, {"identity": identity, "scores": scores})
         return scores
 
-    def _score(self, student: Any, teacher: Any, share: tuple[float, ...]) -> dict[str, Any]:
+    def _score(self, student: Any, teacher: Any) -> dict[str, Any]:
         from sfss_ray.evaluation.examination import Examination
 
         config = self.pair.config.evaluation
         with_labels = Examination(self.pair.classes, self.pair.val, config=config).score(student)
-        exam = dataclasses.replace(self.unlabelled, source_share=share)
-        scores = exam.score(student, teacher).as_dict() | {"miou": with_labels.miou}
-        return {name: scores[name] for name in (*MEASURES, "class_share")}
+        score = self.unlabelled.score(student, teacher)
+        values = score.as_dict() | {"miou": with_labels.miou}
+        without = {name: list(score.leave_one_out[name]) for name in JUDGES}
+        return {name: values[name] for name in MEASURES} | {"leave_one_out": without}
+
+
+def verdicts(source: dict[str, Any], trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each score how often the verdict by it is right, silent and wrong.
+
+    Trials that collapsed, or whose mIoU hardly differs from the source model's, are not counted.
+    """
+    from sfss_ray.evaluation.verdict import chance
+
+    judged = [
+        trial
+        for trial in trials
+        if not trial["collapsed"] and abs(trial["miou"] - source["miou"]) >= CLEAR_CHANGE
+    ]
+    rows = []
+    for name in JUDGES:
+        outcomes = []
+        for trial in judged:
+            change = trial[name] - source[name]
+            limit = chance(source["leave_one_out"][name], trial["leave_one_out"][name])
+            is_right = (change > 0) == (trial["miou"] > source["miou"])
+            outcomes.append("silent" if abs(change) <= limit else "right" if is_right else "wrong")
+        counts = {word: outcomes.count(word) for word in ("right", "silent", "wrong")}
+        rows.append({"score": name} | counts)
+    return rows
 
 
 def spearman(xs: list[float], ys: list[float]) -> float:
@@ -223,6 +269,7 @@ def write_results(pair: DomainPair, source: dict, trials: list[dict], folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"pair": pair.name, "held_out": len(held_out(pair)), "source": source, "scores": rows}
     command = f"python experiments/studies/score_quality.py {pair.options}"
+    facts["verdicts"] = verdicts(source, trials)
     write_record(stem.with_suffix(".json"), command, "cpu", trials, facts)
     text = as_markdown(pair, source, trials, rows)
     stem.with_suffix(".md").write_text(text)
@@ -247,6 +294,18 @@ def as_markdown(pair: DomainPair, source: dict, trials: list[dict], rows: list[d
         "|---|---|---|---|---|---|---|",
     ]
     lines += [_score_line(row) for row in rows]
+    lines += [
+        "",
+        "Verdicts without labels on trials that did not collapse and differ from the source model by"
+        f" {CLEAR_CHANGE:.0f} mIoU or more:",
+        "",
+        "| score | right | no evidence | wrong |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['score']} | {row['right']} | {row['silent']} | {row['wrong']} |"
+        for row in verdicts(source, trials)
+    ]
     names = [name.rsplit(".", 1)[-1] for name in NAMES]
     measures = (*MEASURES, *CANDIDATES)
     lines += ["", "| trial | " + " | ".join([*names, *measures, "collapsed"]) + " |"]
@@ -273,7 +332,7 @@ def draw(pair: DomainPair, source: dict, trials: list[dict], path: Path) -> None
     """Plot mIoU over each score of the package. Crosses are collapsed trials."""
     from matplotlib.figure import Figure
 
-    package_scores = list(SCORES.items())[:5]
+    package_scores = list(SCORES.items())[:6]
     figure = Figure(figsize=(15, 3.2), layout="constrained")
     for axes, (name, score) in zip(
         figure.subplots(1, len(package_scores)), package_scores, strict=True

@@ -11,6 +11,7 @@ from sfss_ray.errors import ConfigError
 SCORES = (
     "mask_information",
     "balanced_mask_information",
+    "anchored_information",
     "agreement",
     "entropy",
     "neighbourhood_density",
@@ -121,7 +122,7 @@ def score_name(config: TuneConfig, labelled: bool) -> str:
             f" one that needs no labels: {', '.join(SCORES)}"
         )
     if config.score == "auto":
-        return "val_miou" if labelled else "balanced_mask_information"
+        return "val_miou" if labelled else "anchored_information"
     return config.score
 
 

@@ -89,6 +89,7 @@ class TuneConfig:
             "auto",
             "mask_information",
             "balanced_mask_information",
+            "anchored_information",
             "agreement",
             "entropy",
             "neighbourhood_density",
@@ -97,9 +98,9 @@ class TuneConfig:
         Common,
     ] = "auto"
     """Score that trials are compared by. auto: val_miou when labels are given (an oracle, because it
-    needs target labels), else balanced_mask_information. That one ranked students best on both pairs
-    of experiments/studies/score_quality.py. The others need no labels either. A collapsed student is
-    never chosen, whatever its score."""
+    needs target labels), else anchored_information. That one ranked students well on all pairs of
+    experiments/studies/score_quality.py. The others need no labels either. A collapsed student is never
+    chosen, whatever its score."""
 
     def __post_init__(self):
         check_knobs(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from sfss_ray.errors import DataError
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.evaluation.label_free import LabelFreeScores, Variety
+from sfss_ray.evaluation.source_reference import SourceReference
+from sfss_ray.evaluation.view_consistency import predict_views
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.runtime.progress import Progress, ProgressSink
 
@@ -36,6 +38,8 @@ class Score:
     """In nats; see `MaskInformation`."""
     balanced_mask_information: float = float("nan")
     """The same with more weight on rare classes; needs the source model's class shares."""
+    anchored_information: float = float("nan")
+    """In nats; see `AnchoredInformation`. Needs the source model's reference too."""
     entropy: float = float("nan")
     """Mean entropy of the predicted probabilities on held-out images, in nats."""
     agreement: float = float("nan")
@@ -53,8 +57,8 @@ class Score:
     labelled_images: int = 0
     held_out_images: int = 0
     leave_one_out: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """miou, mask_information and balanced_mask_information of all images but one, in the order of the
-    images. They say how much of a difference between two networks is chance."""
+    """miou, mask_information, balanced_mask_information and anchored_information of all images but one,
+    in the order of the images. They say how much of a difference between two networks is chance."""
 
     @property
     def variety(self) -> Variety:
@@ -79,6 +83,7 @@ class Score:
 _LABEL_FREE_SCORES = (
     "mask_information",
     "balanced_mask_information",
+    "anchored_information",
     "entropy",
     "agreement",
     "neighbourhood_density",
@@ -103,8 +108,9 @@ class Examination:
     held_out: tuple[ImageFile, ...] = ()
     id_map: IdMap | None = None
     config: EvaluationConfig = field(default_factory=EvaluationConfig)
-    source_share: tuple[float, ...] = ()
-    """`Score.class_share` of the source model, needed for balanced_mask_information."""
+    reference: SourceReference | None = None
+    """Of the source model on the held-out images, needed for balanced_mask_information and
+    anchored_information."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
         return self.score(network, teacher).logged()
@@ -126,18 +132,13 @@ class Examination:
             **values,
         )
 
-    def with_source(self, source: Score) -> Examination:
-        """Return this examination for students of a source model that has been scored."""
-        return replace(self, source_share=source.class_share)
+    def with_source(self, source: Segmenter) -> Examination:
+        """Return this examination for the students of a source model in eval mode, and for itself."""
+        return replace(self, reference=SourceReference.of(self._held_out_predictions(source)))
 
-    def add_balanced_score(self, score: Score, network: Segmenter) -> Score:
-        """Add balanced_mask_information to a score from before `source_share` was known."""
-        label_free = replace(self, labelled=()).score(network)
-        return replace(
-            score,
-            balanced_mask_information=label_free.balanced_mask_information,
-            leave_one_out={**label_free.leave_one_out, **score.leave_one_out},
-        )
+    def _held_out_predictions(self, network: Segmenter) -> Iterator[np.ndarray]:
+        for file in self.held_out:
+            yield predict_probabilities(network, _read(file), self.config)
 
     def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
         """Count one confusion matrix over all labelled images, at the labels' own size.
@@ -174,11 +175,17 @@ class Examination:
         }
 
     def _label_free_scores(self, network: Segmenter, teacher: Segmenter | None) -> LabelFreeScores:
-        share = np.array(self.source_share) if self.source_share else None
-        scores = LabelFreeScores(len(self.classes), share)
+        scores = LabelFreeScores(len(self.classes), self.reference)
         for file in self.held_out:
-            image = file.read(max_pixels=None)  # its size was accepted when masks were made
+            image = _read(file)
             taught = teacher and predict_probabilities(teacher, image, self.config).argmax(0)
             mask_ids = self.id_map(file.image_id) if self.id_map else None
-            scores.add(predict_probabilities(network, image, self.config), mask_ids, taught)
+            needs_views = self.reference is not None and mask_ids is not None
+            views = predict_views(network, image, self.config) if needs_views else None
+            probabilities = predict_probabilities(network, image, self.config)
+            scores.add(probabilities, mask_ids, taught, views)
         return scores
+
+
+def _read(file: ImageFile) -> np.ndarray:
+    return file.read(max_pixels=None)  # its size was accepted when masks were made

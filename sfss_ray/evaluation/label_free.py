@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sfss_ray.evaluation.source_reference import KeptAnchors, SourceReference
+from sfss_ray.evaluation.view_consistency import ViewConsistency
+
 
 class MaskInformation:
     """Mutual information between mask and predicted class, in nats.
@@ -84,6 +87,46 @@ def balancing_weights(class_share: np.ndarray, min_share: float = 0.002) -> np.n
         min_share: Smaller shares count as this one.
     """
     return 1 / np.sqrt(np.maximum(class_share, min_share))
+
+
+KEPT_POWER = 0.25
+"""Power of the kept anchors. With 1 the score would hardly let a student leave its source model."""
+
+
+class AnchoredInformation:
+    """Information of the masks, checked by views and by the source model's confident pixels.
+
+    The product I(mask; class) * V * K^(1/4), in nats. V is the consistency over views, over the classes
+    that the source model predicts, and K the share of its anchors that are kept. Each factor has a
+    weakness that the others make up for: the information rises when a student splits classes wrongly but
+    along masks, students are trained to be consistent, and the source model keeps all of its anchors.
+
+    Args:
+        information: Counted elsewhere, for the same images.
+        reference: Of the source model.
+    """
+
+    def __init__(self, information: MaskInformation, reference: SourceReference):
+        self._information = information
+        self._classes = len(reference.class_share)
+        self._consistency = ViewConsistency(reference.classes)
+        self._kept = KeptAnchors(reference)
+
+    def add(self, predictions: np.ndarray, views: list[np.ndarray]) -> None:
+        """Count one image: (H, W) class ids of the image, and of each view on its pixels."""
+        self._consistency.add(self._classes, predictions, views)
+        self._kept.add(predictions)
+
+    def value(self) -> float:
+        """Return the score, 0 to log(C); NaN without images."""
+        consistency = self._consistency.value()
+        return self._information.value() * consistency * self._kept.value() ** KEPT_POWER
+
+    def leave_one_out(self) -> np.ndarray:
+        """Return (N,) scores of all images but one, in the order in which the images were added."""
+        consistency = self._consistency.leave_one_out()
+        kept = self._kept.leave_one_out() ** KEPT_POWER
+        return self._information.leave_one_out() * consistency * kept
 
 
 class NeighbourhoodDensity:
@@ -188,16 +231,18 @@ class LabelFreeScores:
 
     Args:
         num_classes: C.
-        source_share: (C,) share of pixels that the source model predicts of each class; needed for
-            balanced_mask_information.
+        reference: Of the source model on the same images; needed for balanced_mask_information and
+            anchored_information.
     """
 
-    def __init__(self, num_classes: int, source_share: np.ndarray | None = None):
+    def __init__(self, num_classes: int, reference: SourceReference | None = None):
         self.histogram = np.zeros(num_classes)
         self._information = MaskInformation(num_classes)
-        self._balanced = None
-        if source_share is not None:
-            self._balanced = MaskInformation(num_classes, balancing_weights(source_share))
+        self._balanced = self._anchored = None
+        if reference is not None:
+            weights = balancing_weights(np.array(reference.class_share))
+            self._balanced = MaskInformation(num_classes, weights)
+            self._anchored = AnchoredInformation(self._information, reference)
         self._agreement = Agreement(num_classes)
         self._density = NeighbourhoodDensity()
         self._entropy: list[float] = []
@@ -208,13 +253,16 @@ class LabelFreeScores:
         probabilities: np.ndarray,
         mask_ids: np.ndarray | None = None,
         teacher: np.ndarray | None = None,
+        views: list[np.ndarray] | None = None,
     ) -> None:
-        """Count one image.
+        """Count one image, in the order of the reference.
 
         Args:
             probabilities: (C, H, W) that the model predicts.
             mask_ids: (H, W), 0 = no mask.
             teacher: (H, W) class ids that its teacher predicts.
+            views: (H, W) class ids that the model predicts of each view; needed with masks and a
+                reference.
         """
         predictions = probabilities.argmax(0)
         self.histogram += np.bincount(predictions.ravel(), minlength=len(self.histogram))
@@ -223,8 +271,10 @@ class LabelFreeScores:
         if mask_ids is not None:
             self._has_masks = True
             self._information.add(predictions, mask_ids)
-            if self._balanced:
+            if self._balanced and self._anchored:
+                assert views is not None, "the anchored score needs views"
                 self._balanced.add(predictions, mask_ids)
+                self._anchored.add(predictions, views)
         if teacher is not None:
             self._has_teacher = True
             self._agreement.add(predictions, teacher)
@@ -240,8 +290,9 @@ class LabelFreeScores:
         scores["class_entropy"] = variety.entropy
         if self._has_masks:
             scores["mask_information"] = self._information.value()
-            if self._balanced:
+            if self._balanced and self._anchored:
                 scores["balanced_mask_information"] = self._balanced.value()
+                scores["anchored_information"] = self._anchored.value()
         if self._has_teacher:
             scores["agreement"] = self._agreement.value()
         return scores
@@ -251,9 +302,10 @@ class LabelFreeScores:
         scores = {}
         if self._has_masks:
             scores["mask_information"] = tuple(self._information.leave_one_out().tolist())
-            if self._balanced:
+            if self._balanced and self._anchored:
                 balanced = self._balanced.leave_one_out()
                 scores["balanced_mask_information"] = tuple(balanced.tolist())
+                scores["anchored_information"] = tuple(self._anchored.leave_one_out().tolist())
         return scores
 
 

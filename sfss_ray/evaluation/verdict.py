@@ -19,7 +19,7 @@ from sfss_ray.report.report_record import IMPROVED, NO_EVIDENCE, WORSE, ClassLos
 if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Score
 
-LABEL_FREE_SCORE = "balanced_mask_information"
+LABEL_FREE_SCORE = "anchored_information"
 """The attribute of `Score` that decides without labels."""
 MIN_IMAGES = 3
 """Fewer images give no verdict but a collapse: their spread says nothing."""
@@ -42,7 +42,7 @@ def judge(source: Score, student: Score, classes: Sequence[str]) -> Verdict:
     a source model that saw traffic lights everywhere.
 
     Args:
-        source: All scores of the source model, balanced_mask_information included.
+        source: All scores of the source model, anchored_information included.
         student: All scores of the student.
         classes: Names of the classes.
     """

@@ -59,6 +59,15 @@ METRICS = (
         "mask_information with more weight on rare classes, as in mIoU",
     ),
     Metric(
+        "anchored_information",
+        "anchored_information",
+        3,
+        "",
+        False,
+        "mask_information of a model that also predicts mirrored and zoomed images alike, and keeps the"
+        " source model's most confident pixels",
+    ),
+    Metric(
         "agreement",
         "agreement",
         3,

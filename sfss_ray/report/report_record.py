@@ -171,6 +171,7 @@ class ScoreRow:
     """IoU by class; None for a class that is absent from the labels."""
     mask_information: float | None = None
     balanced_mask_information: float | None = None
+    anchored_information: float | None = None
     entropy: float | None = None
     agreement: float | None = None
     neighbourhood_density: float | None = None
@@ -199,6 +200,7 @@ class TrialRow:
     miou: float | None = None
     mask_information: float | None = None
     balanced_mask_information: float | None = None
+    anchored_information: float | None = None
     agreement: float | None = None
     entropy: float | None = None
     neighbourhood_density: float | None = None

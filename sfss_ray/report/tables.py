@@ -28,6 +28,7 @@ MAX_WIDTH = 100
 LABEL_FREE_COLUMNS = {
     "mask_information": "mask inf.",
     "balanced_mask_information": "balanced inf.",
+    "anchored_information": "anchored inf.",
     "agreement": "agreement",
     "entropy": "entropy",
     "neighbourhood_density": "density",

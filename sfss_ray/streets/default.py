@@ -84,6 +84,6 @@ def embedded_config() -> Config:
             "train.loss.contrast_weight": 0.03,
             "tune.num_trials": 6,
             "tune.space": [*DEFAULT_SPACE[:2], "train.ema_momentum=gap:0.9..0.997"],
-            "tune.score": "balanced_mask_information",
+            "tune.score": "anchored_information",
         },
     )

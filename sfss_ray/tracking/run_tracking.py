@@ -25,6 +25,7 @@ ROW_NUMBERS = (
     "pixel_accuracy",
     "mask_information",
     "balanced_mask_information",
+    "anchored_information",
     "entropy",
     "agreement",
     "neighbourhood_density",

@@ -17,7 +17,7 @@ LABELLED_SCORE = "val_miou"
 AUTO_SCORE = "auto"
 WORKERS = "workers"
 """Entry of a progress record: the number of workers, where it may change during the run."""
-_LABEL_FREE_SCORES = ("balanced_mask_information", "mask_information")
+_LABEL_FREE_SCORES = ("anchored_information", "mask_information")
 _POLL_SECONDS = 1.0
 _REMOTE_POLL_SECONDS = 5.0
 """Requests to object storage cost time and money."""
@@ -130,7 +130,7 @@ class _ProgressTail:
 
 
 def _note(record: dict[str, Any], score: str) -> str:
-    """Return the values of a record to show: ', loss 0.512, balanced_mask_information 0.634'."""
+    """Return the values of a record to show: ', loss 0.512, anchored_information 0.634'."""
     chosen_by_labels = score in (AUTO_SCORE, LABELLED_SCORE) and LABELLED_SCORE in record
     # The balanced score needs masks of the held-out images. Where it is absent, the next best is shown.
     candidates = (LABELLED_SCORE,) if chosen_by_labels else (score, *_LABEL_FREE_SCORES)

@@ -86,16 +86,11 @@ def load_networks(task: RunNetworks, device: str) -> dict[str, Segmenter]:
 def score_networks(
     networks: dict[str, Segmenter], examination: Examination, scores: dict[str, Score]
 ) -> Iterator[str]:
-    """Score source-only, then the other networks, into `scores`; yields a line before each.
-
-    The balanced score needs the source model's class shares, so source-only is completed after its
-    first scoring.
-    """
+    """Score source-only, then the other networks, into `scores`; yields a line before each."""
     source = networks[SOURCE_ONLY]
     yield f"evaluating {SOURCE_ONLY}"
-    first = examination.score(source)
-    examination = examination.with_source(first)
-    scores[SOURCE_ONLY] = examination.add_balanced_score(first, source)
+    examination = examination.with_source(source)
+    scores[SOURCE_ONLY] = examination.score(source)
     for name, network in networks.items():
         if network is source:  # with its own BatchNorm statistics
             scores[name] = scores[SOURCE_ONLY]

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sfss_ray.evaluation.source_reference import SourceReference
 from sfss_ray.models.source import Source
 from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.storage.places import Place
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Examination, Score
     from sfss_ray.models.segmenter import Segmenter
 
-SOURCE_SCORES_FILE = "source_scores.json"
+SOURCE_SCORES_FILE, REFERENCE_FILE = "source_scores.json", "source_reference.npz"
 KEEP_SCORE = "label_free_score"
 """Name of the score that `train.keep best` and the verdict without labels compare."""
 IS_COLLAPSED = "collapsed"
@@ -25,21 +26,19 @@ IS_COLLAPSED = "collapsed"
 
 @dataclass(frozen=True)
 class StudentWatch:
-    """Scores a student with the examination, balanced_mask_information included.
+    """Scores a student with the examination, those that need the source model's predictions included.
 
-    That score needs the class shares of the source model on the held-out images. With such images the
-    scores include KEEP_SCORE and IS_COLLAPSED.
+    With held-out images the scores include KEEP_SCORE and IS_COLLAPSED.
     """
 
     examination: Examination
     source: Source
     folder: Place
-    """Where the scores of the source model are written, once for all evaluations."""
+    """Where scores and reference of the source model are written, once for all evaluations."""
 
     def __call__(self, network: Segmenter, teacher: Segmenter | None = None) -> dict[str, float]:
         source_scores = self.source_scores(network)
-        share = tuple(source_scores.get("class_share", ()))
-        examination = dataclasses.replace(self.examination, source_share=share)
+        examination = dataclasses.replace(self.examination, reference=self._reference())
         score = examination.score(network, teacher)
         return score.logged() | _keep_scores(score, source_scores)
 
@@ -51,11 +50,19 @@ class StudentWatch:
         if not self.examination.held_out:
             return {}
         path = self.folder / SOURCE_SCORES_FILE
-        if not path.exists():
+        if not (path.exists() and (self.folder / REFERENCE_FILE).exists()):
             device = next(network.parameters()).device
-            unlabelled = dataclasses.replace(self.examination, labelled=())
-            write_json(path, unlabelled.score(self.source.load(str(device)).network).as_dict())
+            source = self.source.load(str(device)).network
+            examination = dataclasses.replace(self.examination, labelled=()).with_source(source)
+            assert examination.reference is not None, "there are held-out images"
+            examination.reference.save(self.folder / REFERENCE_FILE)
+            write_json(path, examination.score(source).as_dict())
         return json.loads(path.read_text())
+
+    def _reference(self) -> SourceReference | None:
+        if not self.examination.held_out:
+            return None
+        return SourceReference.load(self.folder / REFERENCE_FILE)
 
 
 def _keep_scores(score: Score, source_scores: dict[str, Any]) -> dict[str, float]:

@@ -229,12 +229,12 @@ def test_a_search_picks_its_best_and_can_be_repeated(
     assert sum(bool(re.match(r"trial-\w+ \d+/6\b", line)) for line in lines) >= 2
     trials = result.search.trials
     assert len(trials) == 2
-    expected = "val_miou" if labelled else "balanced_mask_information"
+    expected = "val_miou" if labelled else "anchored_information"
     assert result.search.score_name == expected
     for row in (*result.report.trials, result.report.answer):
         for name in ("mask_information", "agreement", "entropy", "neighbourhood_density"):
             assert getattr(row, name) is not None
-        assert row.balanced_mask_information > 0
+        assert row.anchored_information > 0
         assert not row.collapsed
     assert result.search.oracle is labelled
     assert result.report.labels.used_for.startswith("choosing" if labelled else "report")

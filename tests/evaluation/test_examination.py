@@ -177,20 +177,29 @@ def test_scores_become_json_without_nan(network, tmp_path: Path):
     assert Score().as_dict()["per_class"] is None
 
 
-def test_the_balanced_score_is_added_once_the_source_shares_are_known(network, tmp_path: Path):
+def test_scores_that_need_the_source_model(network, tmp_path: Path):
     ids = quarters()
     files = held_out(tmp_path, ids)
     examination = Examination(CLASSES, held_out=files, id_map=lambda _: ids.astype(np.int32) + 1)
-    source = examination.score(network)
-    assert np.isnan(source.balanced_mask_information)
-    assert source.class_share == (0.25, 0.5, 0.25)
-    examination = examination.with_source(source)
-    complete = examination.add_balanced_score(source, network)
+    alone = examination.score(network)
+    assert np.isnan(alone.balanced_mask_information)
+    assert np.isnan(alone.anchored_information)
+    assert alone.class_share == (0.25, 0.5, 0.25)
+    complete = examination.with_source(network).score(network)
     weights = np.array([0.25, 0.5, 0.25]) / np.sqrt([0.25, 0.5, 0.25])
     shares = weights / weights.sum()
     # Masks are the classes, so that the score is the entropy of the weighted classes.
     assert complete.balanced_mask_information == pytest.approx(-(shares * np.log(shares)).sum())
-    assert complete.as_dict() == examination.score(network).as_dict()
+    # The network keeps its own anchors, and its views differ at borders alone.
+    information = complete.mask_information
+    assert information == pytest.approx(0.25 * log(4) + 0.5 * log(2) + 0.25 * log(4))
+    assert 0.9 * information < complete.anchored_information <= information
+
+
+def test_without_masks_the_source_model_changes_nothing(network, tmp_path: Path):
+    examination = Examination(CLASSES, held_out=held_out(tmp_path, quarters()))
+    plain, with_source = examination.score(network), examination.with_source(network).score(network)
+    assert plain.as_dict() == with_source.as_dict()
 
 
 def test_scores_without_each_image_are_counted(network, tmp_path: Path):
@@ -207,10 +216,11 @@ def test_scores_without_each_image_are_counted(network, tmp_path: Path):
     }
     assert score.leave_one_out["miou"] == (without["right"], without["wrong"])
     assert score.leave_one_out["mask_information"] == (0.0,) * len(files)
-    complete = examination.with_source(score).add_balanced_score(score, network)
+    complete = examination.with_source(network).score(network)
     assert set(complete.leave_one_out) == {
         "miou",
         "mask_information",
         "balanced_mask_information",
+        "anchored_information",
     }
     assert Examination(CLASSES).score(network).leave_one_out == {}

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from sfss_ray.evaluation.label_free import (
     Agreement,
+    AnchoredInformation,
     LabelFreeScores,
     MaskInformation,
     NeighbourhoodDensity,
@@ -22,6 +23,8 @@ from sfss_ray.evaluation.label_free import (
     predicted_classes,
     worth,
 )
+from sfss_ray.evaluation.source_reference import KeptAnchors, SourceReference
+from sfss_ray.evaluation.view_consistency import ViewConsistency
 
 PREDICTIONS = arrays(np.uint8, (4, 6), elements=st.integers(0, 2))
 MASK_IDS = arrays(np.int32, (4, 6), elements=st.integers(0, 4))
@@ -89,13 +92,15 @@ def test_losing_a_rare_class_lowers_the_balanced_score_more():
     ids = np.repeat(np.arange(1, 11), 10)[None]
     complete = np.repeat([0] * 5 + [1] * 4 + [2], 10)[None]
     reduced = np.where(complete == 2, 1, complete)
-    share = np.array([0.5, 0.4, 0.1])
+    reference = SourceReference.of([np.eye(3)[complete].transpose(2, 0, 1)])
+    assert reference is not None
+    assert reference.class_share == pytest.approx((0.5, 0.4, 0.1))
 
     def losses(name):
         values = []
         for predictions in (complete, reduced):
-            scores = LabelFreeScores(3, share)
-            scores.add(np.eye(3)[predictions].transpose(2, 0, 1), ids)
+            scores = LabelFreeScores(3, reference)
+            scores.add(np.eye(3)[predictions].transpose(2, 0, 1), ids, views=[predictions])
             values.append(scores.values()[name])
         return 1 - values[1] / values[0]
 
@@ -287,3 +292,60 @@ def test_scores_without_masks_or_teacher_are_left_out():
 def test_lower_entropy_ranks_higher():
     assert worth("entropy", 0.2) > worth("entropy", 0.9)
     assert worth("agreement", 0.2) < worth("agreement", 0.9)
+
+
+def anchored(images, reference: SourceReference) -> AnchoredInformation:
+    """Count images of (predictions, views, mask ids)."""
+    information = MaskInformation(len(reference.class_share))
+    score = AnchoredInformation(information, reference)
+    for predictions, views, mask_ids in images:
+        information.add(predictions, mask_ids)
+        score.add(predictions, views)
+    return score
+
+
+def three_images():
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        ids = rng.integers(0, 3, (6, 8))
+        yield ids, [np.where(rng.random((6, 8)) < 0.8, ids, 0)], rng.integers(1, 5, (6, 8))
+
+
+def reference_of(images) -> SourceReference:
+    one_hot = [np.eye(3)[ids].transpose(2, 0, 1) for ids, _, _ in images]
+    reference = SourceReference.of(one_hot)
+    assert reference is not None
+    return reference
+
+
+def test_anchored_information_is_the_product_of_its_parts():
+    images = list(three_images())
+    reference = reference_of(images)
+    students = [(np.where(ids == 2, 1, ids), views, masks) for ids, views, masks in images]
+    consistency, kept = ViewConsistency(reference.classes), KeptAnchors(reference)
+    information = MaskInformation(3)
+    for ids, views, masks in students:
+        consistency.add(3, ids, views)
+        kept.add(ids)
+        information.add(ids, masks)
+    assert kept.value() == pytest.approx(2 / 3)  # class 2 keeps no anchor
+    product = information.value() * consistency.value() * (2 / 3) ** 0.25
+    assert anchored(students, reference).value() == pytest.approx(product)
+
+
+def test_anchored_information_without_an_image():
+    images = list(three_images())
+    score = anchored(images, reference_of(images))
+    for number, value in enumerate(score.leave_one_out()):
+        others = images[:number] + images[number + 1 :]
+        whole = reference_of(images)
+        rest = SourceReference(
+            whole.class_share, whole.anchors[:number] + whole.anchors[number + 1 :]
+        )
+        assert value == pytest.approx(anchored(others, rest).value())
+
+
+def test_one_class_everywhere_has_no_anchored_information():
+    images = list(three_images())
+    same = [(np.zeros_like(ids), [np.zeros_like(ids)], masks) for ids, _, masks in images]
+    assert anchored(same, reference_of(images)).value() == 0

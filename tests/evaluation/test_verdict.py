@@ -105,7 +105,7 @@ def test_only_a_change_beyond_chance_is_evidence(change, spread, word):
 def test_the_reason_is_one_sentence_with_the_figures():
     verdict = judge(label_free(1.0), label_free(1.3, SPREAD), CLASSES)
     assert verdict.line() == (
-        "verdict: improved. Without labels, balanced_mask_information on 4 images rises from 1.000 to"
+        "verdict: improved. Without labels, anchored_information on 4 images rises from 1.000 to"
         " 1.300 (+0.300, chance explains up to 0.067)."
     )
 

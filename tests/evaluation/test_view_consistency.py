@@ -47,6 +47,27 @@ def test_without_images_there_is_no_score():
     assert consistency.num_images == 3
 
 
+def test_a_lost_class_counts_zero_where_the_classes_are_given():
+    consistency = ViewConsistency(np.array([0, 1, 2]))
+    ids = np.array([[0, 0, 1, 1]])
+    consistency.add(4, ids, [ids, np.array([[0, 1, 1, 1]])])
+    second = (1 / 2 + 2 / 3 + 0) / 3
+    assert consistency.value() == pytest.approx(((1 + 1 + 0) / 3 + second) / 2)
+
+
+@pytest.mark.parametrize("class_ids", [None, np.array([0, 2])])
+def test_leaving_an_image_out_is_not_adding_it(class_ids):
+    images = list(random_images(4))
+    consistency = ViewConsistency(class_ids)
+    for predictions, views in images:
+        consistency.add(5, predictions, views)
+    for number, value in enumerate(consistency.leave_one_out()):
+        without = ViewConsistency(class_ids)
+        for predictions, views in images[:number] + images[number + 1 :]:
+            without.add(5, predictions, views)
+        assert value == pytest.approx(without.value())
+
+
 class LeftAndRight(nn.Module):
     """Class 0 in the left half of the image, class 1 in the right half."""
 

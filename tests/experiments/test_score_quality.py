@@ -20,6 +20,7 @@ def score_quality(experiment):
 
 def trial(number: int, miou: float, value: float, collapsed: bool = False) -> dict:
     names = ("mask_information", "balanced_mask_information", "agreement", "neighbourhood_density")
+    names += ("anchored_information", "consistency_over_source_classes")
     names += ("view_consistency", "steadiness", "source_agreement", "views_of_both", "kept_anchors")
     names += ("information_maximum", "committee")
     facts = {"trial": number, "miou": miou, "collapsed": collapsed}
@@ -43,6 +44,26 @@ def test_picks_are_the_best_that_did_not_collapse(score_quality):
         assert (row["pick_unguarded"], row["pick_unguarded_collapsed"]) == (3, True)
         assert row["spearman"] == pytest.approx(-0.5)
         assert row["spearman_sound"] == pytest.approx(1)
+
+
+def test_verdicts_are_counted_where_mious_differ(score_quality):
+    steady = {name: [1.0, 1.1, 0.9, 1.0] for name in score_quality.JUDGES}
+
+    def judged(number, miou, value, collapsed=False):
+        without = {name: [v + value - 1 for v in values] for name, values in steady.items()}
+        return trial(number, miou, value, collapsed) | {"leave_one_out": without}
+
+    source = judged(0, 50, 1.0)
+    trials = [
+        judged(1, 53, 1.5),  # right
+        judged(2, 47, 1.5),  # wrong
+        judged(3, 48, 0.5),  # right
+        judged(4, 53, 1.0),  # no change of the score
+        judged(5, 50.5, 0.1),  # hardly another mIoU
+        judged(6, 1, 3.0, collapsed=True),
+    ]
+    for row in score_quality.verdicts(source, trials):
+        assert (row["right"], row["silent"], row["wrong"]) == (2, 1, 1)
 
 
 def test_the_source_model_is_the_pick_where_its_score_is_best(score_quality):

@@ -84,7 +84,7 @@ SCORES = {
     "loss": 0.5,
     "val_miou": 41.25,
     "mask_information": 0.1,
-    "balanced_mask_information": 0.2,
+    "anchored_information": 0.2,
     "entropy": 0.3,
 }
 
@@ -94,16 +94,16 @@ SCORES = {
     [
         ("auto", [], "loss 0.500, val_miou 41.250"),
         ("val_miou", [], "loss 0.500, val_miou 41.250"),
-        ("auto", ["val_miou"], "loss 0.500, balanced_mask_information 0.200"),
+        ("auto", ["val_miou"], "loss 0.500, anchored_information 0.200"),
         (
             "auto",
-            ["val_miou", "balanced_mask_information"],
+            ["val_miou", "anchored_information"],
             "loss 0.500, mask_information 0.100",
         ),
         (
-            "balanced_mask_information",
+            "anchored_information",
             [],
-            "loss 0.500, balanced_mask_information 0.200, val_miou 41.250 (not used for the choice)",
+            "loss 0.500, anchored_information 0.200, val_miou 41.250 (not used for the choice)",
         ),
         ("entropy", ["val_miou"], "loss 0.500, entropy 0.300"),
         ("entropy", list(SCORES)[1:], "loss 0.500"),

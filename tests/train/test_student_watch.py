@@ -18,7 +18,13 @@ from sfss_ray.data.folders import ImageFile
 from sfss_ray.evaluation.examination import Examination
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
-from sfss_ray.train.student_watch import IS_COLLAPSED, KEEP_SCORE, SOURCE_SCORES_FILE, StudentWatch
+from sfss_ray.train.student_watch import (
+    IS_COLLAPSED,
+    KEEP_SCORE,
+    REFERENCE_FILE,
+    SOURCE_SCORES_FILE,
+    StudentWatch,
+)
 
 CLASSES = class_set_of(["red", "green", "blue"])
 
@@ -58,13 +64,14 @@ def test_scores_are_relative_to_the_source_model(examination, tmp_path: Path):
     source, student = Source(), network_of_colours(9.0)
     watch = StudentWatch(examination, source, tmp_path / "train")
     scores = watch(student)
-    share = tuple(json.loads((tmp_path / "train" / SOURCE_SCORES_FILE).read_text())["class_share"])
-    expected = dataclasses.replace(examination, source_share=share)(student)
-    kept = {KEEP_SCORE: expected["balanced_mask_information"], IS_COLLAPSED: 0.0}
+    expected = examination.with_source(source.load("cpu").network)(student)
+    kept = {KEEP_SCORE: expected["anchored_information"], IS_COLLAPSED: 0.0}
     assert scores == expected | kept
-    assert "balanced_mask_information" in scores
-    assert "balanced_mask_information" not in examination(student)
-    assert max(share) == share[0], "half of the image is red"
+    assert {"balanced_mask_information", "anchored_information"} <= set(scores)
+    assert not {"balanced_mask_information", "anchored_information"} & set(examination(student))
+    stored = json.loads((tmp_path / "train" / SOURCE_SCORES_FILE).read_text())
+    assert stored["class_share"] == [0.5, 0.25, 0.25]
+    assert stored["anchored_information"] > 0
 
 
 def test_a_student_of_one_class_has_collapsed(examination, tmp_path: Path):
@@ -88,6 +95,14 @@ def test_the_source_model_is_scored_once(examination, tmp_path: Path):
     first = StudentWatch(examination, source, tmp_path)(student)
     assert StudentWatch(examination, source, tmp_path)(student) == first  # as after a resume
     assert source.loads == 1
+
+
+def test_a_run_of_an_older_version_scores_its_source_model_again(examination, tmp_path: Path):
+    source, student = Source(), network_of_colours(9.0)
+    first = StudentWatch(examination, source, tmp_path)(student)
+    (tmp_path / REFERENCE_FILE).unlink()  # older versions wrote none
+    assert StudentWatch(examination, source, tmp_path)(student) == first
+    assert source.loads == 2
 
 
 def test_without_held_out_images_the_source_model_is_not_loaded(tmp_path: Path):

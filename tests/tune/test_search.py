@@ -65,7 +65,7 @@ def test_the_best_trials_values_are_written(prepared, tmp_path, monkeypatch):
     plans = use_trials(monkeypatch, trial(1.0), trial(3.0), trial(9.0, "failed"))
     result = run(prepared, tmp_path)
     assert result.best == 1
-    assert result.score_name == "balanced_mask_information"
+    assert result.score_name == "anchored_information"
     assert not result.oracle
     assert result.best_config == tmp_path / "best_config.json"
     assert json.loads(result.best_config.read_text()) == {"train.loss.temperature": 0.3}
@@ -113,7 +113,7 @@ def test_missing_masks_and_images_are_refused_before_trials_run(prepared, tmp_pa
 
 def test_scores_are_resolved_and_refused_before_anything_runs():
     assert score_name(TuneConfig(), labelled=True) == "val_miou"
-    assert score_name(TuneConfig(), labelled=False) == "balanced_mask_information"
+    assert score_name(TuneConfig(), labelled=False) == "anchored_information"
     assert score_name(TuneConfig(score="agreement"), labelled=True) == "agreement"
     with pytest.raises(ConfigError, match="no val_images and val_labels"):
         score_name(TuneConfig(score="val_miou"), labelled=False)
