@@ -31,9 +31,16 @@ def class_changes(record: RunRecord) -> list[float | None]:
 
 
 def label_free_name(record: RunRecord) -> str:
-    """Return the label-free score to show beside mIoU: the search's, or mask_information."""
+    """Return the label-free score to show beside mIoU: the search's, or that of the verdict.
+
+    Reports of earlier versions, and runs without a reference, have mask_information alone.
+    """
     name = record.score_name or ""
-    return "mask_information" if name in ("", "miou", "val_miou") else name
+    if name not in ("", "miou", "val_miou"):
+        return name
+    entries = (*record.rows, *record.trials)
+    is_known = any(is_number(entry.anchored_information) for entry in entries)
+    return "anchored_information" if is_known else "mask_information"
 
 
 def label_free_score(record: RunRecord, entry: ScoreRow | TrialRow) -> Any:

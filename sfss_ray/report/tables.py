@@ -41,7 +41,7 @@ def results_table(record: RunRecord) -> str:
     """Return the result as aligned text, source-only first.
 
     A search gets a line per trial (knobs, mIoU, label-free score, status), then the best trial.
-    Other runs get a line per row (mIoU, its change, pixel accuracy, mask_information).
+    Other runs get a line per row (mIoU, its change, pixel accuracy, label-free score).
     """
     body = _trial_lines(record) if record.trials else _row_lines(record)
     return "\n".join([*_heading(record), "", *body])
@@ -91,12 +91,13 @@ def _heading(record: RunRecord) -> list[str]:
 
 
 def _row_lines(record: RunRecord) -> list[str]:
-    lines = [["", "mIoU %", "change", "pixel accuracy %", "mask_information"]]
+    lines = [["", "mIoU %", "change", "pixel accuracy %", label_free_name(record)]]
     for row in record.rows:
         before = record.baseline.miou if record.baseline and row is not record.baseline else None
         gain = format_change(difference(before, row.miou))
         scores = [format_number(row.miou), gain, format_number(row.pixel_accuracy)]
-        lines.append([_short(row.name, 40), *scores, format_number(row.mask_information, 3)])
+        label_free = format_number(label_free_score(record, row), 3)
+        lines.append([_short(row.name, 40), *scores, label_free])
     return _aligned(lines, left_columns={0})
 
 

@@ -44,6 +44,15 @@ def test_the_label_free_score_is_the_one_of_the_search(score_name, column):
     assert label_free_name(RunRecord(score_name=score_name)) == column
 
 
+def test_the_score_of_the_verdict_is_shown_where_it_is_known():
+    rows = (ScoreRow("source-only", anchored_information=0.9), ScoreRow("adapted"))
+    assert label_free_name(RunRecord(rows=rows)) == "anchored_information"
+    assert label_free_name(RunRecord(rows=rows, score_name="miou")) == "anchored_information"
+    assert label_free_name(RunRecord(rows=rows, score_name="entropy")) == "entropy"
+    trials = (TrialRow("trial 1", anchored_information=0.8),)
+    assert label_free_name(RunRecord(trials=trials)) == "anchored_information"
+
+
 def test_a_trial_without_the_named_score_shows_the_score_it_was_compared_by():
     trial = TrialRow("trial 1", score=0.4, entropy=0.2)
     assert label_free_score(RunRecord(score_name="entropy"), trial) == 0.2

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from report_samples import adapt_report, change_trial, tune_report, unlabelled_report
+from report_samples import adapt_report, change_row, change_trial, tune_report, unlabelled_report
 
 from sfss_ray.report.report_record import ExternalFacts, RunRecord, TrialRow
 from sfss_ray.report.tables import MAX_WIDTH, per_class_table, results_table
@@ -47,6 +47,14 @@ def test_the_label_free_column_never_shows_the_miou_of_an_oracle():
     table = results_table(change_trial(report, 0, mask_information=None))
     assert lines_with(table, "trial 1")[0][-3:] == ["44.0", "-", "finished"]
     assert "ORACLE" in table
+
+
+def test_rows_show_the_score_of_the_verdict():
+    report = change_row(adapt_report(), 1, anchored_information=0.812)
+    table = results_table(report)
+    assert "anchored_information" in table
+    assert lines_with(table, "adapted")[0][-1] == "0.812"
+    assert lines_with(table, "source-only")[0][-1] == "-"
 
 
 def test_a_table_names_external_knowledge():
