@@ -86,10 +86,10 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 """Higher is better. The first six are scores of the package."""
 
 
-def _anchored(trial: dict[str, Any], information: float, kept: float) -> float:
+def _anchored(trial: dict[str, Any], information: float, anchors: float) -> float:
     """Return the product of anchored_information with other powers of two of its factors."""
     consistency = trial["consistency_over_source_classes"]
-    return trial["mask_information"] ** information * consistency * trial["kept_anchors"] ** kept
+    return trial["mask_information"] ** information * consistency * trial["kept_anchors"] ** anchors
 
 
 @dataclasses.dataclass(frozen=True)

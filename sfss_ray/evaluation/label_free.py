@@ -110,23 +110,23 @@ class AnchoredInformation:
         self._information = information
         self._classes = len(reference.class_share)
         self._consistency = ViewConsistency(reference.classes)
-        self._kept = KeptAnchors(reference)
+        self._kept_anchors = KeptAnchors(reference)
 
     def add(self, predictions: np.ndarray, views: list[np.ndarray]) -> None:
         """Count one image: (H, W) class ids of the image, and of each view on its pixels."""
         self._consistency.add(self._classes, predictions, views)
-        self._kept.add(predictions)
+        self._kept_anchors.add(predictions)
 
     def value(self) -> float:
         """Return the score, 0 to log(C); NaN without images."""
         consistency = self._consistency.value()
-        return self._information.value() * consistency * self._kept.value() ** KEPT_POWER
+        return self._information.value() * consistency * self._kept_anchors.value() ** KEPT_POWER
 
     def leave_one_out(self) -> np.ndarray:
         """Return (N,) scores of all images but one, in the order in which the images were added."""
         consistency = self._consistency.leave_one_out()
-        kept = self._kept.leave_one_out() ** KEPT_POWER
-        return self._information.leave_one_out() * consistency * kept
+        anchors = self._kept_anchors.leave_one_out() ** KEPT_POWER
+        return self._information.leave_one_out() * consistency * anchors
 
 
 class NeighbourhoodDensity:

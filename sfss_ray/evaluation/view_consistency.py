@@ -8,12 +8,14 @@ trained to be consistent, whether they are right or wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sfss_ray.config import EvaluationConfig
-from sfss_ray.evaluation.inference import predict_probabilities
-from sfss_ray.models.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from sfss_ray.models.segmenter import Segmenter
 
 ZOOMS = (0.75, 1.25)
 """Zooms of the views. The mirror image is one more view."""
@@ -91,6 +93,8 @@ class ConsistencyProbe:
 
     def score(self, network: Segmenter) -> ViewConsistency:
         """Return the consistency of a network in eval mode."""
+        from sfss_ray.evaluation.inference import predict_probabilities
+
         consistency = ViewConsistency()
         plain = replace(self.config, scales=(1.0,), flip=False)
         for image in self.images:
@@ -110,6 +114,8 @@ def predict_views(
         image: (H, W, 3) uint8.
         config: Each view is predicted at one zoom and without test-time augmentation.
     """
+    from sfss_ray.evaluation.inference import predict_probabilities
+
     plain = replace(config, scales=(1.0,), flip=False)
     mirrored = np.ascontiguousarray(image[:, ::-1])
     views = [predict_probabilities(network, mirrored, plain).argmax(0)[:, ::-1]]

@@ -8,13 +8,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sfss_ray.evaluation.source_reference import SourceReference
 from sfss_ray.models.source import Source
 from sfss_ray.runtime.run_folder import write_json
 from sfss_ray.storage.places import Place
 
 if TYPE_CHECKING:
     from sfss_ray.evaluation.examination import Examination, Score
+    from sfss_ray.evaluation.source_reference import SourceReference
     from sfss_ray.models.segmenter import Segmenter
 
 SOURCE_SCORES_FILE, REFERENCE_FILE = "source_scores.json", "source_reference.npz"
@@ -60,6 +60,8 @@ class StudentWatch:
         return json.loads(path.read_text())
 
     def _reference(self) -> SourceReference | None:
+        from sfss_ray.evaluation.source_reference import SourceReference
+
         if not self.examination.held_out:
             return None
         return SourceReference.load(self.folder / REFERENCE_FILE)
