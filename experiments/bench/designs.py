@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import Clock, Trainer, facts, scenes
+from step import Clock, Trainer, default_config, facts, scenes
 from torch import Tensor
 
 from sfss_ray.config import Config, override
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]], header: dict[str, Any]) -> str:
 def main() -> None:
     """Measure from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    configs = {"embedded": embedded_config, "default": Config}
+    configs = {"embedded": embedded_config, "default": default_config}
     parser.add_argument("--settings", nargs="+", choices=configs, default=list(configs))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=12)
