@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from trial_predictions import Predictions
 
+from sfss_ray.evaluation.label_free import Agreement
 from sfss_ray.evaluation.source_reference import MIN_SHARE
 from sfss_ray.evaluation.view_consistency import ViewConsistency
 
@@ -21,11 +22,9 @@ ANCHOR_SHARE = 0.5
 
 def mean_iou(first: np.ndarray, second: np.ndarray, classes: int) -> float:
     """Return the mean IoU, 0 to 1, between class ids of equal shape over the classes of either."""
-    same = np.bincount(first[first == second], minlength=classes)
-    histograms = [np.bincount(ids.ravel(), minlength=classes) for ids in (first, second)]
-    either = histograms[0] + histograms[1] - same
-    present = either > 0
-    return float((same[present] / either[present]).mean()) if present.any() else 0.0
+    agreement = Agreement(classes)
+    agreement.add(first, second)
+    return agreement.value()
 
 
 def view_consistency(student: Predictions) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 
 from sfss_ray.config import EvaluationConfig
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.evaluation.view_consistency import predict_views
 
-ZOOMS = (0.75, 1.25)
 NOISE = 8.0
 """Standard deviation of the noise, of 255."""
 COARSE = 4
@@ -68,24 +68,20 @@ def _predict(
 ) -> dict[str, np.ndarray]:
     from sfss_ray.evaluation.inference import predict_probabilities
 
-    def predict(pixels: np.ndarray, zoom: float = 1.0) -> np.ndarray:
-        return predict_probabilities(network, pixels, replace(config, scales=(zoom,)))
-
-    probabilities = predict(image)
-    mirrored = predict(np.ascontiguousarray(image[:, ::-1])).argmax(0)[:, ::-1]
-    views = [mirrored, *(predict(image, zoom).argmax(0) for zoom in ZOOMS)]
-    disturbed = [predict(pixels).argmax(0) for pixels in disturb(image, number)]
+    probabilities = predict_probabilities(network, image, config)
+    disturbed = [
+        predict_probabilities(network, pixels, config).argmax(0)
+        for pixels in disturb(image, number)
+    ]
     height, width = image.shape[:2]
     size = (width // COARSE, height // COARSE)
-    shrink: Callable[[np.ndarray], np.ndarray] = lambda plane: cv2.resize(  # noqa: E731
-        plane, size, interpolation=cv2.INTER_AREA
-    )
+    coarse = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in probabilities]
     return {
         "ids": probabilities.argmax(0).astype(np.uint8),
         "confidence": (255 * probabilities.max(0)).round().astype(np.uint8),
-        "views": np.stack(views).astype(np.uint8),
+        "views": np.stack(predict_views(network, image, config)).astype(np.uint8),
         "disturbed": np.stack(disturbed).astype(np.uint8),
-        "coarse": np.stack([shrink(plane) for plane in probabilities]).astype(np.float16),
+        "coarse": np.stack(coarse).astype(np.float16),
     }
 
 
