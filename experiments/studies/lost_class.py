@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import (
+from ablation_run import (
     examination,
     source_network,
     use_one_thread,

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import Job, add_pair_options, make_pair, with_target_statistics
+from ablation import add_pair_options, make_pair
 from ablation_rows import STATISTICS, VOTE
+from ablation_run import Job, with_target_statistics
 from domain_pairs import REGIONS, DomainPair
 from study_record import write_record
 from torch import Tensor

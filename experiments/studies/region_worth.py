@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import Job, make_pair, use_one_thread, with_target_statistics
+from ablation import make_pair
 from ablation_rows import STATISTICS
+from ablation_run import Job, use_one_thread, with_target_statistics
 from study_record import write_record
 from torch import Tensor
 

@@ -22,17 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import (
-    Job,
-    add_pair_options,
-    examination,
-    make_pair,
-    source_network,
-    train_networks,
-    use_one_thread,
-    with_steps,
-)
+from ablation import add_pair_options, make_pair, with_steps
 from ablation_rows import CONTRAST, VOTE, Row
+from ablation_run import Job, examination, source_network, train_networks, use_one_thread
 from domain_pairs import REGIONS, DomainPair
 from study_record import write_record
 
