@@ -188,9 +188,11 @@ class Segmenter(nn.Module):
         """
         if not self._members:
             return logits
-        outputs = logits.float().unbind(1)  # the gradient of slices would fill a tensor for each
-        members_of_groups = [[outputs[i] for i in members] for members in self._members]
-        return torch.stack([torch.logsumexp(torch.stack(m), 0) for m in members_of_groups], 1)
+        # Planes in one piece are summed twice as fast as channels-last ones. The gradient of slices, in
+        # place of unbind, would fill a tensor for each.
+        outputs = logits.float().contiguous().unbind(1)
+        groups = [[outputs[index] for index in members] for members in self._members]
+        return torch.stack([_log_sum_exp(members) for members in groups], 1)
 
     def grid_logits(self, images: Tensor) -> Tensor:
         """Return the logits of all outputs on the network's own grid.
@@ -217,3 +219,8 @@ class Segmenter(nn.Module):
         return F.interpolate(
             logits.float(), size=tuple(size), mode="bilinear", align_corners=self.align_corners
         )
+
+
+def _log_sum_exp(planes: list[Tensor]) -> Tensor:
+    """Return log(sum of exp(l)) over the planes l, which is l itself for a single one."""
+    return planes[0] if len(planes) == 1 else torch.logsumexp(torch.stack(planes), 0)
