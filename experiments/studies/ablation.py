@@ -65,11 +65,12 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
 
 
 def with_steps(pair: DomainPair, steps: int) -> DomainPair:
-    """Return the pair with another number of steps for every run."""
+    """Return the pair with another number of steps. The ceiling keeps its multiple of them."""
+    multiple = pair.config.pretrain.num_steps // pair.config.train.num_steps
     lengths = {
         "train.num_steps": steps,
         "train.evaluate_every": max(steps // 2, 1),
-        "pretrain.num_steps": steps,
+        "pretrain.num_steps": multiple * steps,
     }
     options = f"{pair.options} --steps {steps}"
     return replace(pair, config=override(pair.config, lengths), options=options)

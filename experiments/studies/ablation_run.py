@@ -60,6 +60,8 @@ class Job:
             facts["small_sam"] = file_sha256(shipped_small_sam())
         if self.row.external:
             facts["concepts"] = concept_row.stored_recipe(self.pair)
+        if self.row == CEILING and self.pair.ceiling_keeps_statistics:
+            facts["statistics"] = "as the adaptations"
         return facts | {k: v for k, v in flatten(self.config).items() if self.depends_on(k)}
 
     def depends_on(self, knob: str) -> bool:
@@ -239,9 +241,10 @@ def ceiling(job: Job) -> dict[str, Any]:
 
     total = ConfusionMatrix(len(job.pair.classes))
     forget_other_runs(job)
+    start, keep = ceiling_start(job), job.pair.ceiling_keeps_statistics
     for number, (train, val) in enumerate(job.pair.labelled_folds()):
         folder = job.folder / f"fold{number}"
-        task = PretrainingTask(train, job.pair.classes, job.config, start=job.pair.source_model)
+        task = PretrainingTask(train, job.pair.classes, job.config, start, keep)
         pretrain(task, LocalRun(folder, job.device))
         network = source_network(job)
         network.load_state_dict(load_state(folder)["student"])
@@ -256,3 +259,18 @@ def ceiling(job: Job) -> dict[str, Any]:
         "per_class": per_class,
         "steps": job.config.pretrain.num_steps,
     }
+
+
+def ceiling_start(job: Job) -> Path:
+    """Return the model file from which the ceiling is trained.
+
+    It is the source model, if need be with the BatchNorm statistics that the adaptations start from.
+    """
+    from sfss_ray.models.model_file import load_model, save_model
+
+    if not job.pair.ceiling_keeps_statistics:
+        return job.pair.source_model
+    model, path = load_model(job.pair.source_model), job.folder / "start.pt"
+    model.network.load_state_dict(with_target_statistics(job).state_dict())
+    save_model(path, model)
+    return path

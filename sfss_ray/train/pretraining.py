@@ -20,6 +20,7 @@ from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import load_model
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.storage.places import Place
+from sfss_ray.train.batch_norm import set_batch_norm
 from sfss_ray.train.data_parallel import autocast, distribute, share_of
 from sfss_ray.train.gradients import Batch, Learner, Metrics, StepContext, split_batch
 from sfss_ray.train.loop import Schedule, run_loop
@@ -40,6 +41,8 @@ class PretrainingTask:
     config: Config
     start: Place | None = None
     """Model file of this package to start from. None starts from random weights."""
+    keep_statistics: bool = False
+    """Whether BatchNorm keeps the statistics of `start`. Those of a few small crops are worse."""
 
 
 def pretrain(task: PretrainingTask, run: Run, watch: Watch | None = None) -> None:
@@ -100,7 +103,8 @@ class Pretraining:
     def step(self, batch: Batch, context: StepContext) -> Metrics:
         """Take one optimiser step on the cross entropy of a batch."""
         config = self.config
-        self.learner.module.train()  # the evaluation left the network in eval mode
+        # The evaluation left the network in eval mode.
+        set_batch_norm(self.learner.module, "frozen" if self.task.keep_statistics else "adapt")
         rate = learning_rate(context.step, config.num_steps, config.optim)
         set_learning_rate(self.optimizer, rate)
         parts = split_batch(batch, config.accumulate)

@@ -106,3 +106,19 @@ def test_a_pretraining_can_start_from_a_model_file(images, tmp_path):
     after = load_state(tmp_path / "run")["student"]
     for name, weight in network.named_parameters():
         torch.testing.assert_close(after[name], weight.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_batch_norm_statistics_of_the_start_are_kept_on_request(images, tmp_path, keep):
+    network = build_network("compact", len(CLASSES))
+    start = save_model(
+        tmp_path / "start.pt", SourceModel(network, "compact", class_set_of(CLASSES))
+    )
+    first = replace(task(images, num_steps=2), start=start, keep_statistics=keep)
+    pretrain(first, LocalRun(tmp_path / "run"), lambda _: {})
+    after = load_state(tmp_path / "run")["student"]
+    means = {name: value for name, value in network.state_dict().items() if "running_mean" in name}
+    assert means
+    assert all(torch.equal(after[name], value) == keep for name, value in means.items())
+    weights = dict(network.named_parameters())
+    assert not all(torch.equal(after[name], weight) for name, weight in weights.items())
