@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_rows import BASELINE, CEILING, VOTE, WITHOUT_TEACHER, Row
+from ablation_rows import BASELINE, CEILING, SELF_TRAINING, VOTE, WITHOUT_TEACHER, Row
 from domain_pairs import DomainPair
 from study_record import read_rows, write_record
 
@@ -88,18 +88,21 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
     """Return the table of mIoU, gain and gap closed, and the IoU per class. Source-only comes first."""
     mean = {entry["key"]: entry["mean"] for entry in table}
     base, top = mean.get(BASELINE.key), mean.get(CEILING.key)
+    plain = next((entry for entry in table if entry["key"] == SELF_TRAINING.key), None)
     lines = [
         f"# {pair.name}: {len(pair.images)} unlabelled target images, {len(pair.val)} scored",
         "",
         "mIoU in percent of the student at its last step, mean and standard deviation over seeds.",
         "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
         "Best step: the higher of two evaluations, half-way and at the end.",
+        "Against A1: the difference from self-training (A1) of the same seed, for each seed.",
         *external_line(any(entry.get("external") for entry in table)),
         f"`{command(pair, name)}`. Source model"
         f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",
         "",
-        "| method | regions | seeds | last step | gain | gap closed | best step | teacher, last |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | regions | seeds | last step | gain | gap closed | against A1 | best step"
+        " | teacher, last |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for entry in table:
         seeds = entry["seeds"]
@@ -113,9 +116,24 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
         last = f"{entry['mean']:.1f}" + (f" ± {entry['std']:.1f}" if len(seeds) > 1 else "")
         lines.append(
             f"| {entry['row']} | {entry['regions']} | {len(seeds)} | {last} | {gain} | {closed}"
-            f" | {best:.1f} | {teacher} |"
+            f" | {paired_differences(entry, plain)} | {best:.1f} | {teacher} |"
         )
     return "\n".join([*lines, "", *_per_class(pair, table), ""])
+
+
+def paired_differences(entry: dict[str, Any], reference: dict[str, Any] | None) -> str:
+    """Return by how much each seed of a row ends above the same seed of another row, as text.
+
+    Seeds differ by more than methods do, so differences of the same seed show what means hide.
+    """
+    if reference is None or entry["key"] == reference["key"]:
+        return ""
+    before = {result["seed"]: result["student_last"] for result in reference["seeds"]}
+    return ", ".join(
+        f"{result['student_last'] - before[result['seed']]:+.1f}"
+        for result in entry["seeds"]
+        if result["seed"] in before
+    )
 
 
 def external_line(is_external: bool) -> list[str]:
