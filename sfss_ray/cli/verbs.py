@@ -15,7 +15,6 @@ _VIEWS = tuple(
     f"evaluation.{name}" for name in ("max_size", "mode", "window", "stride", "flip", "scales")
 )
 """How a network sees an image."""
-_SCORING = ("evaluation.batch_size", *_VIEWS)
 _HELD_OUT = ("evaluation.held_out_share", "evaluation.held_out_max")
 _LABELS = ("labels_format", "labels_classes")
 _CLUSTER = ("compute.address", "compute.device")
@@ -36,7 +35,7 @@ _WORKERS = (
     "compute.loader_processes",
     "compute.max_failures",
 )
-_TRAINING = ("seed", *_LABELS, "source_weights", "white_level", "train", *_SCORING, *_HELD_OUT)
+_TRAINING = ("seed", *_LABELS, "source_weights", "white_level", "train", *_VIEWS, *_HELD_OUT)
 _ADAPTATION = (
     *_TRAINING,
     "masks",
@@ -126,7 +125,7 @@ _ALL_VERBS = (
         "sfss_ray.train.launch",
         "pretrain_source",
         "train a source model on labelled images",
-        ("seed", *_LABELS, "white_level", "pretrain", *_SCORING, *_NODES, *_WORKERS),
+        ("seed", *_LABELS, "white_level", "pretrain", *_VIEWS, *_NODES, *_WORKERS),
     ),
     Verb(
         "train",
@@ -164,7 +163,7 @@ _ALL_VERBS = (
         "sfss_ray.evaluation.scoring",
         "evaluate_model",
         "score a model on labelled images",
-        (*_LABELS, "source_weights", "white_level", *_SCORING, *_CLUSTER),
+        (*_LABELS, "source_weights", "white_level", *_VIEWS, *_CLUSTER),
     ),
     Verb(
         "data check",

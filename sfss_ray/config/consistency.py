@@ -17,6 +17,8 @@ SCORES = (
     "neighbourhood_density",
 )
 """Scores of the search that need no labels."""
+MASK_SCORES = ("mask_information", "balanced_mask_information", "anchored_information")
+"""Those that compare predictions with masks."""
 
 
 def check_stage(stage: TrainConfig | PretrainConfig, compute: ComputeConfig) -> None:

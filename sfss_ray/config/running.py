@@ -27,8 +27,6 @@ from sfss_ray.errors import ConfigError
 class EvaluationConfig:
     """How a network sees an image when it is scored, and which target images are held out."""
 
-    batch_size: PositiveInt = 1
-    """Images per forward pass. Only images of equal size share a pass."""
     max_size: Annotated[int, Range(32), Common] = 2048
     """Longest image side that the network sees, in pixels. Longer images are scaled down, and logits
     are scaled back, so that labels are always compared at their own size."""
@@ -75,7 +73,8 @@ class TuneConfig:
     """Stage 3: the joint search of settings of the training."""
 
     num_trials: Annotated[int, Range(1), Common] = 8
-    """Number of students that are trained. The first uses the config's own values."""
+    """Number of students that are trained. The first uses the config's own values. No two have the
+    same, so a space of fewer points has fewer trials."""
     space: Annotated[tuple[str, ...], Space()] = DEFAULT_SPACE
     """Settings to search, each NAME=LOW..HIGH (uniform), NAME=log:LOW..HIGH (log-uniform),
     NAME=gap:LOW..HIGH (log-uniform in 1 - value) or NAME=VALUE,VALUE,... Any train.* setting can be

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import get_origin
 
-from sfss_ray.config.consistency import check_stage
+from sfss_ray.config.consistency import check_neighbour_space, check_stage
 from sfss_ray.config.knobs import list_knobs
 from sfss_ray.config.space import Dimension, parse_space
 from sfss_ray.config.tree import Config, override
 from sfss_ray.errors import ConfigError
 
 
-def check_space(config: Config) -> None:
-    """Check that the training accepts every end of the ranges and every choice.
+def check_space(config: Config, masks_have_embeddings: bool | None = None) -> None:
+    """Check that the training accepts both ends of a range, all of its whole numbers, and every choice.
+
+    Args:
+        config: The whole config.
+        masks_have_embeddings: Of masks that exist; None where the run makes them.
 
     Raises:
         ConfigError: a setting does not exist, is not a number but has a range, or refuses a value.
@@ -36,10 +40,27 @@ def check_space(config: Config) -> None:
         is_whole_range = knob.plain is int and not dimension.choices
         if is_whole_range and not all(end.is_integer() for end in dimension.ends):
             raise ConfigError(f"tune.space has {dimension.name!r}: its values are whole numbers")
-        for end in dimension.ends:
-            value = int(end) if is_whole_range else end
+        for value in _whole_numbers(dimension) if is_whole_range else dimension.ends:
             changed = override(config, {dimension.name: value})
             check_stage(changed.train, changed.compute)
+            check_neighbour_space(changed, masks_have_embeddings)
+
+
+def _whole_numbers(dimension: Dimension) -> range:
+    return range(int(dimension.low), int(dimension.high) + 1)
+
+
+def planned_trials(config: Config) -> int:
+    """Return how many trials a search runs: `tune.num_trials`, or all points of a smaller space."""
+    points = 1
+    for dimension in parse_space(config.tune.space):
+        if dimension.choices:
+            points *= len(dimension.choices)
+        elif is_whole_number(dimension):
+            points *= len(_whole_numbers(dimension))
+        else:
+            return config.tune.num_trials
+    return min(config.tune.num_trials, points)
 
 
 def is_whole_number(dimension: Dimension) -> bool:

@@ -286,3 +286,8 @@ class PretrainConfig:
 
     def __post_init__(self):
         check_knobs(self)
+        if self.augment.class_mix > 0 or self.optim.trainable != "all":
+            raise ConfigError(
+                "pretrain.augment.class_mix and pretrain.optim.trainable have no effect on a"
+                " pretraining: leave them at 0 and all"
+            )

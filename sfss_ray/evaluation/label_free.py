@@ -269,7 +269,7 @@ class LabelFreeScores:
         self._entropy.append(-(probabilities * np.log(probabilities + 1e-12)).sum(0).mean())
         self._density.add(probabilities)
         if mask_ids is not None:
-            self._has_masks = True
+            self._has_masks |= bool((mask_ids > 0).any())
             self._information.add(predictions, mask_ids)
             if self._balanced and self._anchored:
                 assert views is not None, "the anchored score needs views"
@@ -280,7 +280,10 @@ class LabelFreeScores:
             self._agreement.add(predictions, teacher)
 
     def values(self) -> dict[str, float]:
-        """Return the scores that could be computed by name; empty without images."""
+        """Return the scores that could be computed by name; empty without images.
+
+        Those that compare predictions with masks need a mask on one of the images.
+        """
         if not self._entropy:
             return {}
         variety = Variety.of(self.histogram)
@@ -298,7 +301,10 @@ class LabelFreeScores:
         return scores
 
     def leave_one_out(self) -> dict[str, tuple[float, ...]]:
-        """Return the mask scores of all images but one, by name, in the order of the images."""
+        """Return the mask scores of all images but one, by name, in the order of the images.
+
+        Without any mask there is none.
+        """
         scores = {}
         if self._has_masks:
             scores["mask_information"] = tuple(self._information.leave_one_out().tolist())

@@ -18,7 +18,7 @@ from sfss_ray.config.consistency import (
     require_held_out,
     score_name,
 )
-from sfss_ray.config.space_check import check_space
+from sfss_ray.config.space_check import check_space, planned_trials
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.image_folder import open_images
@@ -232,7 +232,8 @@ def _check_settings(request: Request, survey: Survey) -> str:
     """Check settings that depend on each other or on the inputs; returns their description."""
     config = request.config
     check_stage(config.train, config.compute)
-    check_neighbour_space(config, survey.masks.has_embeddings if survey.masks else None)
+    has_embeddings = survey.masks.has_embeddings if survey.masks else None
+    check_neighbour_space(config, has_embeddings)
     training, held_out = split_target_images(survey.images, survey.masks, config)
     if survey.images and not training:
         raise DataError(
@@ -242,11 +243,15 @@ def _check_settings(request: Request, survey: Survey) -> str:
         check_keep(config.train, len(held_out))
     if request.kind != "tune":
         return f"{config.train.num_steps} steps"
-    check_space(config)
+    check_space(config, has_embeddings)
     score = score_name(config.tune, request.val_images is not None)
     if survey.images:
         require_held_out(score, len(held_out))
-    return f"{config.tune.num_trials} trials of {config.train.num_steps} steps, compared by {score}"
+    trials, limit = planned_trials(config), config.tune.num_trials
+    reason = (
+        f" (num_trials is {limit}, but the space has {trials} points)" if trials < limit else ""
+    )
+    return f"{trials} trials of {config.train.num_steps} steps{reason}, compared by {score}"
 
 
 def _check_output(request: Request, survey: Survey) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.config.ranges import count_range
+from sfss_ray.config.space_check import planned_trials
 from sfss_ray.errors import SfssError
 from sfss_ray.inputs.check import Survey
 from sfss_ray.inputs.request import Request, split_target_images
@@ -49,7 +50,7 @@ class WorkCounts:
         """Count the work of a request, from the inputs that its survey could check."""
         config = request.config
         _, held_out = split_target_images(survey.images, survey.masks, config)
-        trials = config.tune.num_trials if request.kind == "tune" else 0
+        trials = planned_trials(config) if request.kind == "tune" else 0
         masks = concepts = 0
         output, max_pixels = to_place(request.output_dir), config.masks.max_pixels
         if survey.concepts is not None:

@@ -61,7 +61,9 @@ def _pixel_indices(pixels: int, cells: int) -> Tensor:
 
     s is the number of pixels from one cell to the next.
     """
-    step = (pixels - 1) / max(cells - 1, 1)
+    if cells == 1:  # the cell is the whole axis
+        return torch.arange(pixels)
+    step = (pixels - 1) / (cells - 1)
     per_cell = max(1, round(step))
     offsets = (torch.arange(per_cell) - (per_cell - 1) / 2) * step / per_cell
     positions = torch.arange(cells)[:, None] * step + offsets

@@ -30,8 +30,9 @@ def global_mean(total: Tensor, weight: Tensor) -> Tensor:
         total: This worker's weighted sum, with its graph.
         weight: Of the same shape, this worker's sum of weights.
     """
-    weight_of_all = sum_over_workers(weight.detach()).clamp(min=1e-6)
-    return total * world_size() / weight_of_all
+    weight_of_all = sum_over_workers(weight.detach())
+    mean = total * world_size() / weight_of_all.clamp(min=1e-6)
+    return torch.where(weight_of_all > 0, mean, 0.0 * total)
 
 
 def mean_over_workers(values: dict[str, float], device: torch.device) -> dict[str, float]:

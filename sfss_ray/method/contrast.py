@@ -14,7 +14,7 @@ from sfss_ray.config import TrainConfig
 from sfss_ray.method.anchors import ImageAnchors, draw_anchors
 from sfss_ray.method.boundary_rings import draw_ring_pairs, sum_ring_contrast
 from sfss_ray.method.cell_grid import cell_mask_ids
-from sfss_ray.method.collective import global_mean, world_size
+from sfss_ray.method.collective import global_mean
 from sfss_ray.method.contrast_net import NetworkOutput
 from sfss_ray.method.losses import Push, pull
 from sfss_ray.method.mask_table import CellPredictions, MaskOrigins, MaskTable, describe_masks
@@ -130,8 +130,8 @@ def contrast_losses(
 
     Returns:
         `loss_ins` and `loss_cls`, means over the anchors of all workers, 0 without anchors or where
-        `contrast_weight` is 0. `loss_ring` the same where `ring_weight` is above 0. `masks` per image,
-        share of `reliable` masks, number of `anchors`.
+        `contrast_weight` is 0. `loss_ring` the same where `ring_weight` is above 0. `masks` and
+        `anchors` per image, share of `reliable` masks.
     """
     embeddings = student.embeddings
     # max, because argmax is four times slower on a CPU. Both return the first of equals.
@@ -157,15 +157,17 @@ def contrast_losses(
 
     num_masks = sum(len(table) for table in masks.tables)
     num_reliable = sum(int(table.reliable.sum()) for table in masks.tables)
-    counts = embeddings.new_tensor([num_masks, len(masks.tables), num_reliable, num_masks])
-    totals, weights = torch.cat([sums, counts]).view(4, 2).unbind(1)
-    loss_ins, loss_cls, masks_per_image, reliable = global_mean(totals, weights).unbind()
+    num_images = len(masks.tables)
+    counts = embeddings.new_tensor([num_masks, num_images, num_reliable, num_masks])
+    num_anchors, images = sums[1:2].detach(), counts[1:2]
+    totals, weights = torch.cat([sums, counts, num_anchors, images]).view(5, 2).unbind(1)
+    loss_ins, loss_cls, masks_per_image, reliable, anchors = global_mean(totals, weights).unbind()
     return rings | {
         "loss_ins": loss_ins,
         "loss_cls": loss_cls,
         "masks": masks_per_image,
         "reliable": reliable,
-        "anchors": sums[1].detach() * world_size(),  # their mean over the workers is logged
+        "anchors": anchors,
     }
 
 

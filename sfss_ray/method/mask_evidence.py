@@ -44,8 +44,8 @@ class MaskPixels:
         return numbers[numbers % self.ids_per_image > 0]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of per-pixel values (P, ...) over each mask: (M, ...)."""
-        total = values.new_zeros((self.num_masks, *values.shape[1:]))
+        """Return the mean of per-pixel values (P, C) over each mask: (M, C)."""
+        total = values.new_zeros((self.num_masks, values.shape[1]))
         return total.index_add_(0, self.owner, values) / self._pixels.clamp(min=1)[:, None]
 
 

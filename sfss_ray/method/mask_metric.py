@@ -116,7 +116,8 @@ def _draw_cells(numbers: Tensor, grid: tuple[int, ...], seed: int) -> Tensor:
     height, width = grid
     chosen = []
     for number in numbers.tolist():
-        generator = torch.Generator().manual_seed((seed * _STREAM + 1) * 1_000_003 + int(number))
+        stream = (seed * _STREAM + 1) * 1_000_003 + int(number)
+        generator = torch.Generator().manual_seed(stream % 2**63)
         coarse = torch.rand(_BLOCKS, _BLOCKS, generator=generator) < _PART
         rows = torch.arange(height) * _BLOCKS // height
         columns = torch.arange(width) * _BLOCKS // width

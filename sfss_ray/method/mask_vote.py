@@ -1,8 +1,8 @@
 """The vote of the masks: pseudo-labels that agree within each mask.
 
 `majority` gives every pixel of a mask the class that most of its pixels have, as label-space methods
-with SAM do. `pooled` weighs a pixel's own evidence against its mask's, as logarithmic opinion pools do
-(Genest and Zidek 1986):
+with SAM do. Its confidence is the mean probability of that class in the mask. `pooled` weighs a pixel's
+own evidence against its mask's, as logarithmic opinion pools do (Genest and Zidek 1986):
 
     log P(c | pixel) = (1 - w) s_pixel(c) + w * mean over mask of s(c)
 
@@ -58,16 +58,17 @@ def relabel(evidence: Evidence, config: LossConfig) -> tuple[Tensor, Tensor]:
     if config.mask_vote != "none":
         if config.mask_vote == "majority":
             of_masks = masks.mean(F.one_hot(labels, classes).to(scores.dtype))
-            pooled = of_masks[masks.owner]
+            voted_labels = of_masks.argmax(1)[masks.owner]
+            probabilities = masks.mean(scores.softmax(1))[masks.owner]
+            voted_confidence = probabilities.gather(1, voted_labels[:, None])[:, 0]
         else:
             of_masks = evidence.of_masks
             pooled = (1 - config.vote_weight) * scores + config.vote_weight * of_masks[masks.owner]
-            pooled = pooled.softmax(1)
+            voted_confidence, voted_labels = pooled.softmax(1).max(1)
         # An impure mask probably joins objects, so its pixels keep their own labels.
         agrees = (labels == of_masks.argmax(1)[masks.owner]).to(scores.dtype)[:, None]
         pure = masks.mean(agrees)[:, 0] >= config.vote_min_purity
         voting = masks.inside & pure[masks.owner]
-        voted_confidence, voted_labels = pooled.max(1)
         labels = torch.where(voting, voted_labels, labels)
         confidence = torch.where(voting, voted_confidence, confidence)
     return labels.view(evidence.shape), confidence.view(evidence.shape)

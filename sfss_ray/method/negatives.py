@@ -17,12 +17,12 @@ def allowed_negative_classes(table: MaskTable, unlabelled_top_k: int) -> np.ndar
 
     They may if the class is not among the mask's most probable ones. For a reliable mask that is its own
     class, so two instances of one class are never pushed apart. For other masks it is the
-    `unlabelled_top_k` most probable classes.
+    `unlabelled_top_k` most probable classes, or all but the least probable one where there are fewer.
     """
     likely = table.probabilities
     # Stable: of equal probabilities the first ranks first, as in the argmax that is the mask's label.
     rank = (-likely).argsort(axis=1, kind="stable").argsort(axis=1)
-    excluded = np.where(table.reliable, 1, min(unlabelled_top_k, likely.shape[1] - 1))
+    excluded = np.where(table.reliable, 1, max(1, min(unlabelled_top_k, likely.shape[1] - 1)))
     return rank >= excluded[:, None]
 
 

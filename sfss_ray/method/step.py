@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfss_ray.config import LossConfig, TrainConfig
 from sfss_ray.method.cell_grid import cell_means
 from sfss_ray.method.class_mix import mix_classes
-from sfss_ray.method.collective import global_mean, sum_over_workers
+from sfss_ray.method.collective import global_mean, sum_over_workers, world_size
 from sfss_ray.method.contrast import contrast_losses, fetch_pair_inputs
 from sfss_ray.method.contrast_net import ContrastNet, NetworkOutput
 from sfss_ray.method.losses import entropy_sum, rule_out_sum, segmentation_loss
@@ -22,6 +22,9 @@ from sfss_ray.method.output_contrast import contrast_outputs
 from sfss_ray.method.pseudo_labels import pixel_weights
 from sfss_ray.method.teacher_view import TeacherView, predict_teacher
 from sfss_ray.models.segmenter import Segmenter
+
+_LEAST_KEPT = 0.05
+"""Share of pixels that the rule-out contrast is divided by where L_seg keeps fewer."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,9 @@ def _metric_part(
     nothing = sum(
         (parameter.sum() for parameter in space.parameters()), output.logits.new_zeros(())
     )
-    if view.metric is None:
-        return 0.0 * (nothing + output.mask_features.sum())
+    if view.metric is None:  # other workers may have masks, and this one takes part in their mean
+        none = 0.0 * (nothing + output.mask_features.sum())
+        return global_mean(none, output.logits.new_zeros(()))
     part = metric_loss(output.mask_features, batch, view.metric, space, neighbours, options)
     return part + 0.0 * nothing
 
@@ -184,7 +188,8 @@ def mask_losses(
     """Return weight and value of each loss in which masks act on the student's outputs.
 
     The rule-out contrast is summed over the pixels that L_seg leaves out, and divided by the number of
-    those it keeps, on all workers. So a pixel left out weighs as much as one that is kept.
+    those it keeps, on all workers. So a pixel left out weighs as much as one that is kept, unless fewer
+    than 5 % are kept: the divisor never falls below that.
 
     Args:
         logits: (B, C, H, W) of the student.
@@ -197,7 +202,11 @@ def mask_losses(
     if view.plausible is not None:
         accepted = weights > 0
         total = rule_out_sum(logits, view.plausible, ~accepted)
-        part = global_mean(total, accepted.float().sum())
+        counts = torch.stack(
+            [accepted.sum(), accepted.new_tensor(accepted.numel(), dtype=torch.long)]
+        )
+        num_kept, num_pixels = sum_over_workers(counts)
+        part = total * world_size() / torch.maximum(num_kept, _LEAST_KEPT * num_pixels)
         losses["loss_rule_out"] = (config.rule_out_weight, part)
     if view.pixel_probabilities is not None:
         part = contrast_outputs(

@@ -32,9 +32,7 @@ from sfss_ray.runtime.run_folder import claim, refuse_other_run
 from sfss_ray.storage.files import lasting_place
 from sfss_ray.storage.places import ObjectPath, Place, parsed, to_place
 
-_SCORING_KNOBS = {
-    f"evaluation.{name}" for name in ("batch_size", "held_out_share", "held_out_max", "pictures")
-}
+_SCORING_KNOBS = {f"evaluation.{name}" for name in ("held_out_share", "held_out_max", "pictures")}
 """Knobs of `evaluation` that no prediction depends on."""
 
 

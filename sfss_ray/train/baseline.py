@@ -17,6 +17,11 @@ SELF_TRAINING: dict[str, Any] = {
     "train.loss.prior_power": 0.0,
     "train.loss.concept_weight": 0.0,
     "train.loss.source_vote": 0.0,
+    "train.loss.label_space": "pseudo_labels",
+    "train.loss.rule_out_weight": 0.0,
+    "train.loss.output_weight": 0.0,
+    "train.loss.ring_weight": 0.0,
+    "train.loss.neighbour_weight": 0.0,
 }
 """Knobs by which plain self-training differs from the method."""
 BASELINE_FOLDER, BASELINE_NAME = "self_training", "self-training"

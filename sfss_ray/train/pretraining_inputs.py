@@ -41,6 +41,8 @@ class PretrainingInputs:
     """Images that mIoU is reported on, empty without validation labels."""
     labels_format: str
     """Encoding of the training labels, as recognised or named."""
+    label_classes: ClassSet
+    """Classes that the training labels hold."""
     white_level: float | None
     """White in training images of more than 8 bits, None for images of 8 bits."""
     network: Segmenter
@@ -54,6 +56,8 @@ class PretrainingInputs:
             "seed": config.seed,
             "inputs.classes": list(self.classes.classes),
             "inputs.labels_format": self.labels_format,
+            "inputs.label_classes": list(self.label_classes.classes),
+            "inputs.white_level": self.white_level,
             "inputs.images": len(self.training),
             "inputs.image_ids_sha256": hash_of_ids(self.training),
         }
@@ -93,5 +97,12 @@ def check_pretraining(
     config, line = with_crop_size(config, "pretrain", folder.pairs, network.size_multiple)
     progress(f"crops: {line}")
     return PretrainingInputs(
-        classes, folder.pairs, labelled, folder.format, white_level, network, config
+        classes,
+        folder.pairs,
+        labelled,
+        folder.format,
+        folder.label_classes,
+        white_level,
+        network,
+        config,
     )

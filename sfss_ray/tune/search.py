@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from sfss_ray.config import Config, override
-from sfss_ray.config.consistency import require_held_out, score_name
+from sfss_ray.config.consistency import MASK_SCORES, require_held_out, score_name
 from sfss_ray.errors import ConfigError, OutputError
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
@@ -110,7 +110,7 @@ def _require_masks(score: str, prepared: Prepared) -> None:
 
     All trials would have the same score.
     """
-    if "mask_information" not in score:
+    if score not in MASK_SCORES:
         return
     if not prepared.store.count(image.image_id for image in prepared.held_out):
         raise ConfigError(

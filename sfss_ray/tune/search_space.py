@@ -9,6 +9,7 @@ from typing import Any
 
 from sfss_ray.config import Config, flatten
 from sfss_ray.config.space import Dimension, parse_space
+from sfss_ray.config.space_check import is_whole_number
 
 Point = dict[str, Any]
 """A point of the search space by coordinate. A coordinate is a setting's dotted name, or `gap.NAME` for
@@ -49,4 +50,5 @@ def _start(dimension: Dimension, value: Any) -> Any:
     if dimension.choices:
         return value if value in dimension.choices else dimension.choices[0]
     low, high = coordinate_range(dimension)
-    return min(max(1.0 - value if dimension.scale == "gap" else value, low), high)
+    clamped = min(max(1.0 - value if dimension.scale == "gap" else value, low), high)
+    return int(clamped) if is_whole_number(dimension) else clamped

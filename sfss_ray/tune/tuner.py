@@ -11,7 +11,7 @@ from typing import Any
 
 from sfss_ray.config import Config
 from sfss_ray.config.space import Dimension, parse_space
-from sfss_ray.config.space_check import is_whole_number
+from sfss_ray.config.space_check import is_whole_number, planned_trials
 from sfss_ray.runtime.progress import ProgressSink
 from sfss_ray.runtime.resources import (
     TRIAL_DRIVER_CPUS,
@@ -98,7 +98,8 @@ def _domain(dimension: Dimension) -> Any:
 def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
     """Return the tuner of a new search, or that of an interrupted one."""
     import ray.tune
-    from ray.tune.search.optuna import OptunaSearch
+
+    from sfss_ray.tune.distinct_search import DistinctSearch
 
     storage, name = ray_storage(plan.folder / "ray"), "search"
     trainable = ray.tune.with_resources(
@@ -121,9 +122,9 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
         tune_config=ray.tune.TuneConfig(
             metric=GUARDED,
             mode="max",
-            num_samples=config.tune.num_trials,
+            num_samples=planned_trials(config),
             max_concurrent_trials=concurrent_trials,
-            search_alg=OptunaSearch(
+            search_alg=DistinctSearch(
                 metric=GUARDED,
                 mode="max",
                 seed=config.seed,

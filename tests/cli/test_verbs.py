@@ -53,7 +53,7 @@ def test_together_the_verbs_use_every_knob():
         ("train", "train.loss.temperature", "masks.regions"),
         ("adapt", "compute.mask_actors", "compute.concurrent_trials"),
         ("tune", "compute.concurrent_trials", "pretrain.network"),
-        ("predict", "compute.predict_actors", "evaluation.batch_size"),
+        ("predict", "compute.predict_actors", "evaluation.held_out_share"),
         ("export", "seed", "compute.device"),
     ],
 )

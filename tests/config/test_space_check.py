@@ -4,7 +4,7 @@ import pytest
 
 from sfss_ray.config import Config, override
 from sfss_ray.config.space import parse_space
-from sfss_ray.config.space_check import check_space, is_whole_number
+from sfss_ray.config.space_check import check_space, is_whole_number, planned_trials
 from sfss_ray.errors import ConfigError
 
 
@@ -50,6 +50,35 @@ def test_values_that_do_not_fit_the_workers_are_refused():
     config = override(config_of("train.batch_size=4,6"), {"compute.num_workers": 4})
     with pytest.raises(ConfigError, match="batch_size is 6 but there are 4 workers"):
         check_space(config)
+
+
+def test_every_whole_number_of_a_range_is_checked():
+    config = override(config_of("train.batch_size=4..8"), {"compute.num_workers": 2})
+    with pytest.raises(ConfigError, match="batch_size is 5 but there are 2 workers"):
+        check_space(config)
+
+
+def test_masks_that_a_choice_needs_are_checked():
+    space = config_of("train.loss.neighbour_space=geometry,sam")
+    config = override(space, {"train.loss.neighbour_weight": 1.0})
+    with pytest.raises(ConfigError, match=r"masks\.embeddings is off"):
+        check_space(config)
+    with pytest.raises(ConfigError, match="the given masks have no embeddings"):
+        check_space(config, masks_have_embeddings=False)
+    check_space(config, masks_have_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    ("space", "trials"),
+    [
+        (["train.batch_norm=auto,frozen"], 2),
+        (["train.batch_norm=auto,frozen,target", "train.batch_size=2..3"], 6),
+        (["train.batch_norm=auto,frozen", "train.loss.vote_weight=0..1"], 8),
+        (["train.pairs.negatives=64..128"], 8),
+    ],
+)
+def test_a_small_space_has_fewer_trials(space, trials):
+    assert planned_trials(config_of(*space)) == trials
 
 
 def test_whole_numbers_are_told_from_others():

@@ -8,6 +8,7 @@ from knob_cases import assert_refused, cases
 from sfss_ray.config import (
     AugmentConfig,
     LossConfig,
+    OptimConfig,
     PretrainConfig,
     TrainConfig,
 )
@@ -60,3 +61,11 @@ def test_the_ramp_lies_within_the_training(ramp, fine):
 def test_the_augmentations_max_size_may_be_none():
     assert AugmentConfig().max_size is None
     assert AugmentConfig(max_size=32).max_size == 32
+
+
+@pytest.mark.parametrize(
+    "values", [{"augment": AugmentConfig(class_mix=0.5)}, {"optim": OptimConfig(trainable="norm")}]
+)
+def test_a_pretraining_refuses_settings_without_effect(values):
+    with pytest.raises(ConfigError, match="have no effect on a pretraining: leave them"):
+        PretrainConfig(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -23,6 +24,24 @@ def test_a_crop_samples_the_positions_of_the_formula():
         column = 5.5 + (j + 0.5) / 1.6 - 0.5
         # OpenCV interpolates with positions rounded to 1/32 of a pixel.
         assert crop[i, j, :2] == pytest.approx([row, column], abs=1 / 32)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_reads_the_pixels_that_a_sampling_of_the_whole_image_reads(flip):
+    image = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    for top, left, scale in ((-2.0, -1.5, 0.7), (13.37, 21.11, 1.9), (33.0, 50.6, 1.0)):
+        geometry = Geometry(top, left, scale, flip, (30, 28))
+        x, y = np.meshgrid(geometry.columns(), geometry.rows())
+        whole = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        assert np.array_equal(geometry.apply_to_image(image), whole)
+
+
+def test_images_wider_than_a_short_integer_are_cropped():
+    image = np.zeros((40, 40_000, 3), np.uint8)
+    image[:, 39_990:] = 200
+    crop = Geometry(0.0, 39_968.0, 1.0, False, (32, 32)).apply_to_image(image)
+    assert crop[:, :22].max() == 0
+    assert crop[:, 22:].min() == 200
 
 
 def test_a_flipped_crop_is_the_mirrored_crop():

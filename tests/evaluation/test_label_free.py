@@ -289,6 +289,16 @@ def test_scores_without_masks_or_teacher_are_left_out():
     assert not {"mask_information", "agreement"} & set(scores.values())
 
 
+def test_an_image_without_a_mask_has_no_mask_scores():
+    scores = LabelFreeScores(3)
+    scores.add(probabilities(8), np.zeros((6, 8), int))
+    assert "mask_information" not in scores.values()
+    assert scores.leave_one_out() == {}
+    scores.add(probabilities(9), np.ones((6, 8), int))
+    assert scores.values()["mask_information"] == 0
+    assert len(scores.leave_one_out()["mask_information"]) == 2
+
+
 def test_lower_entropy_ranks_higher():
     assert worth("entropy", 0.2) > worth("entropy", 0.9)
     assert worth("agreement", 0.2) < worth("agreement", 0.9)

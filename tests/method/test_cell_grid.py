@@ -35,6 +35,14 @@ def test_means_are_of_the_pixels_around_the_position_of_a_cell(grid, size, align
             assert error.abs().max() <= 1.0, axis
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_single_cell_is_the_whole_image(align_corners):
+    values = torch.arange(24.0).view(1, 1, 4, 6)
+    assert cell_means(values, (1, 1), align_corners).item() == values.mean()
+    rows = cell_means(values, (1, 6), align_corners)
+    assert torch.equal(rows, values.mean(2, keepdim=True))
+
+
 def test_equal_blocks_would_be_far_off_for_a_network_with_aligned_corners():
     blocks = cell_means(ramp((512, 512)), (65, 65))[0, 1, 0]
     position = torch.arange(65) * 511 / 64

@@ -52,3 +52,12 @@ def test_a_process_group_of_one_changes_no_value(tmp_path):
         assert torch.equal(sum_over_workers(rows), rows)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_global_mean_of_something_without_weight_is_zero_too():
+    total = torch.tensor([5.0, 6.0], requires_grad=True)
+    mean = global_mean(total, torch.tensor([0.0, 2.0]))
+    assert mean.tolist() == [0.0, 3.0]
+    mean.sum().backward()
+    assert total.grad is not None
+    assert total.grad.tolist() == [0.0, 0.5]

@@ -128,6 +128,12 @@ def test_the_student_sees_a_part_that_the_sample_decides():
     assert first != loss_of(space, features, other, targets, ring)
 
 
+def test_every_seed_of_a_run_is_taken():
+    space, features, batch, targets, ring = drawn()
+    options = MetricOptions(OPTIONS.temperature, 2**31 - 1)
+    assert torch.isfinite(metric_loss(features, batch, targets, space, ring, options))
+
+
 def test_training_on_it_brings_views_of_a_mask_together():
     space, _, batch, targets, ring = drawn()
     features = torch.randn(2, 5, 2, 2, generator=torch.Generator().manual_seed(6))

@@ -41,18 +41,20 @@ def slow_relabel(probabilities, ids, prior, config):
         for k in set(ids[b].flatten().tolist()) - {0}:
             inside = (ids[b] == k).numpy()
             if config.mask_vote == "majority":
-                votes = np.bincount(label[inside], minlength=len(power)) / inside.sum()
+                votes = np.bincount(label[inside], minlength=len(power))
+                mean_probability = corrected[:, inside].mean(1)[votes.argmax()]
             else:
                 votes = np.exp(np.log(corrected[:, inside]).mean(1))
             purity = (label[inside] == votes.argmax()).mean()
             if purity < config.vote_min_purity:
                 continue
             for y, x in np.argwhere(inside):
-                pooled = votes
-                if config.mask_vote == "pooled":
-                    w = config.vote_weight
-                    pooled = corrected[:, y, x] ** (1 - w) * votes**w
-                    pooled = pooled / pooled.sum()
+                if config.mask_vote == "majority":
+                    labels[b, y, x], confidence[b, y, x] = votes.argmax(), mean_probability
+                    continue
+                w = config.vote_weight
+                pooled = corrected[:, y, x] ** (1 - w) * votes**w
+                pooled = pooled / pooled.sum()
                 labels[b, y, x], confidence[b, y, x] = pooled.argmax(), pooled.max()
     return labels, confidence
 

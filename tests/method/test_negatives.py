@@ -43,6 +43,17 @@ def test_a_reliable_mask_never_has_its_own_class_among_negatives_even_in_a_tie()
     assert not own_class_allowed.any()
 
 
+def test_the_only_class_is_no_negative():
+    table = random_scene(0, classes=2).table(PairConfig(min_cells=1))
+    masks = len(table.label)
+    only = vars(table) | {
+        "probabilities": np.ones((masks, 1), np.float32),
+        "label": np.zeros(masks, int),
+        "reliable": np.zeros(masks, bool),
+    }
+    assert not allowed_negative_classes(MaskTable(**only), 3).any()
+
+
 def test_negatives_are_uniform_over_classes_and_semi_hard():
     config = PairConfig(negatives=400, anchors_per_image=8, unlabelled_top_k=1)
     d = draw(6, config, bank=200, classes=4, masks=12)

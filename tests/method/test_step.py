@@ -160,7 +160,7 @@ def test_a_mask_is_no_positive_of_itself_until_the_bank_remembers_it():
     _, parts = networks.step(quadrants())
     assert parts["reliable"] == 1
     assert parts["masks"] == 4
-    assert parts["anchors"] == 4 * 16
+    assert parts["anchors"] == 4 * 16  # of one image
     assert parts["loss_ins"] > 0
     assert parts["loss_cls"] == 0
     _, parts = networks.step(quadrants())
@@ -354,6 +354,18 @@ def test_the_rule_out_part_counts_left_out_pixels_over_kept_ones():
     plausible = torch.zeros_like(logits).scatter_(1, view.plausible, 1.0)
     per_pixel = -(logits.softmax(1) * plausible).sum(1).log()
     expected = per_pixel[left_out].sum() / (~left_out).sum()
+    assert parts["loss_rule_out"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_the_rule_out_part_is_bounded_where_no_pixel_is_kept():
+    networks = StepNetworks(**NEWS | {"loss__thresholds": "paper_like", "loss__confidence": 1.0})
+    batch = drawn_batch([0, 1])
+    _, parts = networks.step(batch)
+    assert parts["kept"] == 0
+    view = predict_teacher(networks.teacher, batch, networks.memory, networks.config.loss)
+    logits = F.interpolate(networks.student(batch["strong"])[0], size=(64, 64), mode="bilinear")
+    plausible = torch.zeros_like(logits).scatter_(1, view.plausible, 1.0)
+    expected = -(logits.softmax(1) * plausible).sum(1).log().mean() / 0.05
     assert parts["loss_rule_out"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 

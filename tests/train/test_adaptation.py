@@ -471,6 +471,17 @@ def test_an_accumulated_batch_trains_as_the_whole_batch(root, source, tmp_path):
     assert record["loss"] == pytest.approx(of_parts["loss"], rel=1e-5)
 
 
+def test_the_log_counts_the_anchors_of_an_image_however_the_batch_is_split(root, source, tmp_path):
+    plain = {"batch_norm": "frozen", "loss__ramp": (0.0, 0.0)}
+    whole = small_config(num_steps=2, batch_size=4, **plain)
+    adapt(root, source, whole, tmp_path / "whole")
+    adapt(root, source, override(whole, {"train.accumulate": 2}), tmp_path / "parts")
+    record, of_parts = (read_progress(tmp_path / name)[-1] for name in ("whole", "parts"))
+    assert record["masks"] == of_parts["masks"]
+    # A part has fewer prototypes, so a few of its anchors may have no negative.
+    assert record["anchors"] >= of_parts["anchors"] > 0.7 * record["anchors"] > 0
+
+
 def write_concepts(folder, root, seed=0):
     """Masks with classes for each image but one: the true tiles of a class, with random scores."""
     rng, rows = np.random.default_rng(seed), []

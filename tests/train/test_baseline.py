@@ -39,7 +39,10 @@ def trainings(monkeypatch) -> list:
 
 def test_a_baseline_has_the_seed_and_steps_of_the_run_and_no_masks(trainings, tmp_path: Path):
     values = {"seed": 5, "train.num_steps": 7, "train.ema_momentum": 0.9}
-    config = override(Config(), values | {"train.loss.source_vote": 0.25})
+    others = {"source_vote": 0.25, "label_space": "entropy", "rule_out_weight": 1.0}
+    others |= {"output_weight": 0.5, "ring_weight": 0.5, "neighbour_weight": 1.0}
+    values |= {f"train.loss.{name}": value for name, value in others.items()}
+    config = override(Config(), values)
     prepared, records, lines = Prepared(), [], []
     result = train_baseline(
         prepared,  # pyright: ignore[reportArgumentType]

@@ -50,6 +50,16 @@ def test_the_record_has_what_decides_the_result(root):
     assert {k for k in record if record[k] != changed[k]} == {"pretrain.optim.learning_rate"}
 
 
+def test_the_record_names_the_classes_and_the_white_level_of_the_training_labels(root):
+    names = ",".join(CLASSES)
+    orders = [names, ",".join(CLASSES[::-1])]
+    configs = [override(CONFIG, {"labels_classes": order}) for order in orders]
+    records = [check(root, config).record(config) for config in configs]
+    assert records[0]["inputs.label_classes"] == list(CLASSES)
+    assert {k for k in records[0] if records[0][k] != records[1][k]} == {"inputs.label_classes"}
+    assert records[0]["inputs.white_level"] is None
+
+
 def test_the_crop_is_chosen_from_the_labelled_images(root):
     lines: list[str] = []
     folders = LabelledFolders(root / "images", root / "labels")

@@ -76,6 +76,13 @@ SCENARIOS = {
         "loss__metric_weight": 0.5,
         "augment__class_mix": 0.7,
     },
+    "learned_space_some_without_masks": FROZEN
+    | {
+        "num_steps": 3,
+        "loss__neighbour_weight": 1.0,
+        "loss__neighbour_space": "learned",
+        "loss__metric_weight": 0.5,
+    },
     "uneven": FROZEN | {"num_steps": 2, "batch_size": 3, "loss__mask_vote": "pooled"},
     "uneven_pairs": FROZEN
     | {
@@ -110,7 +117,11 @@ CHANGED_KNOBS = SCENARIOS["masks_in_label_space"] | {
 }
 FINER_LOGITS = "finer_logits"
 """The scenario of a network whose logits are finer than the cells of its contrast."""
-WITHOUT_MASKS = {"some_without_masks": (0, 2, 4), "all_without_masks": tuple(range(6))}
+WITHOUT_MASKS = {
+    "some_without_masks": (0, 2, 4),
+    "learned_space_some_without_masks": (0, 2, 4),
+    "all_without_masks": tuple(range(6)),
+}
 
 
 class RankRun(LocalRun):

@@ -11,7 +11,7 @@ import pytest
 from train_samples import adaptation_task, sharp_source, small_config, write_dataset
 
 from sfss_ray.config import Config, TuneConfig, override
-from sfss_ray.config.consistency import SCORES, require_held_out, score_name
+from sfss_ray.config.consistency import MASK_SCORES, SCORES, require_held_out, score_name
 from sfss_ray.errors import ConfigError, TrainingError
 from sfss_ray.models.source import open_source
 from sfss_ray.runtime import cluster
@@ -103,8 +103,9 @@ def test_missing_masks_and_images_are_refused_before_trials_run(prepared, tmp_pa
     bare = write_dataset(tmp_path / "bare", count=1, without_masks=(0,))
     images = adaptation_task(bare, tmp_path, small_config()).images
     no_masks = Prepared(prepared.source, images, images, (), str(bare / "masks"))
-    with pytest.raises(ConfigError, match=r"'mask_information' but the 1 held-out images have no"):
-        run(no_masks, tmp_path / "run", score="mask_information")
+    for score in ("auto", *MASK_SCORES):
+        with pytest.raises(ConfigError, match=r"_information' but the 1 held-out images have no"):
+            run(no_masks, tmp_path / "run", score=score)
     with pytest.raises(ConfigError, match=r"raise\s+evaluation\.held_out_share above 0"):
         run(dataclasses.replace(prepared, held_out=()), tmp_path / "run", score="entropy")
     assert plans == []

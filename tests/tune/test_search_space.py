@@ -31,6 +31,13 @@ def test_values_outside_the_ranges_are_clamped():
     assert start_point(config) == {TEMPERATURE: 0.7, CONTRAST_WEIGHT: 0.01, EMA_GAP: 1e-4}
 
 
+def test_whole_numbers_stay_whole_numbers():
+    space = ("train.batch_size=8..16", "train.pairs.negatives=log:1024..2048")
+    point = start_point(config_of(*space, **{"train.batch_size": 4}))
+    assert point == {"train.batch_size": 8, "train.pairs.negatives": 1024}
+    assert {type(value) for value in point.values()} == {int}
+
+
 def test_a_choice_starts_from_the_own_value_or_the_first():
     space = ("train.batch_norm=frozen,auto", "train.loss.teacher_flip=true,false")
     assert start_point(config_of(*space)) == {

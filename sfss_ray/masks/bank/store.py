@@ -224,6 +224,7 @@ class MaskStore:
         return np.array([[0.0] * width, *rows], np.float32)
 
     def _read_embeddings(self, image_id: str) -> list[list[float]]:
+        self._require_masks(image_id)
         return self._read(image_id, lambda shard, row: _read_embeddings(shard, row, image_id))
 
     @functools.cached_property
@@ -257,8 +258,17 @@ class MaskStore:
         required = range(int(columns.min()), int(columns.max()) + 1) if len(columns) else range(0)
         return self._painted(image_id, painting, required).at(rows, columns)
 
+    def _require_masks(self, image_id: str) -> None:
+        """Raise DataError for an image whose row says why it has no masks."""
+        if image_id in self.errors:
+            raise DataError(
+                f"image {image_id!r} has no masks in {str(self.location)!r}"
+                f" ({self.errors[image_id]}): repair the image, and make its masks again"
+            )
+
     def _painted(self, image_id: str, painting: str, columns: range | None) -> PaintedRuns:
         """Return the painted image, or only its `columns` if the cache is full."""
+        self._require_masks(image_id)
 
         def paint(shard: Shard, row: int) -> PaintedRuns:
             paint_columns = partial(_paint_row, shard, row, image_id, painting)

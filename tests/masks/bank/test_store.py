@@ -63,7 +63,10 @@ def test_the_store_describes_its_folder(store, rows):
 def test_unreadable_images_have_rows_with_the_reason(store):
     assert store.errors == {"broken": "the file is empty (0 bytes)"}
     assert "broken" in store
-    assert store.id_map("broken").shape == (0, 0)
+    assert store.load("broken")["masks"] == []
+    for read in (store.id_map, store.geometry):
+        with pytest.raises(DataError, match=r"'broken' has no masks .*the file is empty"):
+            read("broken")
 
 
 def test_images_without_masks_have_an_empty_map(store):
