@@ -124,7 +124,7 @@ def adapt(
         sam_type: Architecture of the SAM checkpoint; auto recognises it by its weights.
         masks: Folder of existing masks (`generate_masks`, `import_masks`); none are made then.
         val_images: Labelled images, used to report mIoU only.
-        val_labels: Their label maps, in any encoding that `config.labels_format` names or recognises.
+        val_labels: Their label maps, see `config.labels_format`.
         config: Every knob; see `sfss_ray.Config`.
         trackers: Experiment trackers: tensorboard, mlflow, wandb; in Python also a `Tracker`.
         progress: Called with a line of text as the work proceeds.

@@ -73,8 +73,8 @@ class TuneConfig:
     """Stage 3: the joint search of settings of the training."""
 
     num_trials: Annotated[int, Range(1), Common] = 8
-    """Number of students that are trained. The first uses the config's own values. No two have the
-    same, so a space of fewer points has fewer trials."""
+    """Students to train, each with other values. The first has the config's own. A space of fewer
+    points has fewer trials."""
     space: Annotated[tuple[str, ...], Space()] = DEFAULT_SPACE
     """Settings to search, each NAME=LOW..HIGH (uniform), NAME=log:LOW..HIGH (log-uniform),
     NAME=gap:LOW..HIGH (log-uniform in 1 - value) or NAME=VALUE,VALUE,... Any train.* setting can be

@@ -196,10 +196,14 @@ class _CheckedPairs:
 def _check_pairs(
     folder: LabelledFolder, target: ClassSet, options: PairOptions, progress: ProgressSink
 ) -> _CheckedPairs:
-    """Read all label maps and check ids and sizes."""
+    """Read all images and label maps, and check ids and sizes.
+
+    A damaged image must be found here: a training that meets it hours later cannot be resumed with a
+    repaired one.
+    """
     checked = _CheckedPairs()
-    bar = Progress(f"checked {options.role} labels", len(folder.pairs), progress)
-    for facts in scan_pairs(folder.pairs):
+    bar = Progress(f"checked {options.role} images and labels", len(folder.pairs), progress)
+    for facts in scan_pairs(folder.pairs, read_pixels=True):
         _refuse_damaged(facts, target)
         if not facts.sizes_differ:
             checked.pairs.append(facts.pair)
@@ -258,7 +262,7 @@ def warn_of_binary_labels(folder: LabelledFolder, histogram: np.ndarray) -> str:
 def _refuse_damaged(facts: PairFacts, target: ClassSet) -> None:
     """Raise a DataError for a pair that cannot be read or whose labels contain an invalid id."""
     if facts.errors:
-        raise DataError(facts.errors[0])
+        raise DataError(f"{facts.errors[0]}: repair the file, or remove it and its partner")
     decoding, path = facts.pair.decoding, str(facts.pair.label_path)
     assert decoding is not None
     unknown_ids = decoding.unknown_ids(facts.histogram.nonzero()[0].tolist())

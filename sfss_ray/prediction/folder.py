@@ -28,6 +28,7 @@ from sfss_ray.runtime import cluster
 from sfss_ray.runtime.devices import choose_device
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
+from sfss_ray.runtime.run_claim import claimed
 from sfss_ray.runtime.run_folder import claim, refuse_other_run
 from sfss_ray.storage.files import lasting_place
 from sfss_ray.storage.places import ObjectPath, Place, parsed, to_place
@@ -78,7 +79,7 @@ def predict(
         CheckpointError: `model` is not a model file or a known checkpoint.
         DataError: no such folder, no image, none that can be read, or an output folder inside that of
             the images.
-        ResumeError: the folder holds predictions of another model, or other files.
+        ResumeError: another process writes to the folder, or it holds predictions of another model.
         ClusterError: the cluster cannot be reached.
         ConfigError: a format is unknown.
     """
@@ -128,12 +129,13 @@ def _predict_files(
         check_travels(source)
 
     # Everything that can be refused is refused before the folder is written.
-    claim(root, record)
-    _remove_leftovers(root)
-    errors: dict[str, str] = {}
-    if remaining:
-        job = PredictionJob(source, remaining, folder, config)
-        errors = predict_on_ray(job, progress) if on_ray else predict_locally(job, progress)
+    with claimed(root, progress):
+        claim(root, record)
+        _remove_leftovers(root)
+        errors: dict[str, str] = {}
+        if remaining:
+            job = PredictionJob(source, remaining, folder, config)
+            errors = predict_on_ray(job, progress) if on_ray else predict_locally(job, progress)
     if len(errors) == len(files):
         reason = next(iter(errors.values()))
         raise DataError(f"none of the {len(files)} images can be read: {reason}")

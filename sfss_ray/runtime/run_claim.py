@@ -1,8 +1,9 @@
-"""The claim of a run on an address, which keeps two drivers from writing to it at the same time.
+"""The claim of a run on its folder, which keeps two drivers from writing to it at the same time.
 
-Object storage has no locks. A driver writes an object with a token of its own, waits, and reads it back:
-of two that begin at once only the later writer finds its token. While it runs it renews the object. A
-claim that is not renewed was left by a driver that was killed, and is taken over.
+On a disk it is a lock file, which ends with its process. Object storage has no locks. There a driver
+writes an object with a token of its own, waits, and reads it back: of two that begin at once only the
+later writer finds its token. While it runs it renews the object. A claim that is not renewed was left by
+a driver that was killed, and is replaced.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from sfss_ray.errors import ResumeError
+from sfss_ray.runtime.disk_lock import disk_lock
 from sfss_ray.runtime.progress import ProgressSink, silent
 from sfss_ray.storage.files import write_text, writing
 from sfss_ray.storage.places import ObjectPath, Place
 
-CLAIM_FILE = ".claim.json"
+CLAIM_FILE, LOCK_FILE = ".claim.json", ".run.lock"
+"""Of an address and of a folder on a disk."""
 RENEW_SECONDS = 15.0
 """Time between two renewals of a claim."""
 _LEFT_AFTER = 3 * RENEW_SECONDS
@@ -32,7 +35,7 @@ _SETTLE_SECONDS = 2.0
 
 
 class RunClaim:
-    """A driver's claim on a run's folder. On a disk it does nothing.
+    """A driver's claim on an address. For a folder on a disk it does nothing.
 
     Args:
         folder: The run's folder.
@@ -120,7 +123,7 @@ def claimed(folder: Place, progress: ProgressSink = silent) -> Iterator[RunClaim
     """Claim the folder of a run for the block.
 
     Args:
-        folder: The run's folder. A folder on a disk is not claimed.
+        folder: The run's folder. On a disk it is created where it is missing.
         progress: Called with a line where another driver's claim is observed.
 
     Raises:
@@ -129,7 +132,15 @@ def claimed(folder: Place, progress: ProgressSink = silent) -> Iterator[RunClaim
     """
     claim = RunClaim(folder)
     if not isinstance(folder, ObjectPath):
-        yield claim
+        with contextlib.suppress(OSError):  # writing its record gives the reason
+            folder.mkdir(parents=True, exist_ok=True)
+        with disk_lock(folder / LOCK_FILE) as is_locked:
+            if not is_locked:
+                raise ResumeError(
+                    f"another process writes to {str(folder)!r}: wait for its end, or give another"
+                    " output folder"
+                )
+            yield claim
         return
     claim.take(progress)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sfss_ray.config import differences
 from sfss_ray.errors import ResumeError
-from sfss_ray.runtime.run_claim import CLAIM_FILE
+from sfss_ray.runtime.run_claim import CLAIM_FILE, LOCK_FILE
 from sfss_ray.storage.files import lasting_place, write_text, writing
 from sfss_ray.storage.places import ObjectPath, Place, to_place
 
@@ -59,7 +59,7 @@ def _refuse_other_run(folder: Place, record: Mapping[str, Any]) -> bool:
 
 def _has_files(folder: Place) -> bool:
     """Return whether a folder holds anything but the claim of a run that is about to begin."""
-    return any(child.name != CLAIM_FILE for child in folder.iterdir())
+    return any(child.name not in (CLAIM_FILE, LOCK_FILE) for child in folder.iterdir())
 
 
 def claim(folder: Place | str, record: Mapping[str, Any]) -> Place:

@@ -80,7 +80,7 @@ def train_student(
             channel_order, value_range, align_corners, classes): JSON file, mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.
         val_images: Labelled images to report mIoU on, never used for training or model selection.
-        val_labels: Their label maps, in any encoding that `config.labels_format` names or recognises.
+        val_labels: Their label maps, see `config.labels_format`.
         config: The whole config, of which `train`, `evaluation` and `compute` are used.
         trackers: Experiment trackers that receive metrics: tensorboard, mlflow, wandb; see `adapt`.
         progress: Called with each progress line.

@@ -58,6 +58,17 @@ def test_gta5_palette_indices_are_label_ids(tmp_path: Path):
     assert first_row(folder)[:6] == expected
 
 
+def test_a_truncated_image_is_refused_with_what_to_do(tmp_path: Path):
+    root = gta5(tmp_path, ids_of(ROAD, BUILDING), ids_of(ROAD, CAR))
+    image = sorted((root / "images").iterdir())[1]
+    data = image.read_bytes()
+    put(image, data[: len(data) * 2 // 3])
+    refusal = rf"{image.name}.* (truncated|read).*: repair the file, or remove it and its partner"
+    with pytest.raises(DataError, match=refusal) as refused:
+        load(root, CITYSCAPES_19)
+    assert "\n" not in str(refused.value)
+
+
 def test_gta5_for_a_model_of_16_classes_maps_by_name(tmp_path: Path):
     root = gta5(tmp_path, ids_of(22, 27, 33, 31))  # terrain, truck, bicycle, train
     folder = load(root, SYNTHIA_16)
@@ -233,7 +244,7 @@ def test_progress_names_the_role_of_the_folder(tmp_path: Path):
         options=PairOptions(role="training"),
         progress=lines.append,
     )
-    assert lines[-1].startswith("checked training labels 1/1")
+    assert lines[-1].startswith("checked training images and labels 1/1")
 
 
 def binary(root: Path) -> Path:

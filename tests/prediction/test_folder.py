@@ -31,6 +31,7 @@ from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.prediction.folder import predict
 from sfss_ray.prediction.outputs import PredictionFolder
+from sfss_ray.runtime.run_claim import LOCK_FILE, claimed
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
 
@@ -115,6 +116,16 @@ def test_a_repeated_call_predicts_only_what_is_missing(images, tmp_path: Path):
     assert not leftover.exists()
     assert folder.path("colour", f"aachen/{first}").stat().st_mtime_ns == before
     assert "images: 3 (2 were predicted before)" in result.lines()
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(images, tmp_path: Path):
+    out = tmp_path / "out"
+    refused = pytest.raises(ResumeError, match="another process writes to")
+    with claimed(out), refused:
+        predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
+    assert list(out.iterdir()) == []
+    predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
+    assert not (out / LOCK_FILE).exists()
 
 
 def test_predictions_of_another_model_are_refused(images, tmp_path: Path):

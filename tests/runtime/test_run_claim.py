@@ -36,10 +36,25 @@ def foreign_claim(renewals: int = 1, **changes) -> str:
     return json.dumps(owner | changes)
 
 
-def test_a_folder_on_a_disk_is_not_claimed(tmp_path):
-    with claimed(tmp_path) as run:
+def test_a_folder_on_a_disk_is_locked_and_left_as_it_was(tmp_path):
+    folder = tmp_path / "runs" / "night"
+    with claimed(folder) as run:
         run.require()
-        assert list(tmp_path.iterdir()) == []
+        assert not refuse_other_run(folder, {"seed": 0})
+        refusal = r"another process writes to '.*night': wait for its"
+        with pytest.raises(ResumeError, match=refusal), claimed(folder):
+            pytest.fail("two drivers write to the folder")
+    assert list(folder.iterdir()) == []
+    with claimed(folder):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_left_to_the_checks_of_the_run(tmp_path):
+    file = tmp_path / "note.txt"
+    file.write_text("a file")
+    with claimed(file), pytest.raises(ResumeError, match="holds files of something else"):
+        claim(file, {"seed": 0})
+    assert file.read_text() == "a file"
 
 
 def test_a_claim_is_gone_after_the_run(folder, hurried):

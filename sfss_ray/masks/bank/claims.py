@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from sfss_ray.errors import DataError, ResumeError
+from sfss_ray.runtime.disk_lock import try_lock
 from sfss_ray.runtime.progress import ProgressSink, silent
 from sfss_ray.runtime.run_claim import claimed, holds_claim
 from sfss_ray.storage.files import writing
@@ -42,7 +42,7 @@ def claim_folder(folder: Place, progress: ProgressSink = silent) -> Iterator[str
         yield ""
         return
     try:
-        if not _lock(handle):
+        if not try_lock(handle):
             raise ResumeError(
                 f"another run is making masks in {str(folder)!r}: wait for its end, or give another"
                 " folder"
@@ -92,18 +92,3 @@ def _create(folder: Path) -> None:
         raise DataError(
             f"output folder {str(folder)!r} {reason}: give a folder that you may write"
         ) from error
-
-
-def _lock(handle: int) -> bool:
-    """Return False if another process has the lock, else True."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network disk without locks
-        return True
-    return True
