@@ -7,6 +7,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,6 @@ SLOW_STEP_S = 10.0
 """Seconds from which on a step is measured once only."""
 _STEPS = 3
 _FEW_POINTS_PER_SIDE = 4
-_ENCODERS = ("ImageEncoderViT", "SamVisionEncoder", "Sam2VisionModel", "Sam3VisionModel")
-"""Classes of image encoders, of segment_anything and of transformers."""
 
 
 def measure_mask_generation(
@@ -51,15 +50,18 @@ def measure_mask_generation(
     knobs = recipe.knobs | (few_points if is_scaled else {})
     measured_recipe = dataclasses.replace(recipe, knobs=knobs)
     points_per_batch = config.masks.points_per_batch
-    with PeakMemory(device) as peak, _EncoderClock() as encoder:
-        region_source = build_region_source(measured_recipe, checkpoint, points_per_batch, device)
+    clock = _EncoderClock(device)
+    build = partial(build_region_source, measured_recipe, checkpoint, points_per_batch, device)
+    with PeakMemory(device) as peak:
+        region_source = build(on_encoded=clock.stop) if is_scaled else build()
         if device == "cuda":
             region_source(image)  # the first image includes the start of CUDA
+        clock.start()
         seconds, masks = timed(lambda: region_source(image))
 
     mask_count, note = float(len(masks)), f"{len(masks)} masks on this image"
     if is_scaled:
-        seconds, factor = _scale_to_all_points(encoder.seconds, seconds, recipe.knobs)
+        seconds, factor = _scale_to_all_points(clock.seconds, seconds, recipe.knobs)
         mask_count *= factor
         note = f"from {_FEW_POINTS_PER_SIDE**2} points; disk at most"
     mb_per_mask = _shard_mb(image, masks, recipe) / max(len(masks), 1)
@@ -80,52 +82,49 @@ def measure_concepts(stage: ConceptStage, image: np.ndarray, config: Config, dev
     first = next(name for name, texts in prompts.items() if texts)
     knobs = stage.recipe.knobs | {"prompts": {first: prompts[first][:1]}}
     recipe = dataclasses.replace(stage.recipe, knobs=knobs)
-    with PeakMemory(device) as peak, _EncoderClock() as encoder:
+    clock = _EncoderClock(device)
+    with PeakMemory(device) as peak:
         points_per_batch = config.masks.points_per_batch
-        find_masks = build_region_source(recipe, stage.checkpoint, points_per_batch, device)
-        encoder.seconds = 0.0
+        find_masks = build_region_source(
+            recipe, stage.checkpoint, points_per_batch, device, on_encoded=clock.stop
+        )
+        if device == "cuda":
+            find_masks(image)  # the first image includes the start of CUDA
+        clock.start()
         seconds, masks = timed(lambda: find_masks(image))
-    per_prompt = max(seconds - encoder.seconds, 0.0)
+    per_prompt = max(seconds - clock.seconds, 0.0)
     disk_mb = count * _shard_mb(image, masks, recipe)
     note = f"external knowledge, from 1 of {count} prompts"
-    return Cost(encoder.seconds + count * per_prompt, peak.mb, disk_mb, note)
+    return Cost(clock.seconds + count * per_prompt, peak.mb, disk_mb, note)
 
 
 class _EncoderClock:
-    """Seconds of SAM's image encoder inside a `with` block; for a CPU, where calls are synchronous."""
+    """Seconds from the start of an image to the end of its first pass through the image encoder.
 
-    def __init__(self) -> None:
+    Hooks of torch would make the mask generator take its slow way, so that the measured masks would
+    not be made as those of a run. The region source therefore stops the clock itself.
+
+    Args:
+        device: Of the encoder. CUDA computes while Python goes on, so the clock waits for it.
+    """
+
+    def __init__(self, device: str) -> None:
         self.seconds = 0.0
-        self._started = 0.0
-        self._hooks: list[Any] = []
+        self._device, self._started = device, 0.0
 
-    def __enter__(self) -> _EncoderClock:
-        from torch.nn.modules.module import (
-            register_module_forward_hook,
-            register_module_forward_pre_hook,
-        )
+    def start(self) -> None:
+        """Start with a new image."""
+        self.seconds, self._started = 0.0, time.perf_counter()
 
-        self._hooks = [
-            register_module_forward_pre_hook(self._start),
-            register_module_forward_hook(self._stop),
-        ]
-        return self
+    def stop(self) -> None:
+        """Take the time of the first pass."""
+        if self.seconds:
+            return
+        if self._device == "cuda":
+            import torch
 
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _start(self, module: Any, _inputs: Any) -> None:
-        if _is_encoder(module):
-            self._started = time.perf_counter()
-
-    def _stop(self, module: Any, _inputs: Any, _output: Any) -> None:
-        if _is_encoder(module):
-            self.seconds += time.perf_counter() - self._started
-
-
-def _is_encoder(module: Any) -> bool:
-    return type(module).__name__ in _ENCODERS
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self._started
 
 
 def _scale_to_all_points(

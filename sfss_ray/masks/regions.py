@@ -223,6 +223,7 @@ def build_region_source(
     points_per_batch: int,
     device: str,
     as_strings: bool = True,
+    on_encoded: Callable[[], None] = lambda: None,
 ) -> RegionSource:
     """Return the region source of a recipe.
 
@@ -233,6 +234,7 @@ def build_region_source(
         device: of the network.
         as_strings: whether `counts` of the records are COCO strings. A source may return int32 run
             lengths otherwise, from which `encode_counts` makes the strings in another process.
+        on_encoded: called each time the network's image encoder is done with an image or a crop.
     """
     if recipe.source == "felzenszwalb":
         return _felzenszwalb(**recipe.knobs)
@@ -252,7 +254,9 @@ def build_region_source(
         from sfss_ray.masks.concepts.concept_checkpoint import load_concepts
 
         assert isinstance(checkpoint, Path), "networks that take text are folders on a disk"
-        return class_mask_source(load_concepts(checkpoint, device, dtype), **recipe.knobs)
+        model = load_concepts(checkpoint, device, dtype)
+        model.on_encoded = on_encoded
+        return class_mask_source(model, **recipe.knobs)
     generator = AutomaticMaskGenerator(
         load_promptable(checkpoint, device=device),
         points_per_batch=points_per_batch,
@@ -263,17 +267,23 @@ def build_region_source(
     if not as_strings and not recipe.embeddings:
         generator.output_mode = RUN_LENGTHS
     if not recipe.embeddings:
+        generator.on_encoded = lambda _crop: on_encoded()
         return lambda image: [_record(mask) for mask in generator.generate(image)]
-    return partial(_generate_with_embeddings, generator)
+    return partial(_generate_with_embeddings, generator, on_encoded)
 
 
 def _generate_with_embeddings(
-    generator: AutomaticMaskGenerator, image: np.ndarray
+    generator: AutomaticMaskGenerator, on_encoded: Callable[[], None], image: np.ndarray
 ) -> list[dict[str, Any]]:
     from sfss_ray.masks.sam.mask_embeddings import add_embeddings
 
     crops: list[EncodedCrop] = []
-    generator.on_encoded = crops.append
+
+    def keep(crop: EncodedCrop) -> None:
+        crops.append(crop)
+        on_encoded()
+
+    generator.on_encoded = keep
     records = [_record(mask) for mask in generator.generate(image)]
     return add_embeddings(records, crops[0], (image.shape[0], image.shape[1]))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from plan_config import PLAN_CONFIG
 
 from sfss_ray.config import override
@@ -15,15 +15,19 @@ from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import list_images
 from sfss_ray.inspection import cost_meter, measurements
 from sfss_ray.inspection.measurements import (
+    _EncoderClock,
     _scale_to_all_points,
+    measure_concepts,
     measure_evaluation,
     measure_mask_generation,
     measure_training,
 )
 from sfss_ray.masks.bank.schema import write_shard
-from sfss_ray.masks.regions import RegionRecipe, make_recipe
+from sfss_ray.masks.concept_stage import ConceptStage
+from sfss_ray.masks.regions import RegionRecipe, build_region_source, make_recipe
 from sfss_ray.models.source import open_source
 from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.streets.scenes import render_scene
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
 from sfss_ray.train.run_state import STATE_FILE, LocalRun
 
@@ -63,17 +67,12 @@ def test_a_large_sam_is_measured_with_few_points_and_one_pass_of_its_encoder(mon
     """An encoder of 2 s and 16 points of .1 s by the clock, scaled to 5 crops of 1024 points."""
     clock = [0.0]
 
-    class ImageEncoderViT(torch.nn.Module):
-        def forward(self, image):
-            clock[0] += 2.0
-            return image
-
-    def build(recipe, checkpoint, points_per_batch, device):
+    def build(recipe, checkpoint, points_per_batch, device, on_encoded):
         assert (recipe.knobs["points_per_side"], recipe.knobs["crop_n_layers"]) == (4, 0)
-        encoder = ImageEncoderViT()
 
         def region_source(image):
-            encoder(torch.zeros(1))
+            clock[0] += 2.0
+            on_encoded()
             clock[0] += 1.6
             return []
 
@@ -88,7 +87,68 @@ def test_a_large_sam_is_measured_with_few_points_and_one_pass_of_its_encoder(mon
     )
     assert cost.seconds == pytest.approx(5 * (2.0 + 1024 * 0.1))
     assert cost.note == "from 16 points; disk at most"
-    assert not torch.nn.modules.module._global_forward_hooks
+
+
+def test_concepts_are_measured_with_one_prompt_and_one_pass_of_the_encoder(monkeypatch):
+    """An encoder of 2 s and .5 s for a prompt by the clock, scaled to 3 prompts."""
+    clock = [0.0]
+
+    def build(recipe, checkpoint, points_per_batch, device, on_encoded):
+        assert recipe.knobs["prompts"] == {"pole": ["pole"]}
+        clock[0] += 60.0  # loading
+
+        def find_masks(image):
+            clock[0] += 2.0
+            on_encoded()
+            clock[0] += 0.5
+            return []
+
+        return find_masks
+
+    monkeypatch.setattr(measurements, "build_region_source", build)
+    for module in (measurements, cost_meter):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    prompts = {"void": [], "pole": ["pole", "street lamp"], "road": ["road"]}
+    recipe = RegionRecipe("concepts", "sam3_concepts", "", {"prompts": prompts})
+    stage = ConceptStage(recipe, Path("sam3"))
+    cost = measure_concepts(stage, np.zeros((8, 8, 3), np.uint8), PLAN_CONFIG, "cpu")
+    assert cost.seconds == pytest.approx(2.0 + 3 * 0.5)
+    assert cost.note == "external knowledge, from 1 of 3 prompts"
+
+
+def test_the_clock_of_the_encoder_takes_the_first_crop_alone(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(measurements, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    encoder = _EncoderClock("cpu")
+    for expected in (2.0, 3.0):
+        encoder.start()
+        clock[0] += expected
+        encoder.stop()
+        clock[0] += 5.0
+        encoder.stop()
+        assert encoder.seconds == expected
+
+
+KNOBS = {"masks.regions": "small_sam", "masks.points_per_side": 8}
+
+
+@pytest.mark.parametrize(
+    "knobs", [{}, {"embeddings": True}, {"skip_covered_iou": 0.8}, {"precision": "bf16"}]
+)
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_measured_masks_are_made_as_those_of_a_run(knobs, is_scaled, monkeypatch):
+    """Neither the small SAM nor a published one goes the slow way of segment-anything's own calls."""
+    image = render_scene("camera", 5, 0).image
+    config = override(PLAN_CONFIG, KNOBS | {f"masks.{name}": knobs[name] for name in knobs})
+    recipe, weights = make_recipe(config.masks, None)
+    if is_scaled:
+        monkeypatch.setattr(measurements, "_FEW_POINTS_PER_SIDE", 8)
+        recipe = dataclasses.replace(recipe, sam_type="vit_b")
+    cost, masks = measure_mask_generation(recipe, weights, image, config, "cpu")
+    assert masks == build_region_source(recipe, weights, 64, "cpu")(image)
+    assert ("embedding" in masks[0]) == ("embeddings" in knobs)
+    assert cost.seconds > 0
 
 
 def test_a_slow_step_is_measured_once(streets, monkeypatch):

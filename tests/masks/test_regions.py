@@ -217,6 +217,20 @@ def test_crops_have_the_configured_number_of_points():
     assert points_in_crops[1] <= 4, "one point in each of four crops"
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_a_caller_hears_of_each_encoded_crop(embeddings):
+    calls: list[int] = []
+    knobs = {"points_per_side": 2, "crop_n_layers": 1, "embeddings": embeddings}
+    recipe, checkpoint = make_recipe(MaskConfig(regions="small_sam", **knobs), None)
+    find = build_region_source(recipe, checkpoint, 8, "cpu", on_encoded=lambda: calls.append(1))
+    image = scene()
+    assert not calls
+    find(image)
+    assert len(calls) == 5, "the image and four crops"
+    find(image)
+    assert len(calls) == 10
+
+
 def test_crops_without_a_point_are_refused():
     knobs = {"points_per_side": 8, "crop_n_layers": 2, "crop_n_points_downscale_factor": 3}
     with pytest.raises(ConfigError, match="crops of layer 2 would have no points"):

@@ -6,7 +6,7 @@ the masks of a prompt do not depend on the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +61,9 @@ class Sam3Concepts:
         dtype: float32, or bfloat16 for autocast.
     """
 
+    on_encoded: Callable[[], None] = staticmethod(lambda: None)
+    """Called with each image after the image encoder."""
+
     def __init__(
         self, model: Any, tokenizer: Tokenizer, processor: Any, dtype: torch.dtype = torch.float32
     ) -> None:
@@ -110,6 +113,7 @@ class Sam3Concepts:
         )
         with self._autocast():
             encoded = self.model.get_vision_features(inputs["pixel_values"].to(self.model.device))
+        self.on_encoded()
         for prompt in prompts:
             with self._autocast():
                 outputs = self.model(

@@ -59,9 +59,10 @@ def test_an_image_is_encoded_once_and_prompts_do_not_depend_on_each_other(
     monkeypatch.setattr(
         concepts.model, "get_vision_features", lambda pixels: calls.append(1) or encode(pixels)
     )
+    monkeypatch.setattr(concepts, "on_encoded", lambda: calls.append(2))
     prompts = concepts.encode_prompts(TEXTS)
     together = list(concepts.find(image, prompts, 0.3))
-    assert calls == [1]
+    assert calls == [1, 2]
     backwards = list(concepts.find(image, prompts[::-1], 0.3))[::-1]
     for first, second in zip(together, backwards, strict=True):
         assert [i.score for i in first] == [i.score for i in second]
