@@ -57,8 +57,8 @@ class WorkCounts:
             recipe = survey.concepts.recipe.for_images(survey.images)
             concepts = len(images_to_do(output / CONCEPT_FOLDER, recipe, survey.images, max_pixels))
         if survey.recipe is not None and request.masks is None:
-            folder = output / "masks"
-            masks = len(images_to_do(folder, survey.recipe, survey.images, max_pixels))
+            recipe = survey.recipe.for_images(survey.images)
+            masks = len(images_to_do(output / "masks", recipe, survey.images, max_pixels))
         return cls(masks, len(held_out), len(survey.labelled), trials, concepts)
 
 

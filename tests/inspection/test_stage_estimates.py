@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from object_storage import bucket_address, s3_options  # noqa: F401
 from plan_config import PLAN_CONFIG
@@ -75,6 +77,27 @@ def test_work_is_counted_at_an_address(streets, bucket_address):  # noqa: F811
     folder = to_place(bucket_address.format("run/masks"))
     write_shard(folder / "masks-0.parquet", rows, recipe.as_dict())
     assert WorkCounts.of(request, survey_inputs(request)).masks == 5
+
+
+def test_started_masks_of_deep_images_are_counted_with_their_white_level(streets, tmp_path: Path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 4096, (64, 96, 3), dtype=np.uint16)
+        assert cv2.imwrite(str(folder / f"{number}.png"), pixels)
+    request = dataclasses.replace(request_of(streets, tmp_path / "out"), target_images=folder)
+    survey = survey_inputs(request)
+    assert survey.recipe is not None
+    recipe = survey.recipe.for_images(survey.images)
+    assert recipe.white_level == 4095.0
+    row = {"image_id": "0", "path": str(survey.images[0].path), "height": 64, "width": 96}
+    (tmp_path / "out" / "masks").mkdir(parents=True)
+    write_shard(
+        tmp_path / "out" / "masks" / "masks-0.parquet",
+        [row | {"masks": [], "error": None}],
+        recipe.as_dict(),
+    )
+    assert WorkCounts.of(request, survey).masks == 2
 
 
 def test_an_adaptation_is_masks_a_training_and_evaluations(streets, tmp_path: Path):
