@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from sfss_ray.config import Config
 from sfss_ray.data.depth import with_white
-from sfss_ray.data.folders import ImageFile, list_images
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
+from sfss_ray.errors import DataError
 from sfss_ray.storage.object_cache import set_limit
 from sfss_ray.storage.places import Place
+
+_Image = TypeVar("_Image", ImageFile, LabelledImage)
+
+
+def first_readable(images: Sequence[_Image], max_pixels: int | None) -> _Image:
+    """Return the first image that can be read.
+
+    Args:
+        images: Images that are tried in their order.
+        max_pixels: Larger images count as unreadable; None allows any size.
+
+    Raises:
+        DataError: none can be read; the message has the reason of the first.
+    """
+    reason = "there is none"
+    for image in images:
+        try:
+            image.read(max_pixels)
+        except DataError as error:
+            reason = reason if image is not images[0] else str(error)
+            continue
+        return image
+    raise DataError(f"none of the {len(images)} images can be read: {reason}")
 
 
 def open_images(

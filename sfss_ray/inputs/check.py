@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from sfss_ray.config import Config
@@ -21,7 +22,7 @@ from sfss_ray.config.consistency import (
 from sfss_ray.config.space_check import check_space, planned_trials
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
-from sfss_ray.data.image_folder import open_images
+from sfss_ray.data.image_folder import first_readable, open_images
 from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.data.pairing import pair_labels
 from sfss_ray.errors import DataError, SfssError
@@ -40,7 +41,7 @@ from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import refuse_other_run
-from sfss_ray.storage.files import lasting_place
+from sfss_ray.storage.files import lasting_place, require_writable
 from sfss_ray.storage.places import ObjectPath, Place
 
 _Result = TypeVar("_Result")
@@ -162,14 +163,9 @@ def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
 def _check_module(survey: Survey) -> str:
     """Check a user's own module at the size of the first image that can be read."""
     assert survey.source is not None
-    for image in survey.images:
-        try:
-            height, width = image.read().shape[:2]
-        except DataError:
-            continue
-        check_module(survey.source, (height, width), survey.config)
-        return f"takes images of {height}x{width}"
-    return "no image to try it on"
+    height, width = first_readable(survey.images, None).read(max_pixels=None).shape[:2]
+    check_module(survey.source, (height, width), survey.config)
+    return f"takes images of {height}x{width}"
 
 
 def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ...], str]:
@@ -179,6 +175,8 @@ def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ..
     model_white = survey.source.white_level if survey.source else None
     images, notes = open_images(folder, request.config, model_white)
     survey.notes.extend(notes)
+    # The size of an image counts where its masks are made.
+    first_readable(images, request.config.masks.max_pixels if request.masks is None else None)
     return tuple(images), ", ".join([f"{folder}: {len(images)} images", *notes])
 
 
@@ -262,6 +260,8 @@ def _check_output(request: Request, survey: Survey) -> str:
             " files there: set the credentials on the machines of the cluster"
             " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and give the address without"
         )
+    if isinstance(folder, Path):
+        require_writable(folder)
     if survey.missing:
         return str(folder)
     inputs = survey.complete()

@@ -251,7 +251,7 @@ def measure_training(
         contextlib.suppress(_MeasurementDone),
     ):
         folder = Path(path)
-        row = _row(file, file.read(), masks)
+        row = _row(file, file.read(max_pixels=None), masks)
         write_shard(folder / "masks-0.parquet", [row], {})
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
@@ -277,7 +277,7 @@ def measure_evaluation(
     """Measure one image through the network at the size of evaluation."""
     from sfss_ray.evaluation.examination import predict_probabilities
 
-    image = file.read()
+    image = file.read(max_pixels=None)  # its size was accepted before
     with PeakMemory(device) as peak:
         network = source.load(device).network
         seconds, _ = timed(lambda: predict_probabilities(network, image, config.evaluation))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Sequence
 
 from sfss_ray.config import Config
 from sfss_ray.data.augment import fit_crop
@@ -18,6 +19,7 @@ from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.storage.places import ObjectPath, Place, to_place
+from sfss_ray.tracking.tracker import TrackerLike, check_trackers
 
 
 def plan(
@@ -34,6 +36,7 @@ def plan(
     val_labels: Place | str | None = None,
     search: bool = False,
     config: Config | None = None,
+    trackers: Sequence[TrackerLike] = (),
     progress: ProgressSink = print_line,
 ) -> Plan:
     """Describe what `adapt` (with `search`: `tune_hyperparameters`) would do with these arguments.
@@ -62,11 +65,15 @@ def plan(
         val_images=val_images,
         val_labels=val_labels,
     )
-    return _plan_request(request, started, progress)
+    return _plan_request(request, trackers, started, progress)
 
 
-def _plan_request(request: Request, started: float, progress: ProgressSink) -> Plan:
+def _plan_request(
+    request: Request, trackers: Sequence[TrackerLike], started: float, progress: ProgressSink
+) -> Plan:
     survey = survey_inputs(request)
+    if trackers:
+        survey.check("trackers", lambda: (None, _check_trackers(trackers)), None)
     train, counts = survey.config.train, WorkCounts.of(request, survey)
     multiple = survey.source.size_multiple if survey.source else 1
     estimates = StageEstimates(survey, survey.config, counts)
@@ -89,6 +96,11 @@ def _plan_request(request: Request, started: float, progress: ProgressSink) -> P
         free_mb=_free_mb(to_place(request.output_dir)),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_trackers(trackers: Sequence[TrackerLike]) -> str:
+    check_trackers(trackers)
+    return ", ".join(t if isinstance(t, str) else type(t).__name__ for t in trackers)
 
 
 def _free_mb(folder: Place) -> float:

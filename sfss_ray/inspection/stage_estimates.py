@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from sfss_ray.config import Config
 from sfss_ray.config.ranges import count_range
 from sfss_ray.config.space_check import planned_trials
+from sfss_ray.data.folders import ImageFile
+from sfss_ray.data.image_folder import first_readable
 from sfss_ray.errors import SfssError
 from sfss_ray.inputs.check import Survey
 from sfss_ray.inputs.request import Request, split_target_images
@@ -73,7 +76,16 @@ class StageEstimates:
     not_measured: list[str] = field(default_factory=list)
     """Lines for people on stages that could not be measured."""
     _masks: list[dict[str, Any]] = field(default_factory=list)
-    """Masks of the first image, once they are made; a training step needs them."""
+    """Masks of the measured image, once they are made; a training step needs them."""
+
+    @functools.cached_property
+    def _image(self) -> ImageFile:
+        """The measured image: the first one that a run would use."""
+        masks, max_pixels = self.survey.masks, self.config.masks.max_pixels
+        if masks is None:
+            return first_readable(self.survey.images, max_pixels)
+        images = [image for image in self.survey.images if image.image_id not in masks.errors]
+        return first_readable(images, None)
 
     @property
     def device(self) -> str:
@@ -115,13 +127,13 @@ class StageEstimates:
 
         survey, config = self.survey, self.config
         if survey.masks is not None:
-            self._masks += survey.masks.load(survey.images[0].image_id)["masks"]
+            self._masks += survey.masks.load(self._image.image_id)["masks"]
             return []
         assert survey.recipe is not None
         # The actors of a pool share this machine's CPUs, so one of them gets its share here.
         device = self.device if survey.recipe.is_network else "cpu"
         pool_size = _local_pool_size(device, config.compute.mask_actors)
-        image = survey.images[0].read()
+        image = self._image.read(max_pixels=None)
         with limited_threads((os.cpu_count() or 1) // pool_size):
             cost, masks = measure_mask_generation(
                 survey.recipe, survey.region_weights, image, config, device
@@ -138,7 +150,7 @@ class StageEstimates:
         if survey.concepts is None:
             return []
         pool_size = _local_pool_size(self.device, config.compute.mask_actors)
-        image, count = survey.images[0].read(), self.counts.concepts
+        image, count = self._image.read(max_pixels=None), self.counts.concepts
         with limited_threads((os.cpu_count() or 1) // pool_size):
             cost = measure_concepts(survey.concepts, image, config, self.device)
         return [_pool_stage("concepts", count, cost, pool_size)]
@@ -150,8 +162,7 @@ class StageEstimates:
         survey, config, counts = self.survey, self.config, self.counts
         assert survey.source is not None
         with limited_threads(int(config.compute.cpus_per_worker)):
-            image = survey.images[0]
-            cost = measure_training(survey.source, image, self._masks, config, self.device)
+            cost = measure_training(survey.source, self._image, self._masks, config, self.device)
         steps = config.train.num_steps
         margin = _CHECKPOINT_MARGIN * (_BEST_MARGIN if config.train.keep == "best" else 1)
         training = Stage(
@@ -199,7 +210,7 @@ class StageEstimates:
 
         survey, config, counts = self.survey, self.config, self.counts
         assert survey.source is not None
-        file = survey.labelled[0] if survey.labelled else survey.images[0]
+        file = first_readable(survey.labelled, None) if survey.labelled else self._image
         with limited_threads(int(config.compute.cpus_per_worker)):
             cost = measure_evaluation(survey.source, file, config, self.device)
         images = counts.held_out + counts.labelled

@@ -160,6 +160,23 @@ def require_lasting(path: Path | str, name: str = "output folder", alternative: 
     return absolute
 
 
+def require_writable(folder: Path) -> None:
+    """Check that a folder can be made and written at a path, without writing anything.
+
+    Raises:
+        OutputError: the folder, or the nearest one above it that exists, cannot be written, or a file
+            is in the way.
+    """
+    with writing(folder):
+        nearest = folder
+        while not nearest.exists():
+            nearest = nearest.parent
+        if nearest != folder and not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def read_torch(path: Place) -> Any:
     """Read a file of tensors and plain values onto the CPU.
 

@@ -11,7 +11,7 @@ from image_files import put
 
 from sfss_ray.config import Config, override
 from sfss_ray.data.depth import White
-from sfss_ray.data.image_folder import open_images
+from sfss_ray.data.image_folder import first_readable, open_images
 from sfss_ray.errors import DataError
 
 
@@ -35,6 +35,20 @@ def test_a_white_level_in_the_config_overrides_that_of_the_model(tmp_path: Path)
     assert image.white == White(1000.0, was_set=True)
     (image,), _ = open_images(tmp_path, Config(), model_white=4095.0)
     assert image.white == White(4095.0)
+
+
+def test_the_first_readable_image_is_found(tmp_path: Path):
+    put(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    put(tmp_path / "b.png")
+    images, _ = open_images(tmp_path, Config())
+    assert first_readable(images, None).image_id == "b"
+    with pytest.raises(DataError, match=r"none of the 1 images can be read: image '.*a.png': "):
+        first_readable(images[:1], None)
+    with pytest.raises(DataError, match=r"none of the 1 images .*more than 3 are refused"):
+        first_readable(images[1:], 3)
+    with pytest.raises(DataError, match="none of the 0 images can be read"):
+        first_readable([], None)
 
 
 def test_the_role_of_the_folder_is_named_in_notes_and_errors(tmp_path: Path):

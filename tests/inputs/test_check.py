@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from street_requests import CPU, adapt_arguments, request_for
 import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data import label_files
+from sfss_ray.data.folders import list_images
 from sfss_ray.errors import SfssError
 from sfss_ray.inputs.check import check_inputs, survey_inputs
 from sfss_ray.inputs.request import Request
+from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.streets.default import SOURCE_MODEL
 
 
@@ -26,6 +29,12 @@ def another_run(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text('{"seed": 5}')
     return folder
+
+
+def below_a_file(path: Path) -> Path:
+    """A folder that cannot be made."""
+    path.write_text("")
+    return path / "run"
 
 
 PROBLEMS = {
@@ -46,6 +55,8 @@ PROBLEMS = {
         "settings",
     ),
     "another run": ({"output_dir": another_run}, {}, "output"),
+    "below a file": ({"output_dir": below_a_file}, {}, "output"),
+    "images too large": ({}, {"masks.max_pixels": 10}, "target images"),
 }
 SEARCH_PROBLEMS = {
     "nothing held out": (
@@ -88,6 +99,28 @@ def test_a_plan_lists_what_adapt_refuses(problem, streets, tmp_path: Path, monke
 @pytest.mark.parametrize("problem", [*PROBLEMS, *SEARCH_PROBLEMS])
 def test_a_plan_lists_what_tune_refuses(problem, streets, tmp_path: Path, monkeypatch):
     check_both(streets, tmp_path, (PROBLEMS | SEARCH_PROBLEMS)[problem], "tune", monkeypatch)
+
+
+def test_an_output_that_may_not_be_written_is_refused(streets, tmp_path: Path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "shared")
+    missing = survey_inputs(request_for(streets, tmp_path / "shared" / "runs" / "1")).missing
+    assert list(missing) == ["output"]
+    assert "cannot be written (Permission denied): give a path" in missing["output"]
+    assert not survey_inputs(request_for(streets, tmp_path / "runs" / "1")).missing
+
+
+def test_large_images_of_existing_masks_are_accepted(streets, tmp_path: Path):
+    images = list_images(streets / "target" / "images")
+    rows = [
+        {"image_id": i.image_id, "path": str(i.path), "height": 64, "width": 128, "error": None}
+        | {"masks": []}
+        for i in images
+    ]
+    write_shard(tmp_path / "masks-0.parquet", rows, {"source": "felzenszwalb"})
+    knobs = {"masks.max_pixels": 10}
+    request = request_for(streets, tmp_path / "out", masks=tmp_path, knobs=knobs)
+    assert not survey_inputs(request).missing
 
 
 def test_every_problem_is_listed_at_once(streets, tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,54 @@ def test_existing_masks_are_not_made_again(streets, tmp_path: Path):
     assert result.masks_to_make == 5
     assert result.stages[0].units == 5
     assert "resumes the run in it" in result.found["output"]
+
+
+def test_a_damaged_first_image_does_not_hide_the_cost(streets, tmp_path: Path):
+    for place in ("target/images", "val/images", "val/labels"):
+        shutil.copytree(streets / place, tmp_path / place)
+    for place in ("target", "val"):
+        image = list_images(tmp_path / place / "images")[0].path
+        assert isinstance(image, Path)
+        image.write_bytes(image.read_bytes()[:100])
+    result = planned(tmp_path, tmp_path / "run")
+    assert [stage.name for stage in result.stages] == ["masks", "training", "evaluation"]
+    assert result.not_measured == ()
+
+
+def test_images_without_masks_are_not_measured(streets, tmp_path: Path):
+    images = list_images(streets / "target" / "images")
+    size = {"height": 64, "width": 128}
+    rows = [
+        {"image_id": file.image_id, "path": str(file.path), "masks": [], "error": None} | size
+        for file in images
+    ]
+    rows[0]["error"] = "damaged"
+    write_shard(tmp_path / "masks-1.parquet", rows, {})
+    result = plan(
+        SOURCE_MODEL,
+        streets / "target" / "images",
+        tmp_path / "run",
+        masks=tmp_path,
+        config=PLAN_CONFIG,
+        progress=str,
+    )
+    assert [stage.name for stage in result.stages] == ["training", "evaluation"]
+
+
+def test_a_tracker_that_is_not_installed_is_missing(streets, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    for trackers, is_ready in ((("tensorboard",), True), (("mlflow", "tensorboard"), False)):
+        result = plan(
+            SOURCE_MODEL,
+            streets / "target" / "images",
+            tmp_path / "run",
+            config=PLAN_CONFIG,
+            trackers=trackers,
+            progress=str,
+        )
+        assert result.ready == is_ready
+        assert result.found.get("trackers") == ("tensorboard" if is_ready else None)
+    assert "pip install 'sfss-ray[mlflow]'" in result.missing["trackers"]
 
 
 def test_every_missing_input_is_named_at_once(tmp_path: Path):

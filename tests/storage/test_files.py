@@ -20,6 +20,7 @@ from sfss_ray.errors import OutputError
 from sfss_ray.models.model_file import load_model
 from sfss_ray.storage.files import (
     require_lasting,
+    require_writable,
     whole_file,
     write_bytes,
     write_text,
@@ -126,6 +127,19 @@ def test_a_path_that_may_not_be_written_is_one_line(tmp_path: Path):
         write_text(tmp_path / "file" / "a.txt", "x")
     with pytest.raises(OutputError, match="cannot be written"):
         write_torch(tmp_path / "file" / "a.pt", {})
+
+
+def test_a_folder_that_can_be_made_is_accepted_and_not_made(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "a" / "b")
+    require_writable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(OutputError, match=r"cannot be written \(Not a directory\): give a path"):
+        require_writable(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"):
+            require_writable(folder)
 
 
 def test_other_errors_of_torch_are_not_taken_for_a_full_disk(tmp_path: Path):
