@@ -40,7 +40,7 @@ from sfss_ray.models.source import Source, open_source
 from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
-from sfss_ray.runtime.run_folder import refuse_other_run
+from sfss_ray.runtime.run_folder import refuse_inside, refuse_other_run
 from sfss_ray.storage.files import lasting_place, require_writable
 from sfss_ray.storage.places import ObjectPath, Place
 
@@ -260,6 +260,10 @@ def _check_output(request: Request, survey: Survey) -> str:
             " files there: set the credentials on the machines of the cluster"
             " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and give the address without"
         )
+    if request.kind != "train":  # which draws no pictures
+        for images in (request.target_images, request.val_images, request.val_labels):
+            if images is not None:
+                refuse_inside(folder, images)
     if isinstance(folder, Path):
         require_writable(folder)
     if survey.missing:

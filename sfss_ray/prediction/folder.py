@@ -29,9 +29,9 @@ from sfss_ray.runtime.devices import choose_device
 from sfss_ray.runtime.progress import ProgressSink, print_line
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_claim import claimed
-from sfss_ray.runtime.run_folder import claim, refuse_other_run
+from sfss_ray.runtime.run_folder import claim, refuse_inside, refuse_other_run
 from sfss_ray.storage.files import lasting_place
-from sfss_ray.storage.places import ObjectPath, Place, parsed, to_place
+from sfss_ray.storage.places import ObjectPath, Place, parsed
 
 _SCORING_KNOBS = {f"evaluation.{name}" for name in ("held_out_share", "held_out_max", "pictures")}
 """Knobs of `evaluation` that no prediction depends on."""
@@ -90,7 +90,7 @@ def predict(
     files = _open_images(images, source, config, progress)
     cluster.check_address(config.compute)
     cluster.local_device(config.compute)
-    _refuse_inside(output_dir, images)
+    refuse_inside(output_dir, images)
     folder = PredictionFolder(lasting_place(output_dir), source.classes)
     result = _predict_files(source, files, folder, config, progress)
     predicted = [file for file in files if file.image_id not in result.errors]
@@ -154,20 +154,6 @@ def _check_pool(compute: ComputeConfig) -> None:
     resources = cluster.capacity(compute)
     gpus = actor_gpus(compute, choose_device(compute, resources))
     actor_demand("predict", compute.predict_actors, gpus).require(resources)
-
-
-def _refuse_inside(output_dir: Place | str, images: Place | str) -> None:
-    """Refuse an output folder whose predictions a repeated call would take for images."""
-    output, folder = to_place(output_dir), to_place(images)
-    if isinstance(output, ObjectPath) or isinstance(folder, ObjectPath):
-        is_inside = str(output).startswith(f"{folder}/") or output == folder
-    else:
-        is_inside = output.resolve().is_relative_to(folder.resolve())
-    if is_inside:
-        raise DataError(
-            f"output folder {str(output_dir)!r} lies in the folder of images {str(images)!r}: give one"
-            " beside it"
-        )
 
 
 def _record(source: Source, config: Config, files: Sequence[ImageFile]) -> dict[str, Any]:

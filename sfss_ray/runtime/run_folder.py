@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sfss_ray.config import differences
-from sfss_ray.errors import ResumeError
+from sfss_ray.errors import DataError, ResumeError
 from sfss_ray.runtime.run_claim import CLAIM_FILE, LOCK_FILE
 from sfss_ray.storage.files import lasting_place, write_text, writing
 from sfss_ray.storage.places import ObjectPath, Place, to_place
@@ -18,6 +18,24 @@ RECORD_FILE = "config.json"
 def write_json(path: Place, content: Any) -> None:
     """Write an indented JSON file, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def refuse_inside(output_dir: Place | str, images: Place | str) -> None:
+    """Refuse an output folder whose pictures a repeated call would take for images.
+
+    Raises:
+        DataError: the output folder lies in the folder of images, or is that folder.
+    """
+    output, folder = to_place(output_dir), to_place(images)
+    if isinstance(output, ObjectPath) or isinstance(folder, ObjectPath):
+        is_inside = str(output).startswith(f"{folder}/") or output == folder
+    else:
+        is_inside = output.resolve().is_relative_to(folder.resolve())
+    if is_inside:
+        raise DataError(
+            f"output folder {str(output_dir)!r} lies in the folder of images {str(images)!r}: give one"
+            " beside it"
+        )
 
 
 def refuse_other_run(folder: Place | str, record: Mapping[str, Any]) -> bool:

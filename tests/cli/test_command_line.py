@@ -35,7 +35,8 @@ VERB_CASES = SHARED_CASES | {
     "missing card": ({"card": "@nowhere.json"}, "cannot read card .*nowhere"),
     "card of words": ({"card": "@letter.txt"}, "cannot read card .*letter.*it is not JSON"),
     "uneven batch": ({"train.batch-size": "3", "compute.num-workers": "2"}, "choose a multiple"),
-    "foreign files": ({"output-dir": "@images"}, "holds files of something else"),
+    "foreign files": ({"output-dir": "@labels"}, "holds files of something else"),
+    "among the images": ({"output-dir": "@images"}, "lies in the folder of images"),
     "masks and SAM": (
         {"masks": "@images", "sam-checkpoint": "@source.pt"},
         "masks and a SAM checkpoint were given: give",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_a_plan_lists_what_adapt_refuses(problem, streets, tmp_path: Path, monke
 @pytest.mark.parametrize("problem", [*PROBLEMS, *SEARCH_PROBLEMS])
 def test_a_plan_lists_what_tune_refuses(problem, streets, tmp_path: Path, monkeypatch):
     check_both(streets, tmp_path, (PROBLEMS | SEARCH_PROBLEMS)[problem], "tune", monkeypatch)
+
+
+@pytest.mark.parametrize("place", ["target/images", "val/images", "val/labels"])
+def test_an_output_among_the_images_is_refused_where_pictures_are_drawn(
+    place, streets, tmp_path: Path
+):
+    shutil.copytree(streets, tmp_path / "streets")
+    output = tmp_path / "streets" / place / "run"
+    for kind, missing in (("adapt", ["output"]), ("tune", ["output"]), ("train", [])):
+        survey = survey_inputs(request_for(tmp_path / "streets", output, kind=kind))
+        assert list(survey.missing) == missing
+        if missing:
+            assert "lies in the folder of images" in survey.missing["output"]
+            assert survey.missing["output"].endswith(": give one beside it")
 
 
 def test_an_output_that_may_not_be_written_is_refused(streets, tmp_path: Path, monkeypatch):

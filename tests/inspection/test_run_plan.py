@@ -152,7 +152,7 @@ def test_every_missing_input_is_named_at_once(tmp_path: Path):
         tmp_path / "nowhere",
         tmp_path / "run",
         sam_checkpoint=tmp_path / "no.pth",
-        val_images=tmp_path,
+        val_images=tmp_path / "val",
         config=override(PLAN_CONFIG, {"compute.num_workers": 3}),
         progress=str,
     )

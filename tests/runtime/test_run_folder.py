@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sfss_ray.config import Config, flatten, override
-from sfss_ray.errors import OutputError, ResumeError
-from sfss_ray.runtime.run_folder import RECORD_FILE, claim, write_json
+from sfss_ray.errors import DataError, OutputError, ResumeError
+from sfss_ray.runtime.run_folder import RECORD_FILE, claim, refuse_inside, write_json
 
 RECORD = {"seed": 0, "train.augment.crop_size": (64, 64), "inputs.images": 4}
 
@@ -26,6 +26,20 @@ def test_a_new_folder_is_made_with_its_record(tmp_path: Path):
     assert folder == tmp_path / "runs" / "new"
     assert json.loads((folder / RECORD_FILE).read_text())["inputs.images"] == 4
     assert [p.name for p in folder.iterdir()] == [RECORD_FILE]
+
+
+def test_a_folder_among_the_images_is_refused(tmp_path: Path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    for output in (tmp_path / "images", "images/run", tmp_path / "link" / "a" / "b"):
+        with pytest.raises(DataError, match="lies in the folder of images 'images': give one"):
+            refuse_inside(output, "images")
+    refuse_inside(tmp_path / "images_run", "images")
+    refuse_inside(tmp_path, "images")
+    refuse_inside("s3://bucket/images_run", "s3://bucket/images")
+    with pytest.raises(DataError, match="lies in the folder of images"):
+        refuse_inside("s3://bucket/images/run", "s3://bucket/images")
 
 
 def test_an_empty_folder_is_claimed(tmp_path: Path):
