@@ -193,7 +193,7 @@ def write_page(
     from sfss_ray.data.decoding import read_image
     from sfss_ray.data.folders import read_labels
     from sfss_ray.data.pairing import pair_labels
-    from sfss_ray.evaluation.examination import predict_probabilities
+    from sfss_ray.evaluation.inference import predict_probabilities
     from sfss_ray.report.page import write_report
     from sfss_ray.report.pictures import Strip
 

@@ -84,16 +84,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A pair of lengths in pixels, each at least `at_least`."""
+    """A pair of lengths in pixels, each from `at_least` to `at_most`."""
 
     first: str
     second: str
     at_least: int
+    at_most: int | None = None
 
     def allows(self, value: Any, number: type) -> bool:
-        return _are_numbers(value, number) and len(value) == 2 and min(value) >= self.at_least
+        if not _are_numbers(value, number) or len(value) != 2 or min(value) < self.at_least:
+            return False
+        return self.at_most is None or max(value) <= self.at_most
 
     def describe(self, number: type) -> str:
+        if self.at_most is not None:
+            return f"({self.first}, {self.second}), each {self.at_least} to {self.at_most} pixels"
         return f"({self.first}, {self.second}), each {self.at_least} or more pixels"
 
 

@@ -19,7 +19,11 @@ from sfss_ray.config.ranges import (
 )
 from sfss_ray.errors import ConfigError
 
-_CropSize = Annotated[tuple[int, int], Sizes("height", "width", at_least=32), Common]
+_CropSize = Annotated[
+    tuple[int, int],
+    Sizes("height", "width", at_least=32, at_most=32766),  # OpenCV cuts out no longer side
+    Common,
+]
 
 STATISTICS_BATCH = 2
 """Whole images per batch when BatchNorm statistics are estimated. Networks that normalise a pooled

@@ -13,7 +13,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.errors import DataError
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
-from sfss_ray.evaluation.inference import predict_probabilities
+from sfss_ray.evaluation.inference import predict_file_probabilities
 from sfss_ray.evaluation.label_free import LabelFreeScores, Variety
 from sfss_ray.evaluation.source_reference import SourceReference
 from sfss_ray.evaluation.view_consistency import predict_views
@@ -138,7 +138,7 @@ class Examination:
 
     def _held_out_predictions(self, network: Segmenter) -> Iterator[np.ndarray]:
         for file in self.held_out:
-            yield predict_probabilities(network, _read(file), self.config)
+            yield predict_file_probabilities(network, file, _read(file), self.config)
 
     def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
         """Count one confusion matrix over all labelled images, at the labels' own size.
@@ -150,7 +150,7 @@ class Examination:
         bar = Progress("evaluated", len(self.labelled), progress) if progress else None
         for item in self.labelled:
             labels = item.labels()
-            probabilities = predict_probabilities(network, item.read(), self.config)
+            probabilities = predict_file_probabilities(network, item, item.read(), self.config)
             predictions = probabilities.argmax(0)
             if predictions.shape != labels.shape:
                 raise DataError(
@@ -178,11 +178,13 @@ class Examination:
         scores = LabelFreeScores(len(self.classes), self.reference)
         for file in self.held_out:
             image = _read(file)
-            taught = teacher and predict_probabilities(teacher, image, self.config).argmax(0)
+            taught = None
+            if teacher is not None:
+                taught = predict_file_probabilities(teacher, file, image, self.config).argmax(0)
             mask_ids = self.id_map(file.image_id) if self.id_map else None
             needs_views = self.reference is not None and mask_ids is not None
             views = predict_views(network, image, self.config) if needs_views else None
-            probabilities = predict_probabilities(network, image, self.config)
+            probabilities = predict_file_probabilities(network, file, image, self.config)
             scores.add(probabilities, mask_ids, taught, views)
         return scores
 

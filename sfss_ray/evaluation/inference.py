@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import cv2
 import numpy as np
@@ -11,13 +12,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfss_ray.config import EvaluationConfig
+from sfss_ray.data.folders import ImageFile, LabelledImage
+from sfss_ray.errors import DataError
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.runtime.out_of_memory import enough_memory
 
 Size = tuple[int, int]
 _MIN_PIXELS = 32
 
 
-@torch.no_grad()
+def image_memory(image: np.ndarray) -> AbstractContextManager[None]:
+    """Return a block in which a lack of memory becomes a DataError with the size of the image."""
+    height, width = image.shape[:2]
+    return enough_memory(f"{width}x{height} pixels", "shrink it, or predict it on another machine")
+
+
+def predict_file_probabilities(
+    network: Segmenter,
+    file: ImageFile | LabelledImage,
+    image: np.ndarray,
+    config: EvaluationConfig,
+) -> np.ndarray:
+    """Predict an image, whose file an error names; see `predict_probabilities`."""
+    try:
+        return predict_probabilities(network, image, config)
+    except DataError as error:
+        raise DataError(f"image {str(file.path)!r}: {error}") from error
+
+
 def predict_probabilities(
     network: Segmenter, image: np.ndarray, config: EvaluationConfig
 ) -> np.ndarray:
@@ -34,7 +56,16 @@ def predict_probabilities(
 
     Returns:
         (C, H, W) float32.
+
+    Raises:
+        DataError: the image is too large for the memory.
     """
+    with image_memory(image):
+        return _average_views(network, image, config)
+
+
+@torch.no_grad()
+def _average_views(network: Segmenter, image: np.ndarray, config: EvaluationConfig) -> np.ndarray:
     height, width = image.shape[:2]
     total: Tensor | None = None
     for scale in config.scales:

@@ -22,6 +22,7 @@ from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.masks.concept_stage import ConceptStage
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.models.source import Source
+from sfss_ray.runtime.out_of_memory import enough_memory
 from sfss_ray.storage.places import Place
 
 SLOW_STEP_S = 10.0
@@ -245,7 +246,10 @@ def measure_training(
         },
     )
     run = _TimedRun(device)
+    height, width = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
+    crops = f"{batch_size} crops of {height}x{width}"
     with (
+        enough_memory(f"{crops} pixels", "lower train.augment.crop_size or train.batch_size"),
         tempfile.TemporaryDirectory() as path,
         PeakMemory(device) as peak,
         contextlib.suppress(_MeasurementDone),
@@ -256,8 +260,7 @@ def measure_training(
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
         adapt_student(task, run)
-    height, width = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
-    note = f"{batch_size} crops of {height}x{width}"
+    note = crops
     if not config.compute.workers.is_fixed:
         note += f", with the fewest of {config.compute.num_workers} workers"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
@@ -275,12 +278,13 @@ def measure_evaluation(
     source: Source, file: ImageFile | LabelledImage, config: Config, device: str
 ) -> Cost:
     """Measure one image through the network at the size of evaluation."""
-    from sfss_ray.evaluation.examination import predict_probabilities
+    from sfss_ray.evaluation.inference import predict_file_probabilities
 
     image = file.read(max_pixels=None)  # its size was accepted before
     with PeakMemory(device) as peak:
         network = source.load(device).network
-        seconds, _ = timed(lambda: predict_probabilities(network, image, config.evaluation))
+        predict = partial(predict_file_probabilities, network, file, image, config.evaluation)
+        seconds, _ = timed(predict)
         if seconds < SLOW_STEP_S / 5:  # the first pass includes one-time costs
-            seconds, _ = timed(lambda: predict_probabilities(network, image, config.evaluation))
+            seconds, _ = timed(predict)
     return Cost(seconds, peak.mb, 0.0, f"{image.shape[1]}x{image.shape[0]} image")

@@ -207,10 +207,11 @@ def _predict_all(
     """Predict every image once. Images that cannot be read are skipped.
 
     Raises:
-        DataError: no image can be read, or labels differ in size from their image.
+        DataError: no image can be read, one is too large for the memory, or labels differ in size
+            from their image.
     """
     from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
-    from sfss_ray.evaluation.examination import predict_probabilities
+    from sfss_ray.evaluation.inference import image_memory, predict_file_probabilities
 
     matrix, histogram = ConfusionMatrix(len(classes)), np.zeros(len(classes))
     entropies: list[float] = []
@@ -222,10 +223,11 @@ def _predict_all(
             except DataError as error:
                 reason = str(error)
             else:
-                probabilities = predict_probabilities(network, image, config.evaluation)
+                probabilities = predict_file_probabilities(network, file, image, config.evaluation)
                 train_ids = probabilities.argmax(0)
                 histogram += np.bincount(train_ids.ravel(), minlength=len(histogram))
-                entropy = -(probabilities * np.log(probabilities + 1e-12)).sum(0)
+                with image_memory(image):
+                    entropy = -(probabilities * np.log(probabilities + 1e-12)).sum(0)
                 entropies.append(float(entropy.mean()))
                 if isinstance(file, LabelledImage):
                     matrix.add(_labels_of_size(file, train_ids.shape), train_ids)

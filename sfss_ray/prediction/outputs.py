@@ -199,15 +199,6 @@ def predict_pixels(
     Raises:
         DataError: the image is too large for the memory.
     """
-    from sfss_ray.evaluation.examination import predict_probabilities
+    from sfss_ray.evaluation.inference import predict_file_probabilities
 
-    try:
-        return predict_probabilities(network, pixels, config).argmax(0).astype(np.uint8)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        height, width = pixels.shape[:2]
-        raise DataError(
-            f"image {str(file.path)!r}: {width}x{height} pixels are too many for the memory: shrink it,"
-            " or predict it on another machine"
-        ) from error
+    return predict_file_probabilities(network, file, pixels, config).argmax(0).astype(np.uint8)

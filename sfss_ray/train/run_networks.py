@@ -103,10 +103,11 @@ def predict_classes(
     file: ImageFile, networks: dict[str, Segmenter], config: Config
 ) -> dict[str, np.ndarray]:
     """Return the (H, W) classes, uint8, that each network predicts for an image."""
-    from sfss_ray.evaluation.examination import predict_probabilities
+    from sfss_ray.evaluation.inference import predict_file_probabilities
 
     image = file.read()
-    return {
-        name: predict_probabilities(network, image, config.evaluation).argmax(0).astype("uint8")
-        for name, network in networks.items()
-    }
+    classes = {}
+    for name, network in networks.items():
+        probabilities = predict_file_probabilities(network, file, image, config.evaluation)
+        classes[name] = probabilities.argmax(0).astype("uint8")
+    return classes

@@ -105,7 +105,7 @@ def test_knobs_of_every_type_are_parsed(words, name, value):
         ("train", [*TRAIN, "--train.batch-norm", "off"], "'adapt', 'target', 'frozen'"),
         ("train", [*TRAIN, "--train.augment.scale-range", "0.5"], "Expected 2 values"),
         ("train", [*TRAIN, "--train.augment.crop-size", "64"], "{INT INT}"),
-        ("train", [*TRAIN, "--train.augment.crop-size", "8", "8"], "each 32 or more pixels"),
+        ("train", [*TRAIN, "--train.augment.crop-size", "8", "8"], "each 32 to 32766 pixels"),
         ("train", [*TRAIN, "--config"], "--config has no value"),
     ],
 )

@@ -20,7 +20,7 @@ VERB_CASES = SHARED_CASES | {
         {"train.loss.temperature": "0"},
         r"temperature is 0\.0: allowed is \(0, 100\]",
     ),
-    "crop": ({"train.augment.crop-size": "8 8"}, "crop_size is .* 32 or more"),
+    "crop": ({"train.augment.crop-size": "8 8"}, "crop_size is .* 32 to 32766 pixels"),
     "config of words": ({"config": "@letter.txt"}, r"cannot read config '.*letter\.txt'"),
     "no address": ({"compute.address": "somewhere"}, "allowed is auto, local or HOST:PORT"),
     "wrong card": ({"card": "@card.json"}, "channel_order is 'gbr': allowed is rgb or bgr"),

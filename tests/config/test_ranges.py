@@ -41,6 +41,7 @@ class Example:
     flip: bool = False
     address: str = "auto"
     size: Annotated[tuple[int, int], Sizes("height", "width", at_least=32)] = (64, 64)
+    crop: Annotated[tuple[int, int], Sizes("height", "width", at_least=32, at_most=99)] = (64, 64)
     ramp: Annotated[tuple[float, float], Interval(0, 1, names=("start", "end"))] = (0.0, 1.0)
     scale: Annotated[tuple[float, float], Interval(0, above=True)] = (0.5, 2.0)
     zooms: Annotated[tuple[float, ...], Zooms(0.1, 4)] = (1.0,)
@@ -56,7 +57,7 @@ class Example:
     [
         {"share": 0, "positive": 1e-9, "count": -1},
         {"share": 1, "count": 3, "threshold": 0.0},
-        {"size": (32, 4000), "ramp": (0.3, 0.3), "scale": (1e-6, 1e6)},
+        {"size": (32, 4000), "crop": (32, 99), "ramp": (0.3, 0.3), "scale": (1e-6, 1e6)},
         {"zooms": (0.1, 4.0, 1.0), "mode": "slide", "flip": True, "address": ""},
         {"workers": 1, "actors": 0},
         {"workers": "1-1", "actors": "1-8"},
@@ -88,6 +89,8 @@ def test_the_ends_of_a_range_are_allowed(values):
         ("size", (64.0, 64), "(height, width), each 32 or more pixels"),
         ("size", (64, 64, 64), "(height, width), each 32 or more pixels"),
         ("size", "64", "(height, width), each 32 or more pixels"),
+        ("crop", (31, 64), "(height, width), each 32 to 99 pixels"),
+        ("crop", (64, 100), "(height, width), each 32 to 99 pixels"),
         ("ramp", (0.5, 0.2), "a pair (start, end) with 0 <= start <= end <= 1"),
         ("ramp", (0.5, 1.2), "a pair (start, end) with 0 <= start <= end <= 1"),
         ("scale", (0.0, 1.0), "a pair (smallest, largest) with 0 < smallest <= largest <= inf"),

@@ -19,8 +19,8 @@ from sfss_ray.errors import DataError
 from sfss_ray.evaluation.examination import (
     Examination,
     Score,
-    predict_probabilities,
 )
+from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
 

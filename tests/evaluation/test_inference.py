@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +16,14 @@ from sfss_ray import wrap_model
 from sfss_ray.config import Config, EvaluationConfig, override
 from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import class_set_of
-from sfss_ray.errors import ConfigError
-from sfss_ray.evaluation.inference import describe_views, predict_probabilities, slide
+from sfss_ray.data.folders import ImageFile
+from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.evaluation.inference import (
+    describe_views,
+    predict_file_probabilities,
+    predict_probabilities,
+    slide,
+)
 from sfss_ray.models.segmenter import Segmenter
 
 
@@ -187,3 +194,19 @@ def test_a_module_with_a_multiple_predicts_images_of_any_size(knobs):
         )
         assert probabilities.shape == (5, height, width)
         np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_an_image_too_large_for_the_memory_is_named(error, network, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(network, "output_logits", fail)
+    image, config = picture(48, 64), EvaluationConfig()
+    line = "64x48 pixels are too many for the memory: shrink it, or predict it on another machine"
+    with pytest.raises(DataError, match=f"^{line}$"):
+        predict_probabilities(network, image, config)
+    with pytest.raises(DataError, match=f"^image 'a.png': {line}$"):
+        predict_file_probabilities(network, ImageFile("a", Path("a.png")), image, config)

@@ -15,6 +15,8 @@ from PIL import Image
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16
 from sfss_ray.data.decoding import read_image
+from sfss_ray.errors import DataError
+from sfss_ray.evaluation import inference
 from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.evaluation.scoring import EvaluationResult, evaluate_model
 from sfss_ray.models.architectures.catalogue import build_network
@@ -46,6 +48,15 @@ def data(tmp_path_factory) -> Path:
 def model(classes) -> SourceModel:
     torch.manual_seed(1)
     return SourceModel(build_network("compact", len(classes)), "compact", classes)
+
+
+def test_an_image_too_large_for_the_memory_is_one_line(data, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(inference, "_average_views", fail)
+    with pytest.raises(DataError, match=r"^image '.*a_leftImg8bit.png': 48x32 pixels are too many"):
+        evaluate_model(model(CITYSCAPES_19), data / "city", data / "cityLabels", config=CPU)
 
 
 def slow_ious(model_: SourceModel, root: Path) -> dict[str, float]:

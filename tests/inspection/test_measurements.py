@@ -13,6 +13,7 @@ from plan_config import PLAN_CONFIG
 from sfss_ray.config import override
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import list_images
+from sfss_ray.errors import DataError
 from sfss_ray.inspection import cost_meter, measurements
 from sfss_ray.inspection.measurements import (
     _EncoderClock,
@@ -28,6 +29,7 @@ from sfss_ray.masks.regions import RegionRecipe, build_region_source, make_recip
 from sfss_ray.models.source import open_source
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import render_scene
+from sfss_ray.train import adaptation
 from sfss_ray.train.adaptation import AdaptationTask, adapt_student
 from sfss_ray.train.run_state import STATE_FILE, LocalRun
 
@@ -170,6 +172,17 @@ def test_a_slow_step_is_measured_once(streets, monkeypatch):
     assert len(steps) == 1
     assert cost.seconds > 0
     assert cost.disk_mb > 1
+
+
+def test_crops_too_large_for_the_memory_are_one_line(streets, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(adaptation, "adapt_student", fail)
+    file = list_images(streets / "target" / "images")[0]
+    line = "2 crops of 64x96 pixels are too many for the memory: lower train.augment.crop_size or"
+    with pytest.raises(DataError, match=line):
+        measure_training(open_source(SOURCE_MODEL), file, [], PLAN_CONFIG, "cpu")
 
 
 def test_workers_share_the_batch(streets):

@@ -16,7 +16,8 @@ from torchvision.models import segmentation
 import sfss_ray
 from sfss_ray import cli
 from sfss_ray.config import Config
-from sfss_ray.errors import SfssError
+from sfss_ray.errors import DataError, SfssError
+from sfss_ray.evaluation import inference
 
 SIZE = (48, 64)
 CLASSES = tuple(f"thing {i}" for i in range(5))
@@ -85,6 +86,15 @@ def test_entropy_and_histogram_are_those_computed_by_hand(data):
     assert (result.images, result.warnings, result.load_report) == (3, (), None)
     assert math.isnan(result.miou)
     assert result.per_class is None
+
+
+def test_an_image_too_large_for_the_memory_is_one_line(data, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(inference, "_average_views", fail)
+    with pytest.raises(DataError, match=r"^image '.*a.png': 64x48 pixels are too many"):
+        sfss_ray.verify_source(colours(), data / "images", progress=str)
 
 
 def test_miou_is_that_of_an_evaluation(data):

@@ -25,8 +25,8 @@ from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import read_labels
 from sfss_ray.data.shipped_groups import shipped_grouping
 from sfss_ray.errors import ConfigError, DataError, ResumeError
-from sfss_ray.evaluation import examination
-from sfss_ray.evaluation.examination import predict_probabilities
+from sfss_ray.evaluation import inference
+from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.prediction.folder import predict
@@ -161,7 +161,7 @@ def test_an_output_inside_the_images_is_refused(images, tmp_path: Path):
     "reason", ["CUDA out of memory. Tried to allocate", "can't allocate memory"]
 )
 def test_images_too_large_for_the_memory_are_skipped(reason, images, tmp_path: Path, monkeypatch):
-    original, images_predicted = examination.predict_probabilities, []
+    original, images_predicted = inference._average_views, []
 
     def predict_or_fail(network, image, config):
         images_predicted.append(image)
@@ -169,7 +169,7 @@ def test_images_too_large_for_the_memory_are_skipped(reason, images, tmp_path: P
             raise RuntimeError(reason)
         return original(network, image, config)
 
-    monkeypatch.setattr(examination, "predict_probabilities", predict_or_fail)
+    monkeypatch.setattr(inference, "_average_views", predict_or_fail)
     result = predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
     assert (result.images, len(result.errors)) == (2, 1)
     assert "128x64 pixels are too many" in next(iter(result.errors.values()))
@@ -179,7 +179,7 @@ def test_errors_of_the_network_are_raised(images, tmp_path: Path, monkeypatch):
     def broken(network, image, config):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(examination, "predict_probabilities", broken)
+    monkeypatch.setattr(inference, "_average_views", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         predict(SOURCE_MODEL, images, tmp_path / "out", config=CPU, progress=str)
 

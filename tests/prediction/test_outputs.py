@@ -22,7 +22,7 @@ from sfss_ray.data.class_sets import (
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile
 from sfss_ray.errors import DataError, OutputError
-from sfss_ray.evaluation import examination
+from sfss_ray.evaluation import inference
 from sfss_ray.prediction.outputs import PredictionFolder, label_id_table, predict_file
 
 RNG = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def test_an_image_that_cannot_be_read_is_an_error_with_its_path(tmp_path: Path):
 
 def test_an_output_that_cannot_be_written_is_an_output_error(tmp_path: Path, monkeypatch):
     probabilities = np.eye(19, dtype=np.float32)[TRAIN_IDS].transpose(2, 0, 1)
-    monkeypatch.setattr(examination, "predict_probabilities", lambda *_: probabilities)
+    monkeypatch.setattr(inference, "predict_probabilities", lambda *_: probabilities)
     (tmp_path / "out").touch()
     folder = PredictionFolder(tmp_path / "out", CITYSCAPES_19)
     file = file_of(tmp_path, "a")

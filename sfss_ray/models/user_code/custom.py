@@ -23,6 +23,7 @@ from sfss_ray.models.user_code.feature_layers import (
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, torch_methods
 from sfss_ray.models.user_code.module_outputs import find_logits
 from sfss_ray.models.user_code.probing import in_eval_mode
+from sfss_ray.runtime.out_of_memory import is_out_of_memory
 
 CUSTOM = "custom"
 """The network's name in model files, which hold its weights but not its code."""
@@ -115,9 +116,9 @@ class WrappedSegmenter(Segmenter):
             return self._run_body(images)[1]
         try:
             return self._run_body(images)[1]
-        except (SfssError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # a user's module may raise anything
+            if isinstance(error, SfssError) or is_out_of_memory(error):
+                raise
             height, width = images.shape[-2:]
             raise ConfigError(
                 f"the module fails on images of {height}x{width} pixels ({type(error).__name__}:"

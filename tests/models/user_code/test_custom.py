@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from ray import cloudpickle
 from torch import nn
 from wrapped_networks import CLASSES, make_net, wrap
 
 from sfss_ray import load_model, save_model, wrap_model
+from sfss_ray.errors import ConfigError
 from sfss_ray.models.user_code.custom import (
     WrappedSegmenter,
     with_empty_weights,
@@ -75,3 +77,21 @@ def test_frozen_weights_stay_frozen_in_copies():
     copy = with_empty_weights(module)
     assert not copy.classifier.weight.requires_grad
     assert copy.classifier.bias.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("sizes differ"), ConfigError),
+    ],
+)
+def test_a_lack_of_memory_is_not_a_fault_of_the_module(error, raised, monkeypatch):
+    def fail(_images):
+        raise error
+
+    network = wrap(make_net()).network
+    monkeypatch.setattr(network, "_run_body", fail)
+    with pytest.raises(raised):
+        network.grid_logits(torch.rand(1, 3, 32, 32))
