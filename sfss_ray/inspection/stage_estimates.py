@@ -53,7 +53,10 @@ class WorkCounts:
         """Count the work of a request, from the inputs that its survey could check."""
         config = request.config
         _, held_out = split_target_images(survey.images, survey.masks, config)
-        trials = planned_trials(config) if request.kind == "tune" else 0
+        trials = 0
+        if request.kind == "tune":
+            is_refused = "settings" in survey.missing  # so that a space may not be countable
+            trials = config.tune.num_trials if is_refused else planned_trials(config)
         masks = concepts = 0
         output, max_pixels = to_place(request.output_dir), config.masks.max_pixels
         if survey.concepts is not None:

@@ -38,7 +38,10 @@ def knob_values(point: Point) -> dict[str, Any]:
 
 
 def start_point(config: Config) -> Point:
-    """Return the config's own values, clamped to the ranges. Choices without it start at the first."""
+    """Return the config's own values, clamped to the ranges.
+
+    Choices without the own value start at the first, and ranges of a setting that is not set at LOW.
+    """
     values = flatten(config)
     return {
         coordinate(dimension): _start(dimension, values[dimension.name])
@@ -49,6 +52,7 @@ def start_point(config: Config) -> Point:
 def _start(dimension: Dimension, value: Any) -> Any:
     if dimension.choices:
         return value if value in dimension.choices else dimension.choices[0]
+    value = dimension.low if value is None else value
     low, high = coordinate_range(dimension)
     clamped = min(max(1.0 - value if dimension.scale == "gap" else value, low), high)
     return int(clamped) if is_whole_number(dimension) else clamped

@@ -1,8 +1,10 @@
 """Search spaces against the settings that they name."""
 
+import itertools
+
 import pytest
 
-from sfss_ray.config import Config, override
+from sfss_ray.config import Config, override, space_check
 from sfss_ray.config.space import parse_space
 from sfss_ray.config.space_check import check_space, is_whole_number, planned_trials
 from sfss_ray.errors import ConfigError
@@ -58,6 +60,27 @@ def test_every_whole_number_of_a_range_is_checked():
         check_space(config)
 
 
+def test_a_sample_of_a_long_range_is_checked(monkeypatch):
+    checked: list[int] = []
+    monkeypatch.setattr(
+        space_check, "check_stage", lambda train, _: checked.append(train.pairs.negatives)
+    )
+    check_space(config_of("train.pairs.negatives=64..1063"))
+    assert checked == list(range(64, 1064))
+    checked.clear()
+    check_space(config_of("train.pairs.negatives=64..100000000"))
+    assert len(checked) == 1000
+    assert checked[:500] == list(range(64, 564))
+    assert (checked == sorted(set(checked)), checked[-1]) == (True, 100_000_000)
+    assert max(b - a for a, b in itertools.pairwise(checked)) < 210_000
+
+
+def test_a_fault_of_every_other_number_of_a_long_range_is_seen():
+    config = override(config_of("train.batch_size=4..4000004"), {"compute.num_workers": 2})
+    with pytest.raises(ConfigError, match="batch_size is 5 but there are 2 workers"):
+        check_space(config)
+
+
 def test_masks_that_a_choice_needs_are_checked():
     space = config_of("train.loss.neighbour_space=geometry,sam")
     config = override(space, {"train.loss.neighbour_weight": 1.0})
@@ -75,6 +98,7 @@ def test_masks_that_a_choice_needs_are_checked():
         (["train.batch_norm=auto,frozen,target", "train.batch_size=2..3"], 6),
         (["train.batch_norm=auto,frozen", "train.loss.vote_weight=0..1"], 8),
         (["train.pairs.negatives=64..128"], 8),
+        (["train.pairs.negatives=1..1e300"], 8),
     ],
 )
 def test_a_small_space_has_fewer_trials(space, trials):

@@ -67,6 +67,16 @@ def test_work_is_counted(streets, tmp_path: Path):
     assert WorkCounts.of(request, survey_inputs(request)).trials == 0
 
 
+@pytest.mark.parametrize("entry", ["train.foo=1..2", "train.batch_size=1..inf"])
+def test_the_trials_of_a_space_that_was_refused_are_counted_at_most(entry, streets, tmp_path: Path):
+    request = request_of(streets, tmp_path / "out", "tune")
+    config = override(request.config, {"tune.space": [entry]})
+    request = dataclasses.replace(request, config=config)
+    survey = survey_inputs(request)
+    assert list(survey.missing) == ["settings"]
+    assert WorkCounts.of(request, survey).trials == config.tune.num_trials
+
+
 def test_work_is_counted_at_an_address(streets, bucket_address):  # noqa: F811
     request = request_of(streets, bucket_address.format("run"))
     assert WorkCounts.of(request, survey_inputs(request)).masks == 8

@@ -38,6 +38,15 @@ def test_whole_numbers_stay_whole_numbers():
     assert {type(value) for value in point.values()} == {int}
 
 
+def test_a_range_of_a_setting_that_is_not_set_starts_at_its_low_end():
+    point = start_point(config_of("train.augment.max_size=256..512"))
+    assert point == {"train.augment.max_size": 256}
+    point = start_point(
+        config_of("train.augment.max_size=256..512", **{"train.augment.max_size": 300})
+    )
+    assert point == {"train.augment.max_size": 300}
+
+
 def test_a_choice_starts_from_the_own_value_or_the_first():
     space = ("train.batch_norm=frozen,auto", "train.loss.teacher_flip=true,false")
     assert start_point(config_of(*space)) == {
