@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,10 +67,14 @@ class TensorBoardTracker:
         self._upload()
 
     def _upload(self) -> None:
-        """Write the event files to their address, each whole."""
+        """Write the event files to their address, each whole, and remove their temporary folder.
+
+        If the upload fails, the folder stays, because it holds the only copy.
+        """
         if isinstance(self.folder, ObjectPath):
             for file in self._local.iterdir():
                 (self.folder / file.name).upload(file)
+            shutil.rmtree(self._local, ignore_errors=True)
 
 
 def _pixels(picture: Any) -> Any:

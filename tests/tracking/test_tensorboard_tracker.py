@@ -1,12 +1,15 @@
 """TensorBoard's event files, read back with TensorBoard."""
 
 import io
+import tempfile
 
 import numpy as np
 import pytest
+from object_storage import bucket_address, s3_options  # noqa: F401
 from PIL import Image
 from tracked_runs import LOSSES, send_run, write_files
 
+from sfss_ray.storage.places import ObjectPath, to_place
 from sfss_ray.tracking.tensorboard_tracker import TensorBoardTracker
 
 pytest.importorskip(
@@ -60,3 +63,40 @@ def test_a_resumed_run_continues_in_the_same_folder(tmp_path):
             tracker.log_metrics({"train/loss": LOSSES[step]}, step)
         tracker.finish(failed=False)
     assert {e.step: e.value for e in read(tmp_path).Scalars("train/loss")} == LOSSES
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder of temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_no_folder_stays_behind_after_an_upload(temporary, tmp_path, bucket_address):  # noqa: F811
+    address = to_place(bucket_address.format("run/events"))
+    assert isinstance(address, ObjectPath)
+    send_run(TensorBoardTracker(address), write_files(tmp_path))
+    assert list(temporary.iterdir()) == []
+    for place in address.iterdir():
+        (tmp_path / "events").mkdir(exist_ok=True)
+        place.download(tmp_path / "events" / place.name)
+    assert {e.step: e.value for e in read(tmp_path / "events").Scalars("train/loss")} == LOSSES
+
+
+def test_event_files_stay_where_their_upload_fails(
+    temporary,
+    tmp_path,
+    bucket_address,  # noqa: F811
+    monkeypatch,
+):
+    def fail(*_):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(ObjectPath, "upload", fail)
+    address = to_place(bucket_address.format("run/events"))
+    with pytest.raises(OSError, match="no connection"):
+        send_run(TensorBoardTracker(address), write_files(tmp_path))
+    (folder,) = temporary.iterdir()
+    assert list(folder.iterdir())
