@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `sfss-ray`. None: those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_guarded(lambda: _main(words))
+
+
+def _main(words: Sequence[str]) -> int:
     if not words or words[0] in _HELP:
         print(verb_list())
         return 0
@@ -34,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sfss-ray {__version__}")
         return 0
     if words[0].partition("=")[0] == "--print-completion":
-        return run_guarded(lambda: _print_completion(words))
+        return _print_completion(words)
     verb, rest = split_verb(words)
     if verb in VERB_GROUPS and (not rest or rest[0] in _HELP):
         print(verb_list(verb))
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_unknown_verb(verb), file=sys.stderr)
         return 2
     program = Program(VERBS[verb], f"sfss-ray {verb}")
-    return run_guarded(lambda: _run(program, rest))
+    return _run(program, rest)
 
 
 def _run(program: Program, words: Sequence[str]) -> int:

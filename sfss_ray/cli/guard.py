@@ -19,7 +19,8 @@ def run_guarded(work: Callable[[], int | None]) -> int:
     """Run a command and return its exit code.
 
     That is the code that `work` returns, or 0. An SfssError becomes one line and code 2, Ctrl-C becomes
-    code 130. SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too.
+    code 130. SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too. Printed
+    lines are written before it returns, so that a closed pipe or a full disk behind them is seen too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
@@ -27,7 +28,10 @@ def run_guarded(work: Callable[[], int | None]) -> int:
             stream.reconfigure(errors="backslashreplace")
     keep_freed_memory()
     try:
-        return work() or 0
+        code = work() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except (Exception, KeyboardInterrupt) as error:
         exit_code = _report(error)
         if exit_code is None:
@@ -41,15 +45,24 @@ def _report(error: BaseException) -> int | None:
         print("interrupted: run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unwritten_lines()
         return 0
     line = str(error) if isinstance(error, SfssError) else None
     if isinstance(error, OSError) and is_disk_full(error):
+        _drop_unwritten_lines()
         line = f"the disk is full ({error}): free some space and run again. Finished work is kept"
     if line is None:
         return None
     print(f"error: {line}", file=sys.stderr)
     return 2
+
+
+def _drop_unwritten_lines() -> None:
+    """Send printed lines that cannot be written to nowhere: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_interruption(error: BaseException | None) -> bool:

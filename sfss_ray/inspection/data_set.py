@@ -68,6 +68,11 @@ class DatasetReport:
             )
         )
 
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command: 0 for a sound data set, else 1."""
+        return 0 if self.sound else 1
+
     def lines(self) -> list[str]:
         """Return the report for people."""
         lines = [

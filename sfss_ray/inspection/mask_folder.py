@@ -45,7 +45,9 @@ def inspect_masks(
         ConfigError: `pictures` is negative or more than 200.
     """
     if not 0 <= pictures <= MAX_PICTURES:
-        raise ConfigError(f"pictures is {pictures}: allowed is 0 to {MAX_PICTURES}; choose fewer")
+        raise ConfigError(
+            f"pictures is {pictures}: allowed is 0 to {MAX_PICTURES}, and 0 draws no contact sheet"
+        )
     unreadable_files = _unreadable_files(Path(folder))
     store = MaskStore(folder)
     sheet_file = Path(output_file or Path(folder) / SHEET_FILE)
@@ -70,6 +72,7 @@ def inspect_masks(
         without_masks=statistics.without_masks,
         spreads=statistics.spreads(),
         sheet=sheet,
+        pictures=pictures,
         not_shown=not_shown,
     )
 

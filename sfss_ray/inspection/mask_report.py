@@ -62,6 +62,8 @@ class MaskReport:
     predicted_iou and stability_score where the source has them."""
     sheet: Path | None = None
     """The contact sheet."""
+    pictures: int = 1
+    """Images that the contact sheet was to have at most; 0 for no sheet."""
     not_shown: dict[str, str] = field(default_factory=dict)
     """image_id -> why it is not on the contact sheet."""
 
@@ -86,6 +88,8 @@ class MaskReport:
         lines += ["", f"{'':18}{'min':>10}{'median':>10}{'max':>10}"]
         names = (*IMAGE_VALUES, *MASK_VALUES)
         lines += [_spread_line(name, self.spreads.get(name)) for name in names]
+        if not self.pictures:
+            return lines
         lines.append("")
         if self.not_shown:
             lines += case_lines("images not on the contact sheet", _with_reasons(self.not_shown))

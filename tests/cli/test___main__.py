@@ -38,3 +38,20 @@ def test_a_terminal_that_lacks_a_character_is_no_error(encoding, tmp_path: Path)
     page = process.stdout.decode(encoding)
     assert r"broken-\u591c" in page
     assert r"out-\u6771" in page
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["masks", "--help"], ["data"]])
+def test_pages_for_a_closed_pipe_or_a_full_disk_are_no_traceback(words):
+    command = [sys.executable, "-m", "sfss_ray.cli", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    if not Path("/dev/full").exists():
+        return
+    with open("/dev/full", "w") as file:
+        full = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True)
+    assert full.returncode == 2
+    assert full.stderr.startswith("error: the disk is full ([Errno 28] No space left on device)")
+    assert full.stderr.count("\n") == 1

@@ -91,6 +91,7 @@ def test_every_fault_is_listed_and_none_is_fatal(tmp_path: Path):
     assert len(report.unreadable) == 1
     assert "00005.png" in report.unreadable[0]
     assert not report.sound
+    assert cli.main(["data", "check", str(root)]) == 1
     page = "\n".join(report.lines())
     for line in (
         "images without labels: 1",

@@ -68,10 +68,12 @@ def test_images_of_the_sheet_are_chosen_by_the_seed(mask_folder: Path):
 
 
 def test_no_sheet_is_drawn_with_zero_pictures(mask_folder: Path):
-    assert inspect(mask_folder, pictures=0).sheet is None
+    report = inspect(mask_folder, pictures=0)
+    assert report.sheet is None
+    assert "contact sheet" not in "\n".join(report.lines())
     assert not (mask_folder / "inspect.png").exists()
     for number in (-1, 201):
-        with pytest.raises(ConfigError, match=f"pictures is {number}: allowed is 0 to 200"):
+        with pytest.raises(ConfigError, match=f"pictures is {number}: allowed is 0 to 200, and 0"):
             inspect(mask_folder, pictures=number)
 
 
