@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sfss_ray.errors import SfssError
 from sfss_ray.runtime.threads import keep_freed_memory
-from sfss_ray.storage.files import is_disk_full
+from sfss_ray.storage.files import unusable_line
 
 INTERRUPTED = 130
 
@@ -18,9 +18,10 @@ INTERRUPTED = 130
 def run_guarded(work: Callable[[], int | None]) -> int:
     """Run a command and return its exit code.
 
-    That is the code that `work` returns, or 0. An SfssError becomes one line and code 2, Ctrl-C becomes
-    code 130. SIGTERM is treated as Ctrl-C, so that a job that is stopped ends its cluster too. Printed
-    lines are written before it returns, so that a closed pipe or a full disk behind them is seen too.
+    That is the code that `work` returns, or 0. An SfssError becomes one line and code 2, and so does an
+    OSError that names a file. Ctrl-C becomes code 130. SIGTERM is treated as Ctrl-C, so that a job that
+    is stopped ends its cluster too. Printed lines are written before it returns, so that a closed pipe or
+    a full disk behind them is seen too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
@@ -48,9 +49,9 @@ def _report(error: BaseException) -> int | None:
         _drop_unwritten_lines()
         return 0
     line = str(error) if isinstance(error, SfssError) else None
-    if isinstance(error, OSError) and is_disk_full(error):
+    if isinstance(error, OSError):
         _drop_unwritten_lines()
-        line = f"the disk is full ({error}): free some space and run again. Finished work is kept"
+        line = unusable_line(error)
     if line is None:
         return None
     print(f"error: {line}", file=sys.stderr)

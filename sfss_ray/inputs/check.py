@@ -41,7 +41,7 @@ from sfss_ray.models.user_code.carried_module import check_travels
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.resources import actor_demand, actor_gpus
 from sfss_ray.runtime.run_folder import refuse_inside, refuse_other_run
-from sfss_ray.storage.files import lasting_place, require_writable
+from sfss_ray.storage.files import lasting_place, require_writable, unusable_line
 from sfss_ray.storage.places import ObjectPath, Place
 
 _Result = TypeVar("_Result")
@@ -83,10 +83,11 @@ class Survey:
         """
         try:
             result, description = work()
-        except SfssError as error:
+        except (SfssError, OSError) as error:
             if self.stop_at_first:
                 raise
-            self.missing[name] = str(error)
+            line = unusable_line(error) if isinstance(error, OSError) else None
+            self.missing[name] = line or str(error)
             return default
         self.found[name] = description
         return result

@@ -21,10 +21,11 @@ from sfss_ray.inputs.request import Request, split_target_images
 from sfss_ray.inspection.cost_meter import Cost, limited_threads
 from sfss_ray.inspection.plan_result import Stage
 from sfss_ray.masks.concept_stage import CONCEPT_FOLDER
+from sfss_ray.masks.regions import RegionRecipe
 from sfss_ray.masks.resume import images_to_do
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink
-from sfss_ray.storage.places import to_place
+from sfss_ray.storage.places import Place, to_place
 
 _NETWORKS_SCORED = 4  # source-only, BatchNorm-only, student and teacher
 _CHECKPOINTS_KEPT = 2
@@ -58,14 +59,22 @@ class WorkCounts:
             is_refused = "settings" in survey.missing  # so that a space may not be countable
             trials = config.tune.num_trials if is_refused else planned_trials(config)
         masks = concepts = 0
-        output, max_pixels = to_place(request.output_dir), config.masks.max_pixels
+        output = to_place(request.output_dir)
         if survey.concepts is not None:
             recipe = survey.concepts.recipe.for_images(survey.images)
-            concepts = len(images_to_do(output / CONCEPT_FOLDER, recipe, survey.images, max_pixels))
+            concepts = _count_missing(output / CONCEPT_FOLDER, recipe, survey)
         if survey.recipe is not None and request.masks is None:
             recipe = survey.recipe.for_images(survey.images)
-            masks = len(images_to_do(output / "masks", recipe, survey.images, max_pixels))
+            masks = _count_missing(output / "masks", recipe, survey)
         return cls(masks, len(held_out), len(survey.labelled), trials, concepts)
+
+
+def _count_missing(folder: Place, recipe: RegionRecipe, survey: Survey) -> int:
+    """Count the images without masks in a folder; the survey lists an output that cannot be used."""
+    try:
+        return len(images_to_do(folder, recipe, survey.images, survey.config.masks.max_pixels))
+    except OSError:
+        return len(survey.images)
 
 
 @dataclass

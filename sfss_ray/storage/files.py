@@ -28,6 +28,22 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in _DISK_FULL or "No space left" in str(error)
 
 
+def unusable_line(error: OSError) -> str | None:
+    """Return an OSError in one line with what to do; None for an error that names no file.
+
+    `Path.exists` and `Path.is_dir` raise such errors too: for a folder that may not be entered, and for
+    a name that is too long.
+    """
+    if is_disk_full(error):
+        return f"the disk is full ({error}): free some space and run again. Finished work is kept"
+    if error.filename is None:
+        return None
+    return (
+        f"{os.fsdecode(error.filename)!r} cannot be used ({error.strerror}): check the path and its"
+        " permissions"
+    )
+
+
 def written_after(source: Place, result: Place) -> bool:
     """Return whether a file was written after the result that was made from it.
 

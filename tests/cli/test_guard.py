@@ -58,3 +58,43 @@ def test_a_full_disk_below_any_work_is_one_line(capsys):
     line = one_error(cli.run_guarded(raising(error)), capsys.readouterr().err)
     assert "No space left on device: '/tmp/ray/x'" in line
     assert "free some space and run again" in line
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.EROFS, errno.EIO])
+def test_an_error_of_a_file_is_one_line(capsys, number):
+    """pathlib raises them for a folder that may not be entered, even where it only asks for a file."""
+    error = OSError(number, os.strerror(number), "/data/images")
+    line = one_error(cli.run_guarded(raising(error)), capsys.readouterr().err)
+    assert line == (
+        f"error: '/data/images' cannot be used ({os.strerror(number)}): check the path and its"
+        " permissions"
+    )
+
+
+def test_an_error_of_the_system_without_a_file_is_raised():
+    with pytest.raises(OSError, match="Connection refused"):
+        cli.run_guarded(raising(OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))))
+
+
+LONG = "/tmp/" + 300 * "x"
+COMMANDS = {
+    "images": f"verify --source-model @source.pt --images {LONG}",
+    "model": f"predict {LONG} @images @new",
+    "output": f"predict @source.pt @images {LONG}",
+    "labels": f"evaluate --model @source.pt --images @images --labels {LONG}",
+    "architecture": f"evaluate --model @source.pt --images @images --labels @labels --architecture"
+    f" {LONG}.py:net",
+    "masks": f"masks inspect {LONG}",
+    "masks to export": f"masks export {LONG} @new",
+    "masks to import": f"masks import {LONG} @images @new",
+    "data": f"data check {LONG}",
+    "pretraining": f"pretrain --images {LONG} --labels @labels --output-dir @new",
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_a_path_that_is_too_long_is_one_line(words, data, tmp_path, capsys):
+    line = words.replace("@new", str(tmp_path / "new")).replace("@", f"{data}/")
+    message = one_error(cli.main(line.split()), capsys.readouterr().err)
+    assert "xxx" in message
+    assert "(File name too long): check the path and its permissions" in message

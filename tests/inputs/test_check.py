@@ -290,3 +290,26 @@ def test_the_choice_between_label_encodings_is_a_note_of_the_run(streets, tmp_pa
     assert {int(pair.labels()[0, 0]) for pair in inputs.labelled} == {0}
     (note,) = [note for note in inputs.notes if note.startswith("val: ")]
     assert "labelIds" in note
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("source_model", "source model"),
+        ("target_images", "target images"),
+        ("sam_checkpoint", "regions"),
+        ("val_labels", "val labels"),
+        ("output_dir", "output"),
+    ],
+)
+def test_a_path_that_the_system_refuses_is_listed(streets, tmp_path, argument, name):
+    """pathlib raises an OSError where a folder may not be entered, and for such a name."""
+    arguments = adapt_arguments(streets, tmp_path / "out") | {argument: tmp_path / (300 * "x")}
+    request = Request(kind="adapt", config=override(Config(), CPU), **arguments)
+    survey = survey_inputs(request)
+    assert list(survey.missing) == [name]
+    assert survey.missing[name].endswith(
+        "cannot be used (File name too long): check the path and its permissions"
+    )
+    with pytest.raises(OSError, match="File name too long"):
+        check_inputs(request)

@@ -59,6 +59,13 @@ def estimate(request: Request) -> StageEstimates:
     return estimates
 
 
+def test_all_work_is_counted_where_the_output_cannot_be_used(streets, tmp_path: Path):
+    request = request_of(streets, tmp_path / (300 * "x"))
+    survey = survey_inputs(request)
+    assert "File name too long" in survey.missing["output"]
+    assert WorkCounts.of(request, survey).masks == len(survey.images)
+
+
 def test_work_is_counted(streets, tmp_path: Path):
     request = request_of(streets, tmp_path / "out", "tune")
     counts = WorkCounts.of(request, survey_inputs(request))
