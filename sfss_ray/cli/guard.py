@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from sfss_ray.errors import SfssError
 from sfss_ray.runtime.threads import keep_freed_memory
+from sfss_ray.storage.addresses import without_secret
 from sfss_ray.storage.files import unusable_line
 
 INTERRUPTED = 130
@@ -54,7 +55,8 @@ def _report(error: BaseException) -> int | None:
         line = unusable_line(error)
     if line is None:
         return None
-    print(f"error: {line}", file=sys.stderr)
+    # Messages name places without passwords, but a path may be an address that nothing has parsed.
+    print(f"error: {without_secret(line)}", file=sys.stderr)
     return 2
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +12,8 @@ import yaml
 from sfss_ray.config.space import gather_space
 from sfss_ray.config.tree import Config, flatten, override
 from sfss_ray.errors import ConfigError
+from sfss_ray.storage.addresses import without_secret
+from sfss_ray.storage.places import Place, parsed
 from sfss_ray.storage.text import read_text
 
 
@@ -27,22 +28,23 @@ _YamlLoader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path | str, base: Config | None = None) -> Config:
+def load_config(path: Place | str, base: Config | None = None) -> Config:
     """Return a config with the values of a JSON or YAML file set over `base`.
 
     Args:
-        path: A file whose name ends in .json holds JSON, any other YAML. Names are dotted
-            ("train.loss.temperature", as in best_config.json of a search) or nested.
+        path: A file, or its address. One whose name ends in .json holds JSON, any other YAML. Names are
+            dotted ("train.loss.temperature", as in best_config.json of a search) or nested.
         base: Values of the knobs that the file does not name. None: the defaults.
 
     Raises:
         ConfigError: the file cannot be read or holds no mapping, or a name or a value is refused by
             `override`.
     """
+    path = parsed(path)
     try:
         values = _parse(read_text(path), is_json=str(path).endswith(".json"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = without_secret(" ".join(str(error).split()))
         raise ConfigError(f"cannot read config {str(path)!r} ({reason}): {_ADVICE}") from error
     if not isinstance(values, dict):
         raise ConfigError(

@@ -13,6 +13,7 @@ from sfss_ray.masks.bank.schema import parquet_files, read_recipe
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import note_of
 from sfss_ray.runtime.progress import ProgressSink, print_line
+from sfss_ray.storage.files import require_lasting, require_on_disk
 
 SHEET_FILE = "inspect.png"
 MAX_PICTURES = 200
@@ -48,9 +49,10 @@ def inspect_masks(
         raise ConfigError(
             f"pictures is {pictures}: allowed is 0 to {MAX_PICTURES}, and 0 draws no contact sheet"
         )
-    unreadable_files = _unreadable_files(Path(folder))
+    folder = require_on_disk(folder, "masks folder")
+    sheet_file = require_lasting(output_file or folder / SHEET_FILE, "contact sheet")
+    unreadable_files = _unreadable_files(folder)
     store = MaskStore(folder)
-    sheet_file = Path(output_file or Path(folder) / SHEET_FILE)
     if pictures:
         refuse_among_images(sheet_file, store)
 
@@ -60,7 +62,7 @@ def inspect_masks(
 
     source = str(store.recipe.get("source", "unknown"))
     return MaskReport(
-        folder=Path(folder),
+        folder=folder,
         source=source,
         note=note_of(store.recipe),
         recipe=store.recipe,

@@ -12,7 +12,6 @@ from sfss_ray.data.decoding import read_image
 from sfss_ray.errors import DataError, SfssError
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import white_in
-from sfss_ray.storage.files import require_lasting
 
 _TILE_HEIGHT = 220
 _COLUMNS = 4
@@ -47,9 +46,8 @@ def draw_sheet(
             not_shown[image_id] = str(error)
     if not tiles:
         return None, not_shown
-    path = require_lasting(file, "contact sheet")
-    save_png(path, contact_sheet(tiles, _COLUMNS))
-    return path, not_shown
+    save_png(file, contact_sheet(tiles, _COLUMNS))
+    return file, not_shown
 
 
 def _draw_tile(store: MaskStore, image_id: str) -> np.ndarray:

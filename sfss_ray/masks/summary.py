@@ -75,7 +75,7 @@ def summarise(
         image_id, reason = next(iter(errors.items()))
         raise DataError(f"none of the {len(image_ids)} images has masks; {image_id!r}: {reason}")
     return MaskSummary(
-        folder=store.folder,
+        folder=str(store.location),
         source=source,
         note=note_of({**store.recipe, "source": source}),
         images=len(image_ids),

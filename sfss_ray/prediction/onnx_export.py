@@ -101,10 +101,10 @@ def export_onnx(
     config = config or Config()
     if min(size) < MIN_SIDE:
         raise ConfigError(f"size is {size}: allowed is (height, width), each 32 or more pixels")
+    path = require_lasting(output_file, "ONNX file")
     _require_onnx()
     source = open_source(model, card, config.source_weights, class_groups)
     network = source.load("cpu")
-    path = require_lasting(output_file, "ONNX file")
     with whole_file(path) as temporary:
         check = _export_checked(network, temporary, size, config.seed, progress)
     batch = "B" if "batch" in check.dynamic else "1"

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sfss_ray.errors import OutputError
+from sfss_ray.errors import DataError, OutputError
+from sfss_ray.storage.addresses import without_secret
 from sfss_ray.storage.places import ObjectPath, Place, to_place
 
 _Place = TypeVar("_Place", bound=Path | ObjectPath)
@@ -69,10 +70,10 @@ def writing(path: Place | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
+        reason = error.strerror or without_secret(str(error)) or type(error).__name__
         raise OutputError(
-            f"{str(path)!r} cannot be written ({reason}): {_advice(path, error)}, and run again; files"
-            " that were written before are whole and are kept"
+            f"{without_secret(str(path))!r} cannot be written ({reason}): {_advice(path, error)}, and run"
+            " again; files that were written before are whole and are kept"
         ) from error
 
 
@@ -163,10 +164,16 @@ def require_lasting(path: Path | str, name: str = "output folder", alternative: 
         alternative: Another way out, which ends the error.
 
     Raises:
-        OutputError: the path lies in the folder that Ray unpacked for the job and will delete. Every
-            relative path of a job does.
+        OutputError: the path is an address in object storage; or it lies in the folder that Ray unpacked
+            for the job and will delete. Every relative path of a job does.
+        DataError: an address names no bucket.
     """
-    absolute = Path(path).absolute()
+    absolute = to_place(path)
+    if isinstance(absolute, ObjectPath):
+        raise OutputError(
+            f"{name} {str(absolute)!r} is an address, but it is written to disks only: give a path, and"
+            " copy the result to the address"
+        )
     if _PACKAGE_CACHE.search(f"{absolute.as_posix()}/"):
         raise OutputError(
             f"{name} {os.fspath(path)!r} lies in the folder that Ray unpacked for this job"
@@ -191,6 +198,21 @@ def require_writable(folder: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def require_on_disk(path: Place | str, role: str) -> Path:
+    """Return the absolute path of an input that is read from disks only.
+
+    Raises:
+        DataError: the path is an address in object storage.
+    """
+    location = to_place(path)
+    if isinstance(location, ObjectPath):
+        raise DataError(
+            f"{role}: {str(location)!r} is an address, but it is read from disks only: copy it to a"
+            " disk, and give that path"
+        )
+    return location
 
 
 def read_torch(path: Place) -> Any:

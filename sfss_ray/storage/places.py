@@ -10,15 +10,15 @@ import contextlib
 import fnmatch
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from sfss_ray.errors import DataError
+from sfss_ray.storage.addresses import has_password, is_address, split_address, without_secret
 from sfss_ray.storage.object_errors import is_missing_bucket, meaning_of, patiently
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 # pyarrow is imported where an address is used: a config is read without it.
 _FILE, _FOLDER, _NOT_FOUND = "File", "Directory", "NotFound"
 """Names of pyarrow.fs.FileType."""
-_ADDRESS = re.compile(r"^([a-z][a-z0-9+.-]+):/+")
-_USER = re.compile(r"://([^/@:]*)(:[^/@]*)?@")
-"""The user of an address and the password. On Azure the container stands in the place of the user."""
-_AZURE = ("abfs", "abfss")
 _Given = TypeVar("_Given")
 _GOOGLE = ("gs", "gcs")
 _GOOGLE_RETRY_SECONDS = 30
@@ -75,7 +71,8 @@ class ObjectPath:
 
     def __str__(self) -> str:
         """Return the address for messages and records: without user, password and options."""
-        return without_secret(f"{self.root}/{self.key}" if self.key else self.root)
+        root = without_secret(self.root)
+        return f"{root}/{self.key}" if self.key else root
 
     def __repr__(self) -> str:
         return f"ObjectPath({str(self)!r})"
@@ -83,8 +80,7 @@ class ObjectPath:
     @property
     def has_password(self) -> bool:
         """Whether the address itself holds a user and a password."""
-        user = _USER.search(self.root)
-        return user is not None and user[2] is not None
+        return has_password(self.root)
 
     def __truediv__(self, name: str) -> ObjectPath:
         return replace(self, key=str(PurePosixPath(self.key, name)), listed=None)
@@ -292,20 +288,12 @@ def to_place(address: Place | str) -> Place:
     if isinstance(address, ObjectPath):
         return address
     text = os.fspath(address)
-    scheme = _ADDRESS.match(text)
-    if scheme is None:
+    parts = split_address(text)
+    if parts is None:
         return Path(text).absolute()
-    # A Path that was made from an address has lost slashes: s3:/bucket, file:/folder.
-    location, _, options = text[scheme.end() :].partition("?")
-    if scheme[1] == "file":
-        return Path("/", unquote(location))
-    bucket, _, key = location.partition("/")
-    if not bucket:
-        raise DataError(
-            f"{text!r} names no bucket: write an address as {scheme[1]}://bucket/folder"
-        )
-    key = unquote(key).strip("/")
-    return ObjectPath(f"{scheme[1]}://{bucket}", "/".join(filter(None, key.split("/"))), options)
+    if parts.scheme == "file":
+        return Path("/", parts.key)
+    return ObjectPath(parts.root, parts.key, parts.options)
 
 
 def parsed(address: _Given) -> _Given | Place:
@@ -314,7 +302,7 @@ def parsed(address: _Given) -> _Given | Place:
     Raises:
         DataError: an address names no bucket.
     """
-    if isinstance(address, str | Path) and _ADDRESS.match(os.fspath(address)):
+    if isinstance(address, str | Path) and is_address(os.fspath(address)):
         return to_place(address)
     return address
 
@@ -339,12 +327,6 @@ def from_text(text: str) -> Place:
     return ObjectPath(root, key, options, ObjectStatus(*listed) if listed else None)
 
 
-def without_secret(address: str) -> str:
-    """Return an address without user and password, for messages. The container of Azure stays."""
-    is_azure = address.partition(":")[0] in _AZURE
-    return _USER.sub(r"://\1@" if is_azure else "://", address)
-
-
 @contextlib.contextmanager
 def reaching(location: Place | str, role: str = "") -> Iterator[None]:
     """Turn an OSError of the block into a DataError that names the place and the reason.
@@ -365,8 +347,9 @@ def reaching(location: Place | str, role: str = "") -> Iterator[None]:
 def unreachable(location: Place | str, error: Exception, role: str = "") -> DataError:
     """Return the error for a place that cannot be read."""
     return DataError(
-        f"{f'{role}: ' if role else ''}{str(location)!r} cannot be reached ({meaning_of(error, 400)}):"
-        " check the address, the network and this machine's credentials"
+        f"{f'{role}: ' if role else ''}{without_secret(str(location))!r} cannot be reached"
+        f" ({without_secret(meaning_of(error, 400))}): check the address, the network and this machine's"
+        " credentials"
     )
 
 
@@ -386,9 +369,11 @@ def _open_bucket(root: str, options: str) -> tuple[FileSystem, str]:
     try:
         return FileSystem.from_uri(f"{root}{f'?{options}' if options else ''}")
     except OSError as error:
-        raise unreachable(without_secret(root), error) from error
+        raise unreachable(root, error) from error
     except (pa.ArrowException, ValueError) as error:
+        # The text may contain the whole address.
+        reason = without_secret(str(error).replace(f"?{options}", ""))
         raise DataError(
-            f"{without_secret(root)!r}: unknown kind of address ({error}); give a path, or an address"
+            f"{without_secret(root)!r}: unknown kind of address ({reason}); give a path, or an address"
             " that begins with s3://, gs:// or file://"
         ) from error

@@ -197,3 +197,26 @@ def test_predict_writes_what_it_prints(data, tmp_path: Path, capsys):
     assert ids.shape == SIZE
     assert ids.max() < 19
     assert "images: 3" in capsys.readouterr().out
+
+
+ADDRESS = "s3://AKIA:SEC/RET@fleet/out"
+ON_DISK = {
+    "export": ("export @source.pt ADDRESS.onnx", "ONNX file 's3://fleet/out.onnx' is an address"),
+    "sheet": (
+        "masks inspect @masks --output-file ADDRESS.png",
+        "contact sheet 's3://fleet/out.png'",
+    ),
+    "inspect": ("masks inspect ADDRESS", "masks folder: 's3://fleet/out' is an address"),
+    "export masks": ("masks export @masks ADDRESS", "output folder 's3://fleet/out' is an address"),
+    "import masks": ("masks import @masks @images ADDRESS", "output folder 's3://fleet/out' is an"),
+    "import from": ("masks import ADDRESS @images new", "masks to import: 's3://fleet/out' is an"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), ON_DISK.values(), ids=ON_DISK)
+def test_verbs_of_disks_refuse_an_address(words, message, data, tmp_path, capsys, monkeypatch):
+    """They would write to a folder that is called s3:, after a user and a password."""
+    monkeypatch.chdir(tmp_path)
+    line = words.replace("@", f"{data}/").replace("ADDRESS", ADDRESS)
+    assert message in one_error(cli.main(line.split()), capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []

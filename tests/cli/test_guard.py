@@ -98,3 +98,9 @@ def test_a_path_that_is_too_long_is_one_line(words, data, tmp_path, capsys):
     message = one_error(cli.main(line.split()), capsys.readouterr().err)
     assert "xxx" in message
     assert "(File name too long): check the path and its permissions" in message
+
+
+def test_no_message_shows_a_password(capsys):
+    error = DataError("images: 's3:/user:secret@fleet/a' does not exist; give another path")
+    line = one_error(cli.run_guarded(raising(error)), capsys.readouterr().err)
+    assert line == "error: images: 's3:/fleet/a' does not exist; give another path"

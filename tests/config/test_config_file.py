@@ -110,3 +110,11 @@ def test_yaml_cannot_make_objects(tmp_path: Path):
 def test_missing_files_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"nowhere\.json"):
         load_config(tmp_path / "nowhere.json")
+
+
+def test_a_config_file_may_be_an_address(tmp_path):
+    (tmp_path / "my config.json").write_text('{"seed": 7}')
+    assert load_config(f"file://{tmp_path}/my%20config.json").seed == 7
+    with pytest.raises(ConfigError, match=r"cannot read config 's3a://fleet/a.json'") as refused:
+        load_config("s3a://user:secret@fleet/a.json")
+    assert "secret" not in str(refused.value)

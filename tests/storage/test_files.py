@@ -16,10 +16,11 @@ from object_storage import bucket_address, s3_options  # noqa: F401
 from PIL import Image
 
 from sfss_ray import cli
-from sfss_ray.errors import OutputError
+from sfss_ray.errors import DataError, OutputError
 from sfss_ray.models.model_file import load_model
 from sfss_ray.storage.files import (
     require_lasting,
+    require_on_disk,
     require_writable,
     whole_file,
     write_bytes,
@@ -226,3 +227,17 @@ def test_in_object_storage_a_source_of_the_same_second_is_older(tmp_path: Path, 
     for source_time, is_later in ((second + 10**9 - 1, False), (second + 10**9, True)):
         os.utime(source, ns=(source_time, source_time))
         assert written_after(source, result) is is_later
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_is_no_path_on_a_disk(tmp_path: Path, kind):
+    address = kind("s3://user:secret@fleet/out.onnx")
+    with pytest.raises(
+        OutputError, match=r"^ONNX file 's3://fleet/out.onnx' is an address, .*path"
+    ):
+        require_lasting(address, "ONNX file")
+    with pytest.raises(DataError, match=r"^masks: 's3://fleet/out.onnx' is an address, .*copy it"):
+        require_on_disk(address, "masks")
+    for require in (require_lasting, require_on_disk):
+        assert require(kind(f"file://{tmp_path}/a"), "output") == tmp_path / "a"
+        assert require(kind("a"), "output") == Path.cwd() / "a"

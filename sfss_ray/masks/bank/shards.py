@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from sfss_ray.errors import DataError
+from sfss_ray.storage.addresses import without_secret
 from sfss_ray.storage.object_cache import ChangedObjectError, local_copy
 from sfss_ray.storage.places import ObjectPath, ObjectStatus, Place, unreachable
 
@@ -113,7 +114,7 @@ def _damaged(path: str, error: Exception) -> DamagedShardError:
 
 
 def _reason(error: Exception, length: int = 120) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:length]
+    return without_secret((str(error).splitlines() or [type(error).__name__])[0])[:length]
 
 
 def list_shards(folder: Place) -> list[Shard]:

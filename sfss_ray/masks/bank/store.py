@@ -216,7 +216,7 @@ class MaskStore:
         """
         if not self.has_embeddings:
             raise DataError(
-                f"masks in {str(self.folder)!r} have no embeddings: make them again with"
+                f"masks in {str(self.location)!r} have no embeddings: make them again with"
                 " masks.embeddings"
             )
         rows = self._read_embeddings(image_id)

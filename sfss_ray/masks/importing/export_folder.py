@@ -78,8 +78,8 @@ def export_masks(
         DataError: the folder has no masks, or one of its files is damaged.
         OutputError: the output cannot be written, or the folder is not empty.
     """
-    store = MaskStore(_existing(masks))
     path = require_lasting(output_dir)
+    store = MaskStore(_existing(masks))
     path = path / COCO_FILE if format == "coco" else path
     image_ids = [image_id for image_id in store.ids() if image_id not in store.errors]
     num_masks = 0

@@ -37,7 +37,7 @@ from sfss_ray.masks.regions import IMPORTED, RegionRecipe
 from sfss_ray.masks.resume import StoredRow, changed_images, find_rows, remove_leftovers
 from sfss_ray.masks.summary import MaskSummary, summarise
 from sfss_ray.runtime.progress import Progress, ProgressSink, print_line
-from sfss_ray.storage.files import require_lasting
+from sfss_ray.storage.files import require_lasting, require_on_disk
 from sfss_ray.storage.places import ObjectPath, Place
 
 
@@ -109,7 +109,7 @@ def import_masks(
 
 
 def _checked_source(source: Path | str, images: Place | str) -> Path:
-    root = Path(source).absolute()
+    root = require_on_disk(source, "masks to import")
     if not root.exists():
         raise DataError(
             f"masks to import: {str(source)!r} does not exist; give a COCO file, or a folder of masks"

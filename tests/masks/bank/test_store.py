@@ -26,6 +26,7 @@ from sfss_ray.masks.bank import store as store_module
 from sfss_ray.masks.bank.cache import PaintedCache
 from sfss_ray.masks.bank.schema import CODE_VERSION, drop_rows, write_shard
 from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.storage.places import address_of, to_place
 
 
 @pytest.fixture
@@ -253,3 +254,10 @@ def test_shards_of_earlier_releases_are_read(rows, tmp_path: Path):
     store = MaskStore(tmp_path)
     assert [store.load(row["image_id"]) for row in rows] == rows
     assert store.contents == {}
+
+
+def test_a_message_on_embeddings_has_no_password(store):
+    store.location = to_place("s3://user:secret@fleet/masks")
+    store.folder = address_of(store.location)
+    with pytest.raises(DataError, match="masks in 's3://fleet/masks' have no embeddings"):
+        store.embeddings(store.ids()[0])
