@@ -13,10 +13,11 @@ from sfss_ray.masks.bank.schema import parquet_files, read_recipe
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import note_of
 from sfss_ray.runtime.progress import ProgressSink, print_line
-from sfss_ray.storage.files import require_lasting, require_on_disk
+from sfss_ray.storage.files import require_on_disk, require_output_file
 
 SHEET_FILE = "inspect.png"
 MAX_PICTURES = 200
+PNG_SIGNATURE = b"\x89PNG"
 
 
 def inspect_masks(
@@ -42,7 +43,7 @@ def inspect_masks(
     Raises:
         DataError: no such folder, no masks in it, a shard whose index is damaged, or a contact sheet
             in the folder of the images.
-        OutputError: the contact sheet cannot be written.
+        OutputError: the contact sheet cannot be written, or would replace a file that is no PNG.
         ConfigError: `pictures` is negative or more than 200.
     """
     if not 0 <= pictures <= MAX_PICTURES:
@@ -50,8 +51,10 @@ def inspect_masks(
             f"pictures is {pictures}: allowed is 0 to {MAX_PICTURES}, and 0 draws no contact sheet"
         )
     folder = require_on_disk(folder, "masks folder")
-    sheet_file = require_lasting(output_file or folder / SHEET_FILE, "contact sheet")
     unreadable_files = _unreadable_files(folder)
+    sheet_file = Path(output_file or folder / SHEET_FILE)
+    if pictures:
+        sheet_file = require_output_file(sheet_file, "contact sheet", ".png", PNG_SIGNATURE)
     store = MaskStore(folder)
     if pictures:
         refuse_among_images(sheet_file, store)

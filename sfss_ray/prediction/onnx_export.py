@@ -20,7 +20,7 @@ from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import SourceLike, open_source
 from sfss_ray.runtime.progress import ProgressSink, print_line
-from sfss_ray.storage.files import require_lasting, whole_file
+from sfss_ray.storage.files import require_output_file, whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 OPSET = 18
 MIN_SIDE = 32
+_ONNX_SIGNATURE = b"\x08"
+"""Key of the version, the first field of each file."""
 TIE = 1e-3
 """Difference of the two best logits of torch below which rounding may decide between them."""
 
@@ -83,7 +85,7 @@ def export_onnx(
     Args:
         model: A model file (student.pt, source.pt) or a checkpoint of any known family; in Python also
             a model in memory.
-        output_file: The ONNX file; an existing file is replaced.
+        output_file: The ONNX file, NAME.onnx; an existing ONNX file is replaced.
         size: (height, width) of the images in pixels, each 32 or more; where height and width may have
             any length, the size that is checked first.
         card: Entries that replace what the checkpoint's family says of its images: JSON file, mapping
@@ -96,12 +98,13 @@ def export_onnx(
         ConfigError: onnx, onnxscript or onnxruntime is not installed, or `size` is below 32.
         CheckpointError: `model` is not a model file, the network cannot be exported, or the classes of
             the export are not torch's. No file is written then.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, has another suffix, or would replace a file of another
+            kind.
     """
     config = config or Config()
     if min(size) < MIN_SIDE:
         raise ConfigError(f"size is {size}: allowed is (height, width), each 32 or more pixels")
-    path = require_lasting(output_file, "ONNX file")
+    path = require_output_file(output_file, "ONNX file", ".onnx", _ONNX_SIGNATURE)
     _require_onnx()
     source = open_source(model, card, config.source_weights, class_groups)
     network = source.load("cpu")

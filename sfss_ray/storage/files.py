@@ -72,8 +72,8 @@ def writing(path: Place | str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or without_secret(str(error)) or type(error).__name__
         raise OutputError(
-            f"{without_secret(str(path))!r} cannot be written ({reason}): {_advice(path, error)}, and run"
-            " again; files that were written before are whole and are kept"
+            f"{without_secret(str(path))!r} cannot be written ({reason}): {_advice(path, error)}, and"
+            " run again; files that were written before are whole and are kept"
         ) from error
 
 
@@ -198,6 +198,37 @@ def require_writable(folder: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if nearest.is_dir() and not os.access(nearest, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def require_output_file(path: Path | str, name: str, suffix: str, signature: bytes) -> Path:
+    """Return the absolute path of a file to write, after a check that it replaces only its own kind.
+
+    Args:
+        path: The file.
+        name: What the file is, for the error.
+        suffix: Suffix that its name must have, such as '.png'.
+        signature: First bytes of each file of this kind.
+
+    Raises:
+        OutputError: the name has another suffix, the path is a folder or a file of another kind, or see
+            `require_lasting`.
+    """
+    file = require_lasting(path, name)
+    if file.suffix.lower() != suffix:
+        raise OutputError(
+            f"{name} {str(file)!r} has another suffix: give a name that ends in {suffix}"
+        )
+    if file.is_dir():
+        raise OutputError(f"{name} {str(file)!r} is a folder: give the path of a file")
+    if not file.exists():
+        return file
+    with open(file, "rb") as handle:
+        start = handle.read(len(signature))
+    if start not in (b"", signature):
+        raise OutputError(
+            f"{name} {str(file)!r} exists and is a file of another kind: give a new name, or remove it"
+        )
+    return file
 
 
 def require_on_disk(path: Place | str, role: str) -> Path:

@@ -11,7 +11,7 @@ from sfss_ray import __version__, cli
 from sfss_ray.config import Config, MaskConfig, override
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import list_images
-from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.errors import ConfigError, DataError, OutputError
 from sfss_ray.inspection.mask_folder import inspect_masks
 from sfss_ray.inspection.mask_report import MaskReport, Spread
 from sfss_ray.masks.bank.schema import shard_paths, write_shard
@@ -85,6 +85,18 @@ def test_no_contact_sheet_is_put_among_the_images(mask_folder: Path, tmp_path: P
     assert len(list_images(tmp_path / "images")) == 3
     assert inspect(inside, output_file=tmp_path / "sheet.png").sheet == tmp_path / "sheet.png"
     assert inspect(inside, pictures=0).sheet is None
+
+
+def test_the_contact_sheet_replaces_no_shard(mask_folder: Path):
+    shard = shard_paths(mask_folder)[0]
+    before = shard.read_bytes()
+    with pytest.raises(OutputError, match=r"masks-0.parquet' has another suffix: .* ends in .png"):
+        inspect(mask_folder, output_file=shard)
+    (mask_folder / "notes.png").write_text("no picture")
+    with pytest.raises(OutputError, match=r"notes.png' exists and is a file of another kind"):
+        inspect(mask_folder, output_file=mask_folder / "notes.png")
+    assert shard.read_bytes() == before
+    assert inspect(mask_folder).sheet == inspect(mask_folder).sheet == mask_folder / "inspect.png"
 
 
 def test_a_truncated_shard_is_named(mask_folder: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from sfss_ray.config import Config
 from sfss_ray.data.class_sets import CITYSCAPES_19
-from sfss_ray.errors import CheckpointError, ConfigError
+from sfss_ray.errors import CheckpointError, ConfigError, OutputError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
 from sfss_ray.models.checkpoints import load_source_model
@@ -153,3 +154,11 @@ def test_logits_of_groups_are_exported(tmp_path: Path):
             torch.from_numpy(images)
         )
     np.testing.assert_allclose(run(path, images), expected.numpy(), atol=1e-3)
+
+
+def test_an_export_replaces_no_model(tmp_path: Path):
+    for name, reason in {"model.pt": "has another suffix", "model.onnx": "of another kind"}.items():
+        model = Path(shutil.copy(SOURCE_MODEL, tmp_path / name))
+        with pytest.raises(OutputError, match=reason):
+            export_onnx(model, model, progress=str)
+        assert model.read_bytes() == Path(SOURCE_MODEL).read_bytes()

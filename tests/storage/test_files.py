@@ -21,6 +21,7 @@ from sfss_ray.models.model_file import load_model
 from sfss_ray.storage.files import (
     require_lasting,
     require_on_disk,
+    require_output_file,
     require_writable,
     whole_file,
     write_bytes,
@@ -241,3 +242,23 @@ def test_an_address_is_no_path_on_a_disk(tmp_path: Path, kind):
     for require in (require_lasting, require_on_disk):
         assert require(kind(f"file://{tmp_path}/a"), "output") == tmp_path / "a"
         assert require(kind("a"), "output") == Path.cwd() / "a"
+
+
+def test_an_output_file_replaces_only_its_own_kind(tmp_path: Path):
+    def refusal(path: Path) -> str:
+        with pytest.raises(OutputError, match=r"^picture '") as refused:
+            require_output_file(path, "picture", ".png", b"\x89PNG")
+        return str(refused.value)
+
+    for name, content in {"a.png": b"\x89PNG...", "empty.PNG": b"", "b.png": b"PK"}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "c.png").mkdir()
+    for name in ("a.png", "empty.PNG", "new.png", "new/new.png"):
+        file = require_output_file(str(tmp_path / name), "picture", ".png", b"\x89PNG")
+        assert file == tmp_path / name
+    assert "b.png' exists and is a file of another kind: give a new name" in refusal(
+        tmp_path / "b.png"
+    )
+    assert "c.png' is a folder: give the path of a file" in refusal(tmp_path / "c.png")
+    assert "a.pt' has another suffix: give a name that ends in .png" in refusal(tmp_path / "a.pt")
+    assert not (tmp_path / "new").exists()
