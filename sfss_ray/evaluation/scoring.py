@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +20,15 @@ from sfss_ray.data.class_sets import (
 )
 from sfss_ray.data.group_files import ClassGroupsLike
 from sfss_ray.data.labelled import LabelledFolder, PairOptions, load_labelled
+from sfss_ray.errors import OutputError
 from sfss_ray.evaluation.confusion_matrix import ConfusionMatrix
 from sfss_ray.evaluation.unmatched import unmatched_note
 from sfss_ray.models.card import CardLike
 from sfss_ray.models.source import Source, SourceLike, open_source
 from sfss_ray.runtime import cluster
 from sfss_ray.runtime.progress import ProgressSink, print_line
-from sfss_ray.runtime.run_folder import write_json
-from sfss_ray.storage.files import lasting_place, write_text
+from sfss_ray.runtime.run_folder import refuse_inside, write_json
+from sfss_ray.storage.files import lasting_place, try_writing, write_text
 from sfss_ray.storage.places import Place, parsed
 
 
@@ -162,21 +166,17 @@ def evaluate_model(
     Raises:
         CheckpointError: the model cannot be read.
         DataError: images and labels do not pair up, differ in size, or labels contain ids that are
-            not in their format.
+            not in their format; or `output_dir` lies in the images or in the labels.
+        OutputError: `output_dir` cannot be written. After the evaluation, the scores are printed first.
     """
     config = config or Config()
     images, labels = parsed(images), parsed(labels)
+    output = None if output_dir is None else _checked_output(output_dir, (images, labels))
     source = open_source(model, card, config.source_weights, class_groups)
     if source.mark:
         progress(f"WARNING: {source.mark}")
-    folder = load_labelled(
-        images,
-        labels,
-        source.classes,
-        config,
-        PairOptions(model_white=source.white_level),
-        progress,
-    )
+    options = PairOptions(model_white=source.white_level)
+    folder = load_labelled(images, labels, source.classes, config, options, progress)
     for line in folder.describe(source.classes):
         progress(line)
 
@@ -186,7 +186,31 @@ def evaluate_model(
     examination = Examination(source.classes, folder.pairs, config=config.evaluation)
     matrix = examination.matrix(network, progress)
     result = _result(matrix, source, folder, config)
-    return result if output_dir is None else _write(result, source, output_dir, config)
+    if output is None:
+        return result
+    with _printed_if_lost(result, progress):
+        return _write(result, source, output, config)
+
+
+@contextlib.contextmanager
+def _printed_if_lost(result: EvaluationResult, progress: ProgressSink) -> Iterator[None]:
+    """Print a result if it cannot be written, because the evaluation may have taken hours."""
+    try:
+        yield
+    except OutputError:
+        for line in result.lines():
+            progress(line)
+        raise
+
+
+def _checked_output(output_dir: Place | str, inputs: Sequence[Place | str]) -> Place:
+    """Return the place of the files to write, after every check that needs no evaluation."""
+    folder = lasting_place(output_dir)
+    for input_folder in inputs:
+        refuse_inside(folder, input_folder)
+    if isinstance(folder, Path):
+        try_writing(folder)
+    return folder
 
 
 def _result(
@@ -232,14 +256,13 @@ def _result(
 
 
 def _write(
-    result: EvaluationResult, source: Source, output: Place | str, config: Config
+    result: EvaluationResult, source: Source, folder: Place, config: Config
 ) -> EvaluationResult:
     from dataclasses import replace
 
     from sfss_ray.report.confusion_picture import draw_confusion
     from sfss_ray.report.pictures import save_png
 
-    folder = lasting_place(output)
     names = ("evaluation.json", "per_class.csv", "confusion.png")
     result = replace(result, files=tuple(folder / name for name in names))
     title = f"mIoU {result.miou:.1f} % over {result.class_set}, {result.images} images"

@@ -200,6 +200,51 @@ def require_writable(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def read_torch(path: Place) -> Any:
+    """Read a file of tensors and plain values onto the CPU.
+
+    Raises:
+        OSError: the file is missing, or cannot be read.
+    """
+    import torch
+
+    with file_on_disk(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def lasting_place(address: Place | str, name: str = "output folder") -> Place:
+    """Return the place of an address or of a path, after the check of `require_lasting`.
+
+    Raises:
+        OutputError: see `require_lasting`. An address in object storage always outlives a job.
+        DataError: an address names no bucket.
+    """
+    folder = to_place(address)
+    if isinstance(folder, ObjectPath):
+        return folder
+    return require_lasting(folder, name, ", or an address such as s3://bucket/run")
+
+
+def try_writing(folder: Path) -> None:
+    """Write a file below a folder and remove it, before long work whose result belongs there.
+
+    The folders that this makes are removed too, so that work which fails leaves nothing behind.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or a file is in the way.
+    """
+    with writing(folder):
+        new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        finally:
+            for path in new_folders:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+
 def require_output_file(path: Path | str, name: str, suffix: str, signature: bytes) -> Path:
     """Return the absolute path of a file to write, after a check that it replaces only its own kind.
 
@@ -244,28 +289,3 @@ def require_on_disk(path: Place | str, role: str) -> Path:
             " disk, and give that path"
         )
     return location
-
-
-def read_torch(path: Place) -> Any:
-    """Read a file of tensors and plain values onto the CPU.
-
-    Raises:
-        OSError: the file is missing, or cannot be read.
-    """
-    import torch
-
-    with file_on_disk(path) as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def lasting_place(address: Place | str, name: str = "output folder") -> Place:
-    """Return the place of an address or of a path, after the check of `require_lasting`.
-
-    Raises:
-        OutputError: see `require_lasting`. An address in object storage always outlives a job.
-        DataError: an address names no bucket.
-    """
-    folder = to_place(address)
-    if isinstance(folder, ObjectPath):
-        return folder
-    return require_lasting(folder, name, ", or an address such as s3://bucket/run")

@@ -15,8 +15,8 @@ from PIL import Image
 from sfss_ray.config import Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, SYNTHIA_16
 from sfss_ray.data.decoding import read_image
-from sfss_ray.errors import DataError
-from sfss_ray.evaluation import inference
+from sfss_ray.errors import DataError, OutputError
+from sfss_ray.evaluation import inference, scoring
 from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.evaluation.scoring import EvaluationResult, evaluate_model
 from sfss_ray.models.architectures.catalogue import build_network
@@ -212,6 +212,57 @@ def test_table_picture_and_json_are_written(data, tmp_path):
         "per_class.csv",
         "confusion.png",
     ]
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch):
+    """Reading the model or scoring an image fails the test."""
+
+    def fail(*arguments, **options):
+        raise AssertionError("the model was read")
+
+    monkeypatch.setattr(scoring, "open_source", fail)
+
+
+@pytest.mark.parametrize("folder", ["syn", "syn/scores", "synLabels/scores"])
+def test_no_output_is_written_among_images_and_labels(folder, data, no_evaluation):
+    with pytest.raises(DataError, match=r"lies in the folder of images .*: give one beside it"):
+        evaluate_model(
+            "source.pt", data / "syn", data / "synLabels", output_dir=data / folder, progress=str
+        )
+
+
+def test_an_output_that_cannot_be_written_is_found_first(data, tmp_path, no_evaluation):
+    (tmp_path / "file").touch()
+    reasons = {
+        "file": "File exists",
+        "file/scores": "Not a directory",
+        300 * "x": "File name too long",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(OutputError, match=rf"cannot be written \({reason}\)"):
+            evaluate_model(
+                "source.pt", data / "syn", data / "synLabels", output_dir=tmp_path / name
+            )
+    with pytest.raises(DataError, match="'file://' names no folder"):
+        evaluate_model("source.pt", data / "syn", data / "synLabels", output_dir="file://")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_scores_that_cannot_be_written_are_printed(data, tmp_path):
+    (tmp_path / "out" / "per_class.csv").mkdir(parents=True)
+    lines: list[str] = []
+    with pytest.raises(OutputError, match=r"per_class.csv' cannot be written"):
+        evaluate_model(
+            model(CITYSCAPES_19),
+            data / "city",
+            data / "cityLabels",
+            output_dir=tmp_path / "out",
+            config=CPU,
+            progress=lines.append,
+        )
+    assert any(line.startswith("miou: ") for line in lines)
+    assert any(line.startswith("road ") for line in lines)
 
 
 CAMVID_GROUPS = {

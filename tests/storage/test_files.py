@@ -23,6 +23,7 @@ from sfss_ray.storage.files import (
     require_on_disk,
     require_output_file,
     require_writable,
+    try_writing,
     whole_file,
     write_bytes,
     write_text,
@@ -262,3 +263,20 @@ def test_an_output_file_replaces_only_its_own_kind(tmp_path: Path):
     assert "c.png' is a folder: give the path of a file" in refusal(tmp_path / "c.png")
     assert "a.pt' has another suffix: give a name that ends in .png" in refusal(tmp_path / "a.pt")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_trial_of_a_folder_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "out").mkdir()
+    for folder in ("out", "a/b", "out/c"):
+        try_writing(tmp_path / folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+    assert list((tmp_path / "out").iterdir()) == []
+    for folder, reason in {
+        "file": "File exists",
+        "file/a": "Not a directory",
+        f"a/{300 * 'x'}": "File name too long",
+    }.items():
+        with pytest.raises(OutputError, match=rf"cannot be written \({reason}\)"):
+            try_writing(tmp_path / folder)
+    assert not (tmp_path / "a").exists()
