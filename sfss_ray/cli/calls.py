@@ -8,12 +8,16 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from sfss_ray.cli.help_page import verb_page
 from sfss_ray.cli.options import ARCHITECTURE, REQUIRED, model_argument, option_name, parameters
 from sfss_ray.cli.verbs import Verb
 from sfss_ray.cli.words import (
+    EMPTY,
+    empty_path,
+    mark_empty_paths,
     option_names,
     refuse_unknown_options,
     split_lists,
@@ -109,7 +113,7 @@ def parse(program: Program, words: Sequence[str]) -> Call:
     preset, words = take_value(words, "--preset")
     config_file, words = take_value(words, "--config")
     architecture, words = take_value(words, ARCHITECTURE)
-    words = split_lists(verb, words)
+    words = mark_empty_paths(verb, split_lists(verb, words))
     config = override(program.config, find_preset(preset)) if preset else program.config
     config = load_config(config_file, config) if config_file else config
     defaults = dict(program.defaults)
@@ -118,6 +122,9 @@ def parse(program: Program, words: Sequence[str]) -> Call:
     if print_config:
         defaults = dict.fromkeys(parameter.name for parameter in parameters(verb)) | defaults
     arguments = _parse_arguments(program, words, config, defaults)
+    for name, value in arguments.items():
+        if value == Path(EMPTY):
+            raise empty_path(name.upper())
     config = arguments.pop("config")
     return Call(verb, arguments, config, architecture, dry_run=dry_run, print_config=print_config)
 

@@ -72,6 +72,39 @@ def split_lists(verb: Verb, words: Sequence[str]) -> list[str]:
     return result
 
 
+EMPTY = "\0"
+"""Stands for an empty word among words without a name, so that it is told from the path '.'."""
+
+
+def mark_empty_paths(verb: Verb, words: Sequence[str]) -> list[str]:
+    """Refuse empty paths of named options, and return the words with EMPTY for those without a name.
+
+    An empty path would be the current folder. It is mostly an unset variable: `--images "$IMAGES"`.
+
+    Raises:
+        ConfigError: a named path is empty.
+    """
+    metavars = {name: option.metavar for option in all_options(verb) for name in option.names}
+    result: list[str] = []
+    for word, previous in zip(words, ["", *words], strict=False):
+        option, equals, value = word.partition("=")
+        is_named = equals and not value and metavars.get(_dashed(option)) == "PATH"
+        if is_named or (word == "" and metavars.get(_dashed(previous)) == "PATH"):
+            raise empty_path(_dashed(option if is_named else previous))
+        takes_value = previous.startswith("--") and metavars.get(_dashed(previous)) != ""
+        result.append(EMPTY if word == "" and not takes_value else word)
+    return result
+
+
+def empty_path(name: str) -> ConfigError:
+    """Return the error for an option or an argument whose path is empty."""
+    return ConfigError(f"{name} is empty: give a path (an unset variable?)")
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-")
+
+
 def refuse_unknown_options(verb: Verb, words: Sequence[str], program: str) -> None:
     """Refuse options that the verb does not use.
 

@@ -102,6 +102,8 @@ def test_bad_input_of_the_other_verbs_is_one_line(verb, options, reason, data, t
         (("predict", "@source.pt", "@images", "@another_run"), "holds another run"),
         (("predict", "@source.pt", "@images", "@labels"), "holds files of something else"),
         (("predict", "@source.pt", "@images", "@", "--compute.address", "here"), "HOST:PORT"),
+        (("predict", "@source.pt", "@images", ""), "OUTPUT_DIR is empty: give a path"),
+        (("predict", "@source.pt", "@images", "@", "--card", ""), "--card is empty: give a path"),
         (("export", "@letter.txt", "@new.onnx"), "letter.txt"),
         (("export", "@source.pt", "@source.pt"), "source.pt' has another suffix: give a name"),
         (("export", "@source.pt", "@", "--size", "8", "8"), "size is (8, 8): allowed"),

@@ -6,6 +6,8 @@ import pytest
 
 from sfss_ray import cli
 from sfss_ray.cli.words import (
+    EMPTY,
+    mark_empty_paths,
     option_names,
     refuse_unknown_options,
     split_lists,
@@ -126,3 +128,35 @@ def test_misspelt_options_name_similar_ones(word, advice):
 def test_research_knobs_and_underscores_are_known():
     words = ["--train.loss.label_space", "entropy", "--train.augment.no-flip", "--seed=3"]
     refuse_unknown_options(cli.VERBS["train"], words, "sfss-ray train")
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "name"),
+    [
+        ("verify", ["--source-model", "a.pt", "--images", ""], "--images"),
+        ("verify", ["--images="], "--images"),
+        ("evaluate", ["--output_dir", "", "--model", "a.pt"], "--output-dir"),
+        ("predict", ["a.pt", "b", "--card", ""], "--card"),
+        ("adapt", ["--sam-checkpoint="], "--sam-checkpoint"),
+    ],
+)
+def test_empty_paths_are_refused(verb, words, name):
+    """An unset variable would stand for the current folder."""
+    with pytest.raises(
+        ConfigError, match=rf"^{name} is empty: give a path \(an unset variable\?\)"
+    ):
+        mark_empty_paths(cli.VERBS[verb], words)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "marked"),
+    [
+        ("predict", ["a.pt", "", "out"], ["a.pt", EMPTY, "out"]),
+        ("predict", ["", "--seed", "1", ""], [EMPTY, "--seed", "1", EMPTY]),
+        ("masks", ["--strict", ""], ["--strict", EMPTY]),
+        ("adapt", ["--labels-classes", "", "--labels-classes="], None),
+        ("adapt", ["--target-images", ".", "--output-dir", "a=", "--strict"], None),
+    ],
+)
+def test_empty_words_without_a_name_are_marked(verb, words, marked):
+    assert mark_empty_paths(cli.VERBS[verb], words) == (marked or words)
