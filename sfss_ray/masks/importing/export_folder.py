@@ -17,6 +17,7 @@ import numpy as np
 from sfss_ray.config import Config
 from sfss_ray.errors import DataError, OutputError
 from sfss_ray.masks.bank.run_lengths import Counts, decode, from_coco_string
+from sfss_ray.masks.bank.schema import is_damaged, parquet_files
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.importing.amg_files import METADATA
 from sfss_ray.masks.importing.coco_writer import writing_coco
@@ -80,6 +81,7 @@ def export_masks(
     """
     path = require_lasting(output_dir)
     store = MaskStore(_existing(masks))
+    _refuse_damaged(store)
     path = path / COCO_FILE if format == "coco" else path
     image_ids = [image_id for image_id in store.ids() if image_id not in store.errors]
     num_masks = 0
@@ -104,6 +106,18 @@ def _existing(masks: Place | str) -> Place:
         problem = "is a file" if address.exists() else "does not exist"
         raise DataError(f"masks folder {str(masks)!r} {problem}; give a folder of masks")
     return address
+
+
+def _refuse_damaged(store: MaskStore) -> None:
+    """Raise a DataError for files that are no whole shard: a store leaves their images out."""
+    files = parquet_files(store.location)
+    names = [file.name for file in files if is_damaged(file)]
+    if names:
+        raise DataError(
+            f"{len(names)} of {len(files)} files of masks in {str(store.location)!r} are damaged (first:"
+            f" {names[0]!r}), and their images would be missing: make these masks again, or remove the"
+            " files"
+        )
 
 
 @contextmanager

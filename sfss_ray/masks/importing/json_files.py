@@ -89,6 +89,10 @@ def read_json_masks(path: Path, size: tuple[int, int], format_name: str) -> list
         return _READERS[format_name](content, size)
     except DataError as error:
         raise DataError(f"{str(path)!r}{error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise DataError(
+            f"{str(path)!r} is not a file of {format_name} masks ({reason_of(error)})"
+        ) from error
 
 
 def _read_list(content: Any, size: tuple[int, int]) -> list[Record]:
@@ -161,9 +165,11 @@ def _read_transformers(content: Any, size: tuple[int, int]) -> list[Record]:
         )
     masks = content.get("masks")
     masks = content.get("rle_mask") if masks is None else masks
+    if not isinstance(masks, list):
+        raise DataError(f" has masks of type {type(masks).__name__}: allowed is a list")
     scores = content.get("scores")
     scores = [None] * len(masks) if scores is None else scores
-    if not isinstance(masks, list) or not isinstance(scores, list) or len(masks) != len(scores):
+    if not isinstance(scores, list) or len(masks) != len(scores):
         raise DataError(" has not one score for each mask")
     return [
         _record(mask, {"score": score}, f": mask {k}", size, read_pixels)

@@ -164,6 +164,19 @@ def test_a_folder_without_masks_is_refused(tmp_path: Path):
         export_masks(tmp_path / "file", tmp_path, progress=str)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_shard_is_refused(kind, store: MaskStore, tmp_path: Path):
+    """Its images would be missing in the files without a word."""
+    folder = Path(store.folder)
+    shard = write_rows(folder, [image_row("last", ellipses(9, 2))])
+    shard.write_bytes(shard.read_bytes()[:-100])
+    number = len(list(folder.glob("*.parquet")))
+    reason = rf"^1 of {number} files of masks in .* are damaged \(first: '{shard.name}'\)"
+    with pytest.raises(DataError, match=reason):
+        export_masks(folder, tmp_path / "out", format=kind, progress=str)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_counts(store: MaskStore, tmp_path: Path, capsys):
     arguments = [store.folder, str(tmp_path / "out"), "--format", "amg"]
     assert cli.main(["masks", "export", *arguments]) == 0

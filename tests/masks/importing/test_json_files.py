@@ -16,6 +16,7 @@ from amg_samples import (
     MASKS,
     SIZE,
     as_rle,
+    import_quietly,
     put_images,
     put_masks,
     record,
@@ -215,7 +216,9 @@ def test_formats_are_told_from_the_content(content, kind):
         ({"image": {}, "annotations": 7}, "sa1b", "is not of the form .* of SA-1B"),
         ([], "transformers", "of one image"),
         ({"masks": [[[0]]], "scores": []}, "transformers", "has not one score for each mask"),
-        ({"masks": 7, "scores": []}, "transformers", "has not one score for each mask"),
+        ({"masks": 7, "scores": []}, "transformers", "has masks of type int: allowed is a list"),
+        ({"masks": 5}, "transformers", "has masks of type int: allowed is a list"),
+        ({"rle_mask": {}}, "transformers", "has masks of type dict: allowed is a list"),
         ({"masks": [[[True]]]}, "transformers", "mask 0: it is 1x1 pixels, its image is 40x24"),
         ({}, "ultralytics", "does not contain a list of results"),
         (
@@ -311,3 +314,14 @@ def test_only_the_image_of_a_damaged_file_fails(case, tmp_path: Path):
     source = put_masks(tmp_path / "sam", write_json)
     damage(source)
     refuse_frame2(source, images, tmp_path / "out", reason)
+
+
+def test_one_file_of_another_form_fails_alone(tmp_path: Path):
+    images = put_images(tmp_path / "images", "a", "b")
+    (tmp_path / "dumps").mkdir()
+    masks = {"masks": np.ones((1, *SIZE), int).tolist(), "scores": [0.5]}
+    write(tmp_path / "dumps" / "a.json", masks)
+    write(tmp_path / "dumps" / "b.json", {"masks": 5})
+    summary = import_quietly(tmp_path / "dumps", images, tmp_path / "out")
+    assert (summary.masks, list(summary.errors)) == (1, ["b"])
+    assert "b.json' has masks of type int: allowed is a list" in summary.errors["b"]
