@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -20,6 +21,8 @@ _Place = TypeVar("_Place", bound=Path | ObjectPath)
 
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LONGEST_NAME, _LONGEST_SUFFIX = 100, 10
+"""In bytes and characters. A disk takes 255 bytes, or 143 where it encrypts names."""
 _PACKAGE_CACHE = re.compile(r"/runtime_resources/(working_dir|py_modules)_files/")
 """Folder on a node where Ray unpacks the files of a submitted job, and which it deletes afterwards."""
 
@@ -85,6 +88,18 @@ def _advice(path: Place | str, error: OSError) -> str:
     return "give a path that you may write to"
 
 
+def temporary_name(name: str) -> str:
+    """Return the name under which a file is written, '.NAME.PID'; long names are replaced by a hash.
+
+    Otherwise a name could be too long for the disk although that of the file itself is not. The suffix
+    stays, by which leftovers of killed processes are known.
+    """
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        name = f"{digest}{Path(name).suffix[:_LONGEST_SUFFIX]}"
+    return f".{name}.{os.getpid()}"
+
+
 @contextlib.contextmanager
 def whole_file(path: Place) -> Iterator[Path]:
     """Yield a temporary path, whose file becomes `path` if the block ends without an error.
@@ -101,7 +116,7 @@ def whole_file(path: Place) -> Iterator[Path]:
             yield file
             path.upload(file)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(temporary_name(path.name))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

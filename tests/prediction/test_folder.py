@@ -32,6 +32,7 @@ from sfss_ray.models.model_file import SourceModel, load_model, save_model
 from sfss_ray.prediction.folder import predict
 from sfss_ray.prediction.outputs import PredictionFolder
 from sfss_ray.runtime.run_claim import LOCK_FILE, claimed
+from sfss_ray.storage.files import temporary_name
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
 
@@ -126,6 +127,20 @@ def test_a_folder_that_another_process_writes_to_is_refused(images, tmp_path: Pa
     assert list(out.iterdir()) == []
     predict(SOURCE_MODEL, images, out, config=CPU, progress=str)
     assert not (out / LOCK_FILE).exists()
+
+
+def test_names_of_images_may_be_as_long_as_a_disk_takes(images, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    name = 251 * "x"
+    shutil.copy(next(images.rglob("*.png")), tmp_path / "images" / f"{name}.png")
+    result = predict(SOURCE_MODEL, tmp_path / "images", tmp_path / "out", config=CPU, progress=str)
+    assert (result.images, result.errors) == (1, {})
+    folder = tmp_path / "out" / "train_ids"
+    leftover = folder / temporary_name(f"{name}.png")
+    leftover.touch()
+    again = predict(SOURCE_MODEL, tmp_path / "images", tmp_path / "out", config=CPU, progress=str)
+    assert again.made == 0
+    assert [path.name for path in folder.iterdir()] == [f"{name}.png"]
 
 
 def test_predictions_of_another_model_are_refused(images, tmp_path: Path):

@@ -23,6 +23,7 @@ from sfss_ray.storage.files import (
     require_on_disk,
     require_output_file,
     require_writable,
+    temporary_name,
     try_writing,
     whole_file,
     write_bytes,
@@ -280,3 +281,16 @@ def test_a_trial_of_a_folder_leaves_nothing_behind(tmp_path: Path):
         with pytest.raises(OutputError, match=rf"cannot be written \({reason}\)"):
             try_writing(tmp_path / folder)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", [251 * "x" + ".png", 125 * "ä" + ".json", 255 * "x"])
+def test_a_name_may_be_as_long_as_the_disk_takes(name, tmp_path: Path):
+    assert len(name.encode()) == 255
+    assert write_text(tmp_path / name, "a").read_text() == "a"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert temporary_name(name).split(".")[2:] == [*name.split(".")[1:], str(os.getpid())]
+
+
+def test_temporary_names_are_told_apart():
+    assert temporary_name("a.png") == f".a.png.{os.getpid()}"
+    assert temporary_name(200 * "x" + "a.png") != temporary_name(200 * "x" + "b.png")
