@@ -257,6 +257,11 @@ def model_from_content(
     classes = class_set_of(outputs, "custom" if has_groups else content["class_set"])
     if content["network"] == CUSTOM:
         network = _custom_network(content, path, card, module)
+    elif module is not None:
+        raise CheckpointError(
+            f"source model {str(path)!r} holds the network {content['network']}, which this package"
+            " builds: leave out the module, on the command line --architecture"
+        )
     else:
         network = _known_network(content, path, len(classes)).use_card(card)
 

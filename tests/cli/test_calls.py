@@ -273,6 +273,13 @@ def test_an_architecture_that_does_not_fit_is_refused_in_one_line(
     assert reason in line
 
 
+def test_an_architecture_for_a_network_of_this_package_is_refused(own_network, capsys):
+    words = words_for("verify", own_network, "student.pt")
+    words[words.index("--source-model") + 1] = str(SOURCE_MODEL)
+    line = one_error(cli.main(words), capsys.readouterr().err)
+    assert "source.pt' holds the network compact, which this package builds: leave out" in line
+
+
 def test_without_a_card_the_weights_alone_are_refused(own_network, capsys):
     line = one_error(
         cli.main(words_for("verify", own_network, "weights.pth")), capsys.readouterr().err

@@ -40,7 +40,7 @@ def build_architecture(address: str) -> nn.Module:
         module = function()
     except SfssError:
         raise
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
         raise ConfigError(
             f"architecture {address!r} fails ({type(error).__name__}: {first_line(error)}): give a"
             " function that takes no arguments and returns a torch module"
@@ -96,7 +96,7 @@ def _import_name(name: str, address: str) -> ModuleType:
         raise ConfigError(
             f"architecture {address!r}: there is no module {missing!r}: {advice}"
         ) from error
-    except Exception as error:  # a module may raise anything when it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
         raise ConfigError(
             f"architecture {address!r}: {name!r} cannot be imported ({type(error).__name__}:"
             f" {first_line(error)})"

@@ -15,6 +15,7 @@ from sfss_ray.models.user_code.architecture import build_architecture
 __all__ = ["on_path"]
 
 BUILDERS = """
+import sys
 import torch
 from torch import nn
 from model import Net
@@ -35,6 +36,10 @@ def fails():
     raise KeyError("no weights\\nhere")
 
 
+def ends():
+    sys.exit(3)
+
+
 def needs_an_argument(width):
     return Net()
 
@@ -53,6 +58,7 @@ def project(tmp_path: Path, on_path, monkeypatch) -> Path:
         "inner/nets.py": "from model import Net\n",
         "broken.py": "import nowhere_to_be_found\n",
         "raising.py": "raise ValueError('not today')\n",
+        "ending.py": "raise SystemExit\n",
     }
     root = write_files(tmp_path / "project", files)
     on_path(root)
@@ -88,6 +94,8 @@ def test_a_class_in_a_module_below_the_working_folder(project, monkeypatch):
         ("builders.py:absent", "no function 'absent': it has build, number, fails"),
         ("builders.py:NUMBER", "no function 'NUMBER'"),
         ("builders.py:fails", r"fails \(KeyError: 'no weights.*takes no arguments"),
+        ("builders.py:ends", r"fails \(SystemExit: 3\): give a function that takes no arguments"),
+        ("ending.py:build", r"'ending' cannot be imported \(SystemExit: no message\)"),
         ("builders.py:needs_an_argument", r"fails \(TypeError: .*width.*takes no arguments"),
         ("builders.py:number", "returns int: give a function that returns a torch module"),
         ("builders.py:wrapped", "returns a source model: return the torch module itself"),
