@@ -14,7 +14,7 @@ from sfss_ray.config.tree import Config, flatten, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.storage.addresses import without_secret
 from sfss_ray.storage.places import Place, parsed
-from sfss_ray.storage.text import read_text
+from sfss_ray.storage.text import limited_nesting, read_text
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -42,7 +42,9 @@ def load_config(path: Place | str, base: Config | None = None) -> Config:
     """
     path = parsed(path)
     try:
-        values = _parse(read_text(path), is_json=str(path).endswith(".json"))
+        with limited_nesting():
+            values = _parse(read_text(path), is_json=str(path).endswith(".json"))
+            flat = _flatten_names(values) if isinstance(values, dict) else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = without_secret(" ".join(str(error).split()))
         raise ConfigError(f"cannot read config {str(path)!r} ({reason}): {_ADVICE}") from error
@@ -50,7 +52,7 @@ def load_config(path: Place | str, base: Config | None = None) -> Config:
         raise ConfigError(
             f"cannot read config {str(path)!r} (it holds a {type(values).__name__}): {_ADVICE}"
         )
-    return override(base or Config(), gather_space(_flatten_names(values)))
+    return override(base or Config(), gather_space(flat))
 
 
 _ADVICE = (

@@ -20,6 +20,9 @@ from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origi
 
 from sfss_ray.errors import ConfigError
 
+_LONGEST_VALUE = 200
+"""Characters of a value that an error shows."""
+
 
 class Constraint(Protocol):
     """Allowed values of a knob beyond its plain type."""
@@ -277,7 +280,16 @@ def check_knobs(config: Any) -> None:
     for name, knob_type in knob_types(type(config)).items():
         value = getattr(config, name)
         if not knob_type.allows(value):
-            raise ConfigError(f"{name} is {value!r}: allowed is {knob_type.allowed}")
+            raise ConfigError(f"{name} is {_shown(value)}: allowed is {knob_type.allowed}")
+
+
+def _shown(value: Any) -> str:
+    """Return a value for an error, shortened where a file holds a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:40]}..."
 
 
 def coerce(value: Any, knob_type: KnobType, name: str) -> Any:
@@ -292,31 +304,47 @@ def coerce(value: Any, knob_type: KnobType, name: str) -> Any:
         return _coerce_tuple(value, knob_type, name)
     if isinstance(knob_type.constraint, Counts):
         value = joined_counts(value)
-    plain = str if knob_type.choices else knob_type.plain
-    return _coerce_one(value, plain, name)
+    if knob_type.choices and not isinstance(value, str):
+        # YAML reads yes, no, on and off without quotes as true and false.
+        raise ConfigError(f"{name} is {_shown(value)}: allowed is {knob_type.allowed}")
+    if knob_type.is_group and not isinstance(value, knob_type.plain):
+        names = [f"{name}.{knob}" for knob in knob_types(knob_type.plain)]
+        raise ConfigError(
+            f"{name} is {_shown(value)}: allowed is a group of settings, given by name:"
+            f" {', '.join(names[:3])}, ..."
+        )
+    return _coerce_one(value, str if knob_type.choices else knob_type.plain, name)
 
 
 def _coerce_tuple(value: Any, knob_type: KnobType, name: str) -> tuple[Any, ...]:
     entries = get_args(knob_type.plain)
     has_any_length = Ellipsis in entries
     if not isinstance(value, (tuple, list)) or not (has_any_length or len(value) == len(entries)):
-        raise ConfigError(f"{name} is {value!r}: allowed is a tuple, {knob_type.allowed}")
+        raise ConfigError(f"{name} is {_shown(value)}: allowed is a tuple, {knob_type.allowed}")
     return tuple(_coerce_one(entry, entries[0], name) for entry in value)
 
 
 def _coerce_one(value: Any, plain: type, name: str) -> Any:
-    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+    if plain is float and isinstance(value, int) and is_number(value, float):
         return float(value)
     if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         return value
     kind = getattr(plain, "__name__", "whole number, or a range MIN-MAX such as 2-8")
-    raise ConfigError(f"{name} is {value!r}: allowed is a {kind}")
+    raise ConfigError(f"{name} is {_shown(value)}: allowed is a {kind}")
 
 
 def is_number(value: object, number: type) -> bool:
-    """Return whether a value is a finite int, or with `number` float a finite int or float."""
+    """Return whether a value is a finite int, or with `number` float a finite int or float.
+
+    An int beyond the largest float counts as infinite.
+    """
     kinds = int if number is int else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _are_numbers(values: Any, number: type) -> bool:

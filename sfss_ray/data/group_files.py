@@ -14,7 +14,7 @@ from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.shipped_groups import SHIPPED_NAMES, shipped_grouping
 from sfss_ray.errors import DataError
 from sfss_ray.storage.places import Place, parsed
-from sfss_ray.storage.text import read_text
+from sfss_ray.storage.text import limited_nesting, read_text
 
 ClassGroupsLike = ClassGroups | Mapping[str, Sequence[str]] | Place | str
 """Groups of a model's classes: a mapping {group: [classes]}, a JSON or YAML file of one, or the name of
@@ -63,7 +63,8 @@ def read_groups(path: Place) -> ClassGroups:
         DataError: there is no such file, it holds no mapping, or it names a group twice.
     """
     try:
-        content = _parse(read_text(path), is_json=path.suffix == ".json")
+        with limited_nesting():
+            content = _parse(read_text(path), is_json=path.suffix == ".json")
     except FileNotFoundError as error:
         raise DataError(
             f"class groups {str(path)!r} are neither a file nor a shipped grouping: shipped are"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sfss_ray.config.ranges import is_number
 from sfss_ray.data.class_sets import ClassSet, parse_classes
 from sfss_ray.errors import CheckpointError, DataError
 from sfss_ray.storage.places import Place, parsed
-from sfss_ray.storage.text import read_text
+from sfss_ray.storage.text import limited_nesting, read_text
 
 ChannelOrder = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]
@@ -52,7 +52,7 @@ class Card:
             raise CheckpointError(
                 f"card: channel_order is {self.channel_order!r}: allowed is rgb or bgr"
             )
-        if self.value_range not in (1, 255):
+        if isinstance(self.value_range, bool) or self.value_range not in (1, 255):
             raise CheckpointError(
                 f"card: value_range is {self.value_range!r}: allowed is 1 or 255, the largest pixel"
                 " value the network was trained on"
@@ -110,6 +110,16 @@ def class_names(classes: ClassSet | str | tuple[str, ...] | list[str]) -> tuple[
     return tuple(classes)
 
 
+def require_names(classes: Sequence[str]) -> Sequence[str]:
+    """Return the names of a model's outputs; raise a CheckpointError if there is none."""
+    if not classes:
+        raise CheckpointError(
+            "card: classes is empty: give the names of the outputs, or leave the entry out to keep those"
+            " of the model"
+        )
+    return classes
+
+
 CardLike = Card | Mapping[str, Any] | Place | str
 """A whole card, or some of its entries: a mapping, or the path of a JSON file."""
 
@@ -127,12 +137,15 @@ def card_values(card: CardLike | None) -> dict[str, Any]:
         return entries if card.classes else {k: v for k, v in entries.items() if k != "classes"}
     entries = dict(card) if isinstance(card, Mapping) else _read_json(parsed(card))
     checked = Card.from_dict(entries).to_dict()
+    if "classes" in entries:
+        require_names(checked["classes"])
     return {name: checked[name] for name in entries}
 
 
 def _read_json(path: Place | str) -> dict[str, Any]:
     try:
-        entries = json.loads(read_text(path))
+        with limited_nesting():
+            entries = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or f"it is not JSON: {error}"
         raise CheckpointError(
@@ -150,8 +163,6 @@ def _read_json(path: Place | str) -> dict[str, Any]:
 def _checked_triple(name: str, candidate: Any) -> Triple:
     """Return three finite numbers as floats; CheckpointError for anything else."""
     numbers = candidate if isinstance(candidate, (list, tuple)) else ()
-    if len(numbers) != 3 or not all(
-        isinstance(v, (int, float)) and math.isfinite(v) for v in numbers
-    ):
+    if len(numbers) != 3 or not all(is_number(number, float) for number in numbers):
         raise CheckpointError(f"card: {name} is {candidate!r}: allowed are three numbers")
     return (float(numbers[0]), float(numbers[1]), float(numbers[2]))

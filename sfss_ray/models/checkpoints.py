@@ -16,7 +16,7 @@ from sfss_ray.data.group_files import ClassGroupsLike, find_class_groups
 from sfss_ray.errors import CheckpointError
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.architectures.transformers_networks import TRANSFORMERS
-from sfss_ray.models.card import CardLike, card_values, class_names
+from sfss_ray.models.card import CardLike, card_values, class_names, require_names
 from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
 from sfss_ray.models.families import FAMILIES, RecognisedFile
 from sfss_ray.models.families.copies import choose_copy, no_ema_copy_message
@@ -79,7 +79,7 @@ def load_source_model(
     """
     card_entries = card_values(card)
     if classes is not None:
-        card_entries = card_entries | {"classes": class_names(classes)}
+        card_entries = card_entries | {"classes": require_names(class_names(classes))}
     path = parsed(path)
     with checkpoint_on_disk(path) as file:
         content = read_checkpoint(resolve_source(file))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from sfss_ray.errors import DataError
@@ -50,6 +52,19 @@ def read_text(path: Place | str) -> str:
         return decode_text(data)
     except DataError as error:
         raise DataError(f"{str(path)!r}: {error}") from error
+
+
+@contextlib.contextmanager
+def limited_nesting() -> Iterator[None]:
+    """Turn the RecursionError of deep or endless nesting, in JSON or YAML, into a ValueError.
+
+    Raises:
+        ValueError: the block recursed too deeply.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply, or contains itself") from error
 
 
 def without_mark(text: str) -> str:

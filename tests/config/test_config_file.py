@@ -81,7 +81,9 @@ def test_yaml_is_read_back_as_it_was_written(config, tmp_path: Path):
         (b"[1]", r"it holds a list\): give a JSON or YAML file"),
         (b'{"train": {"num_steps": "many"}}', "train.num_steps is 'many': allowed is a int"),
         (b'{"train": {"steps": 1}}', "unknown setting 'train.steps': train knows num_steps"),
-        (b'{"train": 1}', "train is 1: allowed is a TrainConfig"),
+        (b'{"train": 1}', "train is 1: allowed is a group of settings, given by name: train.num_"),
+        (b"[" * 3000, "nested too deeply, or contains itself"),
+        (b'{"a":' * 99_999, "nested too deeply, or contains itself"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
@@ -91,6 +93,28 @@ def test_bad_files_are_refused_in_one_line(content, reason, suffix, tmp_path: Pa
     with pytest.raises(ConfigError, match=reason) as refused:
         load_config(path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("labels_format: yes", "labels_format is True: allowed is one of auto, train_ids, "),
+        ("a: &a {b: *a}", "nested too deeply, or contains itself"),
+        ("train: &a {loss: *a}", "nested too deeply, or contains itself"),
+        (
+            "train.loss.temperature: 1" + 400 * "0",
+            r"temperature is 1000+\.\.\.: allowed is a float",
+        ),
+        ("seed: 1" + 400 * "0", r"seed is 1000+\.\.\.: allowed is a whole number in "),
+        ("seed: 0x" + 5000 * "f", "seed is a number of thousands of digits: allowed is a whole"),
+    ],
+)
+def test_bad_yaml_is_refused_in_one_line(content, reason, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=reason) as refused:
+        load_config(tmp_path / "a.yaml")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
 
 
 def test_nan_is_refused(tmp_path: Path):

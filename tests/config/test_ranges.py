@@ -23,6 +23,7 @@ from sfss_ray.config.ranges import (
     check_knobs,
     coerce,
     count_range,
+    is_number,
     knob_types,
     read_type,
 )
@@ -174,14 +175,14 @@ def test_values_are_converted_by_the_type(hint, value, expected):
         (int, True, "int"),
         (float, "1", "float"),
         (bool, 1, "bool"),
-        (Literal["a"], 1, "str"),
+        (Literal["a", "b"], 1, "one of a, b"),
         (int | None, 1.5, "int"),
         (Annotated[int | str, Counts(1)], 1.5, "whole number, or a range MIN-MAX such as 2-8"),
         (Annotated[int | str, Counts(1)], True, "whole number, or a range MIN-MAX such as 2-8"),
     ],
 )
 def test_values_of_another_type_are_not_converted(hint, value, kind):
-    with pytest.raises(ConfigError, match=f"^part.x is .*: allowed is a {kind}$"):
+    with pytest.raises(ConfigError, match=f"^part.x is .*: allowed is (a )?{kind}$"):
         coerce(value, read_type(hint), "part.x")
 
 
@@ -236,3 +237,11 @@ def test_every_number_states_its_range_in_its_type():
         for name, knob_type in knob_types(config_class).items():
             has_range = knob_type.constraint is not None
             assert has_range or knob_type.number not in (int, float), f"{config_class} {name}"
+
+
+def test_numbers_beyond_the_largest_float_are_none():
+    assert not is_number(10**400, int)
+    assert not is_number(10**400, float)
+    assert is_number(10**300, float)
+    with pytest.raises(ConfigError, match=r"^part.x is 1000+\.\.\.: allowed is a float$"):
+        coerce(10**400, read_type(float), "part.x")

@@ -75,6 +75,8 @@ def test_a_missing_file_lists_the_shipped_names(tmp_path: Path):
     [
         ("a.json", "{", "cannot read class groups .*a.json"),
         ("a.yaml", "a: [b", "cannot read class groups .*a.yaml"),
+        ("a.yaml", "[" * 3000, "cannot read class groups .*a.yaml.*nested too deeply"),
+        ("a.json", "[" * 100_000, "cannot read class groups .*a.json.*nested too deeply"),
         ("a.json", "[1]", "hold a list: give a JSON or YAML file such as"),
         ("a.yaml", "", "hold a NoneType"),
         ("a.json", '{"car": ["car"], "car": ["truck"]}', r"\('car' is listed twice\)"),

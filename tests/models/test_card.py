@@ -9,7 +9,7 @@ import pytest
 
 from sfss_ray import Card
 from sfss_ray.data.class_sets import CAMVID_11
-from sfss_ray.errors import DataError, SfssError
+from sfss_ray.errors import CheckpointError, DataError, SfssError
 from sfss_ray.models.card import IMAGENET_MEAN, card_values, class_names
 
 CAFFE = Card((104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "bgr", 255, True, ("road", "sky"))
@@ -43,6 +43,13 @@ def test_replaced_entries_leave_the_others():
         ({"mean": "abc"}, "mean is 'abc'"),
         ({"std": [1, 0, 1]}, "std is (1.0, 0.0, 1.0): allowed are three numbers above 0"),
         ({"std": [1, float("nan"), 1]}, "std is"),
+        ({"mean": [True, False, True]}, "mean is [True, False, True]: allowed are three numbers"),
+        ({"mean": [10**400, 0, 0]}, "allowed are three numbers"),
+        ({"value_range": True}, "value_range is True: allowed is 1 or 255"),
+        (
+            {"classes": []},
+            "classes is empty: give the names of the outputs, or leave the entry out",
+        ),
         ({"channel_order": "BGR"}, "channel_order is 'BGR': allowed is rgb or bgr"),
         ({"value_range": 256}, "value_range is 256: allowed is 1 or 255"),
         ({"align_corners": 1}, "align_corners is 1: allowed is true or false"),
@@ -71,3 +78,9 @@ def test_cards_are_read_from_json_files(tmp_path: Path):
             card_values(path)
     with pytest.raises(SfssError, match=r"nowhere\.json.*No such file"):
         card_values(tmp_path / "nowhere.json")
+
+
+def test_a_card_of_endless_nesting_is_refused(tmp_path: Path):
+    (tmp_path / "card.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"cannot read card .* nested too deeply"):
+        card_values(tmp_path / "card.json")

@@ -228,3 +228,8 @@ def test_class_groups_that_do_not_fit_are_refused(tmp_path):
         ({"a": ["road"], "b": ["road"]}, "list 'road' twice"),
     ]:
         assert message in refusal(SOURCE_MODEL, class_groups=groups)
+
+
+def test_an_empty_list_of_classes_is_refused():
+    with pytest.raises(CheckpointError, match="classes is empty: give the names of the outputs"):
+        load_source_model(SOURCE_MODEL, classes=())

@@ -11,7 +11,7 @@ from sfss_ray.data.class_sets import parse_classes
 from sfss_ray.data.labelled import class_list
 from sfss_ray.errors import DataError
 from sfss_ray.models.card import card_values
-from sfss_ray.storage.text import decode_text, read_text
+from sfss_ray.storage.text import decode_text, limited_nesting, read_text
 
 # Each mark is written out as the Unicode standard (section 23.8) has it.
 SAVED = {
@@ -56,3 +56,13 @@ def test_another_encoding_is_refused_with_the_name_of_the_file(tmp_path):
     (tmp_path / "classes.txt").write_bytes("Straße".encode("latin-1"))
     with pytest.raises(DataError, match=r"classes\.txt': byte 4"):
         read_text(tmp_path / "classes.txt")
+
+
+def test_endless_nesting_is_a_value_error():
+    with (
+        pytest.raises(ValueError, match="nested too deeply, or contains itself"),
+        limited_nesting(),
+    ):
+        json.loads("[" * 100_000)
+    with limited_nesting():
+        assert json.loads("[[1]]") == [[1]]
