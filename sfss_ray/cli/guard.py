@@ -21,8 +21,8 @@ def run_guarded(work: Callable[[], int | None]) -> int:
 
     That is the code that `work` returns, or 0. An SfssError becomes one line and code 2, and so does an
     OSError that names a file. Ctrl-C becomes code 130. SIGTERM is treated as Ctrl-C, so that a job that
-    is stopped ends its cluster too. Printed lines are written before it returns, so that a closed pipe or
-    a full disk behind them is seen too.
+    is stopped ends its cluster too. Printed lines are written before it returns, so that a closed pipe
+    or a full disk behind them is seen too.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,7 +110,7 @@ def class_names(classes: ClassSet | str | tuple[str, ...] | list[str]) -> tuple[
     return tuple(classes)
 
 
-def require_names(classes: Sequence[str]) -> Sequence[str]:
+def require_names(classes: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of a model's outputs; raise a CheckpointError if there is none."""
     if not classes:
         raise CheckpointError(
@@ -138,7 +138,7 @@ def card_values(card: CardLike | None) -> dict[str, Any]:
     entries = dict(card) if isinstance(card, Mapping) else _read_json(parsed(card))
     checked = Card.from_dict(entries).to_dict()
     if "classes" in entries:
-        require_names(checked["classes"])
+        require_names(tuple(checked["classes"]))
     return {name: checked[name] for name in entries}
 
 
