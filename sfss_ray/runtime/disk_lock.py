@@ -28,7 +28,7 @@ def try_lock(handle: int) -> bool:
 
 
 @contextlib.contextmanager
-def disk_lock(file: Path) -> Iterator[bool]:
+def hold_lock(file: Path) -> Iterator[bool]:
     """Hold a lock file for the block, and remove it afterwards.
 
     Args:

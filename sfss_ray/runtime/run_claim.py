@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sfss_ray.errors import ResumeError
-from sfss_ray.runtime.disk_lock import disk_lock
+from sfss_ray.runtime.disk_lock import hold_lock
 from sfss_ray.runtime.progress import ProgressSink, silent
 from sfss_ray.storage.files import write_text, writing
 from sfss_ray.storage.places import ObjectPath, Place
@@ -134,7 +134,7 @@ def claimed(folder: Place, progress: ProgressSink = silent) -> Iterator[RunClaim
     if not isinstance(folder, ObjectPath):
         with contextlib.suppress(OSError):  # writing its record gives the reason
             folder.mkdir(parents=True, exist_ok=True)
-        with disk_lock(folder / LOCK_FILE) as is_locked:
+        with hold_lock(folder / LOCK_FILE) as is_locked:
             if not is_locked:
                 raise ResumeError(
                     f"another process writes to {str(folder)!r}: wait for its end, or give another"

@@ -9,13 +9,13 @@ import threading
 from pathlib import Path
 
 from sfss_ray.runtime import disk_lock as module
-from sfss_ray.runtime.disk_lock import disk_lock
+from sfss_ray.runtime.disk_lock import hold_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sfss_ray.runtime.disk_lock import disk_lock
-with disk_lock(Path(sys.argv[1])) as is_locked:
+from sfss_ray.runtime.disk_lock import hold_lock
+with hold_lock(Path(sys.argv[1])) as is_locked:
     print(is_locked, flush=True)
     time.sleep(300)
 """
@@ -26,11 +26,11 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path):
     with subprocess.Popen([sys.executable, "-c", HOLDER, file], stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"True\n"
-        with disk_lock(file) as is_locked:
+        with hold_lock(file) as is_locked:
             assert not is_locked
         holder.kill()
     assert file.exists(), "a killed process removes nothing"
-    with disk_lock(file) as is_locked:
+    with hold_lock(file) as is_locked:
         assert is_locked
     assert not file.exists()
 
@@ -47,7 +47,7 @@ def test_a_lock_on_a_file_that_was_removed_does_not_count(tmp_path: Path, monkey
         return handle
 
     monkeypatch.setattr(module.os, "open", open_then_remove)
-    with disk_lock(file) as is_locked:
+    with hold_lock(file) as is_locked:
         assert is_locked
         assert len(opened) == 2
         assert file.exists()
@@ -59,7 +59,7 @@ def test_of_many_threads_one_at_a_time_has_the_lock(tmp_path: Path):
     def work():
         nonlocal inside, most, entered
         while entered < 50:
-            with disk_lock(tmp_path / "lock") as is_locked:
+            with hold_lock(tmp_path / "lock") as is_locked:
                 if is_locked:
                     inside += 1
                     most = max(most, inside)
@@ -75,5 +75,5 @@ def test_of_many_threads_one_at_a_time_has_the_lock(tmp_path: Path):
 
 
 def test_a_folder_that_cannot_be_written_is_not_locked(tmp_path: Path):
-    with disk_lock(tmp_path / "missing" / "lock") as is_locked:
+    with hold_lock(tmp_path / "missing" / "lock") as is_locked:
         assert is_locked
