@@ -153,7 +153,7 @@ def test_a_second_run_on_the_folder_is_refused_in_one_line(images: Path, tmp_pat
 
 def test_a_run_stops_once_another_has_claimed_its_folder(images: Path, tmp_path: Path, monkeypatch):
     """A disk without locks does not keep the second run out."""
-    monkeypatch.setattr("sfss_ray.masks.bank.claims._lock", lambda handle: True)
+    monkeypatch.setattr("sfss_ray.masks.bank.claims.try_lock", lambda handle: True)
     folder, work = tmp_path / "masks", MaskActor.__call__
 
     def claim_and_work(actor, batch):
