@@ -25,14 +25,15 @@ def first_readable(images: Sequence[_Image], max_pixels: int | None) -> _Image:
     Raises:
         DataError: none can be read; the message has the reason of the first.
     """
-    reason = "there is none"
+    reasons = []
     for image in images:
         try:
             image.read(max_pixels)
         except DataError as error:
-            reason = reason if image is not images[0] else str(error)
+            reasons.append(str(error))
             continue
         return image
+    reason = reasons[0] if reasons else "there is none"
     raise DataError(f"none of the {len(images)} images can be read: {reason}")
 
 

@@ -57,8 +57,9 @@ def split_address(text: str) -> Address | None:
     user, location = _split_user(scheme, location)
     bucket, _, key = location.partition("/")
     if not bucket:
+        visible = without_secret(text.partition("?")[0])
         raise DataError(
-            f"{without_secret(text.partition('?')[0])!r} names no bucket: write an address as {scheme}://bucket/folder"
+            f"{visible!r} names no bucket: write an address as {scheme}://bucket/folder"
         )
     parts = filter(None, unquote(key).split("/"))
     return Address(scheme, f"{scheme}://{user}{bucket}", "/".join(parts), options)
