@@ -29,7 +29,14 @@ import concept_row
 from ablation_rows import TABLES, Row
 from ablation_run import Job, finished_result, recorded_result, run_job
 from ablation_table import recorded_seeds, write_results
-from domain_pairs import DomainPair, camvid_day2dusk, camvid_source, cityscapes2camvid, streets
+from domain_pairs import (
+    DomainPair,
+    camvid_day2dusk,
+    camvid_source,
+    cityscapes,
+    cityscapes2camvid,
+    streets,
+)
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.config import override
@@ -37,7 +44,7 @@ from sfss_ray.errors import ConfigError
 
 FOREIGN = "cityscapes2camvid_"
 """Pairs whose source model is a checkpoint of others."""
-PAIRS = ("streets", "camvid_day2dusk", f"{FOREIGN}dusk", f"{FOREIGN}day")
+PAIRS = ("streets", "camvid_day2dusk", f"{FOREIGN}dusk", f"{FOREIGN}day", "cityscapes")
 
 
 def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int = 0) -> DomainPair:
@@ -49,19 +56,30 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
     if arguments.pair == "streets":
         return streets(folder, arguments.images)
     if arguments.data is None:
-        raise ConfigError(
-            f"pair {arguments.pair} needs --data: the folder of CamVid's images/ and labels/"
+        folders = (
+            "Cityscapes' leftImg8bit/ and gtFine/"
+            if arguments.pair == "cityscapes"
+            else "CamVid's images/ and labels/"
         )
-    if arguments.pair.startswith(FOREIGN):
-        if arguments.source_model is None:
-            raise ConfigError(
-                f"pair {arguments.pair} needs --source-model: a checkpoint trained on Cityscapes"
-            )
-        light = arguments.pair.removeprefix(FOREIGN)
-        folder = folder / arguments.source_model.stem
-        return cityscapes2camvid(folder, arguments.data, arguments.source_model, light)
+        raise ConfigError(f"pair {arguments.pair} needs --data: the folder of {folders}")
+    if arguments.pair == "cityscapes" or arguments.pair.startswith(FOREIGN):
+        return _foreign_pair(arguments, folder)
     source = arguments.source_model or camvid_source(folder, arguments.data, device, processes)
     return camvid_day2dusk(folder, arguments.data, source)
+
+
+def _foreign_pair(arguments: argparse.Namespace, folder: Path) -> DomainPair:
+    """Return the pair of a checkpoint that its authors trained on Cityscapes."""
+    checkpoint = arguments.source_model
+    if checkpoint is None:
+        raise ConfigError(
+            f"pair {arguments.pair} needs --source-model: a checkpoint trained on Cityscapes"
+        )
+    folder = folder / checkpoint.stem
+    if arguments.pair == "cityscapes":
+        return cityscapes(folder, arguments.data, checkpoint)
+    light = arguments.pair.removeprefix(FOREIGN)
+    return cityscapes2camvid(folder, arguments.data, checkpoint, light)
 
 
 def with_steps(pair: DomainPair, steps: int) -> DomainPair:
@@ -138,7 +156,11 @@ def finished_results(
 def add_pair_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a pair and its folders."""
     parser.add_argument("--pair", choices=PAIRS, default="streets")
-    parser.add_argument("--data", type=Path, help="CamVid: folder of images/ and labels/")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="CamVid: folder of images/ and labels/; Cityscapes: its root",
+    )
     parser.add_argument(
         "--source-model",
         type=Path,

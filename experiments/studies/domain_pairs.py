@@ -2,7 +2,8 @@
 
 `streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is
 real video and needs --data. `cityscapes2camvid_dusk` and `cityscapes2camvid_day` adapt a checkpoint that
-its authors trained on Cityscapes, given by --source-model, to CamVid.
+its authors trained on Cityscapes, given by --source-model, to CamVid. `cityscapes` adapts it to
+Cityscapes itself, where little can be gained.
 
 A pair holds the source model, the unlabelled target images, masks from several sources of regions, and
 labels. The labels are used for reporting, and by the rows named ground truth or ceiling.
@@ -23,6 +24,7 @@ from sfss_ray.config import AugmentConfig, Config, override
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_labels
+from sfss_ray.data.labelled import load_labelled
 from sfss_ray.data.pairing import pair_labels
 from sfss_ray.inputs.crop_size import choose_crop_size
 from sfss_ray.masks.bank.schema import read_recipe, write_shard
@@ -288,10 +290,66 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
     val = labelled
     if light == "day":
         val = tuple(pair_labels(*arrange(data, folder / "day_val", DAY, split="val")))
+    pair = f"cityscapes2camvid_{light}"
+    return DomainPair(
+        *_foreign_name(pair, checkpoint),
+        source_model,
+        tuple(list_images(images)),
+        val,
+        CAMVID_11,
+        _foreign_config((360, 480)),
+        partial(labelled_regions, labels),
+        folder,
+        {"ground_truth": ALONE},
+        labelled if light == "day" else (),
+        # Statistics of four crops cost a network that was trained on large crops three points.
+        ceiling_keeps_statistics=True,
+    )
+
+
+def cityscapes(folder: Path, data: Path, checkpoint: Path) -> DomainPair:
+    """Return the pair of a checkpoint trained on Cityscapes and Cityscapes itself, at half its size.
+
+    Args:
+        folder: Where the pair's files are written.
+        data: Root of Cityscapes: leftImg8bit/ and gtFine/.
+        checkpoint: A checkpoint with the 19 classes of Cityscapes.
+    """
+    source = load_source_model(checkpoint)
+    source_model = folder / "source.pt"
+    if not source_model.exists():
+        save_model(source_model, source)
+    images = data / "leftImg8bit"
+    val = load_labelled(images, data / "gtFine", source.classes).pairs
+    labelled = {item.image_id: item for item in val}
+    config = override(_foreign_config((1024, 2048)), {"evaluation.max_size": 1024})
+    return DomainPair(
+        *_foreign_name("cityscapes", checkpoint),
+        source_model,
+        tuple(list_images(images)),
+        val,
+        source.classes,
+        config,
+        lambda file: connected_regions(labelled[file.image_id].labels()),
+        folder,
+        {"ground_truth": ALONE},
+        ceiling_keeps_statistics=True,
+    )
+
+
+def _foreign_name(pair: str, checkpoint: Path) -> tuple[str, str]:
+    """Return the name of a pair of a foreign checkpoint, and its options."""
+    # Without dots, because files are named after it.
+    name = f"{pair}_{checkpoint.stem}".replace(".", "_")
+    return name, f"--pair {pair} --data DIR --source-model {checkpoint.name}"
+
+
+def _foreign_config(image_size: tuple[int, int]) -> Config:
+    """Return the config of a foreign checkpoint: self-training with the defaults, and 200 steps."""
     steps = 200
-    # What a run chooses for frames of 480x360.
-    crop = choose_crop_size((360, 480), AugmentConfig(), 2048, 16)
-    config = override(
+    # What a run chooses for images of this size.
+    crop = choose_crop_size(image_size, AugmentConfig(), 2048, 16)
+    return override(
         Config(),
         SELF_TRAINING
         | {
@@ -305,23 +363,6 @@ def cityscapes2camvid(folder: Path, data: Path, checkpoint: Path, light: str) ->
             "pretrain.batch_size": 4,
             "pretrain.augment.crop_size": crop,
         },
-    )
-    pair = f"cityscapes2camvid_{light}"
-    return DomainPair(
-        # Without dots, because files are named after it.
-        f"{pair}_{checkpoint.stem}".replace(".", "_"),
-        f"--pair {pair} --data DIR --source-model {checkpoint.name}",
-        source_model,
-        tuple(list_images(images)),
-        val,
-        CAMVID_11,
-        config,
-        partial(labelled_regions, labels),
-        folder,
-        {"ground_truth": ALONE},
-        labelled if light == "day" else (),
-        # Statistics of four crops cost a network that was trained on large crops three points.
-        ceiling_keeps_statistics=True,
     )
 
 

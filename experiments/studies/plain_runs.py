@@ -1,0 +1,163 @@
+"""Adapt as a user would, by `sfss_ray.adapt` with its defaults, once for each seed.
+
+    python experiments/studies/plain_runs.py --pair cityscapes2camvid_dusk --data DIR \
+        --source-model espnet_p_2_q_8.pth --steps 100
+    python experiments/studies/plain_runs.py --pair cityscapes2camvid_dusk --data DIR \
+        --source-model espnetv2_s_1.0_city_1024x512.pth --steps 100 --every 8
+    python experiments/studies/plain_runs.py --pair cityscapes --data DIR \
+        --source-model espnetv2_s_2.0_city_1024x512.pth --steps 100
+
+The other studies train with all target images, in this process. Here a run holds images out, chooses its
+crop and BatchNorm statistics, trains on Ray, and judges its student without labels. Only the number of
+steps, the seed, the regions (Felzenszwalb's, which need no SAM weights) and, for Cityscapes,
+`evaluation.max_size 1024` are given. The student is scored afterwards. `--every 8` adapts to every
+eighth target image. The script writes plain_PAIR.json and .md, or plain_PAIR_every_8.*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablation import add_pair_options, make_pair
+from domain_pairs import DomainPair
+from study_record import write_record
+
+from sfss_ray.cli import run_guarded
+from sfss_ray.errors import ConfigError
+
+FOUND_AT = 10.0
+"""IoU in percent from which a class counts as found by the source model."""
+
+
+def knobs(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Return the settings that a run changes."""
+    return {
+        "seed": seed,
+        "masks.regions": "felzenszwalb",
+        "train.num_steps": arguments.steps,
+        "evaluation.max_size": pair.config.evaluation.max_size,
+    }
+
+
+def write_target(pair: DomainPair, folder: Path, every: int) -> Path:
+    """Write links to every n-th target image."""
+    for file in pair.images[::every]:
+        link = folder / f"{file.image_id}{file.path.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(str(file.path.absolute()))
+    return folder
+
+
+def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Adapt with one seed, and return a row for the source model and one for the student."""
+    import sfss_ray
+    from sfss_ray.config import Config, override
+    from sfss_ray.evaluation.examination import Examination
+    from sfss_ray.models.model_file import load_model
+
+    folder, every, steps = pair.folder / "plain", arguments.every, arguments.steps
+    result = sfss_ray.adapt(
+        pair.source_model,
+        write_target(pair, folder / f"every_{every}", every),
+        folder / f"every_{every}_steps_{steps}" / f"seed{seed}",
+        config=override(Config(), knobs(pair, arguments, seed)),
+    )
+    verdict, target = result.report.verdict, result.report.target
+    assert verdict is not None
+    assert target is not None
+    exam = Examination(pair.classes, pair.val, config=pair.config.evaluation)
+    models = {"source-only": pair.source_model, "student": result.student_path}
+    rows = []
+    for name, path in models.items():
+        score = exam.score(load_model(path).network.eval())
+        facts = {"network": name, "seed": seed, "steps": steps}
+        facts |= {"miou": score.miou, "per_class": score.as_dict()["per_class"]}
+        run = {"verdict": verdict.word, "images": target.images, "held_out": target.held_out}
+        rows.append(facts | run)
+    return rows
+
+
+def as_markdown(
+    pair: DomainPair, rows: Sequence[Mapping[str, Any]], command: str, classes: Sequence[str]
+) -> str:
+    """Return a line for each network, with the mean over the seeds, and the verdict of each seed."""
+    seeds = sorted({row["seed"] for row in rows})
+    first = rows[0]
+    lines = [
+        f"# {pair.name}: {first['images']} target images ({first['held_out']} held out),"
+        f" {len(pair.val)} scored",
+        "",
+        f"`{command}`",
+        "",
+        f"`sfss_ray.adapt` with its defaults, {first['steps']} steps, Felzenszwalb's regions, last step,"
+        f" seeds {', '.join(map(str, seeds))}.",
+        "",
+        "| network | mIoU % | gain | gain in each seed | class that loses most |",
+        "|---|---|---|---|---|",
+    ]
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    source = [row for row in rows if row["network"] == names[0]]
+    for name in names:
+        chosen = [row for row in rows if row["network"] == name]
+        gains = [row["miou"] - before["miou"] for row, before in zip(chosen, source, strict=True)]
+        mious = [row["miou"] for row in chosen]
+        spread = f" ± {np.std(mious, ddof=1):.1f}" if len(mious) > 1 else ""
+        each = ", ".join(f"{gain:+.1f}" for gain in gains)
+        lines.append(
+            f"| {name} | {np.mean(mious):.1f}{spread} | {np.mean(gains):+.1f} | {each}"
+            f" | {worst_class(chosen, source[0], classes)} |"
+        )
+    verdicts = ", ".join(f"{row['verdict']} (seed {row['seed']})" for row in source)
+    return "\n".join([*lines, "", f"Verdicts: {verdicts}.", ""])
+
+
+def worst_class(
+    rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any], classes: Sequence[str]
+) -> str:
+    """Return the class that keeps the smallest part of its IoU, in the worst seed."""
+    remaining = [
+        (row["per_class"][index] / before, classes[index], before, row["per_class"][index])
+        for row in rows
+        for index, before in enumerate(source["per_class"])
+        if before is not None and before >= FOUND_AT
+    ]
+    share, name, before, after = min(remaining)
+    return f"{name} {before:.1f} to {after:.1f}" if share < 1 else "none"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Adapt with each seed, and write the table after each."""
+    if min(arguments.steps, arguments.every, arguments.seeds) < 1:
+        raise ConfigError("--steps, --every and --seeds are 1 or more")
+    pair = make_pair(arguments)
+    options = f"{pair.options} --steps {arguments.steps}"
+    ending = ""
+    if arguments.every > 1:
+        options, ending = f"{options} --every {arguments.every}", f"_every_{arguments.every}"
+    command = f"python experiments/studies/plain_runs.py {options}"
+    stem = arguments.results / f"plain_{pair.name}{ending}"
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for seed in range(arguments.seeds):
+        rows += adapt_once(pair, arguments, seed)
+        write_record(stem.with_suffix(".json"), command, "cpu", rows)
+        table = as_markdown(pair, rows, command, pair.classes.classes)
+        stem.with_suffix(".md").write_text(table)
+    print(stem.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_pair_options(parser)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--steps", type=int, default=200, help="steps of every run")
+    parser.add_argument("--every", type=int, default=1, help="adapt to every n-th target image")
+    sys.exit(run_guarded(lambda: run(parser.parse_args())))

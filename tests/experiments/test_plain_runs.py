@@ -1,0 +1,42 @@
+"""The study of runs as a user starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "plain_runs.py"
+
+
+def call(tmp_path, *options):
+    command = [sys.executable, str(SCRIPT), "--pair", "streets", "--images", "16"]
+    command += ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results"), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500)
+
+
+def test_each_seed_is_a_run_with_a_verdict(tmp_path):
+    output = call(tmp_path, "--steps", "2", "--seeds", "2", "--every", "2")
+    assert output.returncode == 0, output.stdout + output.stderr
+    stem = tmp_path / "results" / "plain_streets_every_2"
+    rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
+    assert [(row["network"], row["seed"]) for row in rows] == [
+        ("source-only", 0),
+        ("student", 0),
+        ("source-only", 1),
+        ("student", 1),
+    ]
+    assert {(row["images"], row["held_out"]) for row in rows} == {(8, 1)}
+    assert rows[0]["miou"] == pytest.approx(44.44, abs=0.05)  # the source model as it is
+    assert rows[1]["miou"] != rows[3]["miou"]
+    table = stem.with_suffix(".md").read_text()
+    assert f"{rows[1]['verdict']} (seed 0), {rows[3]['verdict']} (seed 1)" in table
+    assert table in output.stdout
+
+
+def test_numbers_below_1_are_refused(tmp_path):
+    output = call(tmp_path, "--every", "0")
+    assert output.returncode == 2
+    assert "--steps, --every and --seeds are 1 or more" in output.stderr
