@@ -74,6 +74,12 @@ class CardCheck:
     """The better card, if the evidence is strong."""
     warning: str = ""
     """What is wrong with the card in use, and what to give instead."""
+    distance: float | None = None
+    """Of the card in use, see `statistics_distance`; None without BatchNorm statistics."""
+    best_distance: float | None = None
+    """The smallest distance of all cards."""
+    is_judged: bool = True
+    """Whether there was evidence at all."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -82,8 +88,21 @@ class CardCheck:
 
     def line(self) -> str:
         """Return what was compared, for people."""
+        if not self.is_judged:
+            return (
+                f"card check: not possible with {self.images} readable images: a network without"
+                f" BatchNorm statistics needs {_MIN_IMAGES}"
+                if self.images
+                else "card check: not possible: no image of the sample can be read"
+            )
         outcome = "the card in use is not the best" if self.warning else "none is clearly better"
-        return f"card check: {self.compared} likely cards on {self.images} images, {outcome}"
+        line = f"card check: {self.compared} likely cards on {self.images} images, {outcome}"
+        if self.distance is None or self.best_distance is None:
+            return line
+        return (
+            f"{line} (BatchNorm inputs are {self.distance:.2f} from those of the training, and"
+            f" {self.best_distance:.2f} with the nearest card)"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +136,7 @@ def check_card(
     current = network.card()
     sample = _read_sample(files, network.size_multiple)
     if not sample:
-        return CardCheck(0, 0)
+        return CardCheck(0, 0, is_judged=False)
     device = next(network.parameters()).device
     images = [_to_batch(pixels).to(device) for pixels in sample]
     cards = cards_to_compare(current, stated)
@@ -126,7 +145,17 @@ def check_card(
     finally:
         network.use_card(current)
     better, warning = _judge(evidence, stated)
-    return CardCheck(len(cards), len(images), better, warning)
+    distances = [e.distance for e in evidence]
+    has_statistics = bool(np.isfinite(distances).all())
+    return CardCheck(
+        len(cards),
+        len(images),
+        better,
+        warning,
+        distance=distances[0] if has_statistics else None,
+        best_distance=min(distances) if has_statistics else None,
+        is_judged=any(len(e.information) for e in evidence),
+    )
 
 
 def _read_sample(

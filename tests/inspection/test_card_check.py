@@ -27,6 +27,10 @@ WRONG_CARDS = [
 ]
 
 
+ESPNET, ESPNET_V2 = "espnet_p_2_q_8.pth", "espnetv2_s_1.0_city_1024x512.pth"
+DUSK, DAY = "0001TP", "0006R0"  # drives of CamVid
+
+
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory) -> dict[str, Path]:
     """Scenes of the domain that the shipped model was trained on, and of the other one."""
@@ -123,31 +127,56 @@ def test_too_few_images_allow_no_judgement_by_predictions(streets, tmp_path):
     assert check(model, tmp_path, plain, IMAGENET).better == IMAGENET
 
 
+def test_the_line_gives_the_distances_of_the_card_in_use_and_of_the_nearest(streets):
+    model = load_source_model(SOURCE_MODEL)
+    right, wrong = (
+        check(model, streets["camera"], card, IMAGENET) for card in (IMAGENET, WRONG_CARDS[0])
+    )
+    for result in (right, wrong):
+        assert f"are {result.distance:.2f} from those of the training" in result.line()
+        assert f"{result.best_distance:.2f} with the nearest card" in result.line()
+    assert right.best_distance == wrong.best_distance <= right.distance < 1 < wrong.distance
+
+
+def test_few_images_for_a_network_without_statistics_are_no_evidence(streets, tmp_path):
+    for path in sorted(streets["game"].iterdir())[:3]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = load_source_model(SOURCE_MODEL)
+    _replace_batch_norm(model.network)
+    result = check(model, tmp_path, WRONG_CARDS[2], IMAGENET)
+    assert (result.better, result.distance) == (None, None)
+    assert result.line().startswith("card check: not possible with 3 readable images")
+
+
 def test_unreadable_images_are_skipped(streets, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     model = load_source_model(SOURCE_MODEL)
     result = check(model, tmp_path, IMAGENET, None)
     assert (result.compared, result.images, result.warnings) == (0, 0, ())
+    assert result.line() == "card check: not possible: no image of the sample can be read"
 
 
 @pytest.mark.parametrize(
-    ("file", "drive", "value_range"),
+    ("file", "drive", "changes"),
     [
-        ("espnet_p_2_q_8.pth", "0001TP", 255),
-        ("espnetv2_s_1.0_city_1024x512.pth", "0006R0", 1),
-        ("espnetv2_s_1.0_city_1024x512.pth", "0001TP", 255),
+        (ESPNET, DUSK, {}),
+        (ESPNET_V2, DAY, {}),
+        (ESPNET_V2, DUSK, {"value_range": 255}),
+        (ESPNET_V2, DAY, {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}),
+        (ESPNET_V2, DUSK, {"channel_order": "bgr"}),
     ],
-    ids=["dusk, right card", "day, right card", "dusk, forgotten division"],
+    ids=["dusk, right card", "day, right card", "forgotten division", "no normalisation", "BGR"],
 )
-def test_models_of_others_on_photographs(file, drive, value_range, shared_data, tmp_path):
+def test_models_of_others_on_photographs(file, drive, changes, shared_data, tmp_path):
     """Models trained by day keep their own card by day and at dusk, and lose a wrong one."""
     paths = sorted(shared_data("camvid").glob(f"images/train/{drive}*"))
     for path in paths[:: len(paths) // 4][:4]:
         (tmp_path / path.name).symlink_to(path)
     model = load_source_model(shared_data("models") / file)
     own = model.network.card()
-    current = own.replaced({"value_range": value_range})
-    assert check(model, tmp_path, current, own).better == (None if current == own else own)
+    result = check(model, tmp_path, own.replaced(changes), own)
+    assert result.better == (own if changes else None)
+    assert bool(result.warning) == bool(changes)
 
 
 def test_verify_names_the_checkpoints_own_card(streets):
