@@ -6,12 +6,13 @@ import ast
 import inspect
 import re
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import sfss_ray
 from sfss_ray import cli
@@ -21,9 +22,12 @@ from sfss_ray.data.class_sets import CITYSCAPES_19
 from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.card import Card
 from sfss_ray.models.model_file import SourceModel, load_model, save_model
+from sfss_ray.models.source import open_source
+from sfss_ray.report.report_record import IMPROVED, RunRecord, Verdict
 from sfss_ray.runtime import cluster
 from sfss_ray.storage.places import ObjectPath, to_place
 from sfss_ray.streets.default import SOURCE_MODEL
+from sfss_ray.streets.scenes import write_streets
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -168,25 +172,54 @@ def student(request, tmp_path: Path) -> Path:
     return save_model(path, SourceModel(network, "compact", CITYSCAPES_19))
 
 
-def test_the_python_of_the_readme_runs(student, monkeypatch):
-    """Its call fits the signature of `adapt`, and its student predicts classes."""
+class Net(nn.Module):
+    """A network that sfss_ray does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.classifier = nn.Conv2d(8, 19, 1)
+
+    def forward(self, images):
+        return {"out": self.classifier(self.encoder(images))}
+
+
+def test_the_python_of_the_readme_runs(monkeypatch, tmp_path):
+    """A user's module is wrapped and adapted, and its student is scored, predicted with and exported.
+
+    The training is left out: its result holds the source model itself.
+    """
+    pytest.importorskip("onnxruntime")
     signature, calls = inspect.signature(sfss_ray.adapt), []
 
     def adapt(*arguments, **options):
-        calls.append(signature.bind(*arguments, **options).arguments)
-        scores = {"adapted": {"anchored_information": 1.9}}
-        return SimpleNamespace(metrics=scores, report_html="report.html", student_path=student)
+        call = signature.bind(*arguments, **options).arguments
+        calls.append(call)
+        source, folder = call["source_model"], Path(call["output_dir"])
+        path = sfss_ray.save_model(folder / "student.pt", source)
+        record = RunRecord(verdict=Verdict(IMPROVED, "mIoU rises."))
+        return sfss_ray.AdaptResult(folder, path, record, architecture=source.architecture)
 
     monkeypatch.setattr(sfss_ray, "adapt", adapt, raising=False)
+    monkeypatch.chdir(tmp_path)
+    write_streets(tmp_path / "val", "camera", 6, 2, (64, 96))
+    shutil.copytree("val/images", "images")
     (code,) = blocks(README, "python")
-    names: dict = {}
+    names: dict = {"network": Net()}
     exec(compile(code, "README.md", "exec"), names)
-    assert calls[0]["config"].train.num_steps == 4000
+    assert open_source(calls[0]["source_model"]).network == "My U-Net"
     assert names["classes"].shape == (1, 512, 1024)
-    for attribute in ("metrics", "report_html", "student_path"):
-        assert hasattr(sfss_ray.AdaptResult, attribute) or attribute in (
-            sfss_ray.AdaptResult.__dataclass_fields__
-        )
+    assert len(list(Path("runs/night/predictions/train_ids").iterdir())) == 2
+    assert Path("runs/night/student.onnx").is_file()
+
+
+def test_a_module_of_ones_own_takes_eight_lines():
+    """Without the class of the module: the first block of the guide, which is Python."""
+    code = blocks(ROOT / "docs" / "your-own-model.md", "python")[0]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 8
+    assert len(ast.parse(code).body) == 7
+    assert {"load_source_model", "adapt"} <= public_uses(code)
 
 
 def test_a_student_is_used_as_the_guide_says(student, monkeypatch):

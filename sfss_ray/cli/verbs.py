@@ -131,7 +131,7 @@ _ALL_VERBS = (
         "train",
         "sfss_ray.train.launch",
         "train_student",
-        "adapt a source model with existing masks, without a report",
+        "adapt a source model with existing masks, without report or verdict",
         (*_TRAINING, *_NODES, *_WORKERS),
     ),
     Verb(

@@ -21,6 +21,7 @@ from sfss_ray.models.checkpoint_copy import checkpoint_on_disk
 from sfss_ray.models.families import FAMILIES, RecognisedFile
 from sfss_ray.models.families.copies import choose_copy, no_ema_copy_message
 from sfss_ray.models.hub_cache import resolve_source
+from sfss_ray.models.huggingface_folder import CONFIG, WEIGHTS
 from sfss_ray.models.load_report import LoadReport, compare, require_fit
 from sfss_ray.models.model_file import (
     SourceModel,
@@ -92,9 +93,23 @@ def load_source_model(
 
         model = load_into_module(content, path, module, card_entries, weights)
     else:
-        file = recognise(content, path, weights)
+        file = _recognise_file(content, path, weights)
         model = _build_and_load(file, path, card_entries.get("classes"))
     return with_card(model, card_entries, path, class_groups).to(device).eval()
+
+
+def _recognise_file(content: Any, path: Place | str, weights: SourceWeights) -> RecognisedFile:
+    """Return `recognise`, with a hint for files of transformers that lack their config.json."""
+    try:
+        return recognise(content, path, weights)
+    except CheckpointError as error:
+        file_name = PurePath(str(path)).name
+        is_of_transformers = file_name in WEIGHTS or file_name.endswith(".safetensors")
+        if not is_of_transformers or not isinstance(content, Mapping) or CONFIG in content:
+            raise
+        raise CheckpointError(
+            f"{error}; a model of transformers needs the config.json of its folder beside this file"
+        ) from error
 
 
 def recognise(content: Any, path: Place | str, weights: SourceWeights = "auto") -> RecognisedFile:

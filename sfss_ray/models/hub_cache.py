@@ -35,7 +35,7 @@ def _cached_folder(name: str) -> Path:
     """Return the cache's folder of the newest version of a model."""
     try:
         from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise ConfigError(
             f"source model {name!r} is no path; as a name on the Hugging Face Hub it needs a package"
@@ -48,4 +48,8 @@ def _cached_folder(name: str) -> Path:
             f"source model {name!r} is no path, and as a name on the Hugging Face Hub it is not in the"
             f" local cache ({constants.HF_HUB_CACHE}): run `hf download {name}` where the Hub can be"
             " reached, or give a folder that save_pretrained wrote"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"source model {name!r} does not exist (and is not a valid name on the Hugging Face Hub)"
         ) from error

@@ -36,6 +36,13 @@ TEACHER_FILE = "teacher.pt"
 SOURCE_FILE = "source.pt"
 
 
+NO_VERDICT = (
+    "no verdict: the student was not compared with its source model; sfss-ray adapt --masks FOLDER"
+    " compares and reports"
+)
+"""What a training without a report says last."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """A trained model and its training curve."""
@@ -120,7 +127,9 @@ def _train_request(
         track_run(trackers, run.folder, config, progress) as tracking,
     ):
         prepared = prepared.with_concepts(provide_concepts(inputs, run.folder, progress))
-        return run_training(prepared, run.folder, config, progress, tracking.log_record)
+        result = run_training(prepared, run.folder, config, progress, tracking.log_record)
+    progress(NO_VERDICT)
+    return result
 
 
 def _prepare(inputs: Inputs, progress: ProgressSink) -> Prepared:

@@ -49,6 +49,13 @@ def test_a_name_in_the_cache_is_its_folder(cache):
     assert "holds config.json but no weights" in refusal(Path(NAME))
 
 
+@pytest.mark.parametrize("name", ["run--a/student", "runs..old/student", "a/" + 100 * "b"])
+def test_a_text_that_the_hub_allows_no_name_is_a_missing_path(name, cache):
+    with pytest.raises(CheckpointError, match="does not exist") as error:
+        resolve_source(name)
+    assert "\n" not in str(error.value)
+
+
 def test_a_name_that_is_not_in_the_cache_is_refused(cache):
     with pytest.raises(CheckpointError) as error:
         resolve_source(NAME)

@@ -381,6 +381,22 @@ def test_target_statistics_are_those_of_whole_images_and_fixed(root, source, tmp
         assert torch.equal(value, plain[name]), name
 
 
+def test_statistics_are_chosen_on_held_out_images(root, source, tmp_path, monkeypatch):
+    """Images that train a student would also favour the statistics that it learns."""
+    compared = []
+
+    def record(network, images, config):
+        compared.append(images)
+
+    monkeypatch.setattr(adaptation, "set_initial_statistics", record)
+    task = adaptation_task(root, source, small_config(num_steps=1))
+    held_out = task.images[-2:]
+    task = dataclasses.replace(task, images=task.images[:-2], held_out=held_out)
+    adapt_student(task, LocalRun(tmp_path))
+    assert [images.training for images in compared] == [task.images]
+    assert [images.held_out for images in compared] == [held_out]
+
+
 def test_without_statistics_images_training_starts_from_the_source_statistics(
     root, source, tmp_path
 ):

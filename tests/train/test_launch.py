@@ -69,6 +69,12 @@ def test_a_student_is_trained_saved_and_scored(root, tmp_path):
     assert saved.facts["source"] == "source.pt"
 
 
+def test_a_training_says_last_that_nothing_judged_its_student(root, tmp_path):
+    lines: list[str] = []
+    train(root, tmp_path / "run", progress=lines.append)
+    assert lines[-1].startswith("no verdict: the student was not compared with its source model")
+
+
 def test_the_teacher_and_the_first_statistics_lie_beside_the_checkpoints(root, tmp_path):
     result = train(root, tmp_path / "run")
     assert (result.step, result.kept) == (2, "last")

@@ -48,6 +48,17 @@ def test_new_records_are_shown_with_the_time_left(tmp_path: Path):
     assert "left" not in lines[2]
 
 
+def test_the_chosen_batch_norm_statistics_are_shown_before_the_first_step(tmp_path: Path):
+    choice = {"statistics_share": 0.45, "view_consistency": {"0.0": 0.61, "0.5": 0.6254}}
+    lines: list[str] = []
+    with following(lambda: {"train": tmp_path}, lines.append):
+        ProgressLog(tmp_path).append({"step": 0, "num_steps": 40} | choice)
+    assert lines == [
+        "train: BatchNorm: 45% target statistics (consistency over views by share of the target's:"
+        " 0% 0.610, 50% 0.625)"
+    ]
+
+
 def test_trials_that_start_later_are_followed_too(tmp_path: Path):
     lines: list[str] = []
     with following(lambda: {path.name: path for path in tmp_path.iterdir()}, lines.append):

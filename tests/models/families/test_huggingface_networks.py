@@ -172,6 +172,14 @@ def test_more_or_fewer_classes_than_the_config_says(tmp_path):
     assert "body.head.head.4.weight is (5, 12, 1, 1), not (7, 12, 1, 1)" in refusal(folder)
 
 
+@pytest.mark.parametrize("builder", [models.upernet_convnext, models.dpt])
+def test_weights_without_their_config_json_say_what_is_missing(builder, tmp_path):
+    folder = saved(models.make(builder), tmp_path / "m")
+    (folder / "config.json").unlink()
+    message = refusal(folder / "model.safetensors")
+    assert "a model of transformers needs the config.json of its folder" in message
+
+
 def test_folders_of_other_tasks_are_refused(tmp_path):
     folder = with_config(
         saved(models.make(models.beit), tmp_path / "m"),
