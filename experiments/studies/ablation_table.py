@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_rows import BASELINE, CEILING, SELF_TRAINING, VOTE, WITHOUT_TEACHER, Row
+from chosen_statistics import stored_share
 from domain_pairs import DomainPair
 from study_record import read_rows, write_record
 
@@ -30,8 +31,10 @@ def write_results(
     ]
     stem.parent.mkdir(parents=True, exist_ok=True)
     name = stem.name.split("_")[0]
-    write_record(stem.with_suffix(".json"), command(pair, name), device, table)
-    stem.with_suffix(".md").write_text(as_markdown(pair, table, name))
+    share = stored_share(pair, pair.config)
+    facts = {} if share is None else {"statistics_share": share}
+    write_record(stem.with_suffix(".json"), command(pair, name), device, table, facts)
+    stem.with_suffix(".md").write_text(as_markdown(pair, table, name, share))
     draw(pair, table, stem.with_suffix(".png"))
 
 
@@ -84,8 +87,17 @@ def summary(row: Row, pair: DomainPair, seeds: list[dict[str, Any]]) -> dict[str
     }
 
 
-def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str:
-    """Return the table of mIoU, gain and gap closed, and the IoU per class. Source-only comes first."""
+def as_markdown(
+    pair: DomainPair, table: list[dict[str, Any]], name: str, share: float | None = None
+) -> str:
+    """Return the table of mIoU, gain and gap closed, and the IoU per class. Source-only comes first.
+
+    Args:
+        pair: The source model and its target.
+        table: A summary for each row.
+        name: Of the table.
+        share: Of the target's BatchNorm statistics, where `train.batch_norm auto` chose it.
+    """
     mean = {entry["key"]: entry["mean"] for entry in table}
     base, top = mean.get(BASELINE.key), mean.get(CEILING.key)
     plain = next((entry for entry in table if entry["key"] == SELF_TRAINING.key), None)
@@ -96,6 +108,7 @@ def as_markdown(pair: DomainPair, table: list[dict[str, Any]], name: str) -> str
         "Labels of the target were used to report, and by the rows named ground truth and ceiling.",
         "Best step: the higher of two evaluations, half-way and at the end.",
         "Against A1: the difference from self-training (A1) of the same seed, for each seed.",
+        *([] if share is None else [f"BatchNorm: {share:.0%} of the target's statistics (auto)."]),
         *external_line(any(entry.get("external") for entry in table)),
         f"`{command(pair, name)}`. Source model"
         f" {pair.source_model.name}, sha256 {file_sha256(pair.source_model)[:16]}.",

@@ -10,6 +10,9 @@ from domain_pairs import DomainPair
 from sfss_ray.config import Config, flatten
 from sfss_ray.runtime.run_folder import write_json
 
+FILE = "statistics_share.json"
+"""In the folder of the pair."""
+
 
 def statistics_knobs(pair: DomainPair, config: Config) -> dict[str, Any]:
     """Return settings that give the statistics which `batch_norm auto` chooses; none in other modes.
@@ -19,12 +22,20 @@ def statistics_knobs(pair: DomainPair, config: Config) -> dict[str, Any]:
     """
     if config.train.batch_norm != "auto":
         return {}
-    path, identity = pair.folder / "statistics_share.json", _identity(pair, config)
+    share = stored_share(pair, config)
+    if share is None:
+        share = choose_share(pair, config)
+        write_json(pair.folder / FILE, {"identity": _identity(pair, config), "share": share})
+    return {"train.batch_norm": "target", "train.statistics_share": share}
+
+
+def stored_share(pair: DomainPair, config: Config) -> float | None:
+    """Return the share that `statistics_knobs` stored for a pair, None where it stores none."""
+    if config.train.batch_norm != "auto":
+        return None
+    path = pair.folder / FILE
     stored = json.loads(path.read_text()) if path.exists() else {}
-    if stored.get("identity") != identity:
-        stored = {"identity": identity, "share": choose_share(pair, config)}
-        write_json(path, stored)
-    return {"train.batch_norm": "target", "train.statistics_share": stored["share"]}
+    return stored["share"] if stored.get("identity") == _identity(pair, config) else None
 
 
 def choose_share(pair: DomainPair, config: Config) -> float:

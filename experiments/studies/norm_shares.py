@@ -5,8 +5,9 @@
         --source-model espnet_p_2_q_8.pth
 
 The source model is not trained. For each share the script measures mIoU with labels, and the consistency
-over views without them. `train.batch_norm auto` finds a share by the consistency alone; its mIoU is the
-last row. It writes norm_shares_PAIR.json and .md.
+over views without them. `train.batch_norm auto` finds a share by the consistency alone. The last two
+rows are the share found on all compared images, and the one that a run finds on its few images. The
+script writes norm_shares_PAIR.json and .md.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import chosen_statistics
 from ablation import add_pair_options, make_pair
 from domain_pairs import DomainPair
 from study_record import write_record
 
 from sfss_ray.cli import run_guarded
+from sfss_ray.config import override
 from sfss_ray.data.folders import evenly_spread
 from sfss_ray.errors import ConfigError
 from sfss_ray.evaluation.examination import Examination
 from sfss_ray.evaluation.view_consistency import ConsistencyProbe, ViewConsistency
 from sfss_ray.models.model_file import load_model
 from sfss_ray.train.batch_norm import estimate_statistics
-from sfss_ray.train.norm_choice import choose_share, whole_image_batches
+from sfss_ray.train.norm_choice import NUM_IMAGES, choose_share, whole_image_batches
 
 
 def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
-    """Return a row for each share, with mIoU in percent and consistency, and the found share last.
+    """Return a row for each share, with mIoU in percent and consistency, and the found shares last.
 
     Args:
         pair: The source model, its target images and the labelled images.
@@ -61,14 +64,17 @@ def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
         print(f"share {share:.2f}: mIoU {miou:.1f}, consistency {rows[-1]['consistency']:.3f}")
         return consistency
 
-    chosen = choose_share(score_share).share
-    mixture.use(chosen)
-    rows.append({"share": chosen, "is_chosen": True, "miou": examination.score(network).miou})
+    found = {len(compared): choose_share(score_share).share}
+    of_a_run = override(pair.config, {"train.batch_norm": "auto"})
+    found[min(NUM_IMAGES, len(pair.images))] = chosen_statistics.choose_share(pair, of_a_run)
+    for images, share in found.items():
+        mixture.use(share)
+        rows.append({"share": share, "found_on": images, "miou": examination.score(network).miou})
     return rows
 
 
 def as_markdown(pair: DomainPair, rows: list[dict[str, Any]], command: str) -> str:
-    """Return the table, whose last line is the share that was found."""
+    """Return the table, whose last lines are the shares that were found."""
     lines = [
         f"# {pair.name}: {len(pair.images)} unlabelled target images, {len(pair.val)} scored",
         "",
@@ -78,7 +84,8 @@ def as_markdown(pair: DomainPair, rows: list[dict[str, Any]], command: str) -> s
         "|---|---|---|",
     ]
     for row in rows:
-        consistency = f"{row['consistency']:.3f}" if "consistency" in row else "found"
+        found = f"found on {row.get('found_on')} images"
+        consistency = f"{row['consistency']:.3f}" if "consistency" in row else found
         lines.append(f"| {row['share']:.2f} | {row['miou']:.1f} | {consistency} |")
     return "\n".join(lines) + "\n"
 
