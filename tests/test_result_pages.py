@@ -1,0 +1,118 @@
+"""The figures on the pages of results are those of the records beside the studies."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "results"
+RECORDS = ROOT / "experiments" / "studies" / "results"
+FOREIGN = {
+    "ESPNetv2, width 1.0": "espnetv2_s_1_0_city_1024x512",
+    "ESPNetv2, width 2.0": "espnetv2_s_2_0_city_1024x512",
+    "ESPNet": "espnet_p_2_q_8",
+}
+"""Name of a model on the page -> in file names of records."""
+DELIVERED_SHARE = 0.25
+
+
+def table(page: str, section: str, number: int = 0) -> list[list[str]]:
+    """Return the cells of a table without its header: the number-th one below a heading of a page."""
+    text = (PAGES / page).read_text()
+    (below,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.M)
+    found = re.findall(r"(?:^\|.*\|\n)+", below, re.M)[number]
+    rows = [
+        [cell.strip().strip("*") for cell in line[1:-1].split("|")] for line in found.splitlines()
+    ]
+    assert set("".join(rows[1])) == {"-"}
+    return rows[2:]
+
+
+def rows_of(record: str) -> list[dict]:
+    return json.loads((RECORDS / f"{record}.json").read_text())["rows"]
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def shares_record(model: str, light: str) -> list[dict]:
+    return rows_of(f"source_shares_cityscapes2camvid_{light}_{FOREIGN[model]}_felzenszwalb")
+
+
+def delivered(rows: list[dict]) -> list[dict]:
+    """Return the students of all seeds with the default share of the source model."""
+    return [row for row in rows if row.get("share") == DELIVERED_SHARE]
+
+
+def test_foreign_models_end_where_the_records_say():
+    rows = table("foreign-models.md", "Results")
+    assert [row[0] for row in rows] == 2 * list(FOREIGN)
+    for model, light, source_only, adapted, gain, gains, teacher, _ in rows:
+        record = shares_record(model, light)
+        source = next(row["miou"] for row in record if row["network"] == "source-only")
+        mious = [row["miou"] for row in delivered(record)]
+        assert len(mious) == 3
+        assert source_only == f"{source:.1f}"
+        assert adapted == mean_and_spread(mious)
+        assert gain == f"{statistics.fmean(mious) - source:+.1f}"
+        assert gains == ", ".join(f"{miou - source:+.1f}" for miou in mious)
+        teachers = [row["miou"] for row in record if row["network"] == "teacher"]
+        assert teacher == mean_and_spread(teachers)
+
+
+def test_classes_of_foreign_models_are_those_of_the_records():
+    rows = table("foreign-models.md", "Results", 1)
+    assert len(rows) == 12
+    results = table("foreign-models.md", "Results")
+    for (model, light, *_), before, after in zip(results, rows[::2], rows[1::2], strict=True):
+        assert before[0] == f"{model.removeprefix('ESPNetv2, ')}, {light}: source-only"
+        record = shares_record(model, light)
+        source = [row for row in record if row["network"] == "source-only"]
+        for cells, networks in ((before, source), (after, delivered(record))):
+            for index, cell in enumerate(cells[1:]):
+                mean = statistics.fmean(row["per_class"][index] for row in networks)
+                assert cell == f"{mean:.0f}", (model, light, index)
+
+
+@pytest.mark.parametrize(
+    ("column", "record"),
+    [
+        (2, "dusk_espnetv2_s_1_0_city_1024x512"),
+        (4, "dusk_espnet_p_2_q_8"),
+    ],
+)
+def test_parts_of_the_method_are_those_of_the_ablations(column, record):
+    recorded = {
+        (row["row"], row["regions"]): row
+        for row in rows_of(f"ablation_cityscapes2camvid_{record}_100_steps")
+    }
+    plain = {s["seed"]: s["student_last"] for s in recorded["self-training (A1)", "none"]["seeds"]}
+    rows = table("foreign-models.md", "What each part brings")
+    assert len(rows) == len(recorded)
+    for cells in rows:
+        seeds = recorded[cells[0], cells[1] or "none"]["seeds"]
+        mious = [seed["student_last"] for seed in seeds]
+        assert cells[column] == mean_and_spread(mious), cells[0]
+        if cells[column + 1]:
+            differences = [f"{s['student_last'] - plain[s['seed']]:+.1f}" for s in seeds]
+            assert cells[column + 1] == ", ".join(differences), cells[0]
+
+
+@pytest.mark.parametrize("page", ["streets", "camvid-day2dusk"])
+def test_tables_of_our_own_pairs_are_those_of_the_ablations(page):
+    recorded = {
+        (row["row"], row["regions"]): row for row in rows_of(f"ablation_{page.replace('-', '_')}")
+    }
+    rows = table(f"{page}.md", "Results")
+    assert len(rows) == len(recorded) >= 19
+    for method, regions, seeds, last, *_ in rows:
+        row = recorded[method, regions]
+        assert seeds == str(len(row["seeds"])) == "3"
+        assert last == mean_and_spread([seed["student_last"] for seed in row["seeds"]])
