@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 import statistics
@@ -65,6 +66,27 @@ def test_foreign_models_end_where_the_records_say():
         assert gains == ", ".join(f"{miou - source:+.1f}" for miou in mious)
         teachers = [row["miou"] for row in record if row["network"] == "teacher"]
         assert teacher == mean_and_spread(teachers)
+
+
+def test_plain_runs_end_where_the_records_say():
+    rows = table("foreign-models.md", "Plain runs")
+    assert len(rows) == len(list(RECORDS.glob("plain_*.json")))
+    for model, target, images, source_only, adapted, gains, verdicts in rows:
+        light, _, part = target.partition(", ")
+        pair = "cityscapes" if light == "Cityscapes" else f"cityscapes2camvid_{light}"
+        ending = "_every_8" if part == "every eighth" else ""
+        record = rows_of(f"plain_{pair}_{FOREIGN[model]}{ending}")
+        source = [row["miou"] for row in record if row["network"] == "source-only"]
+        students = [row for row in record if row["network"] == "student"]
+        mious = [row["miou"] for row in students]
+        assert [row["seed"] for row in students] == [0, 1, 2]
+        assert images == f"{students[0]['images']} ({students[0]['held_out']})"
+        assert source_only == f"{source[0]:.1f}"
+        assert adapted == mean_and_spread(mious)
+        differences = [f"{b - a:+.1f}" for a, b in zip(source, mious, strict=True)]
+        assert gains == ", ".join(differences)
+        counts = collections.Counter(row["verdict"] for row in students)
+        assert verdicts == ", ".join(f"{word} ({number})" for word, number in counts.items())
 
 
 def test_classes_of_foreign_models_are_those_of_the_records():
