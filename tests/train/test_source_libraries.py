@@ -22,7 +22,7 @@ TIMM_BACKBONES = ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "pvt_v2
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("libraries"), count=2)
+    return write_dataset(tmp_path_factory.mktemp("libraries"), count=4)
 
 
 def check_adaptation(module: nn.Module, root, folder) -> None:
@@ -37,7 +37,7 @@ def check_adaptation(module: nn.Module, root, folder) -> None:
     source = open_source(model).placed(folder)
     crop_size = [64, 64]  # a multiple of what every network needs
     config = small_config(
-        num_steps=5, evaluate_every=5, batch_norm="adapt", augment__crop_size=crop_size
+        num_steps=5, evaluate_every=5, batch_norm="auto", augment__crop_size=crop_size
     )
     task = adaptation_task(root, source.path, config)
     task = dataclasses.replace(task, architecture=source.carried)
