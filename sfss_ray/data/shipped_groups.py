@@ -93,7 +93,8 @@ SHIPPED = (
     _selection(SYNTHIA_13.name, _CITY, SYNTHIA_13.classes),
     _selection(SYNTHIA_13.name, _SYNTHIA, SYNTHIA_13.classes),
     # BDD100K's semantic segmentation (Yu et al., CVPR 2020) and ACDC (Sakaridis et al., ICCV 2021) are
-    # labelled with Cityscapes' 19 classes. Mapillary's labels are mapped to them, see above.
+    # labelled with Cityscapes' 19 classes. Labels of Mapillary have other classes: the label format
+    # `mapillary` maps their ids to the 19.
     *(
         _selection(name, _CITY, _CITY)
         for name in (CITYSCAPES_19.name, "bdd100k", "acdc", "mapillary")
