@@ -151,11 +151,7 @@ def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
     weights = request.config.source_weights
     source = open_source(request.source_model, request.card, weights, request.class_groups)
     check_travels(source)
-    if source.mark:
-        survey.notes.append(f"WARNING: {source.mark}")
-    if source.class_groups is not None:
-        survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
-    survey.notes.extend(source.notes)
+    survey.notes.extend([*source.opening_lines(), *source.notes])
     return source, "; ".join(
         [f"{source.origin}: {source.network}, {source.classes.name}", *source.notes]
     )
