@@ -23,6 +23,7 @@ LabelsFormat = Literal[
     "camvid_colours",
     "idd_level3",
     "idd_ids",
+    "mapillary",
 ]
 SourceWeights = Literal["auto", "student", "ema"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -18,6 +18,7 @@ from sfss_ray.data.class_sets import (
 )
 from sfss_ray.data.label_formats import read_raw
 from sfss_ray.data.label_names import PLAIN, TRAIN_IDS, encoding_of
+from sfss_ray.data.label_tables import MAPILLARY_65
 from sfss_ray.data.pillow import open_image
 from sfss_ray.errors import DataError
 from sfss_ray.storage.object_cache import read_copy
@@ -29,7 +30,9 @@ _BDD100K_FOLDERS = ("sem_seg", "masks")
 _SYNTHIA_PNG_TYPES = ((16, 2), (16, 6))
 """(bits per channel, colour type) of 16-bit RGB and RGBA."""
 _PALETTE_CLASSES = ("road", "building", "vegetation", "car")
-"""Classes whose palette entries prove a GTA5 label map."""
+"""Classes whose palette entries prove a label map of GTA5 or Mapillary."""
+_GTA5_IDS = {name: CITYSCAPES_LABEL_IDS[name] for name in _PALETTE_CLASSES}
+_MAPILLARY_IDS = {name: MAPILLARY_65.index(name.capitalize()) for name in _PALETTE_CLASSES}
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def detect_format(files: Sequence[Place]) -> DetectedFormat:
     sample = list(files[::step])[:_SAMPLE_SIZE]
     if sample and all(_png_type(file) in _SYNTHIA_PNG_TYPES for file in sample):
         return DetectedFormat("synthia", "16-bit PNGs of several channels")
-    if sample and all(_has_label_id_palette(file) for file in sample):
+    if sample and all(_has_palette(file, _GTA5_IDS) for file in sample):
         return DetectedFormat("gta5", "palette images coloured by Cityscapes labelId")
+    if sample and all(_has_palette(file, _MAPILLARY_IDS) for file in sample):
+        return DetectedFormat("mapillary", "palette images coloured by Mapillary Vistas 1.x id")
     if all(_CAMVID_DRIVE.match(file.name) for file in files):
         if sample and all(_is_colour_image(file) for file in sample):
             return DetectedFormat("camvid_colours", "colour pictures named after CamVid's drives")
@@ -116,18 +121,17 @@ def _png_type(path: Place) -> tuple[int, int] | None:
     return (header[24], header[25]) if len(header) == 26 and header[1:4] == b"PNG" else None
 
 
-def _has_label_id_palette(path: Place) -> bool:
-    """Return whether the palette has Cityscapes' colours at the labelIds of common classes."""
+def _has_palette(path: Place, ids: Mapping[str, int]) -> bool:
+    """Return whether a file's palette has Cityscapes' colours of these classes at these ids."""
     try:
         with read_copy(path, open_image) as image:
             palette = image.getpalette() if image.mode == "P" else None
     except Exception:  # a damaged file is reported when it is read
         return False
     colours = dict(zip(CITYSCAPES_19.classes, CITYSCAPES_19.palette, strict=True))
-    label_ids = {name: CITYSCAPES_LABEL_IDS[name] for name in _PALETTE_CLASSES}
-    if not palette or len(palette) < 3 * (max(label_ids.values()) + 1):
+    if not palette or len(palette) < 3 * (max(ids.values()) + 1):
         return False
-    return all(tuple(palette[3 * i : 3 * i + 3]) == colours[name] for name, i in label_ids.items())
+    return all(tuple(palette[3 * i : 3 * i + 3]) == colours[name] for name, i in ids.items())
 
 
 def _ids_fit(sample: Sequence[Place], classes: ClassSet) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from sfss_ray.data.class_groups import ClassGroups
 from sfss_ray.data.class_sets import ClassSet
 from sfss_ray.data.shipped_groups import SHIPPED_NAMES, shipped_grouping
 from sfss_ray.errors import DataError
-from sfss_ray.storage.places import Place, parsed
+from sfss_ray.storage.places import ObjectPath, Place, parsed
 from sfss_ray.storage.text import limited_nesting, read_text
 
 ClassGroupsLike = ClassGroups | Mapping[str, Sequence[str]] | Place | str
@@ -32,17 +34,24 @@ def find_class_groups(class_groups: ClassGroupsLike, classes: ClassSet) -> Class
         classes: The model's classes.
 
     Raises:
-        DataError: the file cannot be read or holds something else, or the groups do not fit the
-            classes: see `ClassGroups.fitted`.
+        DataError: the file cannot be read or holds something else, the groups do not fit the classes
+            (see `ClassGroups.fitted`), or `class_groups` is of another type.
     """
     if isinstance(class_groups, ClassGroups):
         return class_groups.fitted(classes)
     if isinstance(class_groups, Mapping):
         return parse_groups("custom", class_groups).fitted(classes)
-    if str(class_groups) in SHIPPED_NAMES:
-        return shipped_grouping(str(class_groups), classes)
-    groups = parsed(class_groups)
-    return read_groups(Path(groups) if isinstance(groups, str) else groups).fitted(classes)
+    if isinstance(class_groups, (str, os.PathLike, ObjectPath)):
+        if str(class_groups) in SHIPPED_NAMES:
+            return shipped_grouping(str(class_groups), classes)
+        groups = parsed(class_groups)
+        return read_groups(Path(groups) if isinstance(groups, str) else groups).fitted(classes)
+    value = " ".join(reprlib.repr(class_groups).split())
+    raise DataError(
+        f"class groups are of type {type(class_groups).__name__} ({value}): give a"
+        f" mapping such as {_EXAMPLE}, a JSON or YAML file of one, or the name of a shipped grouping"
+        f" ({', '.join(SHIPPED_NAMES)})"
+    )
 
 
 def parse_groups(name: str, groups: Mapping[Any, Any]) -> ClassGroups:

@@ -1,8 +1,8 @@
 """Label formats: which class each pixel value of a label map stands for.
 
 A `LabelFormat` gives the class name of each raw id: train ids, Cityscapes labelIds, GTA5, SYNTHIA,
-CamVid, IDD. A `Decoding` is a format with a target class set: a table from raw ids to class indices,
-built by class NAME. `format_detection` finds the format of a folder.
+CamVid, IDD, Mapillary Vistas. A `Decoding` is a format with a target class set: a table from raw ids to
+class indices, built by class NAME. `format_detection` finds the format of a folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from sfss_ray.data.class_sets import (
 )
 from sfss_ray.data.label_files import read_colours, read_ids
 from sfss_ray.data.label_names import TRAIN_IDS
-from sfss_ray.data.label_tables import CAMVID_COLOURS, IDD_IDS, IDD_LEVEL3
+from sfss_ray.data.label_tables import CAMVID_COLOURS, IDD_IDS, IDD_LEVEL3, MAPILLARY_65
+from sfss_ray.data.shipped_groups import shipped_grouping
 from sfss_ray.errors import DataError
 from sfss_ray.storage.places import Place
 
@@ -77,6 +78,12 @@ def _void_ids(names: Mapping[int, str], last_id: int) -> frozenset[int]:
 _CAMVID = dict(enumerate(CAMVID_11.classes))
 _CAMVID_COLOURS = {i: name for i, (_, name) in enumerate(CAMVID_COLOURS) if name}
 _IDD_LEVEL3, _IDD_IDS = dict(enumerate(IDD_LEVEL3)), dict(enumerate(IDD_IDS))
+_MAPILLARY_GROUPS = shipped_grouping(CITYSCAPES_19.name, class_set_of(MAPILLARY_65)).groups
+# Labels have the classes of the benchmark, because a model of Cityscapes' classes has no group that
+# could list lane markings, manholes or curbs.
+_MAPILLARY = {
+    MAPILLARY_65.index(member): name for name, members in _MAPILLARY_GROUPS for member in members
+}
 FORMATS: dict[str, LabelFormat] = {
     label_format.name: label_format
     for label_format in (
@@ -127,6 +134,13 @@ FORMATS: dict[str, LabelFormat] = {
             class_set_of(IDD_IDS, "idd-35"),
             _IDD_IDS,
             _void_ids(_IDD_IDS, 39),
+        ),
+        LabelFormat(
+            "mapillary",
+            "Mapillary Vistas 1.x ids as Cityscapes' 19 classes, by the convention of RobustNet",
+            CITYSCAPES_19,
+            _MAPILLARY,
+            _void_ids(_MAPILLARY, len(MAPILLARY_65)),
         ),
     )
 }

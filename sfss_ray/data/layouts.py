@@ -63,6 +63,7 @@ _NAME_OF_FORMAT = {
     "synthia": "synthia",
     "camvid": "camvid",
     "camvid_colours": "camvid",
+    "mapillary": "mapillary",
 }
 """Label format -> data set, for folders called images/ and labels/."""
 _ACDC_CONDITIONS = ("fog", "rain", "snow")

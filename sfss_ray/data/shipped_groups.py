@@ -14,6 +14,7 @@ from sfss_ray.data.class_sets import (
     SYNTHIA_13,
     SYNTHIA_16,
     ClassSet,
+    matched_names,
     plain_name,
 )
 from sfss_ray.data.label_tables import IDD_IDS, IDD_LEVEL3, MAPILLARY_65
@@ -93,7 +94,8 @@ SHIPPED = (
     _selection(SYNTHIA_13.name, _CITY, SYNTHIA_13.classes),
     _selection(SYNTHIA_13.name, _SYNTHIA, SYNTHIA_13.classes),
     # BDD100K's semantic segmentation (Yu et al., CVPR 2020) and ACDC (Sakaridis et al., ICCV 2021) are
-    # labelled with Cityscapes' 19 classes. Mapillary's labels are mapped to them, see above.
+    # labelled with Cityscapes' 19 classes. Labels of Mapillary have other classes: the label format
+    # `mapillary` maps their ids to the 19.
     *(
         _selection(name, _CITY, _CITY)
         for name in (CITYSCAPES_19.name, "bdd100k", "acdc", "mapillary")
@@ -128,10 +130,18 @@ def shipped_grouping(name: str, classes: ClassSet) -> ClassGroups:
 
 
 def suggested_name(classes: ClassSet, label_classes: ClassSet) -> str | None:
-    """Return the name of the shipped grouping that makes a model's classes those of labels, if any."""
+    """Return the name of the first shipped grouping that fits a model and labels, if any.
+
+    All its groups are classes of the labels, which may have more, and it drops no class of the model
+    that the labels can show.
+    """
+    label_names = {plain_name(name) for name in label_classes.classes}
+    matched_classes = set(matched_names(label_classes, classes).values())
     for groups in SHIPPED:
-        is_target = {name for name, _ in groups.groups} == set(label_classes.classes)
-        if is_target and _fitting([groups], classes) is not None:
+        fitting = _fitting([groups], classes)
+        if fitting is None or matched_classes.intersection(fitting.dropped):
+            continue
+        if {plain_name(name) for name, _ in groups.groups} <= label_names:
             return groups.name
     return None
 

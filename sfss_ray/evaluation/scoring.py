@@ -153,9 +153,9 @@ def evaluate_model(
         model: A model file (student.pt, source.pt) or a checkpoint of any known family. In Python also
             a model in memory.
         images: Folder of images; a path, or an address such as s3://bucket/images.
-        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD or
-            CamVid (see `config.labels_format`). Classes are matched by name, and members of a group
-            are scored as the group.
+        labels: Folder of their label maps: train ids, or those of Cityscapes, GTA5, SYNTHIA, IDD,
+            Mapillary or CamVid (see `config.labels_format`). Classes are matched by name, and members
+            of a group are scored as the group.
         card: Entries that replace the preprocessing known for the checkpoint's family: JSON file,
             mapping or Card.
         class_groups: Groups of outputs, such as camvid-11; or a JSON or YAML file, or a mapping.

@@ -25,7 +25,7 @@ from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.image_folder import first_readable, open_images
 from sfss_ray.data.labelled import PairOptions, load_labelled
 from sfss_ray.data.pairing import pair_labels
-from sfss_ray.errors import DataError, SfssError
+from sfss_ray.errors import CheckpointError, DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.crop_size import with_crop_size
 from sfss_ray.inputs.labels import require_both
@@ -150,14 +150,27 @@ def _check_source(request: Request, survey: Survey) -> tuple[Source, str]:
         raise DataError("no source model was given: give a checkpoint or a model file")
     weights = request.config.source_weights
     source = open_source(request.source_model, request.card, weights, request.class_groups)
+    _require_two_classes(source)
     check_travels(source)
-    if source.mark:
-        survey.notes.append(f"WARNING: {source.mark}")
-    if source.class_groups is not None:
-        survey.notes.append(f"{source.class_groups}: {source.class_groups.line()}")
-    survey.notes.extend(source.notes)
+    survey.notes.extend([*source.opening_lines(), *source.notes])
     return source, "; ".join(
         [f"{source.origin}: {source.network}, {source.classes.name}", *source.notes]
+    )
+
+
+def _require_two_classes(source: Source) -> None:
+    """Raise an error for a model of one class: whatever its training does, it predicts that class."""
+    if len(source.classes) > 1:
+        return
+    name = source.classes.classes[0]
+    if source.class_groups is not None:
+        raise DataError(
+            f"{source.class_groups} leave the source model 1 class, {name!r}: allowed are 2 or more;"
+            " give more groups, such as one for each class that the target distinguishes"
+        )
+    raise CheckpointError(
+        f"source model {source.origin!r} has 1 class, {name!r}: allowed are 2 or more; give a model with"
+        " an output for each class, such as background and foreground"
     )
 
 

@@ -78,6 +78,13 @@ class Source:
         """The user's own module without its weights."""
         return self.carried.module if self.carried else None
 
+    def opening_lines(self) -> list[str]:
+        """Return the lines that a verb prints first: the mark as a warning, and the class groups."""
+        lines = [f"WARNING: {self.mark}"] if self.mark else []
+        if self.class_groups is not None:
+            lines.append(f"{self.class_groups}: {self.class_groups.line()}")
+        return lines
+
     def placed(self, folder: Place) -> Source:
         """Return the source with a model file that workers can read, saving it to `folder` if needed."""
         if self.unsaved is None:

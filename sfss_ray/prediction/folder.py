@@ -101,9 +101,9 @@ def predict(
 def _open_images(
     images: Place | str, source: Source, config: Config, progress: ProgressSink
 ) -> list[ImageFile]:
-    """Return the images, after notes on them and on the model."""
-    if source.mark:
-        progress(f"WARNING: {source.mark}")
+    """Return the images, after lines on the model and on them."""
+    for line in source.opening_lines():
+        progress(line)
     files, notes = open_images(images, config, source.white_level, "images")
     for note in notes:
         progress(note)

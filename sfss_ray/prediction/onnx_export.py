@@ -107,6 +107,8 @@ def export_onnx(
     path = require_output_file(output_file, "ONNX file", ".onnx", _ONNX_SIGNATURE)
     _require_onnx()
     source = open_source(model, card, config.source_weights, class_groups)
+    for line in source.opening_lines():
+        progress(line)
     network = source.load("cpu")
     with whole_file(path) as temporary:
         check = _export_checked(network, temporary, size, config.seed, progress)

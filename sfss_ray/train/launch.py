@@ -238,8 +238,8 @@ def pretrain_source(
     Args:
         images: Folder of labelled images.
         labels: Their label maps, same names: train ids (255 ignored), or ids of Cityscapes, GTA5,
-            SYNTHIA, IDD or CamVid (see `config.labels_format`). Pairs of different sizes are left out
-            and reported.
+            SYNTHIA, IDD, Mapillary or CamVid (see `config.labels_format`). Pairs of different sizes
+            are left out and reported.
         output_dir: The run's folder or address, such as s3://bucket/run. The same call again resumes it.
         classes: Class set of the model: cityscapes-19, synthia-16, camvid-11 or class names separated
             by commas.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_files import ids_of, put_palette, put_synthia
+from dataset_files import ids_of, put_mapillary, put_palette, put_synthia
 from image_files import encode, noise, put
 from PIL import Image
 
@@ -31,6 +31,19 @@ def test_only_a_palette_of_label_id_colours_is_gta5(tmp_path: Path):
     small = Image.fromarray(ids_of(0, 1))
     small.putpalette([128, 64, 128, 70, 70, 70])
     assert detect_format([put(tmp_path / "c.png", encode(small))]).format == "train_ids"
+
+
+def test_only_a_palette_of_mapillary_colours_at_its_ids_is_mapillary(tmp_path: Path):
+    path = put_mapillary(tmp_path / "a.png", ids_of(13, 24, 65))
+    assert detect_format([path]).format == "mapillary"
+    assert detect_format([path, put_palette(tmp_path / "b.png", ids_of(7))]).format == "train_ids"
+    gray = put(tmp_path / "c.png", ids_of(13, 24, 65))
+    assert detect_format([gray]).format == "train_ids"
+    assert named_format("mapillary", [gray]).format == "mapillary"
+    # Version 2.0 has road at 21 and a bike lane at 13.
+    later = Image.fromarray(ids_of(21, 13))
+    later.putpalette([0] * 3 * 13 + [128, 64, 255] + [0] * 3 * 7 + [128, 64, 128] + [0] * 3 * 102)
+    assert detect_format([put(tmp_path / "d.png", encode(later))]).format == "train_ids"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sfss_ray.data.class_groups import ClassGroups
@@ -96,3 +97,24 @@ def test_groups_that_do_not_fit_the_model_are_refused():
     assert "lists 'lorry'" in refusal(MAPPING | {"vehicle": ["car", "lorry"]})
     assert "leave out 'truck'" in refusal(MAPPING | {"vehicle": ["car"]})
     assert "list 'road' twice" in refusal(MAPPING | {"vehicle": ["car", "truck", "road"]})
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ([], "list"),
+        (["road", "car"], "list"),
+        (5, "int"),
+        (True, "bool"),
+        (b"camvid-11", "bytes"),
+        (frozenset({"camvid-11"}), "frozenset"),
+        (np.zeros((3, 3)), "ndarray"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_values_of_another_type_are_refused(value, name):
+    message = refusal(value)
+    assert message.startswith(f"class groups are of type {name} (")
+    assert "give a mapping such as {" in message
+    assert "a JSON or YAML file of one, or the name of a shipped grouping (camvid-11, " in message
+    assert len(message) < 400

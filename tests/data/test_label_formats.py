@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_files import camvid, ids_of, put_palette, put_synthia
+from dataset_files import camvid, ids_of, put_mapillary, put_palette, put_synthia
 from image_files import noise, put
 
 from sfss_ray.data.class_sets import (
@@ -18,6 +18,7 @@ from sfss_ray.data.class_sets import (
     class_set_of,
 )
 from sfss_ray.data.label_formats import FORMATS, make_decoding, read_raw
+from sfss_ray.data.label_tables import MAPILLARY_65
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.errors import DataError
 from sfss_ray.inspection.data_set import check_dataset
@@ -31,6 +32,23 @@ COLOURS = {
     (192, 192, 0): "tree",  # other vegetation
     (192, 0, 192): "bicyclist",  # motorcycles
     (0, 0, 0): None,
+}
+# Id -> train id of Cityscapes in datasets/mapillary.py of shachoi/RobustNet, where all other ids up to
+# 65 are ignored.
+ROBUSTNET = {
+    **{13: 0, 24: 0, 41: 0},  # road, general lane marking, manhole
+    **{2: 1, 15: 1, 17: 2, 6: 3, 3: 4},  # curb, sidewalk; building; wall; fence
+    **{45: 5, 47: 5, 48: 6, 50: 7},  # pole, utility pole; traffic light; front of a traffic sign
+    **{30: 8, 29: 9, 27: 10, 19: 11},  # vegetation, terrain, sky, person
+    **{20: 12, 21: 12, 22: 12},  # bicyclist, motorcyclist, other rider
+    **{
+        55: 13,
+        61: 14,
+        54: 15,
+        58: 16,
+        57: 17,
+        52: 18,
+    },  # car, truck, bus, on rails, motorcycle, bicycle
 }
 
 
@@ -102,3 +120,27 @@ def test_colour_coded_camvid_is_read_as_its_classes(tmp_path: Path):
     put(label, colours)
     with pytest.raises(DataError, match=r"_L\.png' contain the colour \(1, 2, 3\), which is not"):
         load_labelled(root / "images", root / "labels", CAMVID_11)
+
+
+def test_ids_of_mapillary_become_train_ids_as_in_robustnet(tmp_path: Path):
+    decoding = make_decoding("mapillary", CITYSCAPES_19)
+    assert list(decoding.table) == [ROBUSTNET.get(i, 255) for i in range(256)]
+    assert decoding.unknown_ids(range(256)) == list(range(66, 255))
+    assert decoding.label_classes == CITYSCAPES_19
+    ids = np.resize(np.arange(66, dtype=np.uint8), (2, 66))
+    put(tmp_path / "images/a.png", noise(2, 66))
+    put_mapillary(tmp_path / "labels/a.png", ids)
+    folder = load_labelled(tmp_path / "images", tmp_path / "labels", CITYSCAPES_19)
+    assert folder.format == "mapillary"
+    expected = np.array([ROBUSTNET.get(i, 255) for i in range(66)])
+    assert np.array_equal(folder.pairs[0].labels(), expected[ids])
+    report = check_dataset(tmp_path, progress=str)
+    assert (report.layout, report.sound) == ("mapillary", True)
+
+
+def test_all_classes_of_mapillary_are_train_ids_of_a_list():
+    """The last line of the list stands for id 65."""
+    classes = class_set_of(MAPILLARY_65)
+    decoding = make_decoding("train_ids", classes, class_set_of([*MAPILLARY_65, "Unlabeled"]))
+    assert list(decoding.table[:66]) == [*range(65), 255]
+    assert not decoding.unknown_ids([65, 255])

@@ -395,4 +395,5 @@ def test_two_named_folders_are_used_without_a_search(tmp_path: Path):
     assert layout.folders == ((tmp_path / "leftImg8bit", tmp_path / "gtFine"),)
     assert layout.name_with("cityscapes_label_ids") == "plain folder"
     assert layout.name_with("camvid_colours") == "camvid"
+    assert layout.name_with("mapillary") == "mapillary"
     assert find_layout(tmp_path).name == "cityscapes"

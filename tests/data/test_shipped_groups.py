@@ -179,6 +179,23 @@ def test_the_fitting_grouping_is_suggested():
     assert suggested_name(class_set_of(["a", "b"]), CAMVID_11) is None
 
 
+@pytest.mark.parametrize("labels", [IDD_LEVEL3, IDD_IDS], ids=["level 3", "ids"])
+def test_a_grouping_is_suggested_for_labels_with_more_classes(labels):
+    """Those of SYNTHIA are all among IDD's too, but drop trucks, which IDD has."""
+    idd = class_set_of(labels)
+    assert suggested_name(CITYSCAPES_19, idd) == "idd"
+    assert suggested_name(class_set_of([*CITYSCAPES, "background"]), idd) == "idd"
+    assert suggested_name(SYNTHIA_16, idd) is None
+    assert suggested_name(class_set_of(IDD_LEVEL3), CITYSCAPES_19) == "cityscapes-18"
+    more = class_set_of([name.title() for name in CAMVID_11.classes] + ["Animal"])
+    assert suggested_name(CITYSCAPES_19, more) == "camvid-11"
+
+
+def test_a_grouping_that_drops_a_class_of_the_labels_is_not_suggested():
+    with_truck = class_set_of([*SYNTHIA_16.classes, "truck"])
+    assert suggested_name(CITYSCAPES_19, with_truck) is None
+
+
 def test_names_are_listed_once():
     assert len(SHIPPED_NAMES) == len(set(SHIPPED_NAMES))
     assert set(SHIPPED_NAMES) == {groups.name for groups in SHIPPED}

@@ -25,6 +25,23 @@ def put_palette(path: Path, label_ids: np.ndarray) -> Path:
     return path
 
 
+def put_mapillary(path: Path, ids: np.ndarray) -> Path:
+    """Write a label map of Mapillary Vistas 1.2: a palette PNG of ids, with colours of config.json."""
+    colours = np.zeros((66, 3), np.uint8)
+    colours[[7, 13, 15]] = (
+        (128, 64, 255),
+        (128, 64, 128),
+        (244, 35, 232),
+    )  # bike lane, road, sidewalk
+    colours[[17, 24]] = (70, 70, 70), (255, 255, 255)  # building, general lane marking
+    colours[[30, 55]] = (107, 142, 35), (0, 0, 142)  # vegetation, car
+    picture = Image.fromarray(ids.astype(np.uint8))
+    picture.putpalette(colours.ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
 def put_synthia(path: Path, ids: np.ndarray) -> Path:
     """Write a SYNTHIA label map: a 16-bit RGB PNG of class id, instance id and a constant."""
     rgb = np.zeros((*ids.shape, 3), np.uint16)

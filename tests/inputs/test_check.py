@@ -5,23 +5,30 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from segmentation_modules import UNet
 from street_requests import CPU, adapt_arguments, request_for
 
 import sfss_ray
 from sfss_ray.config import Config, override
 from sfss_ray.data import label_files
+from sfss_ray.data.class_sets import CITYSCAPES_19, class_set_of
 from sfss_ray.data.folders import list_images
 from sfss_ray.errors import OutputError, SfssError
 from sfss_ray.inputs.check import check_inputs, survey_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.models.architectures.catalogue import build_network
+from sfss_ray.models.model_file import SourceModel, save_model
+from sfss_ray.models.user_code.wrapping import wrap_model
 from sfss_ray.streets.default import SOURCE_MODEL
 
 
@@ -57,6 +64,8 @@ PROBLEMS = {
     ),
     "another run": ({"output_dir": another_run}, {}, "output"),
     "below a file": ({"output_dir": below_a_file}, {}, "output"),
+    "one class": ({"card": {"classes": ["road"]}}, {}, "source model"),
+    "one group": ({"class_groups": {"all": CITYSCAPES_19.classes}}, {}, "source model"),
     "images too large": ({}, {"masks.max_pixels": 10}, "target images"),
 }
 SEARCH_PROBLEMS = {
@@ -100,6 +109,33 @@ def test_a_plan_lists_what_adapt_refuses(problem, streets, tmp_path: Path, monke
 @pytest.mark.parametrize("problem", [*PROBLEMS, *SEARCH_PROBLEMS])
 def test_a_plan_lists_what_tune_refuses(problem, streets, tmp_path: Path, monkeypatch):
     check_both(streets, tmp_path, (PROBLEMS | SEARCH_PROBLEMS)[problem], "tune", monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["adapt", "tune", "train"])
+def test_a_model_of_one_class_is_refused_whatever_its_source(kind, streets, tmp_path: Path):
+    """Saved or in memory, with one output, and a user's module of two outputs in one group."""
+    with torch.random.fork_rng():
+        one = SourceModel(build_network("compact", 1), "compact", class_set_of(["road"]))
+    groups = {"all": ["a", "b"]}
+    wrapped = wrap_model(UNet(2, classes=2), classes=["a", "b"], class_groups=groups)
+    path = save_model(tmp_path / "one.pt", one)
+    unlabelled = {"val_images": None, "val_labels": None}
+    advice = "give a model with an output for each class"
+    for source, line in (
+        (path, f"source model '{path}' has 1 class, 'road': allowed are 2 or more; {advice}"),
+        (one, f"source model 'a compact in memory' has 1 class, 'road': allowed .*; {advice}"),
+        (
+            wrapped,
+            "class groups 'custom' leave the source model 1 class, 'all': .*give more groups",
+        ),
+    ):
+        changes = {"source_model": source, "kind": kind} | unlabelled
+        request = request_for(streets, tmp_path / "out", **changes)
+        missing = survey_inputs(request).missing
+        assert list(missing) == ["source model"]
+        assert re.match(line, missing["source model"])
+        with pytest.raises(SfssError, match=line):
+            check_inputs(request)
 
 
 @pytest.mark.parametrize("place", ["target/images", "val/images", "val/labels"])

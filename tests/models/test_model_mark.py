@@ -71,5 +71,18 @@ def test_verbs_print_the_mark_in_one_line(student, streets, tmp_path):
     assert [line for line in lines if "judged" in line] == [f"WARNING: {LINE}"] * 2
     verified = sfss_ray.verify_source(student, folders[0], config=CPU, progress=str)
     assert verified.lines()[-1] == f"WARNING: {LINE}"
-    request = Request("adapt", student, folders[0], tmp_path / "run", CPU)
-    assert f"WARNING: {LINE}" in survey_inputs(request).notes
+    request = Request("adapt", student, folders[0], tmp_path / "run", CPU, class_groups="camvid-11")
+    notes = survey_inputs(request).notes
+    assert f"WARNING: {LINE}" in notes
+    source = open_source(student, class_groups="camvid-11")
+    assert source.opening_lines() == notes[:2]
+    assert notes[1].startswith("class groups 'camvid-11': sky; building = building + wall; ")
+
+
+def test_an_export_prints_the_mark(student, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    mark_model(student, WORD, REASON)
+    lines = []
+    sfss_ray.export_onnx(student, tmp_path / "s.onnx", size=(32, 64), progress=lines.append)
+    assert lines[0] == f"WARNING: {LINE}"

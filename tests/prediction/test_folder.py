@@ -263,8 +263,9 @@ def test_12_bit_images_are_predicted_as_their_8_bit_versions(images, tmp_path: P
 
 
 def test_groups_are_predicted_and_other_groups_refused(images, tmp_path: Path):
-    out = tmp_path / "out"
-    predict(SOURCE_MODEL, images, out, class_groups="camvid-11", config=CPU, progress=str)
+    out, lines = tmp_path / "out", []
+    predict(SOURCE_MODEL, images, out, class_groups="camvid-11", config=CPU, progress=lines.append)
+    assert lines[0].startswith("class groups 'camvid-11': sky; building = building + wall; ")
     network = load_model(SOURCE_MODEL).network
     path = sorted(images.rglob("*.png"))[0]
     probabilities = predict_probabilities(network, read_image(path), EvaluationConfig())

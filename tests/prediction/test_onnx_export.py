@@ -145,8 +145,10 @@ def test_the_error_for_a_missing_extra_has_the_install_command(name, tmp_path: P
 
 
 def test_logits_of_groups_are_exported(tmp_path: Path):
-    path = tmp_path / "groups.onnx"
-    result = export_onnx(SOURCE_MODEL, path, size=(64, 128), class_groups="camvid-11", progress=str)
+    path, lines, size = tmp_path / "groups.onnx", [], (64, 128)
+    progress = lines.append
+    result = export_onnx(SOURCE_MODEL, path, size=size, class_groups="camvid-11", progress=progress)
+    assert lines[0].startswith("class groups 'camvid-11': sky; building = building + wall; ")
     assert result.output == "logits (B, 11, H, W)"
     images = streets(1, (96, 160))
     with torch.no_grad():
