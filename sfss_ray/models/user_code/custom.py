@@ -21,7 +21,7 @@ from sfss_ray.models.user_code.feature_layers import (
     single_features,
 )
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, torch_methods
-from sfss_ray.models.user_code.module_outputs import find_logits
+from sfss_ray.models.user_code.module_outputs import find_logits, require_gradients
 from sfss_ray.models.user_code.probing import in_eval_mode
 from sfss_ray.runtime.out_of_memory import is_out_of_memory
 
@@ -131,13 +131,18 @@ class WrappedSegmenter(Segmenter):
         """Stop training the weights that influence neither logits nor features.
 
         Data-parallel training would wait forever for their gradients.
+
+        Raises:
+            ConfigError: the module computes its logits without gradients.
         """
         weights = [p for p in self.parameters() if p.requires_grad]
         if not weights:
             return
         self.eval()  # a pass in training mode would move BatchNorm's statistics
         with torch.enable_grad():
-            features, logits = self._run_body(self._example_image())
+            # All weights that lead to the logits may be frozen.
+            features, logits = self._run_body(self._example_image().requires_grad_())
+            require_gradients(logits)
             total = features.float().sum() + logits.float().sum()
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):

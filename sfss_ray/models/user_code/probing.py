@@ -15,7 +15,12 @@ from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import first_line
 from sfss_ray.models.user_code.feature_layers import find_feature_layer
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, layers_of, torch_methods, weights_of
-from sfss_ray.models.user_code.module_outputs import are_probabilities, find_logits
+from sfss_ray.models.user_code.module_outputs import (
+    are_probabilities,
+    find_logits,
+    require_gradients,
+)
+from sfss_ray.runtime.out_of_memory import is_out_of_memory
 
 Size = tuple[int, int]
 SIZE_MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 64)
@@ -87,13 +92,28 @@ class Probe:
         ) from failure
 
     def logits(self, size: Size) -> Tensor:
-        """Return the logits of a random image.
+        """Return the logits of a random image, from a pass with gradients.
 
         Raises:
-            ConfigError: they are no logits, see `find_logits`, or probabilities.
+            ConfigError: they are no logits, see `find_logits`, or probabilities, or gradients cannot
+                pass through the module.
         """
-        with in_eval_mode(self.module), torch.no_grad():
-            logits = find_logits(self.module(self._image(size)), self.num_classes)
+        image = self._image(size).requires_grad_()
+        try:
+            with in_eval_mode(self.module), torch.enable_grad():
+                # A copy, because a module may normalise its input in place.
+                output = self.module(image.clone())
+        except Exception as error:  # a user's module may raise anything
+            if is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"the module fails in a pass with gradients ({type(error).__name__}:"
+                f" {first_line(error)}), so it cannot be trained: make its forward work on tensors that"
+                " require gradients"
+            ) from error
+        logits = find_logits(output, self.num_classes)
+        require_gradients(logits)
+        logits = logits.detach()
         if are_probabilities(logits):
             raise ConfigError(
                 "the module returns probabilities (they add up to 1 at every pixel): return the logits,"
