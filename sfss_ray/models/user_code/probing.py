@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.user_code.bounded_outputs import are_bounded, lie_in_unit_range
 from sfss_ray.models.user_code.carried_module import first_line
 from sfss_ray.models.user_code.feature_layers import find_feature_layer
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, layers_of, torch_methods, weights_of
@@ -25,6 +26,9 @@ from sfss_ray.runtime.out_of_memory import is_out_of_memory
 Size = tuple[int, int]
 SIZE_MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 64)
 """Multiples of which the sides of images may have to be: those of halvings and of patches."""
+
+_RANDOM_IMAGES = 3
+"""Random images whose outputs must all lie in [0, 1] before they count as probabilities."""
 
 
 @contextlib.contextmanager
@@ -119,6 +123,11 @@ class Probe:
                 "the module returns probabilities (they add up to 1 at every pixel): return the logits,"
                 " which it computes before the softmax"
             )
+        if lie_in_unit_range(logits) and self._are_bounded(size):
+            raise ConfigError(
+                "the module returns probabilities (they lie in [0, 1] at every pixel of several random"
+                " images, as after a sigmoid): return the logits, which it computes before the sigmoid"
+            )
         return logits
 
     def find_feature_layer(self, size: Size) -> str:
@@ -130,8 +139,16 @@ class Probe:
                 lambda output: find_logits(output, self.num_classes),
             )
 
-    def _image(self, size: Size) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+    def _are_bounded(self, size: Size) -> bool:
+        """Whether the module forces its outputs into [0, 1], see `bounded_outputs.are_bounded`."""
+        images = [self._image(size, seed) for seed in range(_RANDOM_IMAGES)]
+        with in_eval_mode(self.module):
+            return are_bounded(
+                self.module, images, lambda output: find_logits(output, self.num_classes)
+            )
+
+    def _image(self, size: Size, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
         image = torch.rand(1, 3, *size, generator=generator)
         return self.preprocessing.prepare(image).to(self.device)
 

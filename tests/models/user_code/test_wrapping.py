@@ -171,7 +171,13 @@ def test_a_module_that_fails_later_is_refused_in_one_line():
     [
         (UNet(2, classes=1), ["road"], "has 1 outputs: allowed are 2 to 254.*such as torch.cat"),
         (UNet(2, classes=300), None, "has 300 outputs: allowed are 2 to 254"),
-        (nn.Sequential(UNet(2), nn.Softmax(1)), FIVE, "returns probabilities"),
+        (nn.Sequential(UNet(2), nn.Softmax(1)), FIVE, "returns probabilities.*before the softmax"),
+        (nn.Sequential(UNet(2), nn.Sigmoid()), FIVE, "returns probabilities.*before the sigmoid"),
+        (
+            nn.Sequential(UNet(2, 1), nn.Sigmoid()),
+            None,
+            "returns probabilities.*before the sigmoid",
+        ),
         (UNet(2), FIVE[:4], "has 5 outputs but 4 classes were given"),
     ],
 )
