@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -24,8 +25,12 @@ from sfss_ray.models.user_code.module_outputs import (
 from sfss_ray.runtime.out_of_memory import is_out_of_memory
 
 Size = tuple[int, int]
-SIZE_MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 64)
-"""Multiples of which the sides of images may have to be: those of halvings and of patches."""
+HALVINGS = (1, 2, 4, 8, 16, 32, 64)
+_PATCHES = (3, 5, 6, 7, 9, 10, 12, 14, 15, 18, 20, 24, 28, 30, 36, 40, 42, 48, 50, 56, 60)
+SIZE_MULTIPLES = tuple(sorted(HALVINGS + _PATCHES))
+"""Multiples of which the sides of images may have to be: those of halvings, patches and windows."""
+_LARGEST_DIVISOR = 256
+"""Largest common divisor of the example's sides that is tried. Larger ones need huge images."""
 
 _RANDOM_IMAGES = 3
 """Random images whose outputs must all lie in [0, 1] before they count as probabilities."""
@@ -80,7 +85,8 @@ class Probe:
             ConfigError: no size works.
         """
         failure = self._failure(example_size)
-        for multiple in SIZE_MULTIPLES:
+        multiples = SIZE_MULTIPLES if failure else _likely_multiples(example_size)
+        for multiple in multiples:
             height, width = (_odd_multiple(side, multiple) for side in example_size)
             sizes = [(height, width + multiple), (height + 2 * multiple, width)]
             if all(self._failure(size) is None for size in sizes):
@@ -90,8 +96,8 @@ class Probe:
         height, width = example_size
         raise ConfigError(
             f"the module failed on an image of {height}x{width} pixels ({type(failure).__name__}:"
-            f" {first_line(failure)}), and on images whose sides are multiples of 2 to"
-            f" {SIZE_MULTIPLES[-1]}: it must take (B, 3, H, W) and return logits;"
+            f" {first_line(failure)}), and on images whose sides are multiples of"
+            f" {', '.join(map(str, SIZE_MULTIPLES[1:]))}: it must take (B, 3, H, W) and return logits;"
             " example_size=(height, width) sets another size"
         ) from failure
 
@@ -163,7 +169,19 @@ class Probe:
         return None
 
 
+def _likely_multiples(example_size: Size) -> list[int]:
+    """Return the multiples that a module may need which takes an example, smallest first.
+
+    The sides of the example are multiples themselves, except where a module that halves its input
+    rounds up. Such a module takes some other sizes too.
+    """
+    common = math.gcd(*example_size)
+    divisors = [n for n in range(1, min(common, _LARGEST_DIVISOR) + 1) if common % n == 0]
+    return sorted({*divisors, *HALVINGS})
+
+
 def _odd_multiple(side: int, multiple: int) -> int:
-    """Return the next product of `multiple` and an odd number of 3 or more."""
-    count = max(3, -(-side // multiple))
+    """Return the next product of `multiple` and an odd number, of 3 or more up to SIZE_MULTIPLES."""
+    # Few cells could hide a mismatch. Cells of larger multiples have enough pixels.
+    count = max(3 if multiple <= SIZE_MULTIPLES[-1] else 1, -(-side // multiple))
     return multiple * (count + 1 - count % 2)
