@@ -82,7 +82,11 @@ def _hooks(module: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _multiplied(layer: nn.Module, factor: float) -> Iterator[None]:
     """Multiply the outputs of a layer inside the block."""
-    handle = layer.register_forward_hook(lambda _layer, _arguments, output: output * factor)
+
+    def multiply(_layer: nn.Module, _arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * factor
+
+    handle = layer.register_forward_hook(multiply)
     try:
         yield
     finally:
