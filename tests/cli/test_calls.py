@@ -222,6 +222,23 @@ def words_for(verb: str, folder: Path, model: str) -> list[str]:
     return [verb, *words, "--architecture", f"{folder / 'own_builder.py'}:build"]
 
 
+def test_a_function_may_wrap_its_module_and_reports_name_the_checkpoint(own_network, capsys):
+    code = BUILDER.replace(
+        "UNet(2, classes=3)", "wrap_model(UNet(2, classes=3), classes='a,b,c', name='Mine')"
+    )
+    code = code.replace("import UNet\n", "import UNet\nfrom sfss_ray import wrap_model\n")
+    (own_network / "own_builder.py").write_text(code)
+    words = words_for("verify", own_network, "weights.pth")
+    assert cli.main(words) == 0
+    page = capsys.readouterr().out
+    assert "network: Mine" in page
+    words = words_for("evaluate", own_network, "weights.pth")
+    card = ["--card", str(own_network / "card.json"), "--output-dir", str(own_network / "scores")]
+    assert cli.main([*words, *card]) == 0
+    record = json.loads(next((own_network / "scores").glob("*.json")).read_text())
+    assert record["model"]["origin"] == str(own_network / "weights.pth")
+
+
 @pytest.mark.parametrize(
     ("verb", "model"),
     [
