@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sfss_ray.cli.help_page import verb_page
 from sfss_ray.cli.options import ARCHITECTURE, REQUIRED, model_argument, option_name, parameters
@@ -27,8 +28,15 @@ from sfss_ray.cli.words import (
 from sfss_ray.config import Config, find_preset, load_config, override
 from sfss_ray.errors import ConfigError, SfssError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sfss_ray.inspection.plan_result import Plan
+
 _INPUTS = ("source_model", "target_images")
 """Arguments that a dry run reports as missing."""
+_SOURCE_MODEL = "source model"
+"""Name of that input in a plan."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +69,58 @@ class Call:
 
     def result(self) -> Any:
         """Run the function and return its result, or with `dry_run` the plan of the run."""
-        arguments = self._complete_arguments()
-        if not self.dry_run:
-            return self.verb.function()(**arguments, config=self.config)
+        if self.dry_run:
+            return self._plan()
+        return self.verb.function()(**self._with_model(self._module()), config=self.config)
+
+    def _plan(self) -> Plan:
+        """Return the plan of the run; a problem of the user's own module is one of those it lists."""
         from sfss_ray.inspection.run_plan import plan
 
+        arguments, problems = self.arguments, {}
+        try:
+            module = self._module()
+        except SfssError as error:
+            problems["architecture"] = str(error)
+        else:
+            try:
+                arguments = self._with_model(module)
+            except SfssError as error:
+                problems[_SOURCE_MODEL] = str(error)
         # A plan has no use for arguments that only add to a run's output.
         parameters_of_plan = inspect.signature(plan).parameters
         arguments = {name: value for name, value in arguments.items() if name in parameters_of_plan}
-        return plan(**arguments, search=self.verb.name == "tune", config=self.config)
+        if not problems:
+            return plan(**arguments, search=self.verb.name == "tune", config=self.config)
 
-    def _complete_arguments(self) -> dict[str, Any]:
-        """Return the arguments, with the source model loaded into the module that was named."""
-        name = model_argument(self.verb) if self.architecture else None
-        if self.architecture is None or name is None or self.arguments[name] is None:
+        # Without its module, the checkpoint could only be refused as an unknown one.
+        is_given = arguments["source_model"] is not None
+        arguments |= {"source_model": None}
+        result = plan(**arguments, search=self.verb.name == "tune", config=self.config)
+        missing = dict(result.missing)
+        if is_given:
+            del missing[_SOURCE_MODEL]  # it says that none was given
+        return dataclasses.replace(result, missing=problems | missing)
+
+    def _module(self) -> nn.Module | None:
+        """Return the module that `--architecture` names."""
+        if self.architecture is None:
+            return None
+        from sfss_ray.models.user_code.architecture import build_architecture
+
+        return build_architecture(self.architecture)
+
+    def _with_model(self, module: nn.Module | None) -> dict[str, Any]:
+        """Return the arguments, with the source model loaded into the user's own module, if any."""
+        name = model_argument(self.verb)
+        if module is None or name is None or self.arguments[name] is None:
             return self.arguments
         from sfss_ray.models.checkpoints import load_source_model
-        from sfss_ray.models.user_code.architecture import build_architecture
 
         model = load_source_model(
             self.arguments[name],
             card=self.arguments.get("card"),
-            module=build_architecture(self.architecture),
+            module=module,
             weights=self.config.source_weights,
         )
         return self.arguments | {name: model}

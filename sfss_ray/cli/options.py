@@ -123,8 +123,9 @@ def general_options(verb: Verb) -> list[Option]:
     print_config = "Print the effective config as YAML, and start nothing."
     architecture = (
         "Function that builds a network of your own, as in package.module:function or file.py:function."
-        " It takes no arguments and returns the torch module. The weights come from the model file, or"
-        " from a state dict given as the model; then the card must name the classes."
+        " It takes no arguments and returns the torch module, or the result of wrap_model. The weights"
+        " come from the model file, or from a state dict given as the model. For a state dict the card"
+        " or wrap_model must name the classes."
     )
     options = [Option("--config", config, "FILE"), Option("--print-config", print_config)]
     if model_argument(verb):

@@ -29,7 +29,7 @@ from sfss_ray.errors import CheckpointError, DataError, SfssError
 from sfss_ray.inputs.cluster_check import check_cluster
 from sfss_ray.inputs.crop_size import with_crop_size
 from sfss_ray.inputs.labels import require_both
-from sfss_ray.inputs.module_check import check_module
+from sfss_ray.inputs.module_check import check_module, needs_check
 from sfss_ray.inputs.record import input_files, run_record, unchanged_contents
 from sfss_ray.inputs.request import Inputs, Request, split_target_images
 from sfss_ray.masks.bank.store import MaskStore
@@ -127,8 +127,6 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     survey.images = survey.check("target images", lambda: _check_images(request, survey), ())
     if survey.images:
         survey.config = survey.check("crops", lambda: _choose_crops(survey), survey.config)
-    if survey.source is not None and survey.source.carried is not None and survey.images:
-        survey.check("module", lambda: (None, _check_module(survey)), None)
     if (request.val_images, request.val_labels) != (None, None):
         survey.labelled = survey.check("val labels", lambda: _check_labels(request, survey), ())
     if request.masks is None:
@@ -142,6 +140,10 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     # The record of the output folder can be compared only once all inputs above are known.
     survey.check("output", lambda: (None, _check_output(request, survey)), None)
     survey.device = survey.check("device", lambda: _check_device(request, survey), "cpu")
+    # Which crops BatchNorm sees together depends on the device.
+    source = survey.source if survey.images else None
+    if source is not None and needs_check(source, survey.config, survey.device):
+        survey.check("module", lambda: (None, _check_module(survey)), None)
     return survey
 
 
@@ -175,11 +177,10 @@ def _require_two_classes(source: Source) -> None:
 
 
 def _check_module(survey: Survey) -> str:
-    """Check a user's own module at the size of the first image that can be read."""
+    """Check the network at the size of the first image that can be read."""
     assert survey.source is not None
     height, width = first_readable(survey.images, None).read(max_pixels=None).shape[:2]
-    check_module(survey.source, (height, width), survey.config)
-    return f"takes images of {height}x{width}"
+    return check_module(survey.source, (height, width), survey.config, survey.device)
 
 
 def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ...], str]:

@@ -1,10 +1,10 @@
-"""Passes of a user's own module at the sizes of a run, before anything starts."""
+"""Passes of the network at the sizes of a run, before anything starts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sfss_ray.config import Config, EvaluationConfig, TrainConfig
+from sfss_ray.config import Config, EvaluationConfig
 from sfss_ray.config.train import STATISTICS_BATCH
 from sfss_ray.config.worker_shares import share_sizes, share_unit
 from sfss_ray.data.augment import fit_crop
@@ -17,35 +17,46 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 
-def check_module(source: Source, image_size: Size, config: Config) -> None:
-    """Pass empty images through a user's own module, at the sizes of evaluation and training.
+def needs_check(source: Source, config: Config, device: str) -> bool:
+    """Whether `check_module` has anything to do: for a user's own module, or for batches of one crop."""
+    return source.carried is not None or _smallest_batch(config, device) == 1
 
-    Networks of this package need no check.
+
+def check_module(source: Source, image_size: Size, config: Config, device: str) -> str:
+    """Pass empty images through the network, and return what it takes.
+
+    A user's own module is tried at the sizes of evaluation and training. Networks of this package take
+    every size. They are tried only where a batch may be a single crop.
 
     Args:
         source: The source model.
         image_size: (height, width) of a target image.
         config: `evaluation`, `train` and `compute` are used.
+        device: Device of the workers, 'cpu' or 'cuda'.
 
     Raises:
         ConfigError: the module fails at one of the sizes, or BatchNorm cannot be trained on the batch.
     """
-    if source.carried is None:
-        return
+    if not needs_check(source, config, device):
+        return "takes every size"
     import torch
 
     network = source.load().network
-    with torch.no_grad():
-        network.logits(torch.zeros(1, 3, *evaluated_size(image_size, config.evaluation)))
+    if source.carried is not None:
+        with torch.no_grad():
+            network.logits(torch.zeros(1, 3, *evaluated_size(image_size, config.evaluation)))
     crop_size = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
     layers = single_value_layers(network, crop_size)
-    if layers and _smallest_batch(config.train, config.compute.workers.largest) == 1:
+    if layers and _smallest_batch(config, device) == 1:
         raise ConfigError(
-            f"BatchNorm {layers[0]!r} of the module sees a single value per channel of a crop of"
+            f"BatchNorm {layers[0]!r} of the network sees a single value per channel of a crop of"
             f" {crop_size[0]}x{crop_size[1]}, so a batch of one crop has no variance: give every worker"
             " at least two crops at a time (raise train.batch_size, lower train.accumulate or"
             " compute.num_workers), or set train.batch_norm to frozen"
         )
+    if source.carried is None:
+        return f"takes batches of one crop of {crop_size[0]}x{crop_size[1]}"
+    return f"takes images of {image_size[0]}x{image_size[1]}"
 
 
 def evaluated_size(image_size: Size, config: EvaluationConfig) -> Size:
@@ -60,7 +71,7 @@ def single_value_layers(network: nn.Module, size: Size) -> list[str]:
     """Return the names of BatchNorm layers that see one value per channel of an image.
 
     Args:
-        network: A wrapped module in eval mode.
+        network: In eval mode.
         size: (height, width) of the image.
 
     Raises:
@@ -94,12 +105,15 @@ def single_value_layers(network: nn.Module, size: Size) -> list[str]:
     return names
 
 
-def _smallest_batch(config: TrainConfig, max_workers: int) -> int:
+def _smallest_batch(config: Config, device: str) -> int:
     """Return the crops of the smallest batch that BatchNorm takes statistics of, 0 for none."""
-    if config.batch_norm == "frozen":
+    train = config.train
+    if train.batch_norm == "frozen":
         return 0
-    if config.batch_norm == "adapt":
-        crops = config.batch_size // config.accumulate
-        return min(share_sizes(crops, max_workers, share_unit(config)))
+    if train.batch_norm == "adapt":
+        crops = train.batch_size // train.accumulate
+        # On GPUs SyncBatchNorm takes the statistics of all workers' crops.
+        workers = config.compute.workers.largest if device == "cpu" else 1
+        return min(share_sizes(crops, workers, share_unit(train)))
     # The estimate before the first step sees batches of whole images.
-    return STATISTICS_BATCH if config.statistics_images else 0
+    return STATISTICS_BATCH if train.statistics_images else 0

@@ -29,8 +29,10 @@ from sfss_ray.models.model_file import (
     is_model_file,
     model_from_content,
 )
-from sfss_ray.models.reading import read_checkpoint
-from sfss_ray.storage.places import Place, parsed
+from sfss_ray.models.read_file import ReadFile, weights_sha256
+from sfss_ray.models.reading import checkpoint_sha256, read_checkpoint
+from sfss_ray.models.user_code.custom import WrappingOptions
+from sfss_ray.storage.places import ObjectPath, Place, parsed
 
 CLASS_SETS_BY_SIZE = {len(known): known for known in (CITYSCAPES_19, SYNTHIA_16, CAMVID_11)}
 """The class set that the field means by a number of outputs."""
@@ -44,6 +46,9 @@ def load_source_model(
     class_groups: ClassGroupsLike | None = None,
     device: torch.device | str = "cpu",
     module: nn.Module | None = None,
+    name: str | None = None,
+    feature_layer: str | None = None,
+    example_size: tuple[int, int] | None = None,
     weights: SourceWeights = "auto",
 ) -> SourceModel:
     """Read a source checkpoint of any known family, or a model file of this package.
@@ -61,41 +66,81 @@ def load_source_model(
             mapping or a JSON or YAML file, or the name of a shipped grouping such as camvid-11. The
             order of the groups is that of their ids.
         device: The device of the network.
-        module: The user's own module, for a model file that was made with one, or for a checkpoint of
-            its weights alone. It is copied. Without a model file, `classes` or the card must name the
-            outputs.
+        module: The user's own module, or a result of `wrap_model`, for a model file made with one, or
+            for its weights; then `classes`, the card or `wrap_model` names the outputs. It is copied.
+        name: The name in reports, for weights alone, as the next two; see `wrap_model`.
+        feature_layer: Name of the layer that returns the features.
+        example_size: (height, width) of images that the module takes.
         weights: The weights to read from a checkpoint that holds a student and its EMA copy (DAFormer,
             HRDA, MIC, SePiCo, CROTS, torchvision's references): `student`, `ema`, or `auto`, which
             prefers the student.
 
     Returns:
         A module in eval mode that takes RGB images (B, 3, H, W) in [0, 1], preprocesses them as its
-        `card` says, and returns logits (B, C, H, W). Its `load_report` lists what happened to every
-        tensor.
+        `card` says, and returns logits (B, C, H, W). Its `load_report` says what became of each tensor.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds more than weights, is of no known family,
             lacks a tensor of the backbone or the classifier, or has outputs without known names.
+        ConfigError: `name`, `feature_layer` or `example_size` cannot be used, or see `wrap_model`.
         DataError: the class groups list an unknown class, list one twice or leave one out.
     """
-    card_entries = card_values(card)
+    entries = card_values(card)
     if classes is not None:
-        card_entries = card_entries | {"classes": require_names(class_names(classes))}
+        entries = entries | {"classes": require_names(class_names(classes))}
     path = parsed(path)
+    options = WrappingOptions(name, feature_layer, example_size)
+    if module is None:
+        options.refuse(
+            path, "they are for a module of your own: give module too, or leave them out"
+        )
+        model = _read_known(path, entries, weights)
+    else:
+        model = _read_into(module, path, entries, options, weights)
+    return with_card(model, entries, path, class_groups).to(device).eval()
+
+
+def _read_known(
+    path: Place | str, entries: Mapping[str, Any], weights: SourceWeights
+) -> SourceModel:
+    """Return the model of a checkpoint of a known family, or of a model file."""
     with checkpoint_on_disk(path) as file:
         content = read_checkpoint(resolve_source(file))
     if is_model_file(content):
-        if weights == "ema":
-            raise CheckpointError(no_ema_copy_message(path))
-        model = model_from_content(content, path, module)
-    elif module is not None:
-        from sfss_ray.models.user_code.plain_weights import load_into_module
+        return _read_model_file(content, path, None, weights)
+    return _build_and_load(_recognise_file(content, path, weights), path, entries.get("classes"))
 
-        model = load_into_module(content, path, module, card_entries, weights)
+
+def _read_into(
+    module: nn.Module,
+    path: Place | str,
+    entries: Mapping[str, Any],
+    options: WrappingOptions,
+    weights: SourceWeights,
+) -> SourceModel:
+    """Return a user's module with the weights of a checkpoint or a model file."""
+    from sfss_ray.models.user_code.plain_weights import OwnModule, load_into_module
+
+    with checkpoint_on_disk(path) as file:
+        file = resolve_source(file).absolute()
+        content = read_checkpoint(file)
+        sha256 = checkpoint_sha256(file)
+    if is_model_file(content):
+        options.refuse(path, "a model file has its own, so leave them out")
+        model = _read_model_file(content, path, module, weights)
     else:
-        file = _recognise_file(content, path, weights)
-        model = _build_and_load(file, path, card_entries.get("classes"))
-    return with_card(model, card_entries, path, class_groups).to(device).eval()
+        model = load_into_module(content, path, OwnModule.of(module, entries, options), weights)
+    origin = str(path if isinstance(path, ObjectPath) else file)
+    model.network.read_from = ReadFile(origin, sha256, weights_sha256(model.network))
+    return model
+
+
+def _read_model_file(
+    content: dict[str, Any], path: Place | str, module: nn.Module | None, weights: SourceWeights
+) -> SourceModel:
+    if weights == "ema":
+        raise CheckpointError(no_ema_copy_message(path))
+    return model_from_content(content, path, module)
 
 
 def _recognise_file(content: Any, path: Place | str, weights: SourceWeights) -> RecognisedFile:

@@ -36,6 +36,7 @@ from sfss_ray.models.user_code.custom import (
     CUSTOM,
     WrappedSegmenter,
     Wrapping,
+    unwrapped,
     with_empty_weights,
     without_weights,
 )
@@ -329,6 +330,7 @@ def _custom_network(
             " too, in Python sfss_ray.load_model(path, module=...) in place of the path, on the command"
             " line --architecture FILE.py:FUNCTION"
         )
+    module = unwrapped(module)  # the file has its own wrapping
     body = with_empty_weights(in_full_precision(module))
     state = {k.removeprefix("body."): full_precision(v) for k, v in content["state_dict"].items()}
     with torch_methods(body):

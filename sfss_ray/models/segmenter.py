@@ -16,6 +16,7 @@ from sfss_ray.models.user_code.layers import named_layers
 
 if TYPE_CHECKING:
     from sfss_ray.models.load_report import LoadReport
+    from sfss_ray.models.read_file import ReadFile
 
 
 class SegmenterOutput(NamedTuple):
@@ -53,6 +54,7 @@ class Segmenter(nn.Module):
         classes: The meaning of its logits; None for a network that never was in a `SourceModel`.
         facts: Who made it, and from what.
         load_report: How the file it was read from fitted it.
+        read_from: The file that its weights were read from, where it is a user's own module.
         options: The options it was built with, see `build_network`.
         class_groups: The groups that its logits are of; None where each output has its own logit.
         output_classes: The classes of its outputs, where it has class groups.
@@ -68,6 +70,7 @@ class Segmenter(nn.Module):
         self.classes: ClassSet | None = None
         self.facts: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
+        self.read_from: ReadFile | None = None
         self.options: dict[str, Any] = {}
         self.class_groups: ClassGroups | None = None
         self.output_classes: ClassSet | None = None

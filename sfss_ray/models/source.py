@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,8 @@ class Source:
     path: Place
     """The model file that workers read; before `placed`, the path the user gave."""
     origin: str
-    """Where the model came from, for reports: the user's path, or "a NAME in memory"."""
+    """Where the model came from, for reports: the user's path, also that of weights that were loaded
+    into a module, or "a NAME in memory"."""
     sha256: str
     """Hash of the user's checkpoint, or of the weights of a model in memory."""
     network: str
@@ -129,6 +129,7 @@ def open_source(
     from sfss_ray.models.hub_cache import resolve_source
     from sfss_ray.models.load_report import MODEL_FILE_FAMILY
     from sfss_ray.models.model_file import as_source_model
+    from sfss_ray.models.read_file import weights_sha256
     from sfss_ray.models.reading import checkpoint_sha256
 
     card_entries = card_values(card)
@@ -150,8 +151,11 @@ def open_source(
     # A model in memory is copied, because the caller may go on using it.
     copied = _deep_copy(as_source_model(source_model))
     model = with_card(copied, card_entries, copied.name, class_groups).cpu().eval()
-    origin = f"a {model.title} in memory"
-    return _make_source(model, Path(SOURCE_FILE), origin, _weights_sha256(model))
+    origin, sha256 = f"a {model.title} in memory", weights_sha256(model.network)
+    read_from = model.network.read_from
+    if read_from is not None and read_from.weights_sha256 == sha256:  # nothing changed them since
+        origin, sha256 = read_from.origin, read_from.sha256
+    return _make_source(model, Path(SOURCE_FILE), origin, sha256)
 
 
 def _origin(source_model: str | os.PathLike[str] | ObjectPath, path: Path) -> tuple[Place, str]:
@@ -198,11 +202,3 @@ def _make_source(model: SourceModel, path: Place, origin: str, sha256: str) -> S
         mark=describe_mark(model.facts),
         class_groups=model.network.class_groups,
     )
-
-
-def _weights_sha256(model: SourceModel) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import re
@@ -17,6 +18,7 @@ from segmentation_modules import UNet
 
 from sfss_ray import cli, save_model, wrap_model
 from sfss_ray.cli.calls import Call, Program, parse
+from sfss_ray.cli.options import model_argument
 from sfss_ray.config import Config, flatten, load_config, override
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL, embedded_config
@@ -220,6 +222,23 @@ def words_for(verb: str, folder: Path, model: str) -> list[str]:
     return [verb, *words, "--architecture", f"{folder / 'own_builder.py'}:build"]
 
 
+def test_a_function_may_wrap_its_module_and_reports_name_the_checkpoint(own_network, capsys):
+    code = BUILDER.replace(
+        "UNet(2, classes=3)", "wrap_model(UNet(2, classes=3), classes='a,b,c', name='Mine')"
+    )
+    code = code.replace("import UNet\n", "import UNet\nfrom sfss_ray import wrap_model\n")
+    (own_network / "own_builder.py").write_text(code)
+    words = words_for("verify", own_network, "weights.pth")
+    assert cli.main(words) == 0
+    page = capsys.readouterr().out
+    assert "network: Mine" in page
+    words = words_for("evaluate", own_network, "weights.pth")
+    card = ["--card", str(own_network / "card.json"), "--output-dir", str(own_network / "scores")]
+    assert cli.main([*words, *card]) == 0
+    record = json.loads(next((own_network / "scores").glob("*.json")).read_text())
+    assert record["model"]["origin"] == str(own_network / "weights.pth")
+
+
 @pytest.mark.parametrize(
     ("verb", "model"),
     [
@@ -248,10 +267,67 @@ def test_a_dry_run_takes_a_network_of_ones_own(own_network, capsys):
     words[words.index("--images")] = "--target-images"
     knobs = ["--train.augment.crop-size", "35", "45", "--train.num-steps", "2"]
     output = ["--output-dir", str(own_network / "run"), "--compute.device", "cpu"]
-    assert cli.main(["adapt", *words, *output, *knobs, "--dry-run"]) in (0, 1)
+    assert cli.main(["adapt", *words, *output, *knobs, "--dry-run"]) == 0
     page = capsys.readouterr().out
+    assert "MISSING" not in page
     assert "UNet, custom; features: what 'head' reads" in page
     assert "crops 32x44" in page
+
+
+def test_a_dry_run_lists_the_problem_of_an_architecture_among_the_others(own_network, capsys):
+    missing = ["--target-images", str(own_network / "nowhere")]
+    output = ["--output-dir", str(own_network / "run"), "--compute.device", "cpu", "--dry-run"]
+    good, bad = (
+        f"{own_network / 'own_builder.py'}:build",
+        f"{own_network / 'own_builder.py'}:absent",
+    )
+    weights = ["--source-model", str(own_network / "weights.pth")]
+    for words, problems in (
+        ([*weights, "--architecture", bad], ["architecture: architecture", "target images"]),
+        (["--architecture", bad], ["architecture: architecture", "source model: no source model"]),
+        (
+            [*weights, "--architecture", good],
+            ["source model: the module has 3 outputs, and nothing"],
+        ),
+        (["--architecture", good], ["source model: no source model was given", "target images"]),
+    ):
+        assert cli.main(["adapt", *words, *missing, *output]) == 1
+        page = capsys.readouterr().out
+        assert all(f"MISSING  {problem}" in page for problem in problems)
+        assert "MISSING  target images" in page
+        assert page.count("MISSING") == 2 + (problems[1:] == ["source model: no source model"])
+
+
+@pytest.mark.parametrize(
+    "verb", ["adapt", "tune", "train", "evaluate", "predict", "export", "verify"]
+)
+def test_every_verb_with_a_source_model_takes_an_architecture(verb, own_network, monkeypatch):
+    calls: list[dict] = []
+    original = cli.VERBS[verb].function()
+
+    @functools.wraps(original)  # which has the signature that the words are parsed by
+    def record(**arguments):
+        calls.append(arguments)
+
+    monkeypatch.setattr(sys.modules[original.__module__], original.__name__, record)
+    model, path = str(own_network / "student.pt"), str(own_network)
+    words = {
+        "evaluate": ["--model", model, "--images", path, "--labels", path],
+        "predict": [model, path, path],
+        "export": [model, path],
+        "verify": ["--source-model", model, "--images", path],
+    }.get(verb, ["--source-model", model, "--target-images", path, "--output-dir", path])
+    words += ["--masks", path] if verb == "train" else []
+    words += ["--architecture", f"{own_network / 'own_builder.py'}:build"]
+    parsed(verb, *words).result()
+    (arguments,) = calls
+    loaded = arguments["model" if "model" in arguments else "source_model"]
+    assert loaded.title == "UNet"
+
+
+def test_the_verbs_with_a_source_model_are_these():
+    verbs = {name for name, verb in cli.VERBS.items() if model_argument(verb)}
+    assert verbs == {"adapt", "tune", "train", "evaluate", "predict", "export", "verify"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,18 @@ from segmentation_modules import OneSize, PooledNorm, UNet
 from street_requests import request_for
 from torch import nn
 
-from sfss_ray import SourceModel, wrap_model
+from sfss_ray import SourceModel, save_model, wrap_model
 from sfss_ray.config import Config, EvaluationConfig, override
+from sfss_ray.data.class_sets import class_set_of
 from sfss_ray.errors import ConfigError
 from sfss_ray.inputs.check import check_inputs, survey_inputs
 from sfss_ray.inputs.module_check import (
     check_module,
     evaluated_size,
+    needs_check,
     single_value_layers,
 )
+from sfss_ray.models.architectures.catalogue import build_network
 from sfss_ray.models.source import open_source
 from sfss_ray.streets.default import SOURCE_MODEL
 
@@ -30,29 +34,85 @@ def wrapped(module: nn.Module, size: tuple[int, int] = (128, 128)) -> SourceMode
 
 def test_a_module_with_a_multiple_takes_every_size():
     knobs = {"train.augment.crop_size": [100, 150], "evaluation.max_size": 333}
-    check_module(open_source(wrapped(UNet(5))), (360, 480), override(Config(), knobs))
+    check_module(open_source(wrapped(UNet(5))), (360, 480), override(Config(), knobs), "cpu")
 
 
 def test_a_module_that_fails_at_a_size_of_the_run_is_refused():
     source = open_source(wrapped(OneSize((64, 96)), (64, 96)))
     config = override(Config(), {"train.augment.crop_size": [64, 96]})
-    check_module(source, (64, 96), config)
+    check_module(source, (64, 96), config, "cpu")
     with pytest.raises(ConfigError, match="fails on images of 70x96 pixels"):
-        check_module(source, (70, 96), config)
+        check_module(source, (70, 96), config, "cpu")
     windows = {
         "evaluation.mode": "slide",
         "evaluation.window": [64, 96],
         "evaluation.stride": [32, 48],
     }
-    check_module(source, (70, 96), override(config, windows))
+    check_module(source, (70, 96), override(config, windows), "cpu")
     with pytest.raises(ConfigError, match="fails on images of 64x64 pixels"):
-        check_module(source, (64, 96), override(config, {"train.augment.crop_size": [64, 64]}))
+        check_module(
+            source, (64, 96), override(config, {"train.augment.crop_size": [64, 64]}), "cpu"
+        )
 
 
-def test_networks_of_the_package_are_not_tried(monkeypatch):
+@pytest.mark.parametrize("knobs", [{}, {"batch_norm": "adapt"}, {"batch_size": 1}])
+def test_networks_of_the_package_are_not_tried_on_batches_of_two(knobs, monkeypatch):
     source = open_source(SOURCE_MODEL)
     monkeypatch.setattr(type(source), "load", None)
-    check_module(source, (360, 480), Config())
+    config = override(Config(), {f"train.{name}": value for name, value in knobs.items()})
+    assert not needs_check(source, config, "cpu")
+    assert check_module(source, (360, 480), config, "cpu") == "takes every size"
+
+
+ONE_CROP = {
+    "train.batch_norm": "adapt",
+    "train.batch_size": 2,
+    "compute.num_workers": 2,
+    "train.augment.crop_size": [64, 96],
+}
+
+
+def recognised(tmp_path: Path, name: str = "deeplabv3_mobilenet_v3_large") -> Path:
+    """The weights of a network of the package, without training."""
+    network = build_network(name, len(CLASSES))
+    return save_model(tmp_path / "source.pt", SourceModel(network, name, class_set_of(CLASSES)))
+
+
+def test_batch_norm_of_a_single_value_in_a_network_of_the_package_is_refused(
+    streets, tmp_path: Path
+):
+    request = request_for(
+        streets,
+        tmp_path / "out",
+        ONE_CROP,
+        source_model=recognised(tmp_path),
+        val_images=None,
+        val_labels=None,
+    )
+    message = r"BatchNorm 'head.0.convs.4.2' of the network sees a single value.* crop of 64x96"
+    with pytest.raises(ConfigError, match=message) as error:
+        check_inputs(request)
+    assert "\n" not in str(error.value)
+    assert list(survey_inputs(request).missing) == ["module"]
+
+
+@pytest.mark.parametrize(("batch_size", "is_refused"), [(1, True), (2, False)])
+def test_on_gpus_all_workers_give_one_batch(batch_size, is_refused):
+    """BatchNorm becomes SyncBatchNorm there."""
+    source = open_source(wrapped(PooledNorm()))
+    config = override(Config(), ONE_CROP | {"train.batch_size": batch_size})
+    refusal = pytest.raises(ConfigError, match="a single value per channel")
+    with refusal if is_refused else contextlib.nullcontext():
+        check_module(source, (64, 96), config, "cuda")
+
+
+def test_other_networks_of_the_package_take_batches_of_one_crop(tmp_path: Path):
+    config = override(Config(), ONE_CROP)
+    source = open_source(recognised(tmp_path, "lraspp_mobilenet_v3_large"))
+    assert check_module(source, (64, 96), config, "cpu") == "takes batches of one crop of 64x96"
+    source = open_source(recognised(tmp_path))
+    for knobs in ({"train.batch_norm": "frozen"}, {"train.batch_size": 4}):
+        check_module(source, (64, 96), override(config, knobs), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -72,11 +132,11 @@ def test_batch_norm_of_a_single_value_is_refused(knobs, is_refused):
     config = override(Config(), {f"train.{name}": value for name, value in knobs.items()})
     config = override(config, {"train.augment.crop_size": [64, 64]})
     if not is_refused:
-        check_module(source, (64, 64), config)
+        check_module(source, (64, 64), config, "cpu")
         return
     message = r"BatchNorm 'pooled.2' .* single value per channel.*batch_norm to frozen"
     with pytest.raises(ConfigError, match=message) as error:
-        check_module(source, (64, 64), config)
+        check_module(source, (64, 64), config, "cpu")
     assert "\n" not in str(error.value)
 
 

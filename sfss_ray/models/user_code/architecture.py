@@ -14,12 +14,13 @@ from torch import nn
 from sfss_ray.errors import ConfigError, SfssError
 from sfss_ray.models.segmenter import Segmenter
 from sfss_ray.models.user_code.carried_module import first_line
+from sfss_ray.models.user_code.custom import wrapped_network
 
 _EXAMPLE = "package.module:function or path/to/file.py:function"
 
 
 def build_architecture(address: str) -> nn.Module:
-    """Import a function and return the torch module that it builds.
+    """Import a function and return the torch module, or the result of `wrap_model`, that it builds.
 
     A package is imported as Python does, with the working folder on the search path. The folder of a
     file is put on the search path, so the file may import its neighbours.
@@ -30,7 +31,7 @@ def build_architecture(address: str) -> nn.Module:
 
     Raises:
         ConfigError: the address has another form, the file, module or function does not exist, it
-            raises an error, or it returns something else than a torch module.
+            raises an error, or it returns something else than a torch module of the user's own.
     """
     location, colon, name = address.rpartition(":")
     if not colon or not location or not name.isidentifier():
@@ -50,10 +51,14 @@ def build_architecture(address: str) -> nn.Module:
             f"architecture {address!r} returns {type(module).__name__}: give a function that returns a"
             " torch module"
         )
-    if isinstance(module, Segmenter) or isinstance(getattr(module, "network", None), Segmenter):
+    is_model = isinstance(module, Segmenter) or isinstance(
+        getattr(module, "network", None), Segmenter
+    )
+    if is_model and wrapped_network(module) is None:
         raise ConfigError(
-            f"architecture {address!r} returns a source model: return the torch module itself, and give"
-            " its classes and preprocessing in a card"
+            f"architecture {address!r} returns a network that this package builds: leave out"
+            " --architecture and give the checkpoint, or return a module of your own or the result of"
+            " sfss_ray.wrap_model"
         )
     return module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,10 @@ from sfss_ray.models.user_code.feature_layers import (
     single_features,
 )
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, torch_methods
-from sfss_ray.models.user_code.module_outputs import find_logits
+from sfss_ray.models.user_code.module_outputs import find_logits, require_gradients
 from sfss_ray.models.user_code.probing import in_eval_mode
 from sfss_ray.runtime.out_of_memory import is_out_of_memory
+from sfss_ray.storage.places import Place
 
 CUSTOM = "custom"
 """The network's name in model files, which hold its weights but not its code."""
@@ -41,6 +42,22 @@ class Wrapping:
     """Sides of its input images must be multiples of this number of pixels."""
     title: str = ""
     """The module's name for reports."""
+
+
+class WrappingOptions(NamedTuple):
+    """What a caller says about the wrapping of a module, see `wrap_model`; None for what is open."""
+
+    name: str | None = None
+    feature_layer: str | None = None
+    example_size: tuple[int, int] | None = None
+
+    def refuse(self, path: Place | str, reason: str) -> None:
+        """Raise ConfigError if any is set; `path` and `reason` are for its message."""
+        names = [name for name, value in self._asdict().items() if value is not None]
+        if names:
+            raise ConfigError(
+                f"source model {str(path)!r} was given with {', '.join(names)}: {reason}"
+            )
 
 
 class WrappedSegmenter(Segmenter):
@@ -131,13 +148,18 @@ class WrappedSegmenter(Segmenter):
         """Stop training the weights that influence neither logits nor features.
 
         Data-parallel training would wait forever for their gradients.
+
+        Raises:
+            ConfigError: the module computes its logits without gradients.
         """
         weights = [p for p in self.parameters() if p.requires_grad]
         if not weights:
             return
         self.eval()  # a pass in training mode would move BatchNorm's statistics
         with torch.enable_grad():
-            features, logits = self._run_body(self._example_image())
+            # All weights that lead to the logits may be frozen.
+            features, logits = self._run_body(self._example_image().requires_grad_())
+            require_gradients(logits)
             total = features.float().sum() + logits.float().sum()
             gradients = torch.autograd.grad(total, weights, allow_unused=True)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -192,6 +214,18 @@ class WrappedSegmenter(Segmenter):
         self._feature_width, self.num_outputs = features.shape[1], logits.shape[1]
         height = self.example_size[0]
         self._strides = (height / features.shape[-2], height / logits.shape[-2])
+
+
+def wrapped_network(module: nn.Module) -> WrappedSegmenter | None:
+    """Return the segmenter of a model that `wrap_model` made, or None for any other module."""
+    network = vars(module).get("_modules", {}).get("network", module)
+    return network if isinstance(network, WrappedSegmenter) else None
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the user's module inside a model that `wrap_model` made, or any other module itself."""
+    network = wrapped_network(module)
+    return module if network is None else network.body
 
 
 def without_weights(module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.user_code.layers import layer_named, named_layers
-from sfss_ray.models.user_code.module_outputs import shape_or_type
+from sfss_ray.models.user_code.module_outputs import require_gradients, shape_or_type
 
 INPUT = ":input"
 """The end of a feature layer's name that selects what the layer reads instead of what it returns."""
@@ -110,11 +110,7 @@ def find_feature_layer(
         ConfigError: gradients cannot pass through the module, or it has no convolution that counts.
     """
     calls, logits = _trace(module, images, logits_of)
-    if not logits.requires_grad:
-        raise ConfigError(
-            "the module computes its logits without gradients, so it cannot be trained: remove"
-            " torch.no_grad(), torch.inference_mode() and .detach() from its forward"
-        )
+    require_gradients(logits)
     reaching = _reaching(calls, logits)
     num_outputs = logits.shape[1]
     scores = [
@@ -157,7 +153,8 @@ def _trace(
     ]
     try:
         with torch.enable_grad():
-            logits = logits_of(module(images.detach().requires_grad_()))
+            # A copy, because a module may normalise its input in place.
+            logits = logits_of(module(images.detach().requires_grad_().clone()))
     finally:
         for hook in hooks:
             hook.remove()

@@ -68,6 +68,18 @@ def shape_or_type(output: Any) -> str:
     return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
 
 
+def require_gradients(logits: Tensor) -> None:
+    """Raise ConfigError if the logits of a pass with gradients have none.
+
+    The images of the pass must require gradients, because all weights of a module may be frozen.
+    """
+    if not logits.requires_grad:
+        raise ConfigError(
+            "the module computes its logits without gradients, so it cannot be trained: remove"
+            " torch.no_grad(), torch.inference_mode() and .detach() from its forward"
+        )
+
+
 def are_probabilities(outputs: Tensor) -> bool:
     """Whether outputs (B, C, h, w) are nowhere negative and add up to 1 over the classes."""
     if outputs.shape[1] < 2 or bool((outputs < 0).any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -12,14 +13,27 @@ from torch import Tensor, nn
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card
 from sfss_ray.models.segmenter import Segmenter
+from sfss_ray.models.user_code.bounded_outputs import are_bounded, lie_in_unit_range
 from sfss_ray.models.user_code.carried_module import first_line
 from sfss_ray.models.user_code.feature_layers import find_feature_layer
 from sfss_ray.models.user_code.layers import TRAIN_METHODS, layers_of, torch_methods, weights_of
-from sfss_ray.models.user_code.module_outputs import are_probabilities, find_logits
+from sfss_ray.models.user_code.module_outputs import (
+    are_probabilities,
+    find_logits,
+    require_gradients,
+)
+from sfss_ray.runtime.out_of_memory import is_out_of_memory
 
 Size = tuple[int, int]
-SIZE_MULTIPLES = (1, 2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 64)
-"""Multiples of which the sides of images may have to be: those of halvings and of patches."""
+HALVINGS = (1, 2, 4, 8, 16, 32, 64)
+_PATCHES = (3, 5, 6, 7, 9, 10, 12, 14, 15, 18, 20, 24, 28, 30, 36, 40, 42, 48, 50, 56, 60)
+SIZE_MULTIPLES = tuple(sorted(HALVINGS + _PATCHES))
+"""Multiples of which the sides of images may have to be: those of halvings, patches and windows."""
+_LARGEST_DIVISOR = 256
+"""Largest common divisor of the example's sides that is tried. Larger ones need huge images."""
+
+_RANDOM_IMAGES = 3
+"""Random images whose outputs must all lie in [0, 1] before they count as probabilities."""
 
 
 @contextlib.contextmanager
@@ -71,7 +85,8 @@ class Probe:
             ConfigError: no size works.
         """
         failure = self._failure(example_size)
-        for multiple in SIZE_MULTIPLES:
+        multiples = SIZE_MULTIPLES if failure else _likely_multiples(example_size)
+        for multiple in multiples:
             height, width = (_odd_multiple(side, multiple) for side in example_size)
             sizes = [(height, width + multiple), (height + 2 * multiple, width)]
             if all(self._failure(size) is None for size in sizes):
@@ -81,23 +96,43 @@ class Probe:
         height, width = example_size
         raise ConfigError(
             f"the module failed on an image of {height}x{width} pixels ({type(failure).__name__}:"
-            f" {first_line(failure)}), and on images whose sides are multiples of 2 to"
-            f" {SIZE_MULTIPLES[-1]}: it must take (B, 3, H, W) and return logits;"
+            f" {first_line(failure)}), and on images whose sides are multiples of"
+            f" {', '.join(map(str, SIZE_MULTIPLES[1:]))}: it must take (B, 3, H, W) and return logits;"
             " example_size=(height, width) sets another size"
         ) from failure
 
     def logits(self, size: Size) -> Tensor:
-        """Return the logits of a random image.
+        """Return the logits of a random image, from a pass with gradients.
 
         Raises:
-            ConfigError: they are no logits, see `find_logits`, or probabilities.
+            ConfigError: they are no logits, see `find_logits`, or probabilities, or gradients cannot
+                pass through the module.
         """
-        with in_eval_mode(self.module), torch.no_grad():
-            logits = find_logits(self.module(self._image(size)), self.num_classes)
+        image = self._image(size).requires_grad_()
+        try:
+            with in_eval_mode(self.module), torch.enable_grad():
+                # A copy, because a module may normalise its input in place.
+                output = self.module(image.clone())
+        except Exception as error:  # a user's module may raise anything
+            if is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"the module fails in a pass with gradients ({type(error).__name__}:"
+                f" {first_line(error)}), so it cannot be trained: make its forward work on tensors that"
+                " require gradients"
+            ) from error
+        logits = find_logits(output, self.num_classes)
+        require_gradients(logits)
+        logits = logits.detach()
         if are_probabilities(logits):
             raise ConfigError(
                 "the module returns probabilities (they add up to 1 at every pixel): return the logits,"
                 " which it computes before the softmax"
+            )
+        if lie_in_unit_range(logits) and self._are_bounded(size):
+            raise ConfigError(
+                "the module returns probabilities (they lie in [0, 1] at every pixel of several random"
+                " images, as after a sigmoid): return the logits, which it computes before the sigmoid"
             )
         return logits
 
@@ -110,8 +145,16 @@ class Probe:
                 lambda output: find_logits(output, self.num_classes),
             )
 
-    def _image(self, size: Size) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
+    def _are_bounded(self, size: Size) -> bool:
+        """Whether the module forces its outputs into [0, 1], see `bounded_outputs.are_bounded`."""
+        images = [self._image(size, seed) for seed in range(_RANDOM_IMAGES)]
+        with in_eval_mode(self.module):
+            return are_bounded(
+                self.module, images, lambda output: find_logits(output, self.num_classes)
+            )
+
+    def _image(self, size: Size, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
         image = torch.rand(1, 3, *size, generator=generator)
         return self.preprocessing.prepare(image).to(self.device)
 
@@ -126,7 +169,19 @@ class Probe:
         return None
 
 
+def _likely_multiples(example_size: Size) -> list[int]:
+    """Return the multiples that a module may need which takes an example, smallest first.
+
+    The sides of the example are multiples themselves, except where a module that halves its input
+    rounds up. Such a module takes some other sizes too.
+    """
+    common = math.gcd(*example_size)
+    divisors = [n for n in range(1, min(common, _LARGEST_DIVISOR) + 1) if common % n == 0]
+    return sorted({*divisors, *HALVINGS})
+
+
 def _odd_multiple(side: int, multiple: int) -> int:
-    """Return the next product of `multiple` and an odd number of 3 or more."""
-    count = max(3, -(-side // multiple))
+    """Return the next product of `multiple` and an odd number, of 3 or more up to SIZE_MULTIPLES."""
+    # Few cells could hide a mismatch. Cells of larger multiples have enough pixels.
+    count = max(3 if multiple <= SIZE_MULTIPLES[-1] else 1, -(-side // multiple))
     return multiple * (count + 1 - count % 2)

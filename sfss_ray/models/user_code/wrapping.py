@@ -53,6 +53,7 @@ def wrap_model(
             The default is RGB with ImageNet's normalisation.
         class_groups: Groups of the outputs that become the model's classes, see `load_source_model`.
         example_size: (height, width) of the images that are passed through to learn shapes and sizes.
+            The multiple is one of 28 numbers up to 64, or a common divisor of these sides up to 256.
         name: The model's name in reports. The default is the name of the module's class.
 
     Raises:

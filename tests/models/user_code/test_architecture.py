@@ -11,6 +11,7 @@ from user_projects import FILES, on_path, write_files
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.user_code.architecture import build_architecture
+from sfss_ray.models.user_code.custom import unwrapped
 
 __all__ = ["on_path"]
 
@@ -46,6 +47,15 @@ def needs_an_argument(width):
 
 def wrapped():
     return sfss_ray.wrap_model(Net(), classes="cityscapes-19")
+
+
+def segmenter():
+    return wrapped().network
+
+
+def compact():
+    from sfss_ray.streets.default import SOURCE_MODEL
+    return sfss_ray.load_source_model(SOURCE_MODEL)
 """
 
 
@@ -73,6 +83,12 @@ def test_a_function_in_a_file(project):
     assert isinstance(module, nn.Module)
 
 
+@pytest.mark.parametrize("name", ["wrapped", "segmenter"])
+def test_a_function_that_wraps_its_module(name, project):
+    module = build_architecture(f"{project}/builders.py:{name}")
+    assert type(unwrapped(module)).__name__ == "Net"
+
+
 def test_a_class_in_a_module_below_the_working_folder(project, monkeypatch):
     monkeypatch.chdir(project)
     for address in ("model:Net", "inner.nets:Net", "builders:build", "./builders.py:build"):
@@ -98,7 +114,10 @@ def test_a_class_in_a_module_below_the_working_folder(project, monkeypatch):
         ("ending.py:build", r"'ending' cannot be imported \(SystemExit: no message\)"),
         ("builders.py:needs_an_argument", r"fails \(TypeError: .*width.*takes no arguments"),
         ("builders.py:number", "returns int: give a function that returns a torch module"),
-        ("builders.py:wrapped", "returns a source model: return the torch module itself"),
+        (
+            "builders.py:compact",
+            "returns a network that this package builds: leave out --architecture",
+        ),
     ],
 )
 def test_bad_addresses_are_refused_in_one_line(address, message, project, monkeypatch):

@@ -12,7 +12,11 @@ from torch import Tensor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from sfss_ray.errors import ConfigError
-from sfss_ray.models.user_code.module_outputs import are_probabilities, find_logits
+from sfss_ray.models.user_code.module_outputs import (
+    are_probabilities,
+    find_logits,
+    require_gradients,
+)
 
 LOGITS = torch.randn(2, 5, 4, 6)
 AUXILIARY = torch.randn(2, 5, 2, 3)
@@ -84,3 +88,10 @@ def test_probabilities_are_recognised():
     assert not are_probabilities(LOGITS.log_softmax(1))
     assert not are_probabilities(LOGITS.sigmoid())
     assert not are_probabilities(torch.ones(1, 1, 2, 2))
+
+
+def test_logits_without_gradients_are_refused():
+    logits = LOGITS.clone().requires_grad_() * 2
+    require_gradients(logits)
+    with pytest.raises(ConfigError, match=r"without gradients.*remove torch\.no_grad\(\)"):
+        require_gradients(logits.detach())

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from segmentation_modules import UNet
+from segmentation_modules import OneSize, UNet
 from torch import nn
 
-from sfss_ray import load_source_model, save_model
+from sfss_ray import load_source_model, save_model, wrap_model
 from sfss_ray.errors import CheckpointError, ConfigError
 from sfss_ray.models.card import Card
+from sfss_ray.models.reading import file_sha256
+from sfss_ray.models.source import open_source
+from sfss_ray.streets.default import SOURCE_MODEL
 
 CLASSES = ["sky", "road", "car", "tree", "sign"]
 
@@ -108,3 +111,69 @@ def test_without_names_of_classes_they_are_refused(trained, tmp_path: Path):
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ConfigError, match=r"5 outputs, and nothing says.*--card"):
         load_source_model(tmp_path / "weights.pth", module=UNet(2))
+
+
+def test_the_wrapping_of_the_module_may_be_given(tmp_path: Path):
+    module = OneSize((96, 64))
+    torch.save(module.state_dict(), tmp_path / "weights.pth")
+    options = {"name": "My net", "feature_layer": "head:input", "example_size": (96, 64)}
+    model = load_source_model(tmp_path / "weights.pth", module=module, classes=CLASSES, **options)
+    assert model.title == "My net"
+    assert (model.network.feature_layer, model.network.example_size) == ("head:input", (96, 64))
+    assert model(torch.zeros(1, 3, 96, 64)).shape == (1, 5, 96, 64)
+
+
+def test_the_wrapping_of_a_wrapped_module_is_kept(trained, tmp_path: Path):
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    groups = {"ground": ["road", "car"], "air": ["sky", "tree", "sign"]}
+    wrapped = wrap_model(
+        UNet(2),
+        classes=CLASSES,
+        name="Street U-Net",
+        feature_layer="up.0",
+        example_size=(64, 96),
+        card={"channel_order": "bgr"},
+        class_groups=groups,
+    )
+    for module in (wrapped, wrapped.network):
+        model = load_source_model(tmp_path / "weights.pth", module=module)
+        assert model.network.wrapping == wrapped.network.wrapping
+        assert model.card == wrapped.card
+        assert model.classes.classes == ("ground", "air")
+        assert torch.equal(model.network.body.head.weight, trained.head.weight)
+    model = load_source_model(
+        tmp_path / "weights.pth",
+        module=wrapped,
+        name="",
+        feature_layer="head:input",
+        card={"value_range": 255},
+    )
+    assert (model.title, model.network.feature_layer) == ("", "head:input")
+    assert (model.card.value_range, model.card.channel_order) == (255, "bgr")
+
+
+def test_a_model_file_keeps_its_own_wrapping(tmp_path: Path):
+    path = save_model(tmp_path / "student.pt", wrap_model(UNet(2), classes=CLASSES, name="Student"))
+    wrapped = wrap_model(UNet(2), classes=CLASSES, name="Another", feature_layer="up.0")
+    model = load_source_model(path, module=wrapped)
+    assert (model.title, model.network.feature_layer) == ("Student", "head:input")
+    with pytest.raises(ConfigError, match=r"given with name: a model file has its own"):
+        load_source_model(path, module=UNet(2), name="Another")
+
+
+def test_without_a_module_a_wrapping_is_refused():
+    message = "given with name, example_size: they are for a module of your own: give module too"
+    with pytest.raises(ConfigError, match=message) as error:
+        load_source_model(SOURCE_MODEL, name="x", example_size=(64, 64))
+    assert "\n" not in str(error.value)
+
+
+def test_reports_name_the_checkpoint_while_its_weights_are_unchanged(trained, tmp_path: Path):
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    model = load_source_model(tmp_path / "weights.pth", module=UNet(2), classes=CLASSES)
+    source = open_source(model, {"channel_order": "bgr"})
+    assert (source.origin, source.label) == (str(tmp_path / "weights.pth"), "weights")
+    assert source.sha256 == file_sha256(tmp_path / "weights.pth")
+    with torch.no_grad():
+        model.network.body.head.bias += 1
+    assert open_source(model).origin == "a UNet in memory"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 import pytest
 import torch
 from hiding_networks import HIDDEN_METHODS, HidingNet
@@ -10,7 +13,7 @@ from torch import nn
 
 from sfss_ray.errors import ConfigError
 from sfss_ray.models.card import Card
-from sfss_ray.models.user_code.probing import Probe, in_eval_mode, in_full_precision
+from sfss_ray.models.user_code.probing import SIZE_MULTIPLES, Probe, in_eval_mode, in_full_precision
 
 
 def probe(module: nn.Module) -> Probe:
@@ -22,7 +25,10 @@ def probe(module: nn.Module) -> Probe:
     [
         (nn.Conv2d(3, NUM_CLASSES, 3, 4, 1), 1),
         *((UNet(depth), 2**depth) for depth in (2, 3, 4, 5)),
-        *((Patches(patch), patch) for patch in (2, 12, 14, 16, 28, 64)),
+        *(
+            (Patches(patch), patch)
+            for patch in (2, 10, 12, 14, 16, 18, 20, 28, 36, 40, 56, 64, 128)
+        ),
     ],
 )
 def test_the_smallest_multiple_that_works_is_found(module, multiple):
@@ -34,8 +40,51 @@ def test_the_smallest_multiple_that_works_is_found(module, multiple):
         assert size == (128, 128)
 
 
+@pytest.mark.parametrize(
+    ("example_size", "patch"),
+    [((120, 160), 20), ((120, 160), 40), ((352, 1210), 11), ((448, 224), 112), ((224, 448), 224)],
+)
+def test_common_divisors_of_the_example_are_tried(example_size, patch):
+    assert probe(Patches(patch)).find_sizes(example_size) == (patch, example_size)
+
+
+def test_an_example_that_rounding_up_lets_pass_does_not_hide_the_multiple():
+    """Halvings of 127 give 64, 32, 16 and 8, so only other sizes fail."""
+
+    class RoundsUp(UNet):
+        def forward(self, x):
+            return nn.functional.interpolate(super().forward(x), x.shape[-2:])
+
+    module = RoundsUp(4).eval()
+    module(torch.zeros(1, 3, 127, 127))
+    assert probe(module).find_sizes((127, 127)) == (16, (127, 127))
+
+
 def test_a_module_of_one_size_needs_no_multiple():
     assert probe(OneSize((96, 64))).find_sizes((96, 64)) == (1, (96, 64))
+
+
+def test_few_passes_find_the_multiple(monkeypatch):
+    """Without a match, every multiple costs one pass, at a size near the example."""
+    sizes = []
+    original = Probe._failure
+
+    def count(self, size):
+        sizes.append(size)
+        return original(self, size)
+
+    monkeypatch.setattr(Probe, "_failure", count)
+    for module, example_size, passes in (
+        (nn.Conv2d(3, NUM_CLASSES, 1), (128, 128), 3),
+        (UNet(5), (128, 128), 8),
+        (OneSize((512, 1024)), (512, 1024), 10),
+        (OneSize((96, 64)), (128, 128), 1 + len(SIZE_MULTIPLES)),
+    ):
+        sizes.clear()
+        with contextlib.suppress(ConfigError):
+            probe(module).find_sizes(example_size)
+        assert len(sizes) == passes
+        assert max(height * width for height, width in sizes) <= 4 * math.prod(example_size)
 
 
 def test_a_module_that_works_at_no_size_is_refused_in_one_line():
@@ -44,7 +93,9 @@ def test_a_module_that_works_at_no_size_is_refused_in_one_line():
     ) as error:
         probe(OneSize((96, 64))).find_sizes((128, 128))
     assert "\n" not in str(error.value)
-    assert "multiples of 2 to 64" in str(error.value)
+    assert "sides are multiples of 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 15, 16, 18," in str(
+        error.value
+    )
 
 
 def test_probabilities_are_refused():

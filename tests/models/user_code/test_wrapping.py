@@ -171,7 +171,13 @@ def test_a_module_that_fails_later_is_refused_in_one_line():
     [
         (UNet(2, classes=1), ["road"], "has 1 outputs: allowed are 2 to 254.*such as torch.cat"),
         (UNet(2, classes=300), None, "has 300 outputs: allowed are 2 to 254"),
-        (nn.Sequential(UNet(2), nn.Softmax(1)), FIVE, "returns probabilities"),
+        (nn.Sequential(UNet(2), nn.Softmax(1)), FIVE, "returns probabilities.*before the softmax"),
+        (nn.Sequential(UNet(2), nn.Sigmoid()), FIVE, "returns probabilities.*before the sigmoid"),
+        (
+            nn.Sequential(UNet(2, 1), nn.Sigmoid()),
+            None,
+            "returns probabilities.*before the sigmoid",
+        ),
         (UNet(2), FIVE[:4], "has 5 outputs but 4 classes were given"),
     ],
 )
@@ -179,6 +185,66 @@ def test_outputs_that_are_no_logits_of_the_classes_are_refused(module, classes, 
     with pytest.raises(ConfigError, match=message) as error:
         wrap_model(module, classes=classes)
     assert "\n" not in str(error.value)
+
+
+class WithoutGradients(UNet):
+    """Has a forward as people write it for inference only."""
+
+    def __init__(self, kind: str):
+        super().__init__(2)
+        self.kind = kind
+
+    def forward(self, x):
+        if self.kind == "detach":
+            return super().forward(x).detach()
+        with torch.no_grad() if self.kind == "no_grad" else torch.inference_mode():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize("feature_layer", [None, "head:input"])
+@pytest.mark.parametrize("kind", ["no_grad", "inference_mode", "detach"])
+def test_a_module_without_gradients_is_refused(kind, feature_layer):
+    message = "computes its logits without gradients, so it cannot be trained: remove"
+    with pytest.raises(ConfigError, match=message) as error:
+        wrap_model(WithoutGradients(kind), classes=FIVE, feature_layer=feature_layer)
+    assert "\n" not in str(error.value)
+
+
+def test_a_module_that_fails_with_gradients_is_refused():
+    class Numpy(UNet):
+        def forward(self, x):
+            return torch.from_numpy(super().forward(x).numpy())
+
+    message = r"fails in a pass with gradients \(RuntimeError: Can't call numpy.*cannot be trained"
+    with pytest.raises(ConfigError, match=message) as error:
+        wrap_model(Numpy(2), classes=FIVE, feature_layer="head:input")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("feature_layer", [None, "head:input"])
+def test_modules_that_change_their_input_or_are_frozen_work(feature_layer):
+    class InPlace(UNet):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    for module in (InPlace(2), UNet(2).requires_grad_(False)):
+        model = wrap_model(module, classes=FIVE, feature_layer=feature_layer)
+        assert model.network.feature_layer == "head:input"
+
+
+@pytest.mark.parametrize("kind", ["no_grad", "detach"])
+def test_a_module_that_lost_its_gradients_does_not_load_a_student(kind, tmp_path: Path):
+    path = save_model(tmp_path / "student.pt", wrap_model(UNet(2), classes=FIVE))
+    with pytest.raises(ConfigError, match="computes its logits without gradients") as error:
+        load_model(path, module=WithoutGradients(kind))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_lead_to_frozen_logits_only_do_not_matter(tmp_path: Path):
+    module = make_net("mapping").requires_grad_(False)
+    module.auxiliary.requires_grad_(True)
+    network = load_model(save_model(tmp_path / "x.pt", wrap(module)), module=module).network
+    assert not any(weight.requires_grad for weight in network.parameters())
 
 
 @pytest.mark.parametrize("module", [UNet(2, norm=False), UNet(2).half(), PooledNorm()])
