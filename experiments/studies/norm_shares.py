@@ -64,10 +64,10 @@ def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
         print(f"share {share:.2f}: mIoU {miou:.1f}, consistency {rows[-1]['consistency']:.3f}")
         return consistency
 
-    found = {len(compared): choose_share(score_share).share}
+    share_of = {len(compared): choose_share(score_share).share}
     of_a_run = override(pair.config, {"train.batch_norm": "auto"})
-    found[min(NUM_IMAGES, len(pair.images))] = chosen_statistics.choose_share(pair, of_a_run)
-    for images, share in found.items():
+    share_of[min(NUM_IMAGES, len(pair.images))] = chosen_statistics.choose_share(pair, of_a_run)
+    for images, share in share_of.items():
         mixture.use(share)
         rows.append({"share": share, "found_on": images, "miou": examination.score(network).miou})
     return rows
@@ -84,8 +84,8 @@ def as_markdown(pair: DomainPair, rows: list[dict[str, Any]], command: str) -> s
         "|---|---|---|",
     ]
     for row in rows:
-        found = f"found on {row.get('found_on')} images"
-        consistency = f"{row['consistency']:.3f}" if "consistency" in row else found
+        origin = f"found on {row.get('found_on')} images"
+        consistency = f"{row['consistency']:.3f}" if "consistency" in row else origin
         lines.append(f"| {row['share']:.2f} | {row['miou']:.1f} | {consistency} |")
     return "\n".join(lines) + "\n"
 
