@@ -127,6 +127,21 @@ def test_parts_of_the_method_are_those_of_the_ablations(column, record):
             assert cells[column + 1] == ", ".join(differences), cells[0]
 
 
+def test_statistics_that_a_run_finds_are_those_of_the_records():
+    rows = table("foreign-models.md", "Which BatchNorm statistics?")
+    assert len(rows) == len(list(RECORDS.glob("norm_shares_*.json"))) == 11
+    own = {"source of the drawn streets": "streets", "source of CamVid day": "camvid_day2dusk"}
+    for model, target, *cells in rows:
+        pair = "cityscapes" if target == "Cityscapes" else f"cityscapes2camvid_{target}"
+        record = rows_of(f"norm_shares_{own.get(model) or f'{pair}_{FOREIGN[model]}'}")
+        mious = [row["miou"] for row in record if "consistency" in row]
+        found = record[-1]  # on as many images as a run compares
+        assert found["found_on"] == (4 if target == "Cityscapes" else 16)
+        lost = max(mious) - found["miou"]
+        expected = [f"{miou:.1f}" for miou in mious]
+        assert cells == [*expected, f"{found['share']:.2f}", f"{found['miou']:.1f}", f"{lost:.1f}"]
+
+
 @pytest.mark.parametrize("page", ["streets", "camvid-day2dusk"])
 def test_tables_of_our_own_pairs_are_those_of_the_ablations(page):
     recorded = {
