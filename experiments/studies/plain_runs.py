@@ -24,14 +24,12 @@ from typing import Any
 
 import numpy as np
 from ablation import add_pair_options, make_pair
+from class_losses import worst_class
 from domain_pairs import DomainPair
 from study_record import write_record
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.errors import ConfigError
-
-FOUND_AT = 10.0
-"""IoU in percent from which a class counts as found by the source model."""
 
 
 def knobs(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -115,20 +113,6 @@ def as_markdown(
         )
     verdicts = ", ".join(f"{row['verdict']} (seed {row['seed']})" for row in source)
     return "\n".join([*lines, "", f"Verdicts: {verdicts}.", ""])
-
-
-def worst_class(
-    rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any], classes: Sequence[str]
-) -> str:
-    """Return the class that keeps the smallest part of its IoU, in the worst seed."""
-    remaining = [
-        (row["per_class"][index] / before, classes[index], before, row["per_class"][index])
-        for row in rows
-        for index, before in enumerate(source["per_class"])
-        if before is not None and before >= FOUND_AT
-    ]
-    share, name, before, after = min(remaining)
-    return f"{name} {before:.1f} to {after:.1f}" if share < 1 else "none"
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ import torch
 from ablation import add_pair_options, make_pair, with_steps
 from ablation_rows import CONTRAST, VOTE, Row
 from ablation_run import Job, examination, source_network, train_networks, use_one_thread
+from class_losses import FOUND_AT, worst_class
 from domain_pairs import REGIONS, DomainPair
 from study_record import write_record
 
@@ -35,8 +36,6 @@ from sfss_ray.train.weight_average import average_weights
 SHARES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.75)
 DEFAULTS = {"train.batch_norm": "auto"}
 """Settings that the pairs of our own networks change."""
-FOUND_AT = 10.0
-"""IoU in percent from which a class counts as found by the source model."""
 
 
 @dataclass(frozen=True)
@@ -133,22 +132,9 @@ def as_markdown(pair: DomainPair, regions: str, rows: list[dict[str, Any]], comm
         gain = np.mean(mious) - source["miou"]
         lines.append(
             f"| {name} | {'' if share is None else f'{share:.2f}'} | {np.mean(mious):.1f}{spread}"
-            f" | {gain:+.1f} | {_worst_class(pair, source, chosen)} |"
+            f" | {gain:+.1f} | {worst_class(chosen, source, pair.classes.classes)} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def _worst_class(pair: DomainPair, source: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    remaining = [
-        (row["per_class"][index] / before, name, before, row["per_class"][index])
-        for row in rows
-        for index, (name, before) in enumerate(
-            zip(pair.classes.classes, source["per_class"], strict=True)
-        )
-        if before is not None and before >= FOUND_AT
-    ]
-    _, name, before, after = min(remaining)
-    return f"{name} {before:.1f} to {after:.1f}"
 
 
 def run(arguments: argparse.Namespace) -> None:
