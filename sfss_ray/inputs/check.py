@@ -140,10 +140,13 @@ def survey_inputs(request: Request, stop_at_first: bool = False) -> Survey:
     # The record of the output folder can be compared only once all inputs above are known.
     survey.check("output", lambda: (None, _check_output(request, survey)), None)
     survey.device = survey.check("device", lambda: _check_device(request, survey), "cpu")
-    # Which crops BatchNorm sees together depends on the device.
     source = survey.source if survey.images else None
-    if source is not None and needs_check(source, survey.config, survey.device):
-        survey.check("module", lambda: (None, _check_module(survey)), None)
+    if source is not None:
+        training, _ = split_target_images(survey.images, survey.masks, survey.config)
+        if needs_check(source, survey.config, survey.device, len(training)):
+            survey.check(
+                "module", lambda: (None, _check_module(survey, source, len(training))), None
+            )
     return survey
 
 
@@ -176,11 +179,10 @@ def _require_two_classes(source: Source) -> None:
     )
 
 
-def _check_module(survey: Survey) -> str:
+def _check_module(survey: Survey, source: Source, num_training: int) -> str:
     """Check the network at the size of the first image that can be read."""
-    assert survey.source is not None
     height, width = first_readable(survey.images, None).read(max_pixels=None).shape[:2]
-    return check_module(survey.source, (height, width), survey.config, survey.device)
+    return check_module(source, (height, width), survey.config, survey.device, num_training)
 
 
 def _check_images(request: Request, survey: Survey) -> tuple[tuple[ImageFile, ...], str]:

@@ -17,45 +17,59 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 
 
-def needs_check(source: Source, config: Config, device: str) -> bool:
-    """Whether `check_module` has anything to do: for a user's own module, or for batches of one crop."""
-    return source.carried is not None or _smallest_batch(config, device) == 1
+def needs_check(source: Source, config: Config, device: str, num_images: int) -> bool:
+    """Whether `check_module` has anything to do.
+
+    That is the case for a user's own module, and where BatchNorm sees a single crop or image at a time.
+    """
+    return (
+        source.carried is not None
+        or _fewest_crops(config, device) == 1
+        or _fewest_whole_images(config, num_images) == 1
+    )
 
 
-def check_module(source: Source, image_size: Size, config: Config, device: str) -> str:
+def check_module(
+    source: Source, image_size: Size, config: Config, device: str, num_images: int
+) -> str:
     """Pass empty images through the network, and return what it takes.
 
     A user's own module is tried at the sizes of evaluation and training. Networks of this package take
-    every size. They are tried only where a batch may be a single crop.
+    every size. They are tried only where BatchNorm may see a single crop or image at a time.
 
     Args:
         source: The source model.
         image_size: (height, width) of a target image.
         config: `evaluation`, `train` and `compute` are used.
         device: Device of the workers, 'cpu' or 'cuda'.
+        num_images: Target images to train on.
 
     Raises:
-        ConfigError: the module fails at one of the sizes, or BatchNorm cannot be trained on the batch.
+        ConfigError: the module fails at one of the sizes, or BatchNorm has no variance.
     """
-    if not needs_check(source, config, device):
+    if not needs_check(source, config, device, num_images):
         return "takes every size"
-    import torch
-
     network = source.load().network
-    if source.carried is not None:
-        with torch.no_grad():
-            network.logits(torch.zeros(1, 3, *evaluated_size(image_size, config.evaluation)))
+    whole_size = evaluated_size(image_size, config.evaluation)
     crop_size = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
-    layers = single_value_layers(network, crop_size)
-    if layers and _smallest_batch(config, device) == 1:
+    # A user's own module is tried at both sizes, whatever BatchNorm sees.
+    of_whole = single_value_layers(network, whole_size)
+    of_crop = single_value_layers(network, crop_size)
+    if of_whole and _fewest_whole_images(config, num_images) == 1:
         raise ConfigError(
-            f"BatchNorm {layers[0]!r} of the network sees a single value per channel of a crop of"
+            f"BatchNorm {of_whole[0]!r} of the network sees a single value per channel of an image, so"
+            " the statistics of one image have no variance: give at least 2 target images to train on"
+            " and train.statistics_images of 2 or more, or set train.batch_norm to frozen"
+        )
+    if of_crop and _fewest_crops(config, device) == 1:
+        raise ConfigError(
+            f"BatchNorm {of_crop[0]!r} of the network sees a single value per channel of a crop of"
             f" {crop_size[0]}x{crop_size[1]}, so a batch of one crop has no variance: give every worker"
             " at least two crops at a time (raise train.batch_size, lower train.accumulate or"
             " compute.num_workers), or set train.batch_norm to frozen"
         )
     if source.carried is None:
-        return f"takes batches of one crop of {crop_size[0]}x{crop_size[1]}"
+        return f"takes a single image, and batches of one crop of {crop_size[0]}x{crop_size[1]}"
     return f"takes images of {image_size[0]}x{image_size[1]}"
 
 
@@ -105,15 +119,20 @@ def single_value_layers(network: nn.Module, size: Size) -> list[str]:
     return names
 
 
-def _smallest_batch(config: Config, device: str) -> int:
+def _fewest_crops(config: Config, device: str) -> int:
     """Return the crops of the smallest batch that BatchNorm takes statistics of, 0 for none."""
+    train = config.train
+    if train.batch_norm != "adapt":
+        return 0
+    crops = train.batch_size // train.accumulate
+    # On GPUs SyncBatchNorm takes the statistics of all workers' crops.
+    workers = config.compute.workers.largest if device == "cpu" else 1
+    return min(share_sizes(crops, workers, share_unit(train)))
+
+
+def _fewest_whole_images(config: Config, num_images: int) -> int:
+    """Return the whole images of the smallest batch in the estimate before step 1, 0 for none."""
     train = config.train
     if train.batch_norm == "frozen":
         return 0
-    if train.batch_norm == "adapt":
-        crops = train.batch_size // train.accumulate
-        # On GPUs SyncBatchNorm takes the statistics of all workers' crops.
-        workers = config.compute.workers.largest if device == "cpu" else 1
-        return min(share_sizes(crops, workers, share_unit(train)))
-    # The estimate before the first step sees batches of whole images.
-    return STATISTICS_BATCH if train.statistics_images else 0
+    return min(STATISTICS_BATCH, num_images, train.statistics_images)

@@ -34,24 +34,24 @@ def wrapped(module: nn.Module, size: tuple[int, int] = (128, 128)) -> SourceMode
 
 def test_a_module_with_a_multiple_takes_every_size():
     knobs = {"train.augment.crop_size": [100, 150], "evaluation.max_size": 333}
-    check_module(open_source(wrapped(UNet(5))), (360, 480), override(Config(), knobs), "cpu")
+    check_module(open_source(wrapped(UNet(5))), (360, 480), override(Config(), knobs), "cpu", 4)
 
 
 def test_a_module_that_fails_at_a_size_of_the_run_is_refused():
     source = open_source(wrapped(OneSize((64, 96)), (64, 96)))
     config = override(Config(), {"train.augment.crop_size": [64, 96]})
-    check_module(source, (64, 96), config, "cpu")
+    check_module(source, (64, 96), config, "cpu", 4)
     with pytest.raises(ConfigError, match="fails on images of 70x96 pixels"):
-        check_module(source, (70, 96), config, "cpu")
+        check_module(source, (70, 96), config, "cpu", 4)
     windows = {
         "evaluation.mode": "slide",
         "evaluation.window": [64, 96],
         "evaluation.stride": [32, 48],
     }
-    check_module(source, (70, 96), override(config, windows), "cpu")
+    check_module(source, (70, 96), override(config, windows), "cpu", 4)
     with pytest.raises(ConfigError, match="fails on images of 64x64 pixels"):
         check_module(
-            source, (64, 96), override(config, {"train.augment.crop_size": [64, 64]}), "cpu"
+            source, (64, 96), override(config, {"train.augment.crop_size": [64, 64]}), "cpu", 4
         )
 
 
@@ -60,8 +60,8 @@ def test_networks_of_the_package_are_not_tried_on_batches_of_two(knobs, monkeypa
     source = open_source(SOURCE_MODEL)
     monkeypatch.setattr(type(source), "load", None)
     config = override(Config(), {f"train.{name}": value for name, value in knobs.items()})
-    assert not needs_check(source, config, "cpu")
-    assert check_module(source, (360, 480), config, "cpu") == "takes every size"
+    assert not needs_check(source, config, "cpu", 4)
+    assert check_module(source, (360, 480), config, "cpu", 4) == "takes every size"
 
 
 ONE_CROP = {
@@ -103,16 +103,18 @@ def test_on_gpus_all_workers_give_one_batch(batch_size, is_refused):
     config = override(Config(), ONE_CROP | {"train.batch_size": batch_size})
     refusal = pytest.raises(ConfigError, match="a single value per channel")
     with refusal if is_refused else contextlib.nullcontext():
-        check_module(source, (64, 96), config, "cuda")
+        check_module(source, (64, 96), config, "cuda", 4)
 
 
 def test_other_networks_of_the_package_take_batches_of_one_crop(tmp_path: Path):
     config = override(Config(), ONE_CROP)
     source = open_source(recognised(tmp_path, "lraspp_mobilenet_v3_large"))
-    assert check_module(source, (64, 96), config, "cpu") == "takes batches of one crop of 64x96"
+    assert check_module(source, (64, 96), config, "cpu", 4) == (
+        "takes a single image, and batches of one crop of 64x96"
+    )
     source = open_source(recognised(tmp_path))
     for knobs in ({"train.batch_norm": "frozen"}, {"train.batch_size": 4}):
-        check_module(source, (64, 96), override(config, knobs), "cpu")
+        check_module(source, (64, 96), override(config, knobs), "cpu", 4)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +134,54 @@ def test_batch_norm_of_a_single_value_is_refused(knobs, is_refused):
     config = override(Config(), {f"train.{name}": value for name, value in knobs.items()})
     config = override(config, {"train.augment.crop_size": [64, 64]})
     if not is_refused:
-        check_module(source, (64, 64), config, "cpu")
+        check_module(source, (64, 64), config, "cpu", 4)
         return
     message = r"BatchNorm 'pooled.2' .* single value per channel.*batch_norm to frozen"
     with pytest.raises(ConfigError, match=message) as error:
-        check_module(source, (64, 64), config, "cpu")
+        check_module(source, (64, 64), config, "cpu", 4)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "num_images", "is_refused"),
+    [
+        ({}, 1, True),
+        ({"batch_norm": "target"}, 1, True),
+        ({"batch_norm": "adapt"}, 1, True),
+        ({"statistics_images": 1}, 5, True),
+        ({}, 2, False),
+        ({"batch_norm": "frozen"}, 1, False),
+        ({"statistics_images": 0}, 1, False),
+    ],
+)
+def test_statistics_of_one_image_with_a_single_value_are_refused(
+    knobs, num_images, is_refused, tmp_path: Path
+):
+    config = override(Config(), {f"train.{name}": value for name, value in knobs.items()})
+    config = override(config, {"train.augment.crop_size": [64, 96]})
+    for source in (open_source(wrapped(PooledNorm())), open_source(recognised(tmp_path))):
+        message = r"BatchNorm .* of one image have no variance: give at least 2 target images"
+        refusal = pytest.raises(ConfigError, match=message)
+        with refusal if is_refused else contextlib.nullcontext():
+            check_module(source, (64, 96), config, "cpu", num_images)
+
+
+def test_a_run_on_one_image_is_refused_before_masks_are_made(streets, tmp_path: Path):
+    one = tmp_path / "images"
+    one.mkdir()
+    image = min((streets / "target" / "images").iterdir())
+    (one / image.name).write_bytes(image.read_bytes())
+    request = request_for(
+        streets,
+        tmp_path / "out",
+        {"train.augment.crop_size": [64, 96]},
+        source_model=recognised(tmp_path),
+        target_images=one,
+        val_images=None,
+        val_labels=None,
+    )
+    with pytest.raises(ConfigError, match="statistics of one image have no variance"):
+        check_inputs(request)
 
 
 def test_layers_with_a_single_value_depend_on_the_crop():

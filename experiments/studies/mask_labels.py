@@ -1,0 +1,247 @@
+"""Labels of masks before any training: by their own evidence, and corrected by their neighbours."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfss_ray.config import EvaluationConfig
+from sfss_ray.data.folders import LabelledImage
+from sfss_ray.evaluation.inference import predict_probabilities
+from sfss_ray.masks.bank.store import MaskStore
+from sfss_ray.method.contrast_net import ContrastNet
+from sfss_ray.method.mask_evidence import FLOOR, Evidence, MaskPixels
+from sfss_ray.method.mask_neighbours import NEIGHBOUR_FLOOR, MaskNeighbours
+from sfss_ray.method.mask_space import MASK_GEOMETRY, describe_masks
+from sfss_ray.models.segmenter import Segmenter
+
+VOID = 255
+WEIGHTS = (0.5, 1.0, 2.0)
+"""Weights of the neighbours' opinion against a mask's own evidence."""
+SIZES = (64, 256, 1024)
+"""Limits of the size classes of masks, in pixels."""
+CONTROL = "random masks (control)"
+
+
+@dataclass(frozen=True)
+class LabelledMasks:
+    """The K masks of some target images, with the teacher's evidence and the true labels."""
+
+    evidence: Tensor
+    """(K, C) in nats."""
+    spaces: dict[str, tuple[Tensor, ...]]
+    """Name of a space -> blocks (K, D) that describe each mask in it."""
+    images: Tensor
+    """(K,) number of the image."""
+    truth: Tensor
+    """(K, C) labelled pixels of each class."""
+
+    @property
+    def pixels(self) -> Tensor:
+        """Labelled pixels of each mask, (K,)."""
+        return self.truth.sum(1)
+
+    def corrected_for(self, prior: Tensor, power: float) -> LabelledMasks:
+        """Return the masks with evidence divided by a power of the class shares (C,)."""
+        return replace(self, evidence=self.evidence - power * prior.clamp(min=FLOOR).log())
+
+    def score(self, labels: Tensor, masks: Tensor | None = None) -> dict[str, float]:
+        """Score labels (K,) in percent: mIoU over pixels, accuracy over masks, and their class mean."""
+        masks = self.pixels > 0 if masks is None else masks & (self.pixels > 0)
+        truth, labels = self.truth[masks], labels[masks]
+        majority = truth.argmax(1)
+        hits = (labels == majority).float()
+        of_classes = [hits[majority == c].mean() for c in majority.unique()]
+        return {
+            "miou": 100 * float(np.nanmean(class_ious(truth, labels))),
+            "accuracy": 100 * float(hits.mean()),
+            "class_accuracy": 100 * float(torch.stack(of_classes).mean()),
+        }
+
+
+def class_ious(truth: Tensor, labels: Tensor) -> list[float]:
+    """Return the IoU over pixels of each class in [0, 1], NaN where a class does not occur.
+
+    Args:
+        truth: (K, C) labelled pixels of each mask and class.
+        labels: (K,) of the masks.
+    """
+    matrix = torch.zeros(truth.shape[1], truth.shape[1]).index_add_(0, labels, truth)
+    right, occurs = matrix.diag(), matrix.sum(0) > 0
+    union = matrix.sum(0) + matrix.sum(1) - right
+    return torch.where(occurs, right / union, torch.nan).tolist()
+
+
+@torch.no_grad()
+def label_masks(
+    items: Sequence[LabelledImage],
+    store: MaskStore,
+    network: Segmenter,
+    evaluation: EvaluationConfig,
+    learned: ContrastNet | None = None,
+) -> tuple[LabelledMasks, Tensor]:
+    """Describe the masks of labelled target images. The evidence is not corrected for the prior yet.
+
+    Args:
+        items: Images with labels.
+        store: Their masks. Where it has SAM's embeddings, these are a space too.
+        network: The teacher, in eval mode.
+        evaluation: How it predicts.
+        learned: A network with a learned space of masks, if that is to be measured.
+
+    Returns:
+        The masks, and the share of each class (C,) in the teacher's probabilities.
+    """
+    columns: dict[str, list[Tensor]] = {}
+    shares = []
+    for number, item in enumerate(items):
+        image = item.read()
+        q = torch.from_numpy(predict_probabilities(network, image, evaluation))[None]
+        shares.append(q.mean((0, 2, 3)))
+        ids = torch.from_numpy(store.id_map(item.image_id).astype(np.int64))[None]
+        evidence = Evidence.gather(q, ids, torch.ones(q.shape[1]), power=0.0)
+        masks = evidence.masks
+        present = masks.present()
+        geometry = torch.from_numpy(store.geometry(item.image_id))
+        padded = network.pad(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+        described = {
+            "evidence": evidence.of_masks[present],
+            "features": _mean_features(network, padded, masks, ids)[present],
+            "geometry": geometry[present],
+            "images": torch.full_like(present, number),
+            "truth": _true_pixels(item.labels(), masks, q.shape[1])[present],
+        }
+        if store.has_embeddings:
+            described["sam"] = torch.from_numpy(store.embeddings(item.image_id))[present]
+        if learned is not None:
+            described["learned"] = _learned_embeddings(learned, padded, ids, geometry)
+        for name, values in described.items():
+            columns.setdefault(name, []).append(values)
+    table = {name: torch.cat(values) for name, values in columns.items()}
+    v, g = F.normalize(table["features"], dim=1), table["geometry"]
+    spaces = {"features": (v,), "geometry": (g,), "both": (v, g)}
+    spaces |= {name: (table[name],) for name in ("learned", "sam") if name in table}
+    masks_of_all = LabelledMasks(table["evidence"], spaces, table["images"], table["truth"])
+    return masks_of_all, torch.stack(shares).mean(0)
+
+
+def _mean_features(network: Segmenter, padded: Tensor, masks: MaskPixels, ids: Tensor) -> Tensor:
+    """Return (M, D): features scaled up to pixels and averaged over each mask."""
+    grid, _ = network(padded)
+    height, width = ids.shape[1:]
+    spread = F.interpolate(grid.float(), padded.shape[-2:])[..., :height, :width]
+    return masks.mean(spread.permute(0, 2, 3, 1).flatten(0, 2))
+
+
+def _learned_embeddings(
+    learned: ContrastNet, padded: Tensor, ids: Tensor, geometry: Tensor
+) -> Tensor:
+    """Return the embeddings (K, W) of the masks that have a pixel, in the order of their numbers."""
+    bottom, right = (
+        after - before for after, before in zip(padded.shape[-2:], ids.shape[1:], strict=True)
+    )
+    batch = {
+        "mask_ids": F.pad(ids, (0, right, 0, bottom)),
+        "image": torch.zeros(1, dtype=torch.long),
+        MASK_GEOMETRY: geometry[None],
+    }
+    features = learned(padded).mask_features
+    masks = MaskPixels(batch["mask_ids"])
+    (embeddings,) = describe_masks(masks, batch, learned.mask_space, features).blocks
+    return embeddings
+
+
+def _true_pixels(labels: np.ndarray, masks: MaskPixels, classes: int) -> Tensor:
+    """Return (M, C) labelled pixels of each mask number and class."""
+    truth = torch.from_numpy(labels.astype(np.int64)).flatten()
+    labelled = truth != VOID
+    index = masks.owner[labelled] * classes + truth[labelled]
+    counts = torch.bincount(index, minlength=masks.num_masks * classes)
+    return counts.view(-1, classes).float()
+
+
+def opinions_in(masks: LabelledMasks, space: str, shuffle: bool = False) -> Tensor:
+    """Return the log opinion (K, C) of each mask's neighbours in a space.
+
+    With `shuffle` every mask asks the neighbours of another one, as a control.
+    """
+    blocks = masks.spaces[space]
+    ring = MaskNeighbours(masks.evidence.shape[1], len(masks.images))
+    ring.write(blocks, masks.images, masks.evidence.softmax(1))
+    if shuffle:
+        order = torch.randperm(len(masks.images), generator=torch.Generator().manual_seed(0))
+        blocks = tuple(block[order] for block in blocks)
+    opinions = ring.opinions(blocks, masks.images)
+    assert opinions is not None
+    return (opinions + NEIGHBOUR_FLOOR).log()
+
+
+def all_labels(masks: LabelledMasks) -> dict[tuple[str, float | None], Tensor]:
+    """Return (name, weight of the neighbours) -> labels (K,) of the masks."""
+    labels: dict[tuple[str, float | None], Tensor] = {("vote", None): masks.evidence.argmax(1)}
+    for space, name in (*((space, space) for space in masks.spaces), ("geometry", CONTROL)):
+        opinions = opinions_in(masks, space, shuffle=name == CONTROL)
+        for weight in WEIGHTS:
+            corrected = (masks.evidence + weight * opinions) / (1 + weight)
+            labels[name, weight] = corrected.argmax(1)
+    labels["true majority", None] = masks.truth.argmax(1)
+    return labels
+
+
+def label_rows(masks: LabelledMasks) -> list[dict[str, Any]]:
+    """Return a row for the vote, for each space and weight, and for the true majority."""
+    return [
+        {"labels": name}
+        | ({} if weight is None else {"weight": weight})
+        | masks.score(labels)
+        | by_size(masks, labels)
+        for (name, weight), labels in all_labels(masks).items()
+    ]
+
+
+def class_rows(masks: LabelledMasks, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return rows of the IoU of each class in percent, with neighbours of weight 1."""
+    return [
+        {"class_iou": name}
+        | {
+            name_of_class: 100 * iou
+            for name_of_class, iou in zip(classes, class_ious(masks.truth, labels), strict=True)
+            if not np.isnan(iou)
+        }
+        for (name, weight), labels in all_labels(masks).items()
+        if weight in (None, 1.0)
+    ]
+
+
+def by_size(masks: LabelledMasks, labels: Tensor) -> dict[str, float]:
+    """Return the accuracy over masks of each size class, in percent."""
+    limits = (0, *SIZES, 1 << 60)
+    accuracies = {}
+    for low, high in itertools.pairwise(limits):
+        chosen = (masks.pixels > low) & (masks.pixels <= high)
+        name = f"accuracy up to {high} px" if high in SIZES else f"accuracy above {low} px"
+        if chosen.any():
+            accuracies[name] = masks.score(labels, chosen)["accuracy"]
+    return accuracies
+
+
+def plausible_rows(masks: LabelledMasks) -> list[dict[str, Any]]:
+    """Return how often the true class of a mask is among its likeliest, over masks and over pixels."""
+    labelled = masks.pixels > 0
+    majority, pixels = masks.truth.argmax(1)[labelled], masks.pixels[labelled]
+    rows = []
+    for count in (1, 2, 3):
+        likeliest = masks.evidence[labelled].topk(count, dim=1).indices
+        hits = (likeliest == majority[:, None]).any(1).float()
+        area = (hits * pixels).sum() / pixels.sum()
+        rows.append(
+            {"classes": count, "masks": 100 * float(hits.mean()), "area": 100 * float(area)}
+        )
+    return rows
