@@ -79,7 +79,11 @@ def on_path(monkeypatch) -> Iterator[Callable[[Path], None]]:
         monkeypatch.syspath_prepend(str(folder))
 
     yield add
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "/")
-        if any(Path(file).is_relative_to(folder) for folder in folders):
-            del sys.modules[name]
+    # All names first: the path of a namespace package needs its parent.
+    for name in [name for name, module in list(sys.modules.items()) if _is_in(module, folders)]:
+        del sys.modules[name]
+
+
+def _is_in(module: object, folders: list[Path]) -> bool:
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", [])), "/")
+    return any(Path(file).is_relative_to(folder) for folder in folders)
