@@ -6,7 +6,8 @@
 
 The source model is not trained. For each share the script measures mIoU with labels, and the consistency
 over views without them. `train.batch_norm auto` finds a share by the consistency alone. The last two
-rows are the share found on all compared images, and the one that a run finds on its few images. The
+rows are the share found on all compared images, and the one that a run finds on its few images. Where
+the scored images are of another drive than the target, the compared target images are scored too. The
 script writes norm_shares_PAIR.json and .md.
 """
 
@@ -53,15 +54,18 @@ def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
     network.eval()
     compared = evenly_spread(list(pair.images), num_images)
     probe = ConsistencyProbe(tuple(file.read(max_pixels=None) for file in compared), evaluation)
-    examination = Examination(pair.classes, pair.val, config=evaluation)
+    examinations = {"miou": Examination(pair.classes, pair.val, config=evaluation)}
+    if pair.labelled:
+        of_target = evenly_spread(list(pair.labelled), num_images)
+        examinations["target_miou"] = Examination(pair.classes, of_target, config=evaluation)
     rows: list[dict[str, Any]] = []
 
     def score_share(share: float) -> ViewConsistency:
         mixture.use(share)
         consistency = probe.score(network)
-        miou = examination.score(network).miou
-        rows.append({"share": share, "miou": miou, "consistency": consistency.value()})
-        print(f"share {share:.2f}: mIoU {miou:.1f}, consistency {rows[-1]['consistency']:.3f}")
+        mious = {name: one.score(network).miou for name, one in examinations.items()}
+        rows.append({"share": share, **mious, "consistency": consistency.value()})
+        print(f"share {share:.2f}: {mious}, consistency {rows[-1]['consistency']:.3f}")
         return consistency
 
     share_of = {len(compared): choose_share(score_share).share}
@@ -69,24 +73,31 @@ def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
     share_of[min(NUM_IMAGES, len(pair.images))] = chosen_statistics.choose_share(pair, of_a_run)
     for images, share in share_of.items():
         mixture.use(share)
-        rows.append({"share": share, "found_on": images, "miou": examination.score(network).miou})
+        mious = {name: one.score(network).miou for name, one in examinations.items()}
+        rows.append({"share": share, "found_on": images, **mious})
     return rows
 
 
 def as_markdown(pair: DomainPair, rows: list[dict[str, Any]], command: str) -> str:
     """Return the table, whose last lines are the shares that were found."""
+    has_target = any("target_miou" in row for row in rows)
+    columns = ["share of the target's statistics", "mIoU %", "consistency over views"]
+    columns += ["mIoU % of the compared target images"] * has_target
     lines = [
         f"# {pair.name}: {len(pair.images)} unlabelled target images, {len(pair.val)} scored",
         "",
         f"`{command}`",
         "",
-        "| share of the target's statistics | mIoU % | consistency over views |",
-        "|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
     for row in rows:
         origin = f"found on {row.get('found_on')} images"
         consistency = f"{row['consistency']:.3f}" if "consistency" in row else origin
-        lines.append(f"| {row['share']:.2f} | {row['miou']:.1f} | {consistency} |")
+        cells = [f"{row['share']:.2f}", f"{row['miou']:.1f}", consistency]
+        if has_target:
+            cells.append(f"{row['target_miou']:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

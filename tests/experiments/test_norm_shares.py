@@ -4,13 +4,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "norm_shares.py"
 
 
+def test_scores_of_the_target_images_have_a_column_where_they_are_known(experiment):
+    pair = SimpleNamespace(name="day", images=[None] * 3, val=[None] * 2)
+    rows = [{"share": 0.5, "miou": 41.24, "consistency": 0.6171}]
+    rows.append({"share": 0.6, "found_on": 16, "miou": 42.5})
+    as_markdown = experiment("norm_shares").as_markdown
+    plain = as_markdown(pair, rows, "python x.py").splitlines()
+    assert plain[0] == "# day: 3 unlabelled target images, 2 scored"
+    assert plain[-2:] == ["| 0.50 | 41.2 | 0.617 |", "| 0.60 | 42.5 | found on 16 images |"]
+    with_target = [row | {"target_miou": 50.0 + row["share"]} for row in rows]
+    table = as_markdown(pair, with_target, "python x.py").splitlines()
+    assert table[4].endswith("| mIoU % of the compared target images |")
+    assert table[-2:] == [
+        "| 0.50 | 41.2 | 0.617 | 50.5 |",
+        "| 0.60 | 42.5 | found on 16 images | 50.6 |",
+    ]
+
+
+@pytest.mark.slow
 def test_every_share_and_the_found_ones_have_a_row(tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, str(SCRIPT), "--pair", "streets", "--images", "8", "--compared", "4"]
