@@ -15,6 +15,7 @@ def test_labels_and_gradients_of_drawn_streets(tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, str(SCRIPT), "--pair", "streets", "--regions", "ground_truth"]
     command += ["--images", "24", "--judged", "24", "--batches", "1", "--warm-up", "2"]
+    command += ["--metric-steps", "20"]
     command += ["--work", str(tmp_path / "work"), "--results", str(results)]
     output = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert output.returncode == 0, output.stdout + output.stderr
@@ -27,6 +28,11 @@ def test_labels_and_gradients_of_drawn_streets(tmp_path):
     assert 40 < vote["accuracy"] < 90
     assert control["miou"] < vote["miou"]
     assert labels["geometry", 1.0]["miou"] > control["miou"]
+    learned = labels["learned", 1.0]
+    assert learned["miou"] > control["miou"]
+    of_classes = {r["class_iou"]: r for r in rows if "class_iou" in r}
+    ious = [value for name, value in of_classes["learned"].items() if isinstance(value, float)]
+    assert sum(ious) / len(ious) == pytest.approx(learned["miou"], abs=0.01)
     likeliest = [r["masks"] for r in rows if "classes" in r]
     assert likeliest == sorted(likeliest)
     assert likeliest[0] == pytest.approx(vote["accuracy"], abs=0.01)
