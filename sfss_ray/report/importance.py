@@ -36,7 +36,11 @@ class Importance:
     num_trials: int
 
     def text(self) -> str:
-        """Return the finding in words, with the shares where a setting matters."""
+        """Return the finding in words, and the share of each setting."""
+        shares = [f"{name} {100 * share:.0f} %" for name, share in self.shares.items()]
+        return f"{self._finding()} Importance by PED-ANOVA: {', '.join(shares)}."
+
+    def _finding(self) -> str:
         if not self.matters:
             return (
                 f"None of the searched settings matters measurably: over {self.num_trials} trials their"
@@ -49,11 +53,7 @@ class Importance:
             if len(self.matters) < len(self.shares)
             else ""
         )
-        shares = [f"{name} {100 * share:.0f} %" for name, share in self.shares.items()]
-        return (
-            f"{names} {verb} over {self.num_trials} trials.{remark} Importance by PED-ANOVA:"
-            f" {', '.join(shares)}."
-        )
+        return f"{names} {verb} over {self.num_trials} trials.{remark}"
 
 
 def find_importance(trials: Sequence[TrialRow]) -> Importance | None:

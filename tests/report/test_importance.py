@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from report_samples import tune_report
 
 from sfss_ray.report.importance import MIN_TRIALS, find_importance, importance_lines
+from sfss_ray.report.page import render_page
 from sfss_ray.report.report_record import RunRecord, TrialRow
+from sfss_ray.report.tables import results_table
 
 
 def trials(count, score, seed=0):
@@ -55,6 +58,19 @@ def test_scores_by_chance_matter_in_at_most_one_search_of_five():
     quiet = next(importance for importance in found if importance and not importance.matters)
     assert quiet.text().startswith("None of the searched settings matters measurably")
     assert "20 trials" in quiet.text()
+    shares = quiet.text().split("Importance by PED-ANOVA: ")[1]
+    assert all(
+        f"{name} " in shares for name in ("temperature", "vote_weight", "batch_norm", "flip")
+    )
+
+
+def test_page_and_printed_table_show_the_importance():
+    rows = trials(20, lambda values, rng: -values["train.loss.temperature"] + rng.normal(0, 0.02))
+    importance = find_importance(rows)
+    assert importance is not None
+    record = tune_report(trials=rows, best_trial=0)
+    assert importance.text() in results_table(record)
+    assert importance.text() in render_page(record)
 
 
 def test_few_trials_or_equal_scores_say_nothing():

@@ -76,9 +76,17 @@ SCENARIOS = {
         "loss__metric_weight": 0.5,
         "augment__class_mix": 0.7,
     },
+    "both_spaces": FROZEN
+    | {
+        "num_steps": 2,
+        "loss__mask_vote": "pooled",
+        "loss__neighbour_weight": 1.0,
+        "loss__neighbour_space": "both",
+    },
     "learned_space_some_without_masks": FROZEN
     | {
         "num_steps": 3,
+        "loss__mask_vote": "pooled",
         "loss__neighbour_weight": 1.0,
         "loss__neighbour_space": "learned",
         "loss__metric_weight": 0.5,
@@ -295,6 +303,7 @@ def test_two_workers_train_as_one(root, name):
     assert_states_close(root / name / "single", root / name / "rank0", tolerance=3e-5)
     assert_weights_moved(root, name)
     assert_losses_agree(root, name)
+    assert_every_part_counted(root, name)
 
 
 @pytest.mark.parametrize("name", list(CHANGED))
@@ -320,6 +329,18 @@ def assert_weights_moved(root: Path, name: str) -> None:
     assert (state["bank"]["written"].sum() > 0) == (name != "all_without_masks")
 
 
+def assert_every_part_counted(root: Path, name: str) -> None:
+    """Assert that each part of the loss that a scenario switches on was more than 0 in some step."""
+    knobs, records = SCENARIOS[name], read_progress(root / name / "single")
+    for part in ("rule_out", "output", "ring", "metric"):
+        if knobs.get(f"loss__{part}_weight", 0) > 0 and (
+            part != "metric" or knobs.get("loss__neighbour_space") == "learned"
+        ):
+            assert max(record[f"loss_{part}"] for record in records) > 0, part
+    if knobs.get("loss__neighbour_weight", 0) > 0:
+        assert load_state(root / name / "single")["neighbours"]["written"] > 0
+
+
 def assert_losses_agree(root: Path, name: str) -> None:
     """Assert that the records of the ranks are those of the whole batch, because losses are scaled."""
     whole = read_progress(root / name / "single")
@@ -336,9 +357,9 @@ def test_both_ranks_have_the_same_state(root, name):
     assert_states_close(root / name / "rank0", root / name / "rank1")
 
 
-def test_one_rank_had_no_masks_while_the_other_had():
-    config = config_of("some_without_masks")
-    blank = WITHOUT_MASKS["some_without_masks"]
+@pytest.mark.parametrize("name", ["some_without_masks", "learned_space_some_without_masks"])
+def test_one_rank_had_no_masks_while_the_other_had(name):
+    config, blank = config_of(name), WITHOUT_MASKS[name]
     ranks_without = []
     for step in range(config.train.num_steps):
         first = step * 2 * WORLD
