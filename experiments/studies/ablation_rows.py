@@ -151,6 +151,8 @@ _OTHER_WAYS = tuple(
 _NEIGHBOURS = {"train.loss.neighbour_weight": 1.0}
 _BY_FEATURES = _NEIGHBOURS | {"train.loss.neighbour_space": "features"}
 _LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
+_BY_BOTH = _NEIGHBOURS | {"train.loss.neighbour_space": "both"}
+_BY_CHANCE = _NEIGHBOURS | {"train.loss.neighbour_space": "random"}
 _BY_SAM = _NEIGHBOURS | {"train.loss.neighbour_space": "sam"}
 _RULE_OUT = {"train.loss.rule_out_weight": 1.0}
 _BY_PIXEL = _RULE_OUT | {"train.loss.rule_out_by": "pixel"}
@@ -165,6 +167,8 @@ def _news(regions: str) -> tuple[Row, ...]:
         ("full", _FULL_NAME, CONTRAST),
         ("neighbours", "vote + neighbours", _NEIGHBOURS),
         ("neighbours_by_features", "vote + neighbours by features", _BY_FEATURES),
+        ("neighbours_by_both", "vote + neighbours by geometry and features", _BY_BOTH),
+        ("neighbours_by_chance", "vote + neighbours by chance (control)", _BY_CHANCE),
         ("neighbours_learned", "vote + neighbours in a learned space", _LEARNED),
         ("rule_out", "vote + rule-out by mask", _RULE_OUT),
         ("rule_out_pixel", "vote + rule-out by pixel (control)", _BY_PIXEL),

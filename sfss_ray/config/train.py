@@ -185,10 +185,11 @@ class LossConfig:
     """pooled: weight of the opinion of the masks that are most like a mask in other images. The evidence
     of a mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""
     neighbour_space: Annotated[
-        Literal["geometry", "features", "both", "learned", "sam"], Research
+        Literal["geometry", "features", "both", "learned", "sam", "random"], Research
     ] = "geometry"
     """What masks are compared by: place and size, the teacher's features, both, an embedding of both
-    that is learned without class labels, or SAM's embedding (masks.embeddings)."""
+    that is learned without class labels, or SAM's embedding (masks.embeddings). random compares them by
+    nothing, which shows what any other masks would add."""
     metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
     """learned: weight of the loss that trains the embedding. It pulls two views of a mask together, and
     pushes masks of other images away whose neighbours are of other classes."""

@@ -40,7 +40,7 @@ class MaskSpace(nn.Module):
     """Turns features of cells into what describes a mask beyond its geometry.
 
     Args:
-        space: "features", "both" or "learned", see `train.loss.neighbour_space`.
+        space: "features", "both", "learned" or "random", see `train.loss.neighbour_space`.
         feature_width: Channels of the features.
     """
 
@@ -97,12 +97,30 @@ def describe_masks(
         return DescribedMasks(numbers, images, geometry, (embeddings,))
     if space is None or features is None:
         return DescribedMasks(numbers, images, geometry, (geometry,))
+    if space.space == "random":
+        drawn = random_descriptions(images, numbers % masks.ids_per_image)
+        return DescribedMasks(numbers, images, geometry, (drawn,))
     pooled = pool_cells(features, batch["mask_ids"], masks)[numbers]
     if space.space == "learned":
         blocks = (space.embed(pooled, geometry),)
     else:
         blocks = (pooled,) if space.space == "features" else (pooled, geometry)
     return DescribedMasks(numbers, images, geometry, blocks)
+
+
+def random_descriptions(images: Tensor, ids: Tensor) -> Tensor:
+    """Return (K, GEOMETRY_WIDTH) numbers in [0, 1) that say nothing about the masks.
+
+    They are the fractional parts of large sines. A mask has the same ones in every step and on every
+    worker.
+
+    Args:
+        images: (K,) number of each mask's image.
+        ids: (K,) of the masks in their images.
+    """
+    columns = torch.arange(1, GEOMETRY_WIDTH + 1, device=ids.device)
+    angles = (images * 12.9898 + ids * 78.233).double()[:, None] * columns + 37.719 * columns
+    return (angles.sin() * 43758.5453).frac().abs().float()
 
 
 def pool_cells(

@@ -56,13 +56,13 @@ class ClassThresholds:
         return threshold.clamp(max=cap).float()
 
 
-def pixel_weights(
+def accepted_pixels(
     labels: Tensor, confidence: Tensor, thresholds: Tensor, config: LossConfig
 ) -> Tensor:
-    """Return the weights (B, H, W) of the segmentation loss.
+    """Return (B, H, W) bool: the pixels whose pseudo-label is sure.
 
-    class_adaptive: 1 where the confidence reaches its class's threshold, else 0. paper_like: the
-    share of the image's pixels above `confidence`, the same for all its pixels.
+    class_adaptive: the confidence reaches the threshold of its class. paper_like: it reaches
+    `confidence`.
 
     Args:
         labels: (B, H, W) pseudo-labels.
@@ -71,6 +71,21 @@ def pixel_weights(
         config: `thresholds` and `confidence`.
     """
     if config.thresholds == "paper_like":
-        share = (confidence >= config.confidence).float().mean((1, 2), keepdim=True)
-        return share.expand_as(confidence)
-    return (confidence >= thresholds[labels]).float()
+        return confidence >= config.confidence
+    return confidence >= thresholds[labels]
+
+
+def pixel_weights(accepted: Tensor, config: LossConfig) -> Tensor:
+    """Return the weights (B, H, W) of the segmentation loss.
+
+    class_adaptive: 1 for accepted pixels, else 0. paper_like: the share of the image's pixels that are
+    accepted, the same for all its pixels.
+
+    Args:
+        accepted: (B, H, W) bool, see `accepted_pixels`.
+        config: `thresholds`.
+    """
+    weights = accepted.float()
+    if config.thresholds == "paper_like":
+        return weights.mean((1, 2), keepdim=True).expand_as(weights)
+    return weights

@@ -19,7 +19,7 @@ from sfss_ray.method.mask_metric import MetricOptions, metric_loss
 from sfss_ray.method.mask_space import MaskSpace
 from sfss_ray.method.memory import Memory
 from sfss_ray.method.output_contrast import contrast_outputs
-from sfss_ray.method.pseudo_labels import pixel_weights
+from sfss_ray.method.pseudo_labels import accepted_pixels, pixel_weights
 from sfss_ray.method.teacher_view import TeacherView, predict_teacher
 from sfss_ray.models.segmenter import Segmenter
 
@@ -88,16 +88,19 @@ def adaptation_losses(
         pair_inputs = fetch_pair_inputs(view, thresholds, batch, config, segmenter.align_corners)
     output: NetworkOutput = networks.student(batch["strong"])
 
-    weights = pixel_weights(view.labels, view.confidence, thresholds, config.loss)
+    accepted = accepted_pixels(view.labels, view.confidence, thresholds, config.loss)
+    weights = pixel_weights(accepted, config.loss)
     full_logits = segmenter.upsample(output.logits, batch["strong"].shape[-2:])
     loss_seg = label_space_loss(full_logits, view.labels, weights, config.loss)
-    accepted_share = global_mean((weights > 0).float().sum(), torch.ones_like(weights).sum())
+    accepted_share = global_mean(accepted.float().sum(), torch.ones_like(weights).sum())
     metrics = {"loss_seg": loss_seg, "kept": accepted_share}
     # DDP needs a gradient of every parameter on every worker, the projection head's too.
     loss = loss_seg + 0.0 * output.embeddings.sum()
 
     ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
-    for name, (weight, part) in mask_losses(full_logits, view, batch, weights, config.loss).items():
+    for name, (weight, part) in mask_losses(
+        full_logits, view, batch, accepted, config.loss
+    ).items():
         metrics[name] = part
         loss = loss + weight * ramp_value * part
     if networks.space is not None and networks.space.space == "learned":
@@ -182,25 +185,24 @@ def mask_losses(
     logits: Tensor,
     view: TeacherView,
     batch: Mapping[str, Tensor],
-    weights: Tensor,
+    accepted: Tensor,
     config: LossConfig,
 ) -> dict[str, tuple[float, Tensor]]:
     """Return weight and value of each loss in which masks act on the student's outputs.
 
-    The rule-out contrast is summed over the pixels that L_seg leaves out, and divided by the number of
-    those it keeps, on all workers. So a pixel left out weighs as much as one that is kept, unless fewer
-    than 5 % are kept: the divisor never falls below that.
+    The rule-out contrast is summed over the pixels whose pseudo-label is not accepted, and divided by
+    the number of accepted ones, on all workers. So the former weigh as much as the latter, unless fewer
+    than 5 % are accepted: the divisor never falls below that.
 
     Args:
         logits: (B, C, H, W) of the student.
         view: The teacher's, after class-mix.
         batch: `mask_ids` (B, H, W), after class-mix.
-        weights: (B, H, W) of L_seg.
+        accepted: (B, H, W) bool.
         config: Its weights decide which losses are computed.
     """
     losses = {}
     if view.plausible is not None:
-        accepted = weights > 0
         total = rule_out_sum(logits, view.plausible, ~accepted)
         counts = torch.stack(
             [accepted.sum(), accepted.new_tensor(accepted.numel(), dtype=torch.long)]

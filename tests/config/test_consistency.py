@@ -8,7 +8,7 @@ import pytest
 
 import sfss_ray
 from sfss_ray.config import AugmentConfig, ComputeConfig, Config, TrainConfig, override
-from sfss_ray.config.consistency import check_keep, check_stage
+from sfss_ray.config.consistency import check_keep, check_neighbour_space, check_stage
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
@@ -117,3 +117,25 @@ def test_the_best_student_needs_held_out_images():
         ConfigError, match=r"train.keep is 'best' but no target images are held out"
     ):
         check_keep(best, 0)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "has_effect"),
+    [
+        ({}, True),
+        ({"mask_vote": "none"}, False),
+        ({"mask_vote": "majority"}, False),
+        ({"vote_weight": 0.0}, False),
+        ({"mask_vote": "none", "rule_out_weight": 1.0}, True),
+        ({"mask_vote": "none", "rule_out_weight": 1.0, "rule_out_by": "pixel"}, False),
+        ({"mask_vote": "none", "neighbour_weight": 0.0}, True),
+    ],
+)
+def test_neighbours_whose_opinion_nothing_uses_are_refused(knobs, has_effect):
+    knobs = {"neighbour_weight": 1.0} | knobs
+    config = override(Config(), {f"train.loss.{name}": value for name, value in knobs.items()})
+    if has_effect:
+        check_neighbour_space(config, None)
+        return
+    with pytest.raises(ConfigError, match=r"neighbour_weight has no effect.*mask_vote to pooled"):
+        check_neighbour_space(config, None)

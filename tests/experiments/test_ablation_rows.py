@@ -34,6 +34,21 @@ def test_a_key_means_the_same_row_in_every_table(rows):
             assert (twin.regions, twin.knobs) == (row.regions, row.knobs), row.key
 
 
+@pytest.mark.parametrize("regions", ["felzenszwalb", "small_sam", "ground_truth"])
+def test_every_design_stands_beside_its_control(rows, regions):
+    knobs = {row.key: row.knobs for row in rows.TABLES["news"]}
+    vote = knobs["pooled_vote" if regions == "felzenszwalb" else f"vote_{regions}"]
+    designs = [key.removesuffix(f"_{regions}") for key in knobs if key.endswith(f"_{regions}")]
+    for design in designs:
+        assert vote.items() <= knobs[f"{design}_{regions}"].items()
+    controls = {"rule_out": "rule_out_pixel", "neighbours": "neighbours_by_chance"}
+    for design, control in controls.items():
+        assert {design, control} <= set(designs)
+        ours, other = knobs[f"{design}_{regions}"], knobs[f"{control}_{regions}"]
+        assert len(set(other.items()) - set(ours.items())) == 1
+    assert "neighbours_random" in knobs
+
+
 def test_the_ranges_are_those_of_a_search(rows):
     ends = {
         row.key: row.knobs

@@ -11,6 +11,7 @@ from sfss_ray.method.mask_space import (
     MaskSpace,
     describe_masks,
     pool_cells,
+    random_descriptions,
 )
 
 
@@ -34,6 +35,29 @@ def test_features_are_averaged_over_the_pixels_of_each_mask(grid):
             vectors = [features[b, :, r * grid[0] // 12, c * grid[1] // 16] for r, c in inside]
             expected = torch.stack(vectors).mean(0)
             torch.testing.assert_close(pooled[b * masks.ids_per_image + mask_id], expected)
+
+
+def test_random_descriptions_are_a_masks_own_and_look_uniform():
+    images, ids = torch.arange(40).repeat_interleave(60), torch.arange(1, 61).repeat(40)
+    drawn_numbers = random_descriptions(images, ids)
+    assert drawn_numbers.min() >= 0
+    assert drawn_numbers.max() < 1
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(random_descriptions(images[order], ids[order]), drawn_numbers[order])
+    assert len(drawn_numbers.unique(dim=0)) == len(ids)
+    assert ((drawn_numbers.mean(0) - 0.5).abs() < 0.02).all()
+    of_images = drawn_numbers.view(40, 60, -1).mean(1)  # of 60 uniform numbers: 0.5 +- 0.037
+    assert of_images.std(0).max() < 0.06
+    correlation = torch.corrcoef(torch.stack([ids.float(), *drawn_numbers.T]))
+    assert (correlation - torch.eye(5)).abs().max() < 0.06
+
+
+def test_masks_of_a_random_space_are_described_by_their_image_and_id():
+    batch, features = drawn()
+    masks = MaskPixels(batch["mask_ids"])
+    described = describe_masks(masks, batch, MaskSpace("random", 6), features)
+    ids = described.numbers % masks.ids_per_image
+    assert torch.equal(described.blocks[0], random_descriptions(described.images, ids))
 
 
 def test_a_part_of_a_mask_is_pooled_where_the_mask_has_one():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sfss_ray.config import LossConfig
-from sfss_ray.method.pseudo_labels import ClassThresholds, pixel_weights
+from sfss_ray.method.pseudo_labels import ClassThresholds, accepted_pixels, pixel_weights
 
 BIN = 0.01
 
@@ -32,12 +32,16 @@ def test_thresholds_are_quantiles(kept_share):
         assert (of_class >= thresholds[label].item()).mean() >= kept_share
 
 
+def weights_of(labels, confidence, thresholds, config):
+    return pixel_weights(accepted_pixels(labels, confidence, thresholds, config), config)
+
+
 def test_a_rare_unsure_class_keeps_its_share():
     labels, confidence = predictions()
     running = ClassThresholds(4)
     running.update(running.count(labels, confidence))
     thresholds = running.thresholds(0.5, cap=0.9)
-    weights = pixel_weights(labels, confidence, thresholds, LossConfig())
+    weights = weights_of(labels, confidence, thresholds, LossConfig())
     kept = [weights[labels == label].mean().item() for label in range(3)]
     assert confidence[labels == 1].max() < confidence[labels == 0].median()
     assert 0.5 <= kept[1] < 0.6
@@ -56,7 +60,7 @@ def test_keeping_all_keeps_all():
     running = ClassThresholds(4)
     for _ in range(5):
         running.update(running.count(labels, confidence))
-    weights = pixel_weights(labels, confidence, running.thresholds(1.0, 1.0), LossConfig())
+    weights = weights_of(labels, confidence, running.thresholds(1.0, 1.0), LossConfig())
     assert weights.all()
 
 
@@ -91,7 +95,7 @@ def test_paper_like_weight_is_each_images_own_share():
     confidence[1, :2] = 0.99
     confidence[1, 3] = 0.967
     config = LossConfig(thresholds="paper_like")
-    weights = pixel_weights(torch.zeros(2, 4, 5).long(), confidence, torch.zeros(1), config)
+    weights = weights_of(torch.zeros(2, 4, 5).long(), confidence, torch.zeros(1), config)
     assert weights.shape == (2, 4, 5)
     torch.testing.assert_close(weights[0], torch.full((4, 5), 0.25))
     torch.testing.assert_close(weights[1], torch.full((4, 5), 0.5))
