@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from domain_pairs import DomainPair
@@ -20,14 +19,14 @@ _MOMENTUM = 0.9
 
 
 def learn_space(
-    pair: DomainPair, network: Segmenter, masks: Path, images: Sequence[ImageFile], steps: int
+    pair: DomainPair, network: Segmenter, regions: str, images: Sequence[ImageFile], steps: int
 ) -> ContrastNet:
     """Return the network with a space that learned from the masks of some images.
 
     The network itself stays as it is: only the embedding of its features learns, from two views of each
     mask (mask_metric.py). The space is that of the teacher, an average over the last steps.
     """
-    step = StudyStep(pair, network, masks, LEARNED, images)
+    step = StudyStep(pair, network, regions, LEARNED, images)
     space, averaged = step.student.mask_space, step.teacher.mask_space
     assert space is not None
     assert averaged is not None

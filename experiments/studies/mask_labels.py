@@ -20,14 +20,19 @@ from sfss_ray.method.contrast_net import ContrastNet
 from sfss_ray.method.mask_evidence import FLOOR, Evidence, MaskPixels
 from sfss_ray.method.mask_neighbours import NEIGHBOUR_FLOOR, MaskNeighbours
 from sfss_ray.method.mask_space import MASK_GEOMETRY, describe_masks
+from sfss_ray.method.pseudo_labels import ClassThresholds
 from sfss_ray.models.segmenter import Segmenter
 
 VOID = 255
 WEIGHTS = (0.5, 1.0, 2.0)
 """Weights of the neighbours' opinion against a mask's own evidence."""
+ALONE = "alone"
+"""Stands for the weight where neighbours decide without the mask's own evidence."""
 SIZES = (64, 256, 1024)
 """Limits of the size classes of masks, in pixels."""
 CONTROL = "random masks (control)"
+KEPT_SHARE, CONFIDENCE_CAP = 0.5, 0.9
+"""Of the thresholds below which a mask is left out, as in a training by default."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ def label_masks(
     v, g = F.normalize(table["features"], dim=1), table["geometry"]
     spaces = {"features": (v,), "geometry": (g,), "both": (v, g)}
     spaces |= {name: (table[name],) for name in ("learned", "sam") if name in table}
+    if "sam" in table:
+        spaces["sam and geometry"] = (table["sam"], g)
     masks_of_all = LabelledMasks(table["evidence"], spaces, table["images"], table["truth"])
     return masks_of_all, torch.stack(shares).mean(0)
 
@@ -183,16 +190,31 @@ def opinions_in(masks: LabelledMasks, space: str, shuffle: bool = False) -> Tens
     return (opinions + NEIGHBOUR_FLOOR).log()
 
 
-def all_labels(masks: LabelledMasks) -> dict[tuple[str, float | None], Tensor]:
-    """Return (name, weight of the neighbours) -> labels (K,) of the masks."""
-    labels: dict[tuple[str, float | None], Tensor] = {("vote", None): masks.evidence.argmax(1)}
+Key = tuple[str, float | str | None]
+"""What labels masks: a name, and the weight of neighbours."""
+
+
+def all_labels(masks: LabelledMasks) -> dict[Key, Tensor]:
+    """Return what labels masks -> labels (K,) of the masks."""
+    labels: dict[Key, Tensor] = {("vote", None): masks.evidence.argmax(1)}
+    labels["nearest class prototype", None] = nearest_prototypes(masks)
     for space, name in (*((space, space) for space in masks.spaces), ("geometry", CONTROL)):
         opinions = opinions_in(masks, space, shuffle=name == CONTROL)
         for weight in WEIGHTS:
             corrected = (masks.evidence + weight * opinions) / (1 + weight)
             labels[name, weight] = corrected.argmax(1)
+        labels[name, ALONE] = opinions.argmax(1)
     labels["true majority", None] = masks.truth.argmax(1)
     return labels
+
+
+def nearest_prototypes(masks: LabelledMasks) -> Tensor:
+    """Return the class (K,) whose masks have the nearest mean feature, each mask by its pixels."""
+    (features,) = masks.spaces["features"]
+    voted = F.one_hot(masks.evidence.argmax(1), masks.evidence.shape[1]).float()
+    prototypes = F.normalize((voted * masks.pixels[:, None]).T @ features, dim=1)
+    similarity = features @ prototypes.T
+    return similarity.masked_fill(~voted.any(0), -torch.inf).argmax(1)
 
 
 def label_rows(masks: LabelledMasks) -> list[dict[str, Any]]:
@@ -221,27 +243,42 @@ def class_rows(masks: LabelledMasks, classes: Sequence[str]) -> list[dict[str, A
 
 
 def by_size(masks: LabelledMasks, labels: Tensor) -> dict[str, float]:
-    """Return the accuracy over masks of each size class, in percent."""
+    """Return the mIoU over the pixels of the masks of each size class, in percent."""
     limits = (0, *SIZES, 1 << 60)
-    accuracies = {}
+    mious = {}
     for low, high in itertools.pairwise(limits):
         chosen = (masks.pixels > low) & (masks.pixels <= high)
-        name = f"accuracy up to {high} px" if high in SIZES else f"accuracy above {low} px"
+        name = f"mIoU up to {high} px" if high in SIZES else f"mIoU above {low} px"
         if chosen.any():
-            accuracies[name] = masks.score(labels, chosen)["accuracy"]
-    return accuracies
+            mious[name] = masks.score(labels, chosen)["miou"]
+    return mious
+
+
+def left_out(masks: LabelledMasks) -> Tensor:
+    """Return (K,) bool: masks below the threshold of the class that they vote for."""
+    confidence, labels = masks.evidence.softmax(1).max(1)
+    running = ClassThresholds(masks.evidence.shape[1])
+    classes, bins = running.histogram.shape
+    index = labels * bins + (confidence * bins).long().clamp(max=bins - 1)
+    counts = torch.zeros(classes * bins).index_add_(0, index, masks.pixels)
+    running.update(counts.view(classes, bins).double())
+    return confidence < running.thresholds(KEPT_SHARE, CONFIDENCE_CAP)[labels]
 
 
 def plausible_rows(masks: LabelledMasks) -> list[dict[str, Any]]:
-    """Return how often the true class of a mask is among its likeliest, over masks and over pixels."""
+    """Return how often the true class of a mask is among its likeliest, over masks and over pixels.
+
+    Once for all masks and once for those that are left out, with their share of the area.
+    """
     labelled = masks.pixels > 0
-    majority, pixels = masks.truth.argmax(1)[labelled], masks.pixels[labelled]
     rows = []
-    for count in (1, 2, 3):
-        likeliest = masks.evidence[labelled].topk(count, dim=1).indices
-        hits = (likeliest == majority[:, None]).any(1).float()
-        area = (hits * pixels).sum() / pixels.sum()
-        rows.append(
-            {"classes": count, "masks": 100 * float(hits.mean()), "area": 100 * float(area)}
-        )
+    for name, chosen in (("all", labelled), ("left out", labelled & left_out(masks))):
+        majority, pixels = masks.truth.argmax(1)[chosen], masks.pixels[chosen]
+        share = 100 * float(pixels.sum() / masks.pixels.sum())
+        for count in (1, 2, 3) if chosen.any() else ():
+            likeliest = masks.evidence[chosen].topk(count, dim=1).indices
+            hits = (likeliest == majority[:, None]).any(1).float()
+            area = 100 * float((hits * pixels).sum() / pixels.sum())
+            row = {"likeliest": count, "of": name, "share of the area": share}
+            rows.append(row | {"masks": 100 * float(hits.mean()), "area": area})
     return rows

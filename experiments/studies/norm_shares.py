@@ -56,7 +56,7 @@ def measure(pair: DomainPair, num_images: int) -> list[dict[str, Any]]:
     probe = ConsistencyProbe(tuple(file.read(max_pixels=None) for file in compared), evaluation)
     examinations = {"miou": Examination(pair.classes, pair.val, config=evaluation)}
     if pair.labelled:
-        of_target = evenly_spread(list(pair.labelled), num_images)
+        of_target = tuple(evenly_spread(list(pair.labelled), num_images))
         examinations["target_miou"] = Examination(pair.classes, of_target, config=evaluation)
     rows: list[dict[str, Any]] = []
 

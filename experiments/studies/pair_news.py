@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,11 @@ EXTRA_LOSSES = {
     "contrast at boundaries, no projection head": {"ring_weight": 0.1, "projection": "none"},
     "neighbours": {"neighbour_weight": 1.0},
     "neighbours by features": {"neighbour_weight": 1.0, "neighbour_space": "features"},
+    "neighbours by chance (control)": {"neighbour_weight": 1.0, "neighbour_space": "random"},
     "neighbours in a learned space, and its metric": LEARNED,
 }
+BY_SAM = {"neighbours by SAM's embedding": {"neighbour_weight": 1.0, "neighbour_space": "sam"}}
+"""For masks that have embeddings."""
 """Name of a loss -> settings of `train.loss` that add it to self-training with the vote."""
 
 
@@ -75,25 +77,27 @@ def labelled_masks(
     others = [file for file in pair.images if file.image_id not in judged_ids]
     if not items or not others:
         raise ConfigError(f"{pair.name} has {len(labelled)} labelled images: give at least 2")
-    learned = learn_space(pair, network, folder, others, steps) if steps else None
+    learned = learn_space(pair, network, regions, others, steps) if steps else None
     evaluation = pair.config.evaluation
     masks, prior = label_masks(items, MaskStore(folder), network, evaluation, learned)
-    power = override(pair.config, VOTE).train.loss.prior_power
-    return masks.corrected_for(prior, power)
+    vote = override(pair.config, {**VOTE, **pair.votes.get(regions, {})}).train.loss
+    return masks.corrected_for(prior, vote.prior_power)
 
 
 def gradient_rows(
-    pair: DomainPair, network: Segmenter, masks: Path, batches: int, warm_up: int
+    pair: DomainPair, network: Segmenter, regions: str, batches: int, warm_up: int
 ) -> list[dict[str, Any]]:
     """Return cosine and relative norm of each extra loss's gradient against that of the labels.
 
     The losses are those of a training step after the ramp. `warm_up` batches fill the memory first.
     """
-    plain = StudyStep(pair, network, masks, {})
-    steps = {name: StudyStep(pair, network, masks, knobs) for name, knobs in EXTRA_LOSSES.items()}
+    by_sam = BY_SAM if MaskStore(pair.masks(regions)).has_embeddings else {}
+    losses = EXTRA_LOSSES | by_sam
+    plain = StudyStep(pair, network, regions, {})
+    steps = {name: StudyStep(pair, network, regions, knobs) for name, knobs in losses.items()}
     for step in (plain, *steps.values()):
         step.fill_memory(warm_up)
-    similar: dict[str, list[tuple[float, float]]] = {name: [] for name in EXTRA_LOSSES}
+    similar: dict[str, list[tuple[float, float]]] = {name: [] for name in losses}
     for _ in range(batches):
         of_labels = plain.gradient()
         for name, step in steps.items():
@@ -146,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
         ),
         "True class among the likeliest, percent": plausible_rows(masks),
         "Gradients at the backbone, against the pseudo-labels": gradient_rows(
-            pair, network, pair.masks(arguments.regions), arguments.batches, arguments.warm_up
+            pair, network, arguments.regions, arguments.batches, arguments.warm_up
         ),
     }
     command = (

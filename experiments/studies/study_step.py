@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ class StudyStep:
     Args:
         pair: Its images are the target, where `images` does not name some of them.
         network: The source model, which is copied.
-        masks: Folder of the masks.
+        regions: Source of the masks. The vote has the pair's settings for it.
         knobs: Settings of `train.loss` that differ, without that prefix.
         images: Target images.
     """
@@ -42,14 +41,14 @@ class StudyStep:
         self,
         pair: DomainPair,
         network: Segmenter,
-        masks: Path,
+        regions: str,
         knobs: dict[str, Any],
         images: Sequence[ImageFile] = (),
     ):
         torch.manual_seed(0)
         off = {"train.loss.contrast_weight": 0.0, "train.num_steps": _STEPS}
         named = {f"train.loss.{name}": value for name, value in knobs.items()}
-        config = override(pair.config, VOTE | off | named)
+        config = override(pair.config, {**VOTE, **pair.votes.get(regions, {})} | off | named)
         self.config: TrainConfig = config.train
         self.student = build_student(copy.deepcopy(network), config, torch.device("cpu"))
         set_batch_norm(self.student, self.config.batch_norm)
@@ -57,10 +56,11 @@ class StudyStep:
         self.memory = Memory.empty(len(pair.classes), self.student.embedding_dim, self.config)
         samples = TargetSamples(
             images or pair.images,
-            masks,
+            pair.masks(regions),
             self.config.augment,
             config.seed,
             with_geometry=self.config.loss.neighbour_weight > 0,
+            with_embeddings=self.config.loss.neighbour_space == "sam",
         )
         self._batches = iter(step_loader(samples, 0, _STEPS, self.config.batch_size))
 
