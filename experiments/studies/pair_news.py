@@ -74,10 +74,10 @@ def labelled_masks(
     folder, labelled = pair.masks(regions), list(pair.labelled_target())
     items = evenly_spread(labelled, min(judged, len(labelled) // 2))
     judged_ids = {item.image_id for item in items}
-    others = [file for file in pair.images if file.image_id not in judged_ids]
-    if not items or not others:
+    unlabelled = [file for file in pair.images if file.image_id not in judged_ids]
+    if not items or not unlabelled:
         raise ConfigError(f"{pair.name} has {len(labelled)} labelled images: give at least 2")
-    learned = learn_space(pair, network, regions, others, steps) if steps else None
+    learned = learn_space(pair, network, regions, unlabelled, steps) if steps else None
     evaluation = pair.config.evaluation
     masks, prior = label_masks(items, MaskStore(folder), network, evaluation, learned)
     vote = override(pair.config, {**VOTE, **pair.votes.get(regions, {})}).train.loss

@@ -89,18 +89,15 @@ def adaptation_losses(
     output: NetworkOutput = networks.student(batch["strong"])
 
     accepted = accepted_pixels(view.labels, view.confidence, thresholds, config.loss)
-    weights = pixel_weights(accepted, config.loss)
     full_logits = segmenter.upsample(output.logits, batch["strong"].shape[-2:])
-    loss_seg = label_space_loss(full_logits, view.labels, weights, config.loss)
-    accepted_share = global_mean(accepted.float().sum(), torch.ones_like(weights).sum())
-    metrics = {"loss_seg": loss_seg, "kept": accepted_share}
+    loss_seg = label_space_loss(full_logits, view.labels, accepted, config.loss)
+    metrics = {"loss_seg": loss_seg, "kept": _share(accepted)}
     # DDP needs a gradient of every parameter on every worker, the projection head's too.
     loss = loss_seg + 0.0 * output.embeddings.sum()
 
     ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
-    for name, (weight, part) in mask_losses(
-        full_logits, view, batch, accepted, config.loss
-    ).items():
+    of_masks = mask_losses(full_logits, view, batch, accepted, config.loss)
+    for name, (weight, part) in of_masks.items():
         metrics[name] = part
         loss = loss + weight * ramp_value * part
     if networks.space is not None and networks.space.space == "learned":
@@ -218,21 +215,28 @@ def mask_losses(
     return losses
 
 
-def label_space_loss(logits: Tensor, labels: Tensor, weights: Tensor, config: LossConfig) -> Tensor:
+def label_space_loss(
+    logits: Tensor, labels: Tensor, accepted: Tensor, config: LossConfig
+) -> Tensor:
     """Return weighted cross entropy or the student's entropy, averaged over all workers' pixels.
 
     Args:
         logits: (B, C, H, W) of the student.
         labels: (B, H, W) pseudo-labels.
-        weights: (B, H, W) of the pixels, 0 or more. Weights of `class_adaptive` thresholds choose
-            pixels, and the mean is over these. Weights of `paper_like` ones scale the loss, and the
-            mean is over all pixels. Entropy ignores them.
+        accepted: (B, H, W) bool, see `pixel_weights`. With `class_adaptive` thresholds the mean is over
+            these pixels. With `paper_like` ones it is over all pixels. Entropy ignores them.
         config: `label_space` and `thresholds`.
     """
+    weights = pixel_weights(accepted, config)
     if config.label_space == "entropy":
         return global_mean(entropy_sum(logits), torch.ones_like(weights).sum())
     counted = weights if config.thresholds == "class_adaptive" else torch.ones_like(weights)
     return global_mean(segmentation_loss(logits, labels, weights), counted.sum())
+
+
+def _share(chosen: Tensor) -> Tensor:
+    """Return the share of all workers' pixels that are chosen."""
+    return global_mean(chosen.float().sum(), torch.ones_like(chosen, dtype=torch.float32).sum())
 
 
 def ramp(step: int, num_steps: int, shares: tuple[float, float]) -> float:
