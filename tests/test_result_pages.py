@@ -154,3 +154,32 @@ def test_tables_of_our_own_pairs_are_those_of_the_ablations(page):
         row = recorded[method, regions]
         assert seeds == str(len(row["seeds"])) == "3"
         assert last == mean_and_spread([seed["student_last"] for seed in row["seeds"]])
+
+
+def test_statistics_on_the_drives_of_the_target_are_those_of_the_records():
+    rows = table("foreign-models.md", "Which BatchNorm statistics?", 1)
+    assert [row[0] for row in rows] == list(FOREIGN)
+    for model, *cells in rows:
+        record = rows_of(f"norm_shares_cityscapes2camvid_day_{FOREIGN[model]}")
+        mious = [row["target_miou"] for row in record if "consistency" in row]
+        found = record[-1]
+        lost = max(mious) - found["target_miou"]
+        expected = [*mious, found["target_miou"], lost]
+        assert [cell for cell in cells if cell != f"{found['share']:.2f}"] == [
+            f"{value:.1f}" for value in expected
+        ]
+
+
+def test_the_conclusion_on_foreign_models_is_that_of_its_tables():
+    text = " ".join((PAGES / "foreign-models.md").read_text().split("\n## ")[0].split())
+    results, plain = (table("foreign-models.md", part) for part in ("Results", "Plain runs"))
+    least, most = (
+        min(results, key=lambda row: float(row[4])),
+        max(results, key=lambda row: float(row[4])),
+    )
+    assert f"by {least[4][1:]} to {most[4][1:]} points" in text
+    gains = [float(gain) for row in results for gain in row[5].split(", ")]
+    assert f"{min(gains):.1f} or more in every seed" in text
+    of_camvid = [row for row in plain if row[1] != "Cityscapes"]
+    gains = [float(gain) for row in of_camvid for gain in row[5].split(", ")]
+    assert f"{len(gains)} runs as a user starts them gain {min(gains):.1f} or more" in text
