@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
 RECORDS = ROOT / "experiments" / "studies" / "results"
@@ -52,10 +54,10 @@ def delivered(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row.get("share") == DELIVERED_SHARE]
 
 
-def test_foreign_models_end_where_the_records_say():
+def test_foreign_models_end_where_the_records_say(experiment):
     rows = table("foreign-models.md", "Results")
     assert [row[0] for row in rows] == 2 * list(FOREIGN)
-    for model, light, source_only, adapted, gain, gains, teacher, _ in rows:
+    for model, light, source_only, adapted, gain, gains, teacher, lost in rows:
         record = shares_record(model, light)
         source = next(row["miou"] for row in record if row["network"] == "source-only")
         mious = [row["miou"] for row in delivered(record)]
@@ -66,12 +68,15 @@ def test_foreign_models_end_where_the_records_say():
         assert gains == ", ".join(f"{miou - source:+.1f}" for miou in mious)
         teachers = [row["miou"] for row in record if row["network"] == "teacher"]
         assert teacher == mean_and_spread(teachers)
+        before = next(row for row in record if row["network"] == "source-only")
+        worst = experiment("class_losses").worst_class
+        assert lost == worst(delivered(record), before, CAMVID_11.classes)
 
 
-def test_plain_runs_end_where_the_records_say():
+def test_plain_runs_end_where_the_records_say(experiment):
     rows = table("foreign-models.md", "Plain runs")
     assert len(rows) == len(list(RECORDS.glob("plain_*.json")))
-    for model, target, images, source_only, adapted, gains, verdicts in rows:
+    for model, target, images, source_only, adapted, gains, verdicts, lost in rows:
         light, _, part = target.partition(", ")
         pair = "cityscapes" if light == "Cityscapes" else f"cityscapes2camvid_{light}"
         ending = "_every_8" if part == "every eighth" else ""
@@ -87,6 +92,9 @@ def test_plain_runs_end_where_the_records_say():
         assert gains == ", ".join(differences)
         counts = collections.Counter(row["verdict"] for row in students)
         assert verdicts == ", ".join(f"{word} ({number})" for word, number in counts.items())
+        classes = CITYSCAPES_19 if light == "Cityscapes" else CAMVID_11
+        (before, *_) = [row for row in record if row["network"] == "source-only"]
+        assert lost == experiment("class_losses").worst_class(students, before, classes.classes)
 
 
 def test_classes_of_foreign_models_are_those_of_the_records():
