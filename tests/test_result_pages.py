@@ -117,6 +117,7 @@ def test_classes_of_foreign_models_are_those_of_the_records():
         (2, "dusk_espnetv2_s_1_0_city_1024x512"),
         (4, "dusk_espnet_p_2_q_8"),
         (6, "day_espnetv2_s_1_0_city_1024x512"),
+        (8, "day_espnet_p_2_q_8"),
     ],
 )
 def test_parts_of_the_method_are_those_of_the_ablations(column, record):
