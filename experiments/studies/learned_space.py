@@ -14,6 +14,7 @@ from sfss_ray.method.teacher import update_teacher, warm_up_momentum
 from sfss_ray.models.segmenter import Segmenter
 
 LEARNED = {"neighbour_weight": 1.0, "neighbour_space": "learned"}
+"""Settings of `train.loss` for neighbours in a learned space."""
 _LEARNING_RATE = 1e-3
 _MOMENTUM = 0.9
 
@@ -25,8 +26,18 @@ def learn_space(
 
     The network itself stays as it is: only the embedding of its features learns, from two views of each
     mask (mask_metric.py). The space is that of the teacher, an average over the last steps.
+
+    Args:
+        pair: Source model and target.
+        network: The source model, which is copied.
+        regions: Source of the masks.
+        images: Target images to learn from.
+        steps: Of learning, 1 or more.
+
+    Returns:
+        The teacher, in eval mode.
     """
-    step = StudyStep(pair, network, regions, LEARNED, images)
+    step = StudyStep(pair, network, regions, LEARNED, images, steps)
     space, averaged = step.student.mask_space, step.teacher.mask_space
     assert space is not None
     assert averaged is not None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfss_ray.config import EvaluationConfig
+from sfss_ray.config import EvaluationConfig, LossConfig
+from sfss_ray.data.class_sets import IGNORE_INDEX
 from sfss_ray.data.folders import LabelledImage
 from sfss_ray.evaluation.inference import predict_probabilities
 from sfss_ray.masks.bank.store import MaskStore
@@ -23,7 +24,6 @@ from sfss_ray.method.mask_space import MASK_GEOMETRY, describe_masks
 from sfss_ray.method.pseudo_labels import ClassThresholds
 from sfss_ray.models.segmenter import Segmenter
 
-VOID = 255
 WEIGHTS = (0.5, 1.0, 2.0)
 """Weights of the neighbours' opinion against a mask's own evidence."""
 ALONE = "alone"
@@ -31,8 +31,6 @@ ALONE = "alone"
 SIZES = (64, 256, 1024)
 """Limits of the size classes of masks, in pixels."""
 CONTROL = "random masks (control)"
-KEPT_SHARE, CONFIDENCE_CAP = 0.5, 0.9
-"""Of the thresholds below which a mask is left out, as in a training by default."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _learned_embeddings(
 def _true_pixels(labels: np.ndarray, masks: MaskPixels, classes: int) -> Tensor:
     """Return (M, C) labelled pixels of each mask number and class."""
     truth = torch.from_numpy(labels.astype(np.int64)).flatten()
-    labelled = truth != VOID
+    labelled = truth != IGNORE_INDEX
     index = masks.owner[labelled] * classes + truth[labelled]
     counts = torch.bincount(index, minlength=masks.num_masks * classes)
     return counts.view(-1, classes).float()
@@ -209,7 +207,10 @@ def all_labels(masks: LabelledMasks) -> dict[Key, Tensor]:
 
 
 def nearest_prototypes(masks: LabelledMasks) -> Tensor:
-    """Return the class (K,) whose masks have the nearest mean feature, each mask by its pixels."""
+    """Return the class (K,) whose masks have the nearest mean feature.
+
+    A mask belongs to the class that it votes for, and counts by its labelled pixels.
+    """
     (features,) = masks.spaces["features"]
     voted = F.one_hot(masks.evidence.argmax(1), masks.evidence.shape[1]).float()
     prototypes = F.normalize((voted * masks.pixels[:, None]).T @ features, dim=1)
@@ -217,18 +218,20 @@ def nearest_prototypes(masks: LabelledMasks) -> Tensor:
     return similarity.masked_fill(~voted.any(0), -torch.inf).argmax(1)
 
 
-def label_rows(masks: LabelledMasks) -> list[dict[str, Any]]:
-    """Return a row for the vote, for each space and weight, and for the true majority."""
+def label_rows(masks: LabelledMasks, labels_of: dict[Key, Tensor]) -> list[dict[str, Any]]:
+    """Return a row of scores for each of `all_labels`."""
     return [
         {"labels": name}
         | ({} if weight is None else {"weight": weight})
         | masks.score(labels)
         | by_size(masks, labels)
-        for (name, weight), labels in all_labels(masks).items()
+        for (name, weight), labels in labels_of.items()
     ]
 
 
-def class_rows(masks: LabelledMasks, classes: Sequence[str]) -> list[dict[str, Any]]:
+def class_rows(
+    masks: LabelledMasks, labels_of: dict[Key, Tensor], classes: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return rows of the IoU of each class in percent, with neighbours of weight 1."""
     return [
         {"class_iou": name}
@@ -237,7 +240,7 @@ def class_rows(masks: LabelledMasks, classes: Sequence[str]) -> list[dict[str, A
             for name_of_class, iou in zip(classes, class_ious(masks.truth, labels), strict=True)
             if not np.isnan(iou)
         }
-        for (name, weight), labels in all_labels(masks).items()
+        for (name, weight), labels in labels_of.items()
         if weight in (None, 1.0)
     ]
 
@@ -255,14 +258,18 @@ def by_size(masks: LabelledMasks, labels: Tensor) -> dict[str, float]:
 
 
 def left_out(masks: LabelledMasks) -> Tensor:
-    """Return (K,) bool: masks below the threshold of the class that they vote for."""
+    """Return (K,) bool: masks below the threshold of the class that they vote for, by default settings.
+
+    A mask counts by its labelled pixels, which are nearly all.
+    """
     confidence, labels = masks.evidence.softmax(1).max(1)
     running = ClassThresholds(masks.evidence.shape[1])
     classes, bins = running.histogram.shape
     index = labels * bins + (confidence * bins).long().clamp(max=bins - 1)
     counts = torch.zeros(classes * bins).index_add_(0, index, masks.pixels)
     running.update(counts.view(classes, bins).double())
-    return confidence < running.thresholds(KEPT_SHARE, CONFIDENCE_CAP)[labels]
+    loss = LossConfig()
+    return confidence < running.thresholds(loss.class_quantile, loss.confidence_cap)[labels]
 
 
 def plausible_rows(masks: LabelledMasks) -> list[dict[str, Any]]:

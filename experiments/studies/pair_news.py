@@ -26,7 +26,14 @@ from ablation_rows import STATISTICS, VOTE
 from ablation_run import Job, with_target_statistics
 from domain_pairs import REGIONS, DomainPair
 from learned_space import LEARNED, learn_space
-from mask_labels import LabelledMasks, class_rows, label_masks, label_rows, plausible_rows
+from mask_labels import (
+    LabelledMasks,
+    all_labels,
+    class_rows,
+    label_masks,
+    label_rows,
+    plausible_rows,
+)
 from study_record import write_record
 from study_step import StudyStep
 from torch.nn import functional as F
@@ -54,9 +61,10 @@ EXTRA_LOSSES = {
     "neighbours by chance (control)": {"neighbour_weight": 1.0, "neighbour_space": "random"},
     "neighbours in a learned space, and its metric": LEARNED,
 }
-BY_SAM = {"neighbours by SAM's embedding": {"neighbour_weight": 1.0, "neighbour_space": "sam"}}
-"""For masks that have embeddings."""
+
 """Name of a loss -> settings of `train.loss` that add it to self-training with the vote."""
+BY_SAM = {"neighbours by SAM's embedding": {"neighbour_weight": 1.0, "neighbour_space": "sam"}}
+"""The same, for masks that have embeddings."""
 
 
 def labelled_masks(
@@ -143,19 +151,21 @@ def run(arguments: argparse.Namespace) -> None:
     masks = labelled_masks(
         pair, network, arguments.regions, arguments.judged, arguments.metric_steps
     )
+    labels_of = all_labels(masks)
     tables = {
-        "Labels of masks, percent": label_rows(masks),
+        "Labels of masks, percent": label_rows(masks, labels_of),
         "IoU of each class, neighbours of weight 1, percent": class_rows(
-            masks, pair.classes.classes
+            masks, labels_of, pair.classes.classes
         ),
         "True class among the likeliest, percent": plausible_rows(masks),
         "Gradients at the backbone, against the pseudo-labels": gradient_rows(
             pair, network, arguments.regions, arguments.batches, arguments.warm_up
         ),
     }
-    command = (
-        f"python experiments/studies/pair_news.py {pair.options} --regions {arguments.regions}"
-    )
+    sizes = ("judged", "batches", "warm_up", "metric_steps")
+    options = [f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in sizes]
+    study = "python experiments/studies/pair_news.py"
+    command = " ".join([study, pair.options, f"--regions {arguments.regions}", *options])
     arguments.results.mkdir(parents=True, exist_ok=True)
     stem = arguments.results / f"pair_news_{pair.name}_{arguments.regions}"
     rows = [{"table": name} | row for name, rows in tables.items() for row in rows]

@@ -35,6 +35,7 @@ class StudyStep:
         regions: Source of the masks. The vote has the pair's settings for it.
         knobs: Settings of `train.loss` that differ, without that prefix.
         images: Target images.
+        num_batches: Steps that can be taken.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class StudyStep:
         regions: str,
         knobs: dict[str, Any],
         images: Sequence[ImageFile] = (),
+        num_batches: int = _STEPS,
     ):
         torch.manual_seed(0)
         off = {"train.loss.contrast_weight": 0.0, "train.num_steps": _STEPS}
@@ -62,7 +64,7 @@ class StudyStep:
             with_geometry=self.config.loss.neighbour_weight > 0,
             with_embeddings=self.config.loss.neighbour_space == "sam",
         )
-        self._batches = iter(step_loader(samples, 0, _STEPS, self.config.batch_size))
+        self._batches = iter(step_loader(samples, 0, num_batches, self.config.batch_size))
 
     def loss(self) -> Tensor:
         """Return the loss of the next batch, as in a step after the ramp."""

@@ -78,26 +78,17 @@ def _check_shares_of_range(stage: TrainConfig | PretrainConfig, compute: Compute
 
 
 def check_neighbour_space(config: Config, masks_have_embeddings: bool | None) -> None:
-    """Check that the opinion of a mask's neighbours has an effect, and that neighbours can be found.
+    """Check that masks have the embeddings by which they are to be compared.
 
     Args:
         config: The whole config.
         masks_have_embeddings: Of masks that exist; None where the run makes them.
 
     Raises:
-        ConfigError: no loss uses the evidence of masks, or masks are compared by embeddings that they do
-            not have.
+        ConfigError: masks are compared by embeddings that they do not have.
     """
     loss = config.train.loss
-    if loss.neighbour_weight == 0:
-        return
-    masks_vote = loss.mask_vote == "pooled" and loss.vote_weight > 0
-    if not masks_vote and (loss.rule_out_weight == 0 or loss.rule_out_by == "pixel"):
-        raise ConfigError(
-            "neighbour_weight has no effect, because the evidence of masks is not used: set mask_vote to"
-            " pooled and vote_weight above 0, or neighbour_weight to 0"
-        )
-    if loss.neighbour_space != "sam":
+    if loss.neighbour_weight == 0 or loss.neighbour_space != "sam":
         return
     if masks_have_embeddings is None and not config.masks.embeddings:
         raise ConfigError(
@@ -107,6 +98,26 @@ def check_neighbour_space(config: Config, masks_have_embeddings: bool | None) ->
         raise ConfigError(
             "neighbour_space is 'sam' but the given masks have no embeddings: make masks with"
             " masks.embeddings, or choose another space"
+        )
+
+
+def check_neighbour_use(config: Config) -> None:
+    """Check that something uses the opinion of a mask's neighbours.
+
+    Not for the points of a search space: of several settings, some may switch the use off.
+
+    Raises:
+        ConfigError: neighbours are asked for nothing.
+    """
+    loss = config.train.loss
+    votes = loss.mask_vote == "pooled" and loss.vote_weight > 0
+    rules_out = loss.rule_out_weight > 0 and loss.rule_out_by == "mask"
+    learns = loss.neighbour_space == "learned" and loss.metric_weight > 0
+    if loss.neighbour_weight > 0 and not (votes or rules_out or learns):
+        raise ConfigError(
+            "neighbour_weight is above 0, but no loss uses the opinion of neighbours: set mask_vote to"
+            " pooled and vote_weight above 0, or rule_out_weight above 0 with rule_out_by mask, or"
+            " neighbour_weight to 0"
         )
 
 

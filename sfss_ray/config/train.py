@@ -188,8 +188,8 @@ class LossConfig:
         Literal["geometry", "features", "both", "learned", "sam", "random"], Research
     ] = "geometry"
     """What masks are compared by: place and size, the teacher's features, both, an embedding of both
-    that is learned without class labels, or SAM's embedding (masks.embeddings). random compares them by
-    nothing, which shows what any other masks would add."""
+    that is learned without class labels, or SAM's embedding (masks.embeddings). random is a control: the
+    neighbours have nothing in common with the mask."""
     metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
     """learned: weight of the loss that trains the embedding. It pulls two views of a mask together, and
     pushes masks of other images away whose neighbours are of other classes."""

@@ -15,6 +15,7 @@ from sfss_ray.config import Config
 from sfss_ray.config.consistency import (
     check_keep,
     check_neighbour_space,
+    check_neighbour_use,
     check_stage,
     require_held_out,
     score_name,
@@ -249,6 +250,7 @@ def _check_settings(request: Request, survey: Survey) -> str:
     check_stage(config.train, config.compute)
     has_embeddings = survey.masks.has_embeddings if survey.masks else None
     check_neighbour_space(config, has_embeddings)
+    check_neighbour_use(config)
     training, held_out = split_target_images(survey.images, survey.masks, config)
     if survey.images and not training:
         raise DataError(

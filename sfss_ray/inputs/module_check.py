@@ -53,23 +53,24 @@ def check_module(
     whole_size = evaluated_size(image_size, config.evaluation)
     crop_size = fit_crop(config.train.augment, source.size_multiple).chosen_crop_size
     # A user's own module is tried at both sizes, whatever BatchNorm sees.
-    of_whole = single_value_layers(network, whole_size)
-    of_crop = single_value_layers(network, crop_size)
-    if of_whole and _fewest_whole_images(config, num_images) == 1:
+    whole_image_layers = single_value_layers(network, whole_size)
+    crop_layers = single_value_layers(network, crop_size)
+    if whole_image_layers and _fewest_whole_images(config, num_images) == 1:
         raise ConfigError(
-            f"BatchNorm {of_whole[0]!r} of the network sees a single value per channel of an image, so"
-            " the statistics of one image have no variance: give at least 2 target images to train on"
-            " and train.statistics_images of 2 or more, or set train.batch_norm to frozen"
+            f"BatchNorm {whole_image_layers[0]!r} of the network sees a single value per channel of an"
+            " image, so the statistics of one image have no variance: give at least 2 target images to"
+            " train on and train.statistics_images of 2 or more (0 keeps the source's statistics), or"
+            " set train.batch_norm to frozen"
         )
-    if of_crop and _fewest_crops(config, device) == 1:
+    if crop_layers and _fewest_crops(config, device) == 1:
         raise ConfigError(
-            f"BatchNorm {of_crop[0]!r} of the network sees a single value per channel of a crop of"
+            f"BatchNorm {crop_layers[0]!r} of the network sees a single value per channel of a crop of"
             f" {crop_size[0]}x{crop_size[1]}, so a batch of one crop has no variance: give every worker"
             " at least two crops at a time (raise train.batch_size, lower train.accumulate or"
             " compute.num_workers), or set train.batch_norm to frozen"
         )
     if source.carried is None:
-        return f"takes a single image, and batches of one crop of {crop_size[0]}x{crop_size[1]}"
+        return "takes the smallest batches of this run"
     return f"takes images of {image_size[0]}x{image_size[1]}"
 
 

@@ -66,7 +66,9 @@ class ContrastNet(nn.Module):
             features, logits = self.segmenter(images)
             features = self._on_contrast_grid(features, images)
             embeddings = self.projection(features)
-            mask_features = self.mask_space(features).float() if self.mask_space else None
+            mask_features = None
+            if self.mask_space is not None and self.mask_space.uses_features:
+                mask_features = self.mask_space(features).float()
         embeddings = F.normalize(embeddings.float(), dim=1)
         return NetworkOutput(logits.float(), embeddings, mask_features)
 

@@ -37,7 +37,7 @@ class DescribedMasks:
 
 
 class MaskSpace(nn.Module):
-    """Turns features of cells into what describes a mask beyond its geometry.
+    """What masks are compared by, other than their geometry or SAM's embedding.
 
     Args:
         space: "features", "both", "learned" or "random", see `train.loss.neighbour_space`.
@@ -56,6 +56,11 @@ class MaskSpace(nn.Module):
                 nn.Conv2d(_HIDDEN_WIDTH, EMBEDDING_WIDTH, 1),
             )
             self.of_geometry = nn.Linear(GEOMETRY_WIDTH, EMBEDDING_WIDTH)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether features of cells describe a mask."""
+        return self.space != "random"
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, W, h, w) to be averaged over masks, of features (B, D, h, w)."""
@@ -95,11 +100,11 @@ def describe_masks(
     if MASK_EMBEDDING in batch:
         embeddings = batch[MASK_EMBEDDING][:, : masks.ids_per_image].flatten(0, 1)[numbers]
         return DescribedMasks(numbers, images, geometry, (embeddings,))
-    if space is None or features is None:
-        return DescribedMasks(numbers, images, geometry, (geometry,))
-    if space.space == "random":
+    if space is not None and not space.uses_features:
         drawn = random_descriptions(images, numbers % masks.ids_per_image)
         return DescribedMasks(numbers, images, geometry, (drawn,))
+    if space is None or features is None:
+        return DescribedMasks(numbers, images, geometry, (geometry,))
     pooled = pool_cells(features, batch["mask_ids"], masks)[numbers]
     if space.space == "learned":
         blocks = (space.embed(pooled, geometry),)
@@ -119,7 +124,7 @@ def random_descriptions(images: Tensor, ids: Tensor) -> Tensor:
         ids: (K,) of the masks in their images.
     """
     columns = torch.arange(1, GEOMETRY_WIDTH + 1, device=ids.device)
-    angles = (images * 12.9898 + ids * 78.233).double()[:, None] * columns + 37.719 * columns
+    angles = (images.double() * 12.9898 + ids.double() * 78.233 + 37.719)[:, None] * columns
     return (angles.sin() * 43758.5453).frac().abs().float()
 
 

@@ -59,7 +59,7 @@ class ClassThresholds:
 def accepted_pixels(
     labels: Tensor, confidence: Tensor, thresholds: Tensor, config: LossConfig
 ) -> Tensor:
-    """Return (B, H, W) bool: the pixels whose pseudo-label is sure.
+    """Return (B, H, W) bool: the pixels whose pseudo-label is confident enough to train on.
 
     class_adaptive: the confidence reaches the threshold of its class. paper_like: it reaches
     `confidence`.

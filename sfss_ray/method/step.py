@@ -96,8 +96,8 @@ def adaptation_losses(
     loss = loss_seg + 0.0 * output.embeddings.sum()
 
     ramp_value = ramp(info.step, config.num_steps, config.loss.ramp)
-    of_masks = mask_losses(full_logits, view, batch, accepted, config.loss)
-    for name, (weight, part) in of_masks.items():
+    mask_parts = mask_losses(full_logits, view, batch, accepted, config.loss)
+    for name, (weight, part) in mask_parts.items():
         metrics[name] = part
         loss = loss + weight * ramp_value * part
     if networks.space is not None and networks.space.space == "learned":
@@ -188,8 +188,9 @@ def mask_losses(
     """Return weight and value of each loss in which masks act on the student's outputs.
 
     The rule-out contrast is summed over the pixels whose pseudo-label is not accepted, and divided by
-    the number of accepted ones, on all workers. So the former weigh as much as the latter, unless fewer
-    than 5 % are accepted: the divisor never falls below that.
+    the number of accepted ones, on all workers. With `class_adaptive` thresholds the former then weigh
+    as much as the latter in L_seg, unless fewer than 5 % are accepted: the divisor never falls below
+    that.
 
     Args:
         logits: (B, C, H, W) of the student.

@@ -118,7 +118,8 @@ def _gather_evidence(
     rules_out = config.rule_out_weight > 0
     concepts = batch.get(CONCEPT_SCORES) if config.concept_weight > 0 else None
     corrects = config.prior_power > 0 or concepts is not None
-    if config.mask_vote == "none" and not rules_out and not corrects:
+    asks_neighbours = memory.neighbours is not None
+    if config.mask_vote == "none" and not (rules_out or corrects or asks_neighbours):
         return None, None
     prior = memory.prior.share()
     evidence = Evidence.gather(full, batch["mask_ids"], prior, config.prior_power)

@@ -116,4 +116,4 @@ def test_a_network_is_adapted_searched_and_used_by_command_line(
         ids = next((predictions / "train_ids").rglob("*.png"))
         assert np.array(Image.open(ids)).max() < 19
         assert cli.main(["export", student, str(output / "student.onnx"), *own]) == 0
-    assert "architecture" not in capsys.readouterr().err
+        assert (output / "student.onnx").stat().st_size > 0

@@ -8,7 +8,7 @@ import pytest
 
 import sfss_ray
 from sfss_ray.config import AugmentConfig, ComputeConfig, Config, TrainConfig, override
-from sfss_ray.config.consistency import check_keep, check_neighbour_space, check_stage
+from sfss_ray.config.consistency import check_keep, check_neighbour_use, check_stage
 from sfss_ray.errors import ConfigError
 from sfss_ray.streets.default import SOURCE_MODEL
 from sfss_ray.streets.scenes import write_streets
@@ -120,7 +120,7 @@ def test_the_best_student_needs_held_out_images():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "has_effect"),
+    ("knobs", "is_accepted"),
     [
         ({}, True),
         ({"mask_vote": "none"}, False),
@@ -128,14 +128,16 @@ def test_the_best_student_needs_held_out_images():
         ({"vote_weight": 0.0}, False),
         ({"mask_vote": "none", "rule_out_weight": 1.0}, True),
         ({"mask_vote": "none", "rule_out_weight": 1.0, "rule_out_by": "pixel"}, False),
+        ({"mask_vote": "none", "neighbour_space": "learned"}, True),
+        ({"mask_vote": "none", "neighbour_space": "learned", "metric_weight": 0.0}, False),
         ({"mask_vote": "none", "neighbour_weight": 0.0}, True),
     ],
 )
-def test_neighbours_whose_opinion_nothing_uses_are_refused(knobs, has_effect):
+def test_neighbours_whose_opinion_nothing_uses_are_refused(knobs, is_accepted):
     knobs = {"neighbour_weight": 1.0} | knobs
     config = override(Config(), {f"train.loss.{name}": value for name, value in knobs.items()})
-    if has_effect:
-        check_neighbour_space(config, None)
+    if is_accepted:
+        check_neighbour_use(config)
         return
-    with pytest.raises(ConfigError, match=r"neighbour_weight has no effect.*mask_vote to pooled"):
-        check_neighbour_space(config, None)
+    with pytest.raises(ConfigError, match="no loss uses the opinion of neighbours: set mask_vote"):
+        check_neighbour_use(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -79,11 +80,11 @@ def test_neighbours_of_other_images_correct_a_mask_and_the_table_has_every_space
     assert labels["geometry", mask_labels.ALONE][:2].tolist() == [1, 0]
     # The prototypes are the mean places of masks 0, 1 and 4, and of masks 2 and 3.
     assert labels[prototype, None].tolist() == [1, 0, 1, 1, 0]
-    names = [row["labels"] for row in mask_labels.label_rows(masks)]
+    names = [row["labels"] for row in mask_labels.label_rows(masks, labels)]
     spaces = ["geometry", "features", mask_labels.CONTROL]
     of_spaces = [space for space in spaces for _ in range(4)]
     assert names == ["vote", prototype, *of_spaces, "true majority"]
-    classes = mask_labels.class_rows(masks, ["road", "car", "sky"])
+    classes = mask_labels.class_rows(masks, labels, ["road", "car", "sky"])
     assert [row["class_iou"] for row in classes] == ["vote", prototype, *spaces, "true majority"]
     best = classes[-1]
     assert best["sky"] == pytest.approx(100 * 40 / 45)
@@ -103,7 +104,7 @@ def test_masks_below_the_threshold_of_their_class_are_left_out(mask_labels):
     masks = labelled(mask_labels, probabilities.log(), [0, 0, 1, 1, 1])
     # Class 0 has 32 pixels at .95, none at .96 and 90 at .55; class 1 has 50 at .62 and 45 at .82.
     assert mask_labels.left_out(masks).tolist() == [False, False, False, False, False]
-    fewer = mask_labels.replace(masks, truth=TRUTH * torch.tensor([1, 0.5, 1, 1, 0.3])[:, None])
+    fewer = dataclasses.replace(masks, truth=TRUTH * torch.tensor([1, 0.5, 1, 1, 0.3])[:, None])
     # Now 27 pixels at .55, and 25 at .62.
     assert mask_labels.left_out(fewer).tolist() == [False, True, False, False, True]
     rows = mask_labels.plausible_rows(fewer)

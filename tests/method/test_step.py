@@ -149,23 +149,24 @@ def test_renaming_masks_in_order_changes_nothing():
 
 
 def test_losses_without_draws_do_not_depend_on_the_order_of_mask_ids():
-    """Pairs are drawn in the order of ids. The other losses draw nothing."""
+    """Pairs are drawn in the order of ids. These losses draw nothing."""
     knobs = NEWS | {"loss__neighbour_weight": 1.0, "loss__contrast_weight": 0.0}
     first, second = drawn_batch([2, 3]), drawn_batch([0, 1])
     count = int(max(b["mask_ids"].max() for b in (first, second))) + 1
     order = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0)) + 1
     new_ids = torch.cat([torch.zeros(1, dtype=torch.long), order])
-    gradients = []
-    for rename in (torch.arange(count), new_ids):
+    gradients, places = [], torch.rand(2, count, 4, generator=torch.Generator().manual_seed(1))
+    same = torch.arange(count)
+    for rename, moved in ((same, same), (new_ids, new_ids), (new_ids, same)):
         networks = StepNetworks(**knobs)
         for batch in (first, second):  # the second batch has neighbours
             geometry = torch.zeros(2, count, 4)
-            places = torch.rand(2, count, 4, generator=torch.Generator().manual_seed(1))
-            geometry[:, rename] = places
+            geometry[:, moved] = places
             changed = {"mask_ids": rename[batch["mask_ids"]], "mask_geometry": geometry}
             gradients.append(networks.gradients(batch | changed))
+    assert close(gradients[0], gradients[2])
     assert close(gradients[1], gradients[3])
-    assert not close(gradients[0], gradients[1])
+    assert not close(gradients[1], gradients[5])  # masks at other places have other neighbours
 
 
 def test_a_seed_draws_other_pairs_and_the_same_seed_the_same():

@@ -76,6 +76,13 @@ SCENARIOS = {
         "loss__metric_weight": 0.5,
         "augment__class_mix": 0.7,
     },
+    "by_chance": FROZEN
+    | {
+        "num_steps": 2,
+        "loss__mask_vote": "pooled",
+        "loss__neighbour_weight": 1.0,
+        "loss__neighbour_space": "random",
+    },
     "both_spaces": FROZEN
     | {
         "num_steps": 2,
