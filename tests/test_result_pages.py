@@ -192,3 +192,24 @@ def test_the_conclusion_on_foreign_models_is_that_of_its_tables():
     of_camvid = [row for row in plain if row[1] != "Cityscapes"]
     gains = [float(gain) for row in of_camvid for gain in row[5].split(", ")]
     assert f"{len(gains)} runs as a user starts them gain {min(gains):.1f} or more" in text
+    of_statistics = [
+        (found_share(model, light)["miou"] - float(source)) / float(gain)
+        for model, light, source, _, gain, *_ in results
+    ]
+    low, high = (round(100 * part) for part in (min(of_statistics), max(of_statistics)))
+    assert f"BatchNorm statistics alone bring {low} to {high} % of the gain" in text
+    costs = [
+        statistics.fmean(alone(model, light)) - float(adapted.split(" ")[0])
+        for model, light, _, adapted, *_ in results
+    ]
+    assert f"costs at most {max(costs):.1f} points".replace("0.", ".") in text
+
+
+def found_share(model: str, light: str) -> dict:
+    """Return the row of the BatchNorm statistics that a run finds."""
+    return rows_of(f"norm_shares_cityscapes2camvid_{light}_{FOREIGN[model]}")[-1]
+
+
+def alone(model: str, light: str) -> list[float]:
+    """Return the mIoU of the students of all seeds without a share of the source model."""
+    return [row["miou"] for row in shares_record(model, light) if row.get("share") == 0]
