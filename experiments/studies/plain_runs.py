@@ -11,16 +11,18 @@ The other studies train with all target images, in this process. Here a run hold
 crop and BatchNorm statistics, trains on Ray, and judges its student without labels. Only the number of
 steps, the seed, the regions (Felzenszwalb's, which need no SAM weights) and, for Cityscapes,
 `evaluation.max_size 1024` are given. The student is scored afterwards. `--every 8` adapts to every
-eighth target image. The script writes plain_PAIR.json and .md, or plain_PAIR_every_8.*.
+eighth target image. `--shares 0.5 0.75` also scores each student with larger shares of the source model
+in its weights. The script writes plain_PAIR.json and .md, or plain_PAIR_every_8.*.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ablation import add_pair_options, make_pair
@@ -30,6 +32,9 @@ from study_record import write_record
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sfss_ray.models.segmenter import Segmenter
 
 
 def knobs(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -70,15 +75,34 @@ def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> li
     assert verdict is not None
     assert target is not None
     exam = Examination(pair.classes, pair.val, config=pair.config.evaluation)
-    models = {"source-only": pair.source_model, "student": result.student_path}
+    source, student = load_model(pair.source_model).network, load_model(result.student_path).network
+    networks = {"source-only": source, "student": student}
+    networks |= {
+        f"student, source_share {share:g}": with_share(student, source, share)
+        for share in arguments.shares
+    }
     rows = []
-    for name, path in models.items():
-        score = exam.score(load_model(path).network.eval())
+    for name, network in networks.items():
+        score = exam.score(network.eval())
         facts = {"network": name, "seed": seed, "steps": steps}
         facts |= {"miou": score.miou, "per_class": score.as_dict()["per_class"]}
         run = {"verdict": verdict.word, "images": target.images, "held_out": target.held_out}
         rows.append(facts | run)
     return rows
+
+
+def with_share(student: Segmenter, source: Segmenter, share: float) -> Segmenter:
+    """Return a copy of a run's student with a larger share of the source model in its weights.
+
+    The student holds the default share already.
+    """
+    from sfss_ray.config import TrainConfig
+    from sfss_ray.train.weight_average import average_weights
+
+    added = 1 - (1 - share) / (1 - TrainConfig().source_share)
+    changed = copy.deepcopy(student)
+    changed.load_state_dict(average_weights(student.state_dict(), source.state_dict(), added))
+    return changed
 
 
 def as_markdown(
@@ -119,8 +143,12 @@ def run(arguments: argparse.Namespace) -> None:
     """Adapt with each seed, and write the table after each."""
     if min(arguments.steps, arguments.every, arguments.seeds) < 1:
         raise ConfigError("--steps, --every and --seeds are 1 or more")
+    if not all(0.25 <= share <= 1 for share in arguments.shares):
+        raise ConfigError("--shares are 0.25, which every student holds, to 1")
     pair = make_pair(arguments)
     options = f"{pair.options} --steps {arguments.steps}"
+    if arguments.shares:
+        options += f" --shares {' '.join(f'{share:g}' for share in arguments.shares)}"
     ending = ""
     if arguments.every > 1:
         options, ending = f"{options} --every {arguments.every}", f"_every_{arguments.every}"
@@ -143,5 +171,8 @@ if __name__ == "__main__":
     add_pair_options(parser)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--steps", type=int, default=200, help="steps of every run")
+    parser.add_argument(
+        "--shares", type=float, nargs="*", default=[], help="larger shares of the source model"
+    )
     parser.add_argument("--every", type=int, default=1, help="adapt to every n-th target image")
     sys.exit(run_guarded(lambda: run(parser.parse_args())))

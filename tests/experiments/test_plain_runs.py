@@ -18,21 +18,23 @@ def call(tmp_path, *options):
 
 
 def test_each_seed_is_a_run_with_a_verdict(tmp_path):
-    output = call(tmp_path, "--steps", "2", "--seeds", "2", "--every", "2")
+    output = call(tmp_path, "--steps", "2", "--seeds", "2", "--every", "2", "--shares", "0.25", "1")
     assert output.returncode == 0, output.stdout + output.stderr
     stem = tmp_path / "results" / "plain_streets_every_2"
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
+    shares = ["student, source_share 0.25", "student, source_share 1"]
+    networks = ["source-only", "student", *shares]
     assert [(row["network"], row["seed"]) for row in rows] == [
-        ("source-only", 0),
-        ("student", 0),
-        ("source-only", 1),
-        ("student", 1),
+        (name, seed) for seed in (0, 1) for name in networks
     ]
+    for source, student, same, all_source in (rows[:4], rows[4:]):
+        assert same["miou"] == pytest.approx(student["miou"], abs=0.01)
+        assert all_source["miou"] == pytest.approx(source["miou"], abs=0.01)
     assert {(row["images"], row["held_out"]) for row in rows} == {(8, 1)}
     assert rows[0]["miou"] == pytest.approx(44.44, abs=0.05)  # the source model as it is
-    assert rows[1]["miou"] != rows[3]["miou"]
+    assert rows[1]["miou"] != rows[5]["miou"]
     table = stem.with_suffix(".md").read_text()
-    assert f"{rows[1]['verdict']} (seed 0), {rows[3]['verdict']} (seed 1)" in table
+    assert f"{rows[1]['verdict']} (seed 0), {rows[5]['verdict']} (seed 1)" in table
     assert table in output.stdout
 
 
