@@ -213,3 +213,18 @@ def found_share(model: str, light: str) -> dict:
 def alone(model: str, light: str) -> list[float]:
     """Return the mIoU of the students of all seeds without a share of the source model."""
     return [row["miou"] for row in shares_record(model, light) if row.get("share") == 0]
+
+
+def test_students_on_the_domain_of_their_source_are_those_of_the_record(experiment):
+    record = rows_of(f"plain_cityscapes_{FOREIGN['ESPNetv2, width 2.0']}")
+    source = [row for row in record if row["network"] == "source-only"]
+    rows = table("foreign-models.md", "How much of the source model?", 1)
+    assert [row[0] for row in rows] == list(dict.fromkeys(row["network"] for row in record))
+    for name, miou, changes, lost in rows:
+        students = [row for row in record if row["network"] == name]
+        mious = [row["miou"] for row in students]
+        assert miou == mean_and_spread(mious)
+        differences = [b - a["miou"] for a, b in zip(source, mious, strict=True)]
+        assert changes == ", ".join(f"{difference:+.1f}" for difference in differences)
+        worst = experiment("class_losses").worst_class
+        assert lost == worst(students, source[0], CITYSCAPES_19.classes)
