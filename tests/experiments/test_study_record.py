@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "results"
-MOST_LINES = 90
+MOST_LINES = 60
 
 
 @pytest.fixture
