@@ -12,7 +12,8 @@ crop and BatchNorm statistics, trains on Ray, and judges its student without lab
 steps, the seed, the regions (Felzenszwalb's, which need no SAM weights) and, for Cityscapes,
 `evaluation.max_size 1024` are given. The student is scored afterwards. `--every 8` adapts to every
 eighth target image. `--shares 0.5 0.75` also scores each student with larger shares of the source model
-in its weights. The script writes plain_PAIR.json and .md, or plain_PAIR_every_8.*.
+in its weights. `--set train.batch_norm=frozen` changes a setting, for a table of remedies. The script
+writes plain_PAIR.json and .md, with `_every_8` or the changed settings in their names.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from ablation import add_pair_options, make_pair
 from class_losses import worst_class
 from domain_pairs import DomainPair
@@ -34,17 +36,29 @@ from sfss_ray.cli import run_guarded
 from sfss_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sfss_ray.config import Config
     from sfss_ray.models.segmenter import Segmenter
 
 
-def knobs(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Return the settings that a run changes."""
-    return {
+def make_config(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> Config:
+    """Return the configuration of a run: the defaults and what this study changes."""
+    from sfss_ray.config import Config, override
+
+    changes = {
         "seed": seed,
         "masks.regions": "felzenszwalb",
         "train.num_steps": arguments.steps,
         "evaluation.max_size": pair.config.evaluation.max_size,
     }
+    return override(Config(), changes | read_settings(arguments.set))
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of `--set NAME=VALUE`; a value is written as in YAML."""
+    if not all("=" in text for text in texts):
+        raise ConfigError("--set takes NAME=VALUE, for example train.batch_norm=frozen")
+    pairs = (text.split("=", 1) for text in texts)
+    return {name: yaml.safe_load(value) for name, value in pairs}
 
 
 def write_target(pair: DomainPair, folder: Path, every: int) -> Path:
@@ -60,16 +74,14 @@ def write_target(pair: DomainPair, folder: Path, every: int) -> Path:
 def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Adapt with one seed, and return a row for the source model and one for the student."""
     import sfss_ray
-    from sfss_ray.config import Config, override
     from sfss_ray.evaluation.examination import Examination
     from sfss_ray.models.model_file import load_model
 
-    folder, every, steps = pair.folder / "plain", arguments.every, arguments.steps
+    config, steps = make_config(pair, arguments, seed), arguments.steps
+    images = write_target(pair, pair.folder / "plain" / f"every_{arguments.every}", arguments.every)
+    folder = f"every_{arguments.every}_steps_{steps}{name_settings(arguments.set)}"
     result = sfss_ray.adapt(
-        pair.source_model,
-        write_target(pair, folder / f"every_{every}", every),
-        folder / f"every_{every}_steps_{steps}" / f"seed{seed}",
-        config=override(Config(), knobs(pair, arguments, seed)),
+        pair.source_model, images, pair.folder / "plain" / folder / f"seed{seed}", config=config
     )
     verdict, target = result.report.verdict, result.report.target
     assert verdict is not None
@@ -78,7 +90,9 @@ def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> li
     source, student = load_model(pair.source_model).network, load_model(result.student_path).network
     networks = {"source-only": source, "student": student}
     networks |= {
-        f"student, source_share {share:g}": with_share(student, source, share)
+        f"student, source_share {share:g}": with_share(
+            student, source, share, config.train.source_share
+        )
         for share in arguments.shares
     }
     rows = []
@@ -91,15 +105,16 @@ def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> li
     return rows
 
 
-def with_share(student: Segmenter, source: Segmenter, share: float) -> Segmenter:
-    """Return a copy of a run's student with a larger share of the source model in its weights.
+def name_settings(texts: Sequence[str]) -> str:
+    """Return a part of a file name for the settings of `--set`, empty without any."""
+    return "".join(f"_{text.rsplit('.', 1)[-1].replace('=', '_')}" for text in texts)
 
-    The student holds the default share already.
-    """
-    from sfss_ray.config import TrainConfig
+
+def with_share(student: Segmenter, source: Segmenter, share: float, present: float) -> Segmenter:
+    """Return a copy of a student with a larger share of the source model than the present one."""
     from sfss_ray.train.weight_average import average_weights
 
-    added = 1 - (1 - share) / (1 - TrainConfig().source_share)
+    added = 1 - (1 - share) / (1 - present)
     changed = copy.deepcopy(student)
     changed.load_state_dict(average_weights(student.state_dict(), source.state_dict(), added))
     return changed
@@ -117,8 +132,8 @@ def as_markdown(
         "",
         f"`{command}`",
         "",
-        f"`sfss_ray.adapt` with its defaults, {first['steps']} steps, Felzenszwalb's regions, last step,"
-        f" seeds {', '.join(map(str, seeds))}.",
+        f"`sfss_ray.adapt` with its defaults and the settings of the command, {first['steps']} steps,"
+        f" Felzenszwalb's regions, last step, seeds {', '.join(map(str, seeds))}.",
         "",
         "| network | mIoU % | gain | gain in each seed | class that loses most |",
         "|---|---|---|---|---|",
@@ -149,14 +164,21 @@ def run(arguments: argparse.Namespace) -> None:
     options = f"{pair.options} --steps {arguments.steps}"
     if arguments.shares:
         options += f" --shares {' '.join(f'{share:g}' for share in arguments.shares)}"
-    ending = ""
+    ending = name_settings(arguments.set)
+    if arguments.first_seed or arguments.seeds != 3:
+        options += f" --first-seed {arguments.first_seed} --seeds {arguments.seeds}"
+    if arguments.set:
+        options += f" --set {' '.join(arguments.set)}"
     if arguments.every > 1:
-        options, ending = f"{options} --every {arguments.every}", f"_every_{arguments.every}"
+        options, ending = (
+            f"{options} --every {arguments.every}",
+            f"_every_{arguments.every}{ending}",
+        )
     command = f"python experiments/studies/plain_runs.py {options}"
     stem = arguments.results / f"plain_{pair.name}{ending}"
     arguments.results.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         rows += adapt_once(pair, arguments, seed)
         write_record(stem.with_suffix(".json"), command, "cpu", rows)
         table = as_markdown(pair, rows, command, pair.classes.classes)
@@ -169,10 +191,14 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_pair_options(parser)
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the lowest seed")
     parser.add_argument("--steps", type=int, default=200, help="steps of every run")
     parser.add_argument(
         "--shares", type=float, nargs="*", default=[], help="larger shares of the source model"
+    )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that every run changes"
     )
     parser.add_argument("--every", type=int, default=1, help="adapt to every n-th target image")
     sys.exit(run_guarded(lambda: run(parser.parse_args())))
