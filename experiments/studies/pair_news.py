@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ from sfss_ray.errors import ConfigError
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.models.segmenter import Segmenter
 
+LABELS = "Labels of masks, percent"
+GRADIENTS = "Gradients at the backbone, against the pseudo-labels"
 CONTRAST = {"contrast_weight": 0.03}
 EXTRA_LOSSES = {
     "L_ins": CONTRAST | {"instance_share": 1.0},
@@ -126,6 +129,14 @@ def gradient_rows(
     return rows
 
 
+def write_tables(path: Path, command: str, tables: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the record: a line for each label and each loss, and one line for each other table."""
+    in_rows = (LABELS, GRADIENTS)
+    rows = [{"table": name} | row for name in in_rows for row in tables[name]]
+    facts = {name: table for name, table in tables.items() if name not in in_rows}
+    write_record(path, command, "cpu", rows, facts)
+
+
 def as_markdown(title: str, command: str, tables: dict[str, list[dict[str, Any]]]) -> str:
     """Return all tables."""
     lines = [f"# {title}", "", f"`{command}`", ""]
@@ -153,12 +164,12 @@ def run(arguments: argparse.Namespace) -> None:
     )
     labels_of = all_labels(masks)
     tables = {
-        "Labels of masks, percent": label_rows(masks, labels_of),
+        LABELS: label_rows(masks, labels_of),
         "IoU of each class, neighbours of weight 1, percent": class_rows(
             masks, labels_of, pair.classes.classes
         ),
         "True class among the likeliest, percent": plausible_rows(masks),
-        "Gradients at the backbone, against the pseudo-labels": gradient_rows(
+        GRADIENTS: gradient_rows(
             pair, network, arguments.regions, arguments.batches, arguments.warm_up
         ),
     }
@@ -168,8 +179,7 @@ def run(arguments: argparse.Namespace) -> None:
     command = " ".join([study, pair.options, f"--regions {arguments.regions}", *options])
     arguments.results.mkdir(parents=True, exist_ok=True)
     stem = arguments.results / f"pair_news_{pair.name}_{arguments.regions}"
-    rows = [{"table": name} | row for name, rows in tables.items() for row in rows]
-    write_record(stem.with_suffix(".json"), command, "cpu", rows)
+    write_tables(stem.with_suffix(".json"), command, tables)
     title = f"{pair.name}, {arguments.regions} regions: {len(masks.images)} masks"
     stem.with_suffix(".md").write_text(as_markdown(title, command, tables))
     print(stem.with_suffix(".md").read_text())
