@@ -185,10 +185,11 @@ def adapted(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return student and teacher of the last step, and the curve of the student."""
     from sfss_ray.train.weight_average import average_weights
 
+    chosen_share = job.config.train.share_of_source(len(job.pair.images))
     weights, curve = train_networks(job)
     networks = {name: source_network(job) for name in weights}
     for name, network in networks.items():
-        share = job.config.train.source_share if name == "student" else 0.0
+        share = chosen_share if name == "student" else 0.0
         average = average_weights(weights[name], network.state_dict(), share)
         network.load_state_dict(average)
     return networks, curve

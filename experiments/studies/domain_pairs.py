@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sfss_ray.config import AugmentConfig, Config, override
+from sfss_ray.config.train import LEAST_SOURCE_SHARE
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
 from sfss_ray.data.decoding import read_image
 from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_labels
@@ -356,6 +357,7 @@ def _foreign_config(image_size: tuple[int, int]) -> Config:
             "train.num_steps": steps,
             "train.evaluate_every": steps // 2,
             "train.augment.crop_size": crop,
+            "train.source_share": LEAST_SOURCE_SHARE,  # the default with 24 images or more
             "evaluation.held_out_share": 0.0,
             # As few steps as the adaptations take leave the ceiling below them.
             "pretrain.num_steps": 3 * steps,

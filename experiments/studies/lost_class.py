@@ -49,7 +49,7 @@ def networks(jobs: Sequence[ShareJob]) -> Iterator[tuple[str, Segmenter]]:
     for job in jobs:
         network = source_network(job)
         weights = trained(job)["student"]
-        share = job.config.train.source_share
+        share = job.config.train.share_of_source(len(job.pair.images))
         network.load_state_dict(average_weights(weights, network.state_dict(), share))
         yield f"student, seed {job.seed}", network.eval()
 

@@ -11,7 +11,7 @@ The other studies train with all target images, in this process. Here a run hold
 crop and BatchNorm statistics, trains on Ray, and judges its student without labels. Only the number of
 steps, the seed, the regions (Felzenszwalb's, which need no SAM weights) and, for Cityscapes,
 `evaluation.max_size 1024` are given. The student is scored afterwards. `--every 8` adapts to every
-eighth target image. `--shares 0.5 0.75` also scores each student with larger shares of the source model
+eighth target image. `--shares 0.25 0.5` also scores each student with other shares of the source model
 in its weights. `--set train.batch_norm=frozen` changes a setting, for a table of remedies. The script
 writes plain_PAIR.json and .md, with `_every_8` or the changed settings in their names.
 """
@@ -88,11 +88,10 @@ def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> li
     assert target is not None
     exam = Examination(pair.classes, pair.val, config=pair.config.evaluation)
     source, student = load_model(pair.source_model).network, load_model(result.student_path).network
+    present = result.report.config["train.source_share"]
     networks = {"source-only": source, "student": student}
     networks |= {
-        f"student, source_share {share:g}": with_share(
-            student, source, share, config.train.source_share
-        )
+        f"student, source_share {share:g}": with_share(student, source, share, present)
         for share in arguments.shares
     }
     rows = []
@@ -111,7 +110,10 @@ def name_settings(texts: Sequence[str]) -> str:
 
 
 def with_share(student: Segmenter, source: Segmenter, share: float, present: float) -> Segmenter:
-    """Return a copy of a student with a larger share of the source model than the present one."""
+    """Return a copy of a student with another share of the source model than the present one.
+
+    A smaller share lies beyond the student, on the line from the source model.
+    """
     from sfss_ray.train.weight_average import average_weights
 
     added = 1 - (1 - share) / (1 - present)
@@ -158,8 +160,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Adapt with each seed, and write the table after each."""
     if min(arguments.steps, arguments.every, arguments.seeds) < 1:
         raise ConfigError("--steps, --every and --seeds are 1 or more")
-    if not all(0.25 <= share <= 1 for share in arguments.shares):
-        raise ConfigError("--shares are 0.25, which every student holds, to 1")
+    if not all(0 <= share <= 1 for share in arguments.shares):
+        raise ConfigError("--shares are 0 to 1")
     pair = make_pair(arguments)
     options = f"{pair.options} --steps {arguments.steps}"
     if arguments.shares:
@@ -195,7 +197,7 @@ if __name__ == "__main__":
     parser.add_argument("--first-seed", type=int, default=0, help="the lowest seed")
     parser.add_argument("--steps", type=int, default=200, help="steps of every run")
     parser.add_argument(
-        "--shares", type=float, nargs="*", default=[], help="larger shares of the source model"
+        "--shares", type=float, nargs="*", default=[], help="other shares of the source model"
     )
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that every run changes"

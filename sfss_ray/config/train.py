@@ -25,6 +25,9 @@ _CropSize = Annotated[
     Common,
 ]
 
+LEAST_SOURCE_SHARE = 0.25
+SOURCE_MODEL_IMAGES = 8
+"""Training images that the source model counts as, where its share in the student is chosen."""
 STATISTICS_BATCH = 2
 """Whole images per batch when BatchNorm statistics are estimated. Networks that normalise a pooled
 vector need two."""
@@ -256,10 +259,11 @@ class TrainConfig:
     """Student of the result. last: that of the last step. best: that of the evaluation with the best
     label-free score on the held-out images, collapsed ones left out. Trials of a search keep the last,
     its final training follows this knob."""
-    source_share: Share = 0.25
+    source_share: Share | None = None
     """Share of the source model in the student of the result. Its weights and statistics are
     (1 - source_share) * student + source_share * source. The source model remembers rare classes that a
-    student forgets. 0 is the student alone."""
+    student forgets. 0 is the student alone. None: 8 / (8 + training images), at least .25: the source
+    model counts as 8 images."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     pairs: PairConfig = field(default_factory=PairConfig)
@@ -267,6 +271,16 @@ class TrainConfig:
 
     def __post_init__(self):
         check_knobs(self)
+
+    def share_of_source(self, num_images: int) -> float:
+        """Return `source_share`, chosen by the number of training images where it is not set.
+
+        Few images teach little beyond themselves, and nothing tells a student that they harmed: too few
+        are held out. So the fewer they are, the nearer the student stays to the source model.
+        """
+        if self.source_share is not None:
+            return self.source_share
+        return max(LEAST_SOURCE_SHARE, SOURCE_MODEL_IMAGES / (SOURCE_MODEL_IMAGES + num_images))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from sfss_ray.config import Config
+from sfss_ray.config import Config, override
 from sfss_ray.config.consistency import (
     check_keep,
     check_neighbour_space,
@@ -21,6 +21,7 @@ from sfss_ray.config.consistency import (
     score_name,
 )
 from sfss_ray.config.space_check import check_space, planned_trials
+from sfss_ray.config.train import LEAST_SOURCE_SHARE
 from sfss_ray.data.content import Content
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.data.image_folder import first_readable, open_images
@@ -258,6 +259,7 @@ def _check_settings(request: Request, survey: Survey) -> str:
         )
     if survey.images:
         check_keep(config.train, len(held_out))
+        survey.config = _with_source_share(survey, len(training))
     if request.kind != "tune":
         return f"{config.train.num_steps} steps"
     check_space(config, has_embeddings)
@@ -269,6 +271,18 @@ def _check_settings(request: Request, survey: Survey) -> str:
         f" (num_trials is {limit}, but the space has {trials} points)" if trials < limit else ""
     )
     return f"{trials} trials of {config.train.num_steps} steps{reason}, compared by {score}"
+
+
+def _with_source_share(survey: Survey, num_images: int) -> Config:
+    """Return the config with the source model's share settled, and note a share above the usual."""
+    config = survey.config
+    share = config.train.share_of_source(num_images)
+    if config.train.source_share is None and share > LEAST_SOURCE_SHARE:
+        survey.notes.append(
+            f"the student keeps {share:.0%} of the source model instead of {LEAST_SOURCE_SHARE:.0%},"
+            f" because {num_images} training images are few (train.source_share sets another share)"
+        )
+    return override(config, {"train.source_share": share})
 
 
 def _check_output(request: Request, survey: Survey) -> str:

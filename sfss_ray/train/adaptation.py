@@ -82,7 +82,8 @@ class Adaptation:
         self.task, self.run, self.watch = task, run, watch
         self.config = config = task.config.train
         source = task.load_source(run.device)
-        self.source_weights = copy_weights(source.network) if config.source_share > 0 else {}
+        self.source_share = config.share_of_source(len(task.images))
+        self.source_weights = copy_weights(source.network) if self.source_share > 0 else {}
         self.source = frozen_copy(source.network) if config.loss.source_vote > 0 else None
         self.student = build_student(source.network, task.config, run.device)
         self.teacher = frozen_copy(self.student)
@@ -173,7 +174,7 @@ class Adaptation:
         The student is scored as it would be delivered, with the source model's share.
         """
         student, teacher = self.student.segmenter.eval(), self.teacher.segmenter
-        with averaged_with(self.source_weights, student, self.config.source_share):
+        with averaged_with(self.source_weights, student, self.source_share):
             scores = self.watch(student, teacher) if self.watch else {}
         if self.config.keep == "best":
             self.best.offer(step, scores, self.student, self.teacher)

@@ -202,7 +202,7 @@ def save_network(
     model = prepared.source.load()
     prefix = "segmenter."
     weights = {k.removeprefix(prefix): v for k, v in networks[name].items() if k.startswith(prefix)}
-    share = config.train.source_share if name == "student" else 0.0
+    share = config.train.share_of_source(len(prepared.training)) if name == "student" else 0.0
     weights = average_weights(weights, model.network.state_dict(), share)
     model.network.load_state_dict(weights)
     white = next((image.white for image in prepared.training if image.white), None)

@@ -18,11 +18,13 @@ def call(tmp_path, *options):
 
 
 def test_each_seed_is_a_run_with_a_verdict(tmp_path):
-    output = call(tmp_path, "--steps", "2", "--seeds", "2", "--every", "2", "--shares", "0.25", "1")
+    output = call(
+        tmp_path, "--steps", "2", "--seeds", "2", "--every", "2", "--shares", "0.5333333", "1"
+    )
     assert output.returncode == 0, output.stdout + output.stderr
     stem = tmp_path / "results" / "plain_streets_every_2"
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
-    shares = ["student, source_share 0.25", "student, source_share 1"]
+    shares = ["student, source_share 0.533333", "student, source_share 1"]
     networks = ["source-only", "student", *shares]
     assert [(row["network"], row["seed"]) for row in rows] == [
         (name, seed) for seed in (0, 1) for name in networks

@@ -350,3 +350,19 @@ def test_a_path_that_the_system_refuses_is_listed(streets, tmp_path, argument, n
     assert f"cannot be {verb} (File name too long): {advice}" in survey.missing[name]
     with pytest.raises(error, match="File name too long"):
         check_inputs(request)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "share", "note"),
+    [
+        ({}, 8 / 13, "the student keeps 62% of the source model instead of 25%, because 5 training"),
+        ({"evaluation.held_out_share": 0.0}, 8 / 14, "57% of the source model instead of 25%"),
+        ({"train.source_share": 0.9}, 0.9, ""),  # no surprise to the user who asked for it
+    ],
+)
+def test_few_images_raise_the_share_of_the_source_model(streets, tmp_path, knobs, share, note):
+    inputs = check_inputs(request_for(streets, tmp_path / "run", knobs))
+    assert inputs.config.train.source_share == share
+    notes = [line for line in inputs.notes if "of the source model" in line]
+    assert len(notes) == bool(note)
+    assert all(note in line for line in notes)
