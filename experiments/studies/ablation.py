@@ -36,6 +36,7 @@ from domain_pairs import (
     cityscapes,
     cityscapes2camvid,
     streets,
+    streets_itself,
 )
 
 from sfss_ray.cli import run_guarded
@@ -44,7 +45,14 @@ from sfss_ray.errors import ConfigError
 
 FOREIGN = "cityscapes2camvid_"
 """Pairs whose source model is a checkpoint of others."""
-PAIRS = ("streets", "camvid_day2dusk", f"{FOREIGN}dusk", f"{FOREIGN}day", "cityscapes")
+PAIRS = (
+    "streets",
+    "camvid_day2dusk",
+    f"{FOREIGN}dusk",
+    f"{FOREIGN}day",
+    "cityscapes",
+    "streets_itself",
+)
 
 
 def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int = 0) -> DomainPair:
@@ -55,6 +63,8 @@ def make_pair(arguments: argparse.Namespace, device: str = "cpu", processes: int
     folder = arguments.work / arguments.pair
     if arguments.pair == "streets":
         return streets(folder, arguments.images)
+    if arguments.pair == "streets_itself":
+        return streets_itself(folder, arguments.images)
     if arguments.data is None:
         folders = (
             "Cityscapes' leftImg8bit/ and gtFine/"

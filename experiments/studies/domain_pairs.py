@@ -2,8 +2,8 @@
 
 `streets` adapts from drawn game scenes to drawn camera scenes and needs no data. `camvid_day2dusk` is
 real video and needs --data. `cityscapes2camvid_dusk` and `cityscapes2camvid_day` adapt a checkpoint that
-its authors trained on Cityscapes, given by --source-model, to CamVid. `cityscapes` adapts it to
-Cityscapes itself, where little can be gained.
+its authors trained on Cityscapes, given by --source-model, to CamVid. `cityscapes` and `streets_itself`
+adapt a source model to its own domain, where little can be gained.
 
 A pair holds the source model, the unlabelled target images, masks from several sources of regions, and
 labels. The labels are used for reporting, and by the rows named ground truth or ceiling.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,11 +207,30 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
     )
 
 
-def drawn_instances(file: ImageFile) -> np.ndarray:
+def streets_itself(folder: Path, target_images: int) -> DomainPair:
+    """Return the pair of drawn game scenes, and other game scenes that the source model never saw."""
+    from sfss_ray.streets.scenes import write_streets
+
+    target, val = folder / "target", folder / "val"
+    write_streets(target, "game", TARGET_SEED, target_images)
+    write_streets(val, "game", VAL_SEED, VAL_IMAGES)
+    return replace(
+        streets(folder / "camera", 1),
+        name="streets_itself",
+        options=f"--pair streets_itself --images {target_images}",
+        images=tuple(list_images(target / "images")),
+        val=tuple(pair_labels(val / "images", val / "labels")),
+        instances=partial(drawn_instances, domain="game"),
+        folder=folder,
+        labelled=tuple(pair_labels(target / "images", target / "labels")),
+    )
+
+
+def drawn_instances(file: ImageFile, domain: str = "camera") -> np.ndarray:
     """Draw a target scene again and return its instance map."""
     from sfss_ray.streets.scenes import render_scene
 
-    return render_scene("camera", TARGET_SEED, int(file.image_id)).instances
+    return render_scene(domain, TARGET_SEED, int(file.image_id)).instances
 
 
 def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:

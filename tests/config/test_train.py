@@ -78,12 +78,3 @@ def test_the_source_model_counts_as_eight_images(images, share):
     assert TrainConfig().share_of_source(images) == share
     for given in (0.0, 0.25, 1.0):
         assert TrainConfig(source_share=given).share_of_source(images) == given
-
-
-@pytest.mark.parametrize(
-    ("images", "share"), [(1, 8 / 9), (3, 8 / 11), (8, 0.5), (24, 0.25), (25, 0.25), (3000, 0.25)]
-)
-def test_the_source_model_counts_as_eight_images(images, share):
-    assert TrainConfig().share_of_source(images) == share
-    for given in (0.0, 0.25, 1.0):
-        assert TrainConfig(source_share=given).share_of_source(images) == given

@@ -2,6 +2,12 @@
 
 import pytest
 
+from sfss_ray.data.decoding import read_image
+from sfss_ray.streets.scenes import render_scene
+
+SOURCE_SEED = 1
+"""Seed of the scenes of the shipped source model, see `experiments/train_source.py`."""
+
 
 @pytest.fixture
 def make_pair(tmp_path, shared_data, experiment):
@@ -26,3 +32,19 @@ def test_by_dusk_the_target_itself_is_scored(make_pair):
     (train, score), (again, other) = pair.labelled_folds()
     assert (train, score) == (other, again)
     assert (*train, *score) == pair.val
+
+
+def test_a_source_model_meets_new_scenes_of_its_own_domain(tmp_path, experiment):
+    pair = experiment("domain_pairs").streets_itself(tmp_path, 2)
+    images = [file.read().tobytes() for file in pair.images]
+    images += [read_image(item.path).tobytes() for item in pair.val]
+    assert (len(pair.images), len(pair.val)) == (2, 40)
+    assert len(set(images)) == 42  # no scene is scored that the model is adapted to
+    source = render_scene("game", SOURCE_SEED, 0).image  # the model learned on this set
+    assert source.tobytes() not in images
+    assert [item.image_id for item in pair.labelled_target()] == ["00000", "00001"]
+    regions = pair.instances(pair.images[0])
+    labels = pair.labelled[0].labels()
+    assert regions.shape == labels.shape
+    road = labels == 0
+    assert len(set(regions[road])) == 1  # the regions are of the same scene

@@ -355,7 +355,11 @@ def test_a_path_that_the_system_refuses_is_listed(streets, tmp_path, argument, n
 @pytest.mark.parametrize(
     ("knobs", "share", "note"),
     [
-        ({}, 8 / 13, "the student keeps 62% of the source model instead of 25%, because 5 training"),
+        (
+            {},
+            8 / 13,
+            "the student keeps 62% of the source model instead of 25%, because 5 training",
+        ),
         ({"evaluation.held_out_share": 0.0}, 8 / 14, "57% of the source model instead of 25%"),
         ({"train.source_share": 0.9}, 0.9, ""),  # no surprise to the user who asked for it
     ],
