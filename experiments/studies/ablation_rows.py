@@ -154,6 +154,7 @@ _LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
 _BY_BOTH = _NEIGHBOURS | {"train.loss.neighbour_space": "both"}
 _BY_CHANCE = _NEIGHBOURS | {"train.loss.neighbour_space": "random"}
 _BY_SAM = _NEIGHBOURS | {"train.loss.neighbour_space": "sam"}
+_BY_SAM_TWICE = _BY_SAM | {"train.loss.neighbour_weight": 2.0}
 _RULE_OUT = {"train.loss.rule_out_weight": 1.0}
 _BY_PIXEL = _RULE_OUT | {"train.loss.rule_out_by": "pixel"}
 _OUTPUT = {"train.loss.output_weight": 0.1}
@@ -177,7 +178,14 @@ def _news(regions: str) -> tuple[Row, ...]:
         ("rings", "vote + contrast at boundaries", _RINGS),
     ]
     if regions == "small_sam":
-        designs.append(("neighbours_by_sam", "vote + neighbours by SAM's embedding", _BY_SAM))
+        by_sam = "vote + neighbours by SAM's embedding"
+        designs += [
+            ("neighbours_by_sam", by_sam, _BY_SAM),
+            ("neighbours_by_sam_twice", f"{by_sam}, weight 2", _BY_SAM_TWICE),
+            ("neighbours_by_sam_rule_out", f"{by_sam}, rule-out", _BY_SAM_TWICE | _RULE_OUT),
+            ("neighbours_by_sam_contrast", f"{by_sam}, contrast", _BY_SAM_TWICE | CONTRAST),
+            ("neighbours_by_sam_zooms", f"{by_sam}, zooms", _BY_SAM_TWICE | _ZOOMS),
+        ]
     rows = [Row(f"{key}_{regions}", name, regions, VOTE | knobs) for key, name, knobs in designs]
     if regions == USER_REGIONS:
         rows[0] = _LABEL_SPACE[-1]  # the same vote, so its runs serve both tables
