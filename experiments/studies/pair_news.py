@@ -132,7 +132,7 @@ def gradient_rows(
 def write_tables(path: Path, command: str, tables: dict[str, list[dict[str, Any]]]) -> None:
     """Write the record: a line for each label and each loss, and one line for each other table."""
     in_rows = (LABELS, GRADIENTS)
-    rows = [{"table": name} | row for name in in_rows for row in tables[name]]
+    rows = [{"table": name} | row for name in in_rows for row in tables.get(name, ())]
     facts = {name: table for name, table in tables.items() if name not in in_rows}
     write_record(path, command, "cpu", rows, facts)
 
@@ -169,10 +169,11 @@ def run(arguments: argparse.Namespace) -> None:
             masks, labels_of, pair.classes.classes
         ),
         "True class among the likeliest, percent": plausible_rows(masks),
-        GRADIENTS: gradient_rows(
-            pair, network, arguments.regions, arguments.batches, arguments.warm_up
-        ),
     }
+    if arguments.batches:
+        tables[GRADIENTS] = gradient_rows(
+            pair, network, arguments.regions, arguments.batches, arguments.warm_up
+        )
     sizes = ("judged", "batches", "warm_up", "metric_steps")
     options = [f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in sizes]
     study = "python experiments/studies/pair_news.py"
@@ -197,7 +198,7 @@ if __name__ == "__main__":
         default=60,
         help="images whose masks are labelled, at most half of the target's",
     )
-    parser.add_argument("--batches", type=int, default=8, help="batches of gradients")
+    parser.add_argument("--batches", type=int, default=8, help="batches of gradients (0: none)")
     parser.add_argument(
         "--warm-up", type=int, default=20, help="batches that fill the memory first"
     )

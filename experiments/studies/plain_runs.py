@@ -13,13 +13,15 @@ steps, the seed, the regions (Felzenszwalb's, which need no SAM weights) and, fo
 `evaluation.max_size 1024` are given. The student is scored afterwards. `--every 8` adapts to every
 eighth target image. `--shares 0.25 0.5` also scores each student with other shares of the source model
 in its weights. `--set train.batch_norm=frozen` changes a setting, for a table of remedies. The script
-writes plain_PAIR.json and .md, with `_every_8` or the changed settings in their names.
+writes plain_PAIR.json and .md, or plain_PAIR_every_8.*. With other seeds or settings they are named
+trial_PAIR_* after these.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,6 +158,25 @@ def as_markdown(
     return "\n".join([*lines, "", f"Verdicts: {verdicts}.", ""])
 
 
+def describe(pair: DomainPair, arguments: argparse.Namespace) -> tuple[str, str]:
+    """Return the options of the command, and the name of its files.
+
+    Other seeds than the usual three and changed settings are trials of their own.
+    """
+    options, name = f"{pair.options} --steps {arguments.steps}", f"plain_{pair.name}"
+    if arguments.shares:
+        options += f" --shares {' '.join(f'{share:g}' for share in arguments.shares)}"
+    if arguments.every > 1:
+        options, name = f"{options} --every {arguments.every}", f"{name}_every_{arguments.every}"
+    if (arguments.first_seed, arguments.seeds) != (0, 3):
+        options += f" --first-seed {arguments.first_seed} --seeds {arguments.seeds}"
+        name = name.replace("plain", "trial", 1) + f"_{arguments.steps}_steps"
+    if arguments.set:
+        options += f" --set {shlex.join(arguments.set)}"
+        name = name.replace("plain", "trial", 1) + name_settings(arguments.set)
+    return options, name
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Adapt with each seed, and write the table after each."""
     if min(arguments.steps, arguments.every, arguments.seeds) < 1:
@@ -163,21 +184,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not all(0 <= share <= 1 for share in arguments.shares):
         raise ConfigError("--shares are 0 to 1")
     pair = make_pair(arguments)
-    options = f"{pair.options} --steps {arguments.steps}"
-    if arguments.shares:
-        options += f" --shares {' '.join(f'{share:g}' for share in arguments.shares)}"
-    ending = name_settings(arguments.set)
-    if arguments.first_seed or arguments.seeds != 3:
-        options += f" --first-seed {arguments.first_seed} --seeds {arguments.seeds}"
-    if arguments.set:
-        options += f" --set {' '.join(arguments.set)}"
-    if arguments.every > 1:
-        options, ending = (
-            f"{options} --every {arguments.every}",
-            f"_every_{arguments.every}{ending}",
-        )
+    options, name = describe(pair, arguments)
     command = f"python experiments/studies/plain_runs.py {options}"
-    stem = arguments.results / f"plain_{pair.name}{ending}"
+    stem = arguments.results / name
     arguments.results.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):

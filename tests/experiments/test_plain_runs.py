@@ -1,11 +1,14 @@
 """The study of runs as a user starts them."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sfss_ray.errors import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "studies" / "plain_runs.py"
@@ -22,7 +25,7 @@ def test_each_seed_is_a_run_with_a_verdict(tmp_path):
         tmp_path, "--steps", "2", "--seeds", "2", "--every", "2", "--shares", "0.5333333", "1"
     )
     assert output.returncode == 0, output.stdout + output.stderr
-    stem = tmp_path / "results" / "plain_streets_every_2"
+    stem = tmp_path / "results" / "trial_streets_every_2_2_steps"
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     shares = ["student, source_share 0.533333", "student, source_share 1"]
     networks = ["source-only", "student", *shares]
@@ -44,3 +47,33 @@ def test_numbers_below_1_are_refused(tmp_path):
     output = call(tmp_path, "--every", "0")
     assert output.returncode == 2
     assert "--steps, --every and --seeds are 1 or more" in output.stderr
+
+
+def test_other_seeds_and_settings_do_not_overwrite_the_usual_runs(experiment, tmp_path):
+    study = experiment("plain_runs")
+    pair = experiment("domain_pairs").streets(tmp_path, 1)
+    usual = {"steps": 100, "every": 1, "shares": [], "first_seed": 0, "seeds": 3, "set": []}
+    settings = ["train.batch_norm=frozen", "train.augment.scale_range=[1, 2]"]
+    for changes, options, name in (
+        ({}, "", "plain_streets"),
+        ({"every": 8, "shares": [0.25, 1]}, " --shares 0.25 1 --every 8", "plain_streets_every_8"),
+        ({"seeds": 1}, " --first-seed 0 --seeds 1", "trial_streets_100_steps"),
+        ({"first_seed": 3}, " --first-seed 3 --seeds 3", "trial_streets_100_steps"),
+        (
+            {"set": settings[:1]},
+            " --set train.batch_norm=frozen",
+            "trial_streets_batch_norm_frozen",
+        ),
+    ):
+        arguments = argparse.Namespace(**usual | changes)
+        assert study.describe(pair, arguments) == (f"--pair streets --steps 100{options}", name)
+    arguments = argparse.Namespace(**usual | {"set": settings})
+    config = study.make_config(pair, arguments, seed=4)
+    assert (config.seed, config.train.num_steps) == (4, 100)
+    assert config.train.batch_norm == "frozen"
+    assert config.train.augment.scale_range == (1, 2)
+
+
+def test_a_setting_without_a_value_is_refused(experiment):
+    with pytest.raises(ConfigError, match="--set takes NAME=VALUE"):
+        experiment("plain_runs").read_settings(["train.batch_norm"])
