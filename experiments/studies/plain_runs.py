@@ -108,7 +108,9 @@ def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> li
 
 def name_settings(texts: Sequence[str]) -> str:
     """Return a part of a file name for the settings of `--set`, empty without any."""
-    return "".join(f"_{text.rsplit('.', 1)[-1].replace('=', '_')}" for text in texts)
+    settings = (text.split("=", 1) for text in texts)
+    parts = (f"_{name.rsplit('.', 1)[-1]}_{value}" for name, value in settings)
+    return "".join(parts).replace(".", "_")
 
 
 def with_share(student: Segmenter, source: Segmenter, share: float, present: float) -> Segmenter:

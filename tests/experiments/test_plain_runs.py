@@ -60,9 +60,9 @@ def test_other_seeds_and_settings_do_not_overwrite_the_usual_runs(experiment, tm
         ({"seeds": 1}, " --first-seed 0 --seeds 1", "trial_streets_100_steps"),
         ({"first_seed": 3}, " --first-seed 3 --seeds 3", "trial_streets_100_steps"),
         (
-            {"set": settings[:1]},
-            " --set train.batch_norm=frozen",
-            "trial_streets_batch_norm_frozen",
+            {"set": ["train.batch_norm=frozen", "train.source_share=0.5"]},
+            " --set train.batch_norm=frozen train.source_share=0.5",
+            "trial_streets_batch_norm_frozen_source_share_0_5",
         ),
     ):
         arguments = argparse.Namespace(**usual | changes)
