@@ -43,18 +43,44 @@ def embed_masks(
         counts: COCO RLE string of each of K masks.
         size: (H, W) of the image in pixels.
     """
-    import cv2
-
     channels, height, width = grid.shape
     embeddings = np.zeros((len(counts), channels), np.float16)
     cells = grid.reshape(channels, -1)
     for k, text in enumerate(counts):
-        mask = run_lengths.decode(run_lengths.from_coco_string(text), size)
-        covered = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-        weights = covered.ravel()
+        weights = covered_area(run_lengths.from_coco_string(text), size, (height, width)).ravel()
         if weights.sum() > 0:
-            embeddings[k] = cells @ (weights / weights.sum())
+            embeddings[k] = cells @ (weights / weights.sum()).astype(grid.dtype)
     return embeddings
+
+
+def covered_area(
+    counts: NDArray[np.int64], size: tuple[int, int], grid: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Return how many pixels of a mask lie in each cell of a grid over its image, (h, w).
+
+    Pixels that a border of cells cuts count in part. The mask is never decoded: the number of its pixels
+    before a position is linear between the ends of its runs, in the order of columns.
+
+    Args:
+        counts: Lengths of the mask's runs, as in COCO's RLE: first of pixels outside.
+        size: (H, W) of the image in pixels.
+        grid: (h, w) cells.
+    """
+    (height, width), (rows, columns) = size, grid
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    inside = np.concatenate([[0], np.cumsum(np.where(np.arange(len(counts)) % 2, counts, 0))])
+    first = ends[1] // height if len(ends) > 1 else 0  # no pixel of the mask lies before
+    last = min(width, -(-ends[len(ends) - 1 - len(counts) % 2] // height))
+    borders = np.linspace(0, height, rows + 1)
+    positions = np.arange(first, last)[:, None] * height + borders
+    in_columns = np.diff(np.interp(positions, ends, inside), axis=1)
+    before = np.zeros((width + 1, rows))
+    before[first + 1 : last + 1] = np.cumsum(in_columns, axis=0)
+    before[last + 1 :] = before[last]
+    borders = np.linspace(0, width, columns + 1)
+    whole = np.minimum(borders.astype(np.int64), width - 1)
+    part = (borders - whole)[:, None]
+    return np.diff(before[whole] * (1 - part) + before[whole + 1] * part, axis=0).T
 
 
 def add_embeddings(

@@ -12,11 +12,12 @@ from sfss_ray.config import MaskConfig, override
 from sfss_ray.config.consistency import check_neighbour_space
 from sfss_ray.config.tree import Config
 from sfss_ray.errors import ConfigError, DataError
+from sfss_ray.masks.bank import run_lengths
 from sfss_ray.masks.bank.schema import write_shard
 from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.regions import build_region_source, make_recipe
 from sfss_ray.masks.sam.generator import AutomaticMaskGenerator
-from sfss_ray.masks.sam.mask_embeddings import embed_masks, image_grid
+from sfss_ray.masks.sam.mask_embeddings import covered_area, embed_masks, image_grid
 from sfss_ray.masks.sam.promptable import EncodedCrop
 
 
@@ -37,6 +38,27 @@ def test_an_image_of_another_size_than_the_grid_is_resampled_by_area():
     (embedding,) = embed_masks(grid, [mask_record(mask)["counts"]], mask.shape)
     inside = (4 + 2 / 3 - 4) / 3  # share of the mask in the middle cells
     np.testing.assert_allclose(embedding[0], inside * 2.5 + (1 - inside) * 3.5, atol=0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((48, 64), (6, 8)), ((37, 53), (5, 7)), ((8, 8), (8, 8)), ((5, 9), (7, 11)), ((1, 1), (2, 2))],
+)
+def test_the_area_in_each_cell_is_that_of_a_finer_image(share, size, grid):
+    (height, width), (rows, columns) = size, grid
+    noise = np.random.default_rng(1).random(size) < share
+    block = np.zeros(size, bool)
+    block[height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = (
+        True  # some columns are empty
+    )
+    for mask in (noise, block, noise & block):
+        # In an image so many times as large, each cell has whole pixels.
+        fine = np.kron(mask, np.ones(grid)).reshape(rows, height, columns, width)
+        expected = fine.sum((1, 3)) / (rows * columns)
+        (counts,) = run_lengths.encode_masks(mask[None])
+        area = covered_area(np.asarray(counts), size, grid)
+        np.testing.assert_allclose(area, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize(
