@@ -228,3 +228,53 @@ def test_students_on_the_domain_of_their_source_are_those_of_the_record(experime
         assert changes == ", ".join(f"{difference:+.1f}" for difference in differences)
         worst = experiment("class_losses").worst_class
         assert lost == worst(students, source[0], CITYSCAPES_19.classes)
+
+
+NEWS = ("streets", *(f"cityscapes2camvid_dusk_{FOREIGN[m]}" for m in list(FOREIGN)[::2]))
+"""Pairs of the page about masks, in the order of its columns."""
+SPACES = {
+    "vote: the mask's own evidence": ("vote", None),
+    "neighbours by the teacher's features": ("features", 1.0),
+    "by geometry": ("geometry", 1.0),
+    "by both": ("both", 1.0),
+    "in a space learned without labels": ("learned", 1.0),
+    "by SAM's embedding": ("sam", 1.0),
+    "by SAM's embedding and geometry": ("sam and geometry", 1.0),
+    "by chance (control)": ("random masks (control)", 1.0),
+    "true majority of each mask": ("true majority", None),
+}
+
+
+def label_mious(pair: str) -> dict[tuple[str, float | None], float]:
+    rows = [row for row in rows_of(f"pair_news_{pair}_small_sam") if "labels" in row]
+    return {(row["labels"], row.get("weight")): row["miou"] for row in rows}
+
+
+def test_labels_of_masks_are_those_of_the_records():
+    rows = table("mask-news.md", "Labels of masks")
+    assert [row[0] for row in rows] == list(SPACES)
+    for number, pair in enumerate(NEWS, start=1):
+        mious = label_mious(pair)
+        vote = mious["vote", None]
+        assert rows[0][number] == f"{vote:.1f}"
+        for row in rows[1:]:
+            miou = mious[SPACES[row[0]]]
+            assert row[number] == f"{miou:.1f} ({miou - vote:+.1f})"
+
+
+def test_the_conclusion_on_masks_is_that_of_its_tables():
+    text = " ".join((PAGES / "mask-news.md").read_text().split("\n## ")[0].split())
+    gains = {
+        name: [label_mious(pair)[name, 1.0] - label_mious(pair)["vote", None] for pair in NEWS]
+        for name in ("sam", "features", "geometry")
+    }
+    assert f"gain {min(gains['sam']):.1f} to {max(gains['sam']):.1f} points" in text
+    assert f"bring {max(gains['features']):.1f} points at most" in text
+    assert f"and geometry {max(gains['geometry']):.1f}." in text
+
+
+def test_gradients_of_extra_losses_are_those_of_the_record():
+    record = [row for row in rows_of("pair_news_streets_small_sam") if "loss" in row]
+    for cells, row in zip(table("mask-news.md", "Gradients"), record, strict=True):
+        numbers = (row["cosine"], row["cosine_deviation"], row["norm"])
+        assert cells == [row["loss"], *(f"{number:.2f}" for number in numbers)]
