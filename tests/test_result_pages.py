@@ -263,6 +263,15 @@ def test_no_student_of_few_images_loses_a_point_on_the_source_s_own_domain():
     assert all(change > -1 for name in same for change in few_changes(name, "student"))
 
 
+def test_the_smaller_learning_rate_gains_less_by_dusk():
+    model = FOREIGN["ESPNetv2, width 1.0"]
+    slow = f"trial_cityscapes2camvid_dusk_{model}_100_steps_learning_rate_0_00005"
+    (gain,) = few_changes(slow, "student")
+    usual, *_ = few_changes(f"plain_cityscapes2camvid_dusk_{model}", "student")
+    text = (PAGES / "foreign-models.md").read_text()
+    assert f"it gains {gain:.1f} points instead of {usual:.1f} (width 1.0, seed 0" in text
+
+
 def test_remedies_for_few_images_are_those_of_the_records():
     model = FOREIGN["ESPNetv2, width 2.0"]
     records = {
