@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,13 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from ablation import add_pair_options, make_pair
 from class_losses import worst_class
 from domain_pairs import DomainPair
 from study_record import write_record
 
 from sfss_ray.cli import run_guarded
+from sfss_ray.config.config_file import parse_yaml
 from sfss_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def read_settings(texts: Sequence[str]) -> dict[str, Any]:
     if not all("=" in text for text in texts):
         raise ConfigError("--set takes NAME=VALUE, for example train.batch_norm=frozen")
     pairs = (text.split("=", 1) for text in texts)
-    return {name: yaml.safe_load(value) for name, value in pairs}
+    return {name: parse_yaml(value) for name, value in pairs}
 
 
 def write_target(pair: DomainPair, folder: Path, every: int) -> Path:
@@ -108,9 +109,7 @@ def adapt_once(pair: DomainPair, arguments: argparse.Namespace, seed: int) -> li
 
 def name_settings(texts: Sequence[str]) -> str:
     """Return a part of a file name for the settings of `--set`, empty without any."""
-    settings = (text.split("=", 1) for text in texts)
-    parts = (f"_{name.rsplit('.', 1)[-1]}_{value}" for name, value in settings)
-    return "".join(parts).replace(".", "_")
+    return "".join(f"_{re.sub(r'[^0-9A-Za-z]+', '_', text).strip('_')}" for text in texts)
 
 
 def with_share(student: Segmenter, source: Segmenter, share: float, present: float) -> Segmenter:
@@ -170,13 +169,15 @@ def describe(pair: DomainPair, arguments: argparse.Namespace) -> tuple[str, str]
         options += f" --shares {' '.join(f'{share:g}' for share in arguments.shares)}"
     if arguments.every > 1:
         options, name = f"{options} --every {arguments.every}", f"{name}_every_{arguments.every}"
-    if (arguments.first_seed, arguments.seeds) != (0, 3):
-        options += f" --first-seed {arguments.first_seed} --seeds {arguments.seeds}"
-        name = name.replace("plain", "trial", 1) + f"_{arguments.steps}_steps"
+    first, seeds = arguments.first_seed, arguments.seeds
+    if (first, seeds) == (0, 3) and not arguments.set:
+        return options, name
+    options += f" --first-seed {first} --seeds {seeds}"
     if arguments.set:
         options += f" --set {shlex.join(arguments.set)}"
-        name = name.replace("plain", "trial", 1) + name_settings(arguments.set)
-    return options, name
+    name = name.replace("plain", "trial", 1)
+    name += f"_{arguments.steps}_steps_seeds_{first}_to_{first + seeds - 1}"
+    return options, name + name_settings(arguments.set)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -186,6 +187,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not all(0 <= share <= 1 for share in arguments.shares):
         raise ConfigError("--shares are 0 to 1")
     pair = make_pair(arguments)
+    if arguments.shares and make_config(pair, arguments, 0).train.source_share == 1:
+        raise ConfigError("--shares need a student: leave them out, or lower train.source_share")
     options, name = describe(pair, arguments)
     command = f"python experiments/studies/plain_runs.py {options}"
     stem = arguments.results / name

@@ -43,7 +43,8 @@ def load_config(path: Place | str, base: Config | None = None) -> Config:
     path = parsed(path)
     try:
         with limited_nesting():
-            values = _parse(read_text(path), is_json=str(path).endswith(".json"))
+            parse = json.loads if str(path).endswith(".json") else parse_yaml
+            values = parse(read_text(path))
             flat = _flatten_names(values) if isinstance(values, dict) else {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = without_secret(" ".join(str(error).split()))
@@ -61,9 +62,8 @@ _ADVICE = (
 )
 
 
-def _parse(text: str, is_json: bool) -> Any:
-    if is_json:
-        return json.loads(text)
+def parse_yaml(text: str) -> Any:
+    """Return the plain values of a YAML text, in which 1e-4 is a number."""
     return yaml.load(text, Loader=_YamlLoader)  # a subclass of the safe loader
 
 

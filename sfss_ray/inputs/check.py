@@ -20,6 +20,7 @@ from sfss_ray.config.consistency import (
     require_held_out,
     score_name,
 )
+from sfss_ray.config.space import parse_space
 from sfss_ray.config.space_check import check_space, planned_trials
 from sfss_ray.config.train import LEAST_SOURCE_SHARE
 from sfss_ray.data.content import Content
@@ -257,11 +258,13 @@ def _check_settings(request: Request, survey: Survey) -> str:
         raise DataError(
             f"no readable image in {str(request.target_images)!r}: give images to adapt to"
         )
+    note: list[str] = []
     if survey.images:
         check_keep(config.train, len(held_out))
-        survey.config = _with_source_share(survey, len(training))
+        survey.config, note = _with_source_share(survey.config, len(training))
+        survey.notes.extend(note)
     if request.kind != "tune":
-        return f"{config.train.num_steps} steps"
+        return ", ".join([f"{config.train.num_steps} steps", *note])
     check_space(config, has_embeddings)
     score = score_name(config.tune, request.val_images is not None)
     if survey.images:
@@ -270,19 +273,21 @@ def _check_settings(request: Request, survey: Survey) -> str:
     reason = (
         f" (num_trials is {limit}, but the space has {trials} points)" if trials < limit else ""
     )
-    return f"{trials} trials of {config.train.num_steps} steps{reason}, compared by {score}"
+    steps = f"{trials} trials of {config.train.num_steps} steps{reason}"
+    return ", ".join([steps, f"compared by {score}", *note])
 
 
-def _with_source_share(survey: Survey, num_images: int) -> Config:
-    """Return the config with the source model's share settled, and note a share above the usual."""
-    config = survey.config
+def _with_source_share(config: Config, num_images: int) -> tuple[Config, list[str]]:
+    """Return the config with the source model's share settled, and a note of a share above the usual."""
     share = config.train.share_of_source(num_images)
-    if config.train.source_share is None and share > LEAST_SOURCE_SHARE:
-        survey.notes.append(
+    note = []
+    is_searched = any(d.name == "train.source_share" for d in parse_space(config.tune.space))
+    if config.train.source_share is None and share > LEAST_SOURCE_SHARE and not is_searched:
+        note = [
             f"the student keeps {share:.0%} of the source model instead of {LEAST_SOURCE_SHARE:.0%},"
             f" because {num_images} training images are few (train.source_share sets another share)"
-        )
-    return override(config, {"train.source_share": share})
+        ]
+    return override(config, {"train.source_share": share}), note
 
 
 def _check_output(request: Request, survey: Survey) -> str:

@@ -25,7 +25,7 @@ def test_each_seed_is_a_run_with_a_verdict(tmp_path):
         tmp_path, "--steps", "2", "--seeds", "2", "--every", "2", "--shares", "0.5333333", "1"
     )
     assert output.returncode == 0, output.stdout + output.stderr
-    stem = tmp_path / "results" / "trial_streets_every_2_2_steps"
+    stem = tmp_path / "results" / "trial_streets_every_2_2_steps_seeds_0_to_1"
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     shares = ["student, source_share 0.533333", "student, source_share 1"]
     networks = ["source-only", "student", *shares]
@@ -54,15 +54,16 @@ def test_other_seeds_and_settings_do_not_overwrite_the_usual_runs(experiment, tm
     pair = experiment("domain_pairs").streets(tmp_path, 1)
     usual = {"steps": 100, "every": 1, "shares": [], "first_seed": 0, "seeds": 3, "set": []}
     settings = ["train.batch_norm=frozen", "train.augment.scale_range=[1, 2]"]
+    settings += ["train.optim.learning_rate=5e-5"]
     for changes, options, name in (
         ({}, "", "plain_streets"),
         ({"every": 8, "shares": [0.25, 1]}, " --shares 0.25 1 --every 8", "plain_streets_every_8"),
-        ({"seeds": 1}, " --first-seed 0 --seeds 1", "trial_streets_100_steps"),
-        ({"first_seed": 3}, " --first-seed 3 --seeds 3", "trial_streets_100_steps"),
+        ({"seeds": 1}, " --first-seed 0 --seeds 1", "trial_streets_100_steps_seeds_0_to_0"),
+        ({"first_seed": 3}, " --first-seed 3 --seeds 3", "trial_streets_100_steps_seeds_3_to_5"),
         (
             {"set": ["train.batch_norm=frozen", "train.source_share=0.5"]},
-            " --set train.batch_norm=frozen train.source_share=0.5",
-            "trial_streets_batch_norm_frozen_source_share_0_5",
+            " --first-seed 0 --seeds 3 --set train.batch_norm=frozen train.source_share=0.5",
+            "trial_streets_100_steps_seeds_0_to_2_train_batch_norm_frozen_train_source_share_0_5",
         ),
     ):
         arguments = argparse.Namespace(**usual | changes)
@@ -72,8 +73,16 @@ def test_other_seeds_and_settings_do_not_overwrite_the_usual_runs(experiment, tm
     assert (config.seed, config.train.num_steps) == (4, 100)
     assert config.train.batch_norm == "frozen"
     assert config.train.augment.scale_range == (1, 2)
+    assert config.train.optim.learning_rate == 5e-5
+    assert study.name_settings(settings[1:2]) == "_train_augment_scale_range_1_2"
 
 
 def test_a_setting_without_a_value_is_refused(experiment):
     with pytest.raises(ConfigError, match="--set takes NAME=VALUE"):
         experiment("plain_runs").read_settings(["train.batch_norm"])
+
+
+def test_a_share_of_all_leaves_no_student_to_score_with_other_shares(tmp_path):
+    output = call(tmp_path, "--shares", "0.5", "--set", "train.source_share=1")
+    assert output.returncode == 2
+    assert "--shares need a student" in output.stderr

@@ -370,3 +370,13 @@ def test_few_images_raise_the_share_of_the_source_model(streets, tmp_path, knobs
     notes = [line for line in inputs.notes if "of the source model" in line]
     assert len(notes) == bool(note)
     assert all(note in line for line in notes)
+    plan = survey_inputs(request_for(streets, tmp_path / "run", knobs))
+    assert note in plan.found["settings"]
+    assert ("of the source model" in plan.found["settings"]) == bool(note)
+    assert inputs.config.train.augment.crop_size == (32, 96)  # also settled
+
+
+def test_a_searched_share_of_the_source_model_is_not_foretold(streets, tmp_path):
+    knobs = {"tune.space": ["train.source_share=0.1..0.9"]}
+    inputs = check_inputs(request_for(streets, tmp_path / "run", knobs, kind="tune"))
+    assert not [line for line in inputs.notes if "of the source model" in line]
