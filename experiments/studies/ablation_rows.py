@@ -148,7 +148,8 @@ _OTHER_WAYS = tuple(
         (_TRUE, *_ADAPTING),
     )
 )
-_NEIGHBOURS = {"train.loss.neighbour_weight": 1.0}
+_MEAN, _SUM = ({"train.loss.neighbour_pooling": pooling} for pooling in ("mean", "sum"))
+_NEIGHBOURS = {"train.loss.neighbour_weight": 1.0} | _MEAN
 _BY_FEATURES = _NEIGHBOURS | {"train.loss.neighbour_space": "features"}
 _LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
 _BY_BOTH = _NEIGHBOURS | {"train.loss.neighbour_space": "both"}
@@ -181,10 +182,11 @@ def _news(regions: str) -> tuple[Row, ...]:
         by_sam = "vote + neighbours by SAM's embedding"
         designs += [
             ("neighbours_by_sam", by_sam, _BY_SAM),
-            ("neighbours_by_sam_twice", f"{by_sam}, weight 2", _BY_SAM_TWICE),
-            ("neighbours_by_sam_rule_out", f"{by_sam}, rule-out", _BY_SAM_TWICE | _RULE_OUT),
-            ("neighbours_by_sam_contrast", f"{by_sam}, contrast", _BY_SAM_TWICE | CONTRAST),
-            ("neighbours_by_sam_zooms", f"{by_sam}, zooms", _BY_SAM_TWICE | _ZOOMS),
+            ("sum_by_sam", f"{by_sam}, sum", _BY_SAM | _SUM),
+            ("sum_by_sam_twice", f"{by_sam}, sum, weight 2", _BY_SAM_TWICE | _SUM),
+            ("sum_by_chance", "vote + neighbours by chance, sum (control)", _BY_CHANCE | _SUM),
+            ("sum_by_sam_contrast", f"{by_sam}, sum, contrast", _BY_SAM | _SUM | CONTRAST),
+            ("sum_by_sam_zooms", f"{by_sam}, sum, zooms", _BY_SAM | _SUM | _ZOOMS),
         ]
     rows = [Row(f"{key}_{regions}", name, regions, VOTE | knobs) for key, name, knobs in designs]
     if regions == USER_REGIONS:

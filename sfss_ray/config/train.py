@@ -185,14 +185,18 @@ class LossConfig:
     """Weight of the masks with classes that masks.concepts gives, in the evidence of the vote. Without
     them it has no effect."""
     neighbour_weight: Annotated[float, Range(0, 10), Research] = 0.0
-    """pooled: weight of the opinion of the masks that are most like a mask in other images. The evidence
-    of a mask is (own + weight * opinion) / (1 + weight). 0 asks no neighbours."""
+    """pooled: weight of the opinion of the masks that are most like a mask in other images, against the
+    mask's own evidence. 0 asks no neighbours."""
     neighbour_space: Annotated[
         Literal["geometry", "features", "both", "learned", "sam", "random"], Research
     ] = "geometry"
     """What masks are compared by: place and size, the teacher's features, both, an embedding of both
     that is learned without class labels, or SAM's embedding (masks.embeddings). random is a control: the
     neighbours have nothing in common with the mask."""
+    neighbour_pooling: Annotated[Literal["sum", "mean"], Research] = "sum"
+    """sum: own + weight * opinion. Masks whose neighbours agree gain confidence, and those that their
+    neighbours overrule can pass the thresholds. mean: (own + weight * opinion) / (1 + weight), on the
+    scale of own evidence."""
     metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
     """learned: weight of the loss that trains the embedding. It pulls two views of a mask together, and
     pushes masks of other images away whose neighbours are of other classes."""

@@ -264,7 +264,7 @@ def build_region_source(
         dtype=dtype,
         **recipe.knobs,  # pyright: ignore[reportArgumentType]
     )
-    if not as_strings and not recipe.embeddings:
+    if not as_strings:
         generator.output_mode = RUN_LENGTHS
     if not recipe.embeddings:
         generator.on_encoded = lambda _crop: on_encoded()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -147,21 +147,27 @@ def _standardised(ring: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ask_neighbours(
-    evidence: Evidence, described: DescribedMasks, neighbours: MaskNeighbours, weight: float
+    evidence: Evidence,
+    described: DescribedMasks,
+    neighbours: MaskNeighbours,
+    weight: float,
+    pooling: Literal["sum", "mean"] = "sum",
 ) -> tuple[Evidence, Tensor | None]:
     """Return the evidence with the neighbours' opinion of each mask, and write the masks to the ring.
 
-        s'_k = (s_k + weight * log(r_k + .02)) / (1 + weight)
+        sum:   s'_k = s_k + weight * log(r_k + .02)
+        mean:  s'_k = (s_k + weight * log(r_k + .02)) / (1 + weight)
 
-    The weights sum to one: the opinion moves labels, and confidence keeps its scale. With more
-    confidence, more pixels would pass the thresholds, and rare classes would be diluted. An empty ring
-    changes nothing.
+    The sum takes own evidence and opinion as independent. Of masks whose label changes, nearly all end
+    between both opinions with a low confidence. The mean leaves them below the thresholds, so their new
+    labels would never be learned. An empty ring changes nothing.
 
     Args:
         evidence: Of pixels and masks.
         described: The masks.
         neighbours: The ring. The masks are written with their own evidence, not with their neighbours'.
         weight: Of the opinion.
+        pooling: See `train.loss.neighbour_pooling`.
 
     Returns:
         The evidence, and the opinions r (K, C); None where the ring was empty.
@@ -173,5 +179,6 @@ def ask_neighbours(
         return evidence, None
     of_masks = evidence.of_masks.clone()
     log_opinions = (opinions + NEIGHBOUR_FLOOR).log()
-    of_masks[described.numbers] = (mask_evidence + weight * log_opinions) / (1 + weight)
+    total = 1 + weight if pooling == "mean" else 1.0
+    of_masks[described.numbers] = (mask_evidence + weight * log_opinions) / total
     return replace(evidence, of_masks=of_masks), opinions

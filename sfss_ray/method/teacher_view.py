@@ -130,9 +130,8 @@ def _gather_evidence(
     teacher, output = prediction
     masks = evidence.masks
     described = describe_masks(masks, batch, teacher.mask_space, output.mask_features)
-    evidence, opinions = ask_neighbours(
-        evidence, described, memory.neighbours, config.neighbour_weight
-    )
+    weight, pooling = config.neighbour_weight, config.neighbour_pooling
+    evidence, opinions = ask_neighbours(evidence, described, memory.neighbours, weight, pooling)
     if opinions is None or config.neighbour_space != "learned":
         return evidence, None
     return evidence, _metric_targets(described, opinions, masks)

@@ -154,9 +154,9 @@ def evidence_and_batch():
     }
 
 
-def ask(evidence, batch, ring, weight):
+def ask(evidence, batch, ring, weight, pooling="sum"):
     described = describe_masks(evidence.masks, batch, None, None)
-    return ask_neighbours(evidence, described, ring, weight)
+    return ask_neighbours(evidence, described, ring, weight, pooling)
 
 
 def test_an_empty_ring_is_the_plain_vote_and_is_filled():
@@ -171,19 +171,20 @@ def test_an_empty_ring_is_the_plain_vote_and_is_filled():
     torch.testing.assert_close(ring.probabilities[3], evidence.of_masks[5].softmax(0))
 
 
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
 @pytest.mark.parametrize("weight", [0.5, 2.0])
-def test_the_weights_of_own_evidence_and_opinion_sum_to_one(weight):
+def test_evidence_and_opinion_are_pooled(weight, pooling):
     evidence, batch = evidence_and_batch()
     ring = ring_of(60)
     geometry = batch["mask_geometry"][:, 1:4].flatten(0, 1)
     expected_opinions = ring_of(60).opinions(
         (geometry,), torch.tensor([20, 30]).repeat_interleave(3)
     )
-    corrected, opinions = ask(evidence, batch, ring, weight)
+    corrected, opinions = ask(evidence, batch, ring, weight, pooling)
     assert torch.equal(opinions, expected_opinions)
-    own_share = 1 / (1 + weight)
+    total = 1 + weight if pooling == "mean" else 1  # the weights of a mean sum to one
     numbers = [1, 2, 3, 5, 6, 7]
-    expected = own_share * evidence.of_masks[numbers] + (1 - own_share) * (opinions + 0.02).log()
+    expected = evidence.of_masks[numbers] / total + weight / total * (opinions + 0.02).log()
     torch.testing.assert_close(corrected.of_masks[numbers], expected)
     assert torch.equal(corrected.of_pixels, evidence.of_pixels)
     assert torch.equal(corrected.of_masks[[0, 4]], evidence.of_masks[[0, 4]])  # no mask

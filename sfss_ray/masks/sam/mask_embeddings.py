@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def image_grid(encoded: EncodedCrop) -> NDArray[np.float32]:
 
 
 def embed_masks(
-    grid: NDArray[np.float32], counts: list[str], size: tuple[int, int]
+    grid: NDArray[np.float32],
+    counts: Sequence[str | NDArray[np.integer]],
+    size: tuple[int, int],
 ) -> NDArray[np.float16]:
     """Return the mean of an image's embedding over each mask, (K, C).
 
@@ -40,21 +43,22 @@ def embed_masks(
 
     Args:
         grid: (C, h, w) of the whole image, from `image_grid`.
-        counts: COCO RLE string of each of K masks.
+        counts: COCO RLE string or run lengths of each of K masks.
         size: (H, W) of the image in pixels.
     """
     channels, height, width = grid.shape
     embeddings = np.zeros((len(counts), channels), np.float16)
     cells = grid.reshape(channels, -1)
-    for k, text in enumerate(counts):
-        weights = covered_area(run_lengths.from_coco_string(text), size, (height, width)).ravel()
+    for k, runs in enumerate(counts):
+        lengths = run_lengths.from_coco_string(runs) if isinstance(runs, str) else runs
+        weights = covered_area(lengths, size, (height, width)).ravel()
         if weights.sum() > 0:
             embeddings[k] = cells @ (weights / weights.sum()).astype(grid.dtype)
     return embeddings
 
 
 def covered_area(
-    counts: NDArray[np.int64], size: tuple[int, int], grid: tuple[int, int]
+    counts: NDArray[np.integer], size: tuple[int, int], grid: tuple[int, int]
 ) -> NDArray[np.float64]:
     """Return how many pixels of a mask lie in each cell of a grid over its image, (h, w).
 
@@ -67,7 +71,7 @@ def covered_area(
         grid: (h, w) cells.
     """
     (height, width), (rows, columns) = size, grid
-    ends = np.concatenate([[0], np.cumsum(counts)])
+    ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     inside = np.concatenate([[0], np.cumsum(np.where(np.arange(len(counts)) % 2, counts, 0))])
     first = ends[1] // height if len(ends) > 1 else 0  # no pixel of the mask lies before
     last = min(width, -(-ends[len(ends) - 1 - len(counts) % 2] // height))
