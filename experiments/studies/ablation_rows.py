@@ -184,9 +184,17 @@ def _news(regions: str) -> tuple[Row, ...]:
             ("neighbours_by_sam", by_sam, _BY_SAM),
             ("sum_by_sam", f"{by_sam}, sum", _BY_SAM | _SUM),
             ("sum_by_sam_twice", f"{by_sam}, sum, weight 2", _BY_SAM_TWICE | _SUM),
-            ("sum_by_chance", "vote + neighbours by chance, sum (control)", _BY_CHANCE | _SUM),
-            ("sum_by_sam_contrast", f"{by_sam}, sum, contrast", _BY_SAM | _SUM | CONTRAST),
-            ("sum_by_sam_zooms", f"{by_sam}, sum, zooms", _BY_SAM | _SUM | _ZOOMS),
+            (
+                "sum_by_chance_twice",
+                "vote + neighbours by chance, sum, weight 2 (control)",
+                _BY_CHANCE | _SUM | {"train.loss.neighbour_weight": 2.0},
+            ),
+            (
+                "sum_by_sam_contrast",
+                f"{by_sam}, sum, weight 2, contrast",
+                _BY_SAM_TWICE | _SUM | CONTRAST,
+            ),
+            ("sum_by_sam_zooms", f"{by_sam}, sum, weight 2, zooms", _BY_SAM_TWICE | _SUM | _ZOOMS),
         ]
     rows = [Row(f"{key}_{regions}", name, regions, VOTE | knobs) for key, name, knobs in designs]
     if regions == USER_REGIONS:
