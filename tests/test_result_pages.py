@@ -359,6 +359,31 @@ def test_the_conclusion_on_masks_is_that_of_its_tables():
     assert f"At weight 2 the gains are {twice[0]}, {twice[1]} and {twice[2]} points" in page
 
 
+KEPT = ("mIoU of all", "kept", "right", "changed", "changed and kept", "right of these", "classes")
+
+
+def test_labels_that_a_training_keeps_are_those_of_the_records():
+    rows = table("mask-news.md", "From labels to training")
+    records = [row for pair in NEWS for row in rows_of(f"kept_labels_{pair}")]
+    for (_, name, *cells), row in zip(rows, records, strict=True):
+        assert name == row["labels"]
+        assert cells == ["" if row[key] is None else f"{row[key]:.1f}" for key in KEPT]
+    of = {
+        pooling: [row for row in records if row["labels"].endswith(pooling)]
+        for pooling in ("mean", "2, sum", "chance (control), weight 2, sum")
+    }
+    assert max(row["changed and kept"] for row in of["mean"]) < 0.6
+    assert (min(r["changed"] for r in of["mean"]), max(r["changed"] for r in of["mean"])) == (
+        pytest.approx(4.8, abs=0.05),
+        pytest.approx(13.3, abs=0.05),
+    )
+    by_chance = of["chance (control), weight 2, sum"]
+    by_sam = [row for row in of["2, sum"] if row not in by_chance]
+    for ours, low, high in ((by_sam, 82, 96), (by_chance, 8, 16)):
+        right = [row["right of these"] for row in ours]
+        assert (round(min(right)), round(max(right))) == (low, high)
+
+
 def test_gradients_of_extra_losses_are_those_of_the_record():
     record = [row for row in rows_of("pair_news_streets_small_sam") if "loss" in row]
     for cells, row in zip(table("mask-news.md", "Gradients"), record, strict=True):
