@@ -23,12 +23,19 @@ from torch import Tensor
 
 from sfss_ray.config import Config, override
 from sfss_ray.method.mask_neighbours import MaskNeighbours
-from sfss_ray.method.mask_space import EMBEDDING_WIDTH, GEOMETRY_WIDTH, MASK_GEOMETRY
+from sfss_ray.method.mask_space import (
+    EMBEDDING_WIDTH,
+    GEOMETRY_WIDTH,
+    MASK_EMBEDDING,
+    MASK_GEOMETRY,
+)
 from sfss_ray.runtime.threads import use_threads
 from sfss_ray.streets.default import embedded_config
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 2
+SAM_WIDTH = 256
+"""Channels of the embedding of SAM's image encoder."""
 LIMIT = 15.0
 """Percent of a step that a design may add."""
 VOTE = {"mask_vote": "pooled", "vote_weight": 0.5, "prior_power": 0.25, "contrast_weight": 0.0}
@@ -38,6 +45,8 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "contrast of pairs": {"contrast_weight": 0.03},
     "neighbours by geometry": {"neighbour_weight": 1.0},
     "neighbours by features": {"neighbour_weight": 1.0, "neighbour_space": "features"},
+    "neighbours by both": {"neighbour_weight": 1.0, "neighbour_space": "both"},
+    "neighbours by SAM's embedding": {"neighbour_weight": 1.0, "neighbour_space": "sam"},
     "neighbours in a learned space": {"neighbour_weight": 1.0, "neighbour_space": "learned"},
     "rule-out by mask": {"rule_out_weight": 1.0},
     "contrast of outputs": {"output_weight": 0.1},
@@ -50,12 +59,15 @@ def measure(config: Config, device: str, repeats: int) -> list[dict[str, Any]]:
     """Return a row for each design with the median time of a step and what it adds, in percent."""
     train, clock = config.train, Clock(device)
     batch = scenes(train.batch_size, train.augment.chosen_crop_size, device)
-    batch[MASK_GEOMETRY] = draw_geometry(batch)
+    batch[MASK_GEOMETRY] = draw_rows(batch, GEOMETRY_WIDTH)
+    embedded = batch | {MASK_EMBEDDING: draw_rows(batch, SAM_WIDTH)}
+    by_sam = {name for name, knobs in DESIGNS.items() if knobs.get("neighbour_space") == "sam"}
     trainers = {name: make_trainer(config, knobs, device) for name, knobs in DESIGNS.items()}
     times: dict[str, list[float]] = {name: [] for name in DESIGNS}
     for repeat in range(WARM_UP + repeats):
         for name, trainer in trainers.items():
-            seconds = clock(lambda trainer=trainer: trainer.step(batch))
+            inputs = embedded if name in by_sam else batch
+            seconds = clock(lambda trainer=trainer, inputs=inputs: trainer.step(inputs))
             if repeat >= WARM_UP:
                 times[name].append(seconds)
     plain = times[BASELINE]
@@ -86,18 +98,24 @@ def make_trainer(config: Config, knobs: dict[str, Any], device: str) -> Trainer:
 
 def fill(ring: MaskNeighbours, space: str, feature_width: int) -> None:
     """Fill a ring with random masks of other images."""
-    widths = {"geometry": GEOMETRY_WIDTH, "features": feature_width, "learned": EMBEDDING_WIDTH}
+    widths = {
+        "geometry": (GEOMETRY_WIDTH,),
+        "features": (feature_width,),
+        "both": (feature_width, GEOMETRY_WIDTH),
+        "learned": (EMBEDDING_WIDTH,),
+        "sam": (SAM_WIDTH,),
+    }
     count, classes = ring.probabilities.shape
     device = ring.probabilities.device
-    described = torch.randn(count, widths[space], device=device)
+    described = [torch.randn(count, width, device=device) for width in widths[space]]
     probabilities = torch.randn(count, classes, device=device).softmax(1)
-    ring.write((described,), torch.full((count,), 10_000, device=device), probabilities)
+    ring.write(described, torch.full((count,), 10_000, device=device), probabilities)
 
 
-def draw_geometry(batch: dict[str, Tensor]) -> Tensor:
-    """Return a random geometry for every mask of the batch."""
+def draw_rows(batch: dict[str, Tensor], width: int) -> Tensor:
+    """Return random numbers (B, ids, width) for every mask of the batch."""
     ids = batch["mask_ids"]
-    return torch.rand(len(ids), int(ids.max()) + 1, GEOMETRY_WIDTH, device=ids.device)
+    return torch.rand(len(ids), int(ids.max()) + 1, width, device=ids.device)
 
 
 def table(rows: list[dict[str, Any]], header: dict[str, Any]) -> str:

@@ -78,9 +78,7 @@ class MaskNeighbours:
             return None
         ring, p, _ = self.entries()
         pairs = [_standardised(*pair) for pair in zip(ring, blocks, strict=True)]
-        nearby, asking = (
-            F.normalize(torch.cat(rows, 1), dim=1) for rows in zip(*pairs, strict=True)
-        )
+        nearby, asking = (_joined(rows) for rows in zip(*pairs, strict=True))
         weighted = p / p.mean(0).clamp(min=_MIN_SHARE).sqrt()
         parts = zip(asking.split(_ROWS_AT_ONCE), images.split(_ROWS_AT_ONCE), strict=True)
         return torch.cat([self._opinions(g, i, nearby, weighted) for g, i in parts])
@@ -142,8 +140,17 @@ class MaskNeighbours:
 
 def _standardised(ring: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
     """Standardise a block over the ring and scale its rows to length 1, (N, width) and (K, width)."""
-    mean, spread = ring.mean(0), ring.std(0, correction=0).clamp(min=_MIN_SPREAD)
-    return F.normalize((ring - mean) / spread, dim=1), F.normalize((asking - mean) / spread, dim=1)
+    # Sums over rows as products with a row of ones: reductions over the first dimension are slow.
+    ones = ring.new_full((1, len(ring)), 1 / len(ring))
+    mean = ones @ ring
+    centred = ring - mean
+    spread = (ones @ centred.square()).sqrt().clamp(min=_MIN_SPREAD)
+    return F.normalize(centred / spread, dim=1), F.normalize((asking - mean) / spread, dim=1)
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    """Return blocks of rows of length 1 beside each other, scaled to length 1."""
+    return blocks[0] if len(blocks) == 1 else F.normalize(torch.cat([*blocks], 1), dim=1)
 
 
 def ask_neighbours(
