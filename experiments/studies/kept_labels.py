@@ -54,19 +54,19 @@ def kept_row(name: str, masks: LabelledMasks, evidence: Tensor) -> dict[str, Any
     the masks' own evidence. `classes` is the kept share of a class's pixels, mean over the classes.
     """
     labels = evidence.argmax(1)
-    kept = ~left_out(replace(masks, evidence=evidence))
+    passes = ~left_out(replace(masks, evidence=evidence))
     changed = labels != masks.evidence.argmax(1)
     classes = masks.truth.sum(0) > 0
-    coverage = masks.truth[kept].sum(0)[classes] / masks.truth.sum(0)[classes]
+    coverage = masks.truth[passes].sum(0)[classes] / masks.truth.sum(0)[classes]
     return {
         "labels": name,
         "mIoU of all": masks.score(labels)["miou"],
-        "kept": _area(masks, kept),
-        "right": _right(masks, labels, kept),
-        "mIoU of kept": 100 * float(np.nanmean(class_ious(masks.truth[kept], labels[kept]))),
+        "kept": _area(masks, passes),
+        "right": _right(masks, labels, passes),
+        "mIoU of kept": 100 * float(np.nanmean(class_ious(masks.truth[passes], labels[passes]))),
         "changed": _area(masks, changed),
-        "changed and kept": _area(masks, changed & kept),
-        "right of these": _right(masks, labels, changed & kept),
+        "changed and kept": _area(masks, changed & passes),
+        "right of these": _right(masks, labels, changed & passes),
         "classes": 100 * float(coverage.mean()),
     }
 
