@@ -262,6 +262,8 @@ def _check_settings(request: Request, survey: Survey) -> str:
     if survey.images:
         check_keep(config.train, len(held_out))
         survey.config, note = _with_source_share(survey.config, len(training))
+        if request.kind == "tune" and _searches(config, "train.source_share"):
+            note = []  # each trial has a share of its own
         survey.notes.extend(note)
     if request.kind != "tune":
         return ", ".join([f"{config.train.num_steps} steps", *note])
@@ -281,13 +283,16 @@ def _with_source_share(config: Config, num_images: int) -> tuple[Config, list[st
     """Return the config with the source model's share settled, and a note of a share above the usual."""
     share = config.train.share_of_source(num_images)
     note = []
-    is_searched = any(d.name == "train.source_share" for d in parse_space(config.tune.space))
-    if config.train.source_share is None and share > LEAST_SOURCE_SHARE and not is_searched:
+    if config.train.source_share is None and share > LEAST_SOURCE_SHARE:
         note = [
             f"the student keeps {share:.0%} of the source model instead of {LEAST_SOURCE_SHARE:.0%},"
             f" because {num_images} training images are few (train.source_share sets another share)"
         ]
     return override(config, {"train.source_share": share}), note
+
+
+def _searches(config: Config, name: str) -> bool:
+    return any(dimension.name == name for dimension in parse_space(config.tune.space))
 
 
 def _check_output(request: Request, survey: Survey) -> str:
