@@ -394,6 +394,7 @@ def test_trainings_with_neighbours_end_where_the_records_say():
     rows = table("mask-news.md", "From labels to training", 1)
     mean_gains: list[float] = []
     all_gains: list[float] = []
+    ends: dict[str, float] = {}
     for (_, source_only, *cells), pair in zip(rows, NEWS, strict=True):
         record = rows_of(f"news_{pair}{'' if pair == 'streets' else '_100_steps'}")
         vote, ours, by_chance = (
@@ -411,9 +412,16 @@ def test_trainings_with_neighbours_end_where_the_records_say():
             ", ".join(chance),
         ]
         assert min(gains.values()) > 0
+        ends[pair] = vote[0]
         mean_gains.append(statistics.fmean(gains.values()))
         all_gains += gains.values()
     text = " ".join((PAGES / "mask-news.md").read_text().split())
+    with_mean = [
+        last_steps(rows_of(f"news_mean_{name}"), "neighbours_by_sam_small_sam")[0]
+        for name in (NEWS[0], f"{NEWS[1]}_100_steps")
+    ]
+    assert f"loses: {with_mean[0]:.1f} on drawn streets and {with_mean[1]:.1f} on" in text
+    assert f"the vote alone has {ends[NEWS[0]]:.1f} and {ends[NEWS[1]]:.1f}." in text
     others = {f"{gain:.1f}".lstrip("0") for gain in mean_gains[:2]}
     assert f"gain {mean_gains[2]:.1f} points on ESPNet and {', '.join(others)} on the other" in text
     low, high = (f"{gain:.1f}".lstrip("0") for gain in (min(all_gains), max(all_gains)))
