@@ -49,6 +49,7 @@ from sfss_ray.models.segmenter import Segmenter
 LABELS = "Labels of masks, percent"
 GRADIENTS = "Gradients at the backbone, against the pseudo-labels"
 CONTRAST = {"contrast_weight": 0.03}
+NEIGHBOURS = {"neighbour_weight": 1.0, "neighbour_pooling": "mean"}
 EXTRA_LOSSES = {
     "L_ins": CONTRAST | {"instance_share": 1.0},
     "L_cls": CONTRAST | {"instance_share": 0.0},
@@ -59,14 +60,13 @@ EXTRA_LOSSES = {
     "contrast of outputs": {"output_weight": 0.1},
     "contrast at boundaries": {"ring_weight": 0.1},
     "contrast at boundaries, no projection head": {"ring_weight": 0.1, "projection": "none"},
-    "neighbours": {"neighbour_weight": 1.0},
-    "neighbours by features": {"neighbour_weight": 1.0, "neighbour_space": "features"},
-    "neighbours by chance (control)": {"neighbour_weight": 1.0, "neighbour_space": "random"},
-    "neighbours in a learned space, and its metric": LEARNED,
+    "neighbours": NEIGHBOURS,
+    "neighbours by features": NEIGHBOURS | {"neighbour_space": "features"},
+    "neighbours by chance (control)": NEIGHBOURS | {"neighbour_space": "random"},
+    "neighbours in a learned space, and its metric": NEIGHBOURS | LEARNED,
 }
-
 """Name of a loss -> settings of `train.loss` that add it to self-training with the vote."""
-BY_SAM = {"neighbours by SAM's embedding": {"neighbour_weight": 1.0, "neighbour_space": "sam"}}
+BY_SAM = {"neighbours by SAM's embedding": NEIGHBOURS | {"neighbour_space": "sam"}}
 """The same, for masks that have embeddings."""
 
 
