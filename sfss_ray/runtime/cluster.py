@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -196,12 +198,28 @@ def _init(
     if address != "local" and compute.cache_gb != DEFAULT_GB:
         # Nodes that run already do not have this process's environment.
         options["runtime_env"] = {"env_vars": {LIMIT_VARIABLE: f"{compute.cache_gb:g}"}}
-    ray.init(
-        address=address,
-        logging_level=log_level(compute),
-        log_to_driver=compute.ray_logs,
-        **options,
-    )
+    with _own_termination():
+        ray.init(
+            address=address,
+            logging_level=log_level(compute),
+            log_to_driver=compute.ray_logs,
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def _own_termination() -> Iterator[None]:
+    """Restore this process's handler of SIGTERM after the block.
+
+    Ray puts its own in its place, which prints a stack trace and ends the process without any cleanup.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if callable(handler) and in_main_thread:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def log_level(compute: ComputeConfig) -> int:

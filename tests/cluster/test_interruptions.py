@@ -258,3 +258,35 @@ def test_a_killed_pretraining_goes_on_from_its_last_checkpoint(tmp_path):
     assert read_progress(log)[-1]["step"] == 30
     later = (log / "progress.jsonl").read_text().splitlines()[lines:]
     assert json.loads(later[0])["step"] > 5, "it began anew"
+
+
+TERMINATED_IN_A_LATER_CLUSTER = """
+import os, signal, sys
+from sfss_ray.cli import run_guarded
+from sfss_ray.config import ComputeConfig
+from sfss_ray.runtime.cluster import connected
+
+def work():
+    compute = ComputeConfig(address="local", device="cpu")
+    with connected(compute):
+        pass
+    with connected(compute):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+sys.exit(run_guarded(work))
+"""
+
+
+def test_a_termination_in_a_later_cluster_of_one_process_is_an_interruption():
+    """Ray's own handler of SIGTERM prints a stack trace and leaves the cluster running."""
+    result = subprocess.run(
+        [sys.executable, "-c", TERMINATED_IN_A_LATER_CLUSTER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert result.stdout == "interrupted: run the same command again to resume\n"
+    assert result.returncode == 130
