@@ -137,18 +137,20 @@ _ZOOMED = (
 _SAM, _TRUE = (
     next(row for row in _FULL if row.regions == r) for r in ("small_sam", "ground_truth")
 )
+_LONG = {"train.num_steps": 1000, "train.evaluate_every": 500}
 _ADAPTING = ("adapting", "BatchNorm statistics run on", {"train.batch_norm": "adapt"})
 _OTHER_WAYS = tuple(
     Row(f"{key}_{row.key}", f"{row.name}, {what}", row.regions, row.knobs | knobs)
     for row, key, what, knobs in (
         (_SAM, "quick_teacher", "teacher's momentum .99", {"train.ema_momentum": 0.99}),
         (_SAM, "class_mix", "class-mix .5", {"train.augment.class_mix": 0.5}),
-        (_SAM, "long", "twice the steps", {"train.num_steps": 1000, "train.evaluate_every": 500}),
+        (_SAM, "long", "twice the steps", _LONG),
         (_SAM, *_ADAPTING),
         (_TRUE, *_ADAPTING),
     )
 )
 _MEAN, _SUM = ({"train.loss.neighbour_pooling": pooling} for pooling in ("mean", "sum"))
+_AGREEING = _SUM | {"train.loss.neighbour_pixels": "agreeing"}
 _NEIGHBOURS = {"train.loss.neighbour_weight": 1.0} | _MEAN
 _BY_FEATURES = _NEIGHBOURS | {"train.loss.neighbour_space": "features"}
 _LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
@@ -160,6 +162,28 @@ _RULE_OUT = {"train.loss.rule_out_weight": 1.0}
 _BY_PIXEL = _RULE_OUT | {"train.loss.rule_out_by": "pixel"}
 _OUTPUT = {"train.loss.output_weight": 0.1}
 _RINGS = {"train.loss.ring_weight": 0.1}
+
+
+def _news_by_sam() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return key, name and knobs of the rows whose masks are compared by SAM's embedding."""
+    name, twice = "vote + neighbours by SAM's embedding", {"train.loss.neighbour_weight": 2.0}
+    chance = "vote + neighbours by chance, sum, weight 2"
+    summed, agreeing = _BY_SAM_TWICE | _SUM, _BY_SAM_TWICE | _AGREEING
+    return [
+        ("neighbours_by_sam", name, _BY_SAM),
+        ("sum_by_sam", f"{name}, sum", _BY_SAM | _SUM),
+        ("sum_by_sam_twice", f"{name}, sum, weight 2", summed),
+        ("sum_by_chance_twice", f"{chance} (control)", _BY_CHANCE | _SUM | twice),
+        ("agreeing", f"{name}, sum, agreeing pixels", _BY_SAM | _AGREEING),
+        ("agreeing_twice", f"{name}, sum, weight 2, agreeing pixels", agreeing),
+        ("sum_by_sam_contrast", f"{name}, sum, weight 2, contrast", summed | CONTRAST),
+        ("sum_by_sam_zooms", f"{name}, sum, weight 2, zooms", summed | _ZOOMS),
+        (
+            "agreeing_long",
+            f"{name}, sum, weight 2, agreeing pixels, twice the steps",
+            agreeing | _LONG,
+        ),
+    ]
 
 
 def _news(regions: str) -> tuple[Row, ...]:
@@ -178,24 +202,8 @@ def _news(regions: str) -> tuple[Row, ...]:
         ("output", "vote + contrast of outputs", _OUTPUT),
         ("rings", "vote + contrast at boundaries", _RINGS),
     ]
-    if regions == "small_sam":
-        by_sam = "vote + neighbours by SAM's embedding"
-        designs += [
-            ("neighbours_by_sam", by_sam, _BY_SAM),
-            ("sum_by_sam", f"{by_sam}, sum", _BY_SAM | _SUM),
-            ("sum_by_sam_twice", f"{by_sam}, sum, weight 2", _BY_SAM_TWICE | _SUM),
-            (
-                "sum_by_chance_twice",
-                "vote + neighbours by chance, sum, weight 2 (control)",
-                _BY_CHANCE | _SUM | {"train.loss.neighbour_weight": 2.0},
-            ),
-            (
-                "sum_by_sam_contrast",
-                f"{by_sam}, sum, weight 2, contrast",
-                _BY_SAM_TWICE | _SUM | CONTRAST,
-            ),
-            ("sum_by_sam_zooms", f"{by_sam}, sum, weight 2, zooms", _BY_SAM_TWICE | _SUM | _ZOOMS),
-        ]
+    if regions != "random":
+        designs += _news_by_sam()
     rows = [Row(f"{key}_{regions}", name, regions, VOTE | knobs) for key, name, knobs in designs]
     if regions == USER_REGIONS:
         rows[0] = _LABEL_SPACE[-1]  # the same vote, so its runs serve both tables

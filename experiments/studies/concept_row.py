@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ablation_rows import USER_REGIONS, VOTE, Row
-from domain_pairs import DomainPair, row_of
+from domain_pairs import DomainPair
+from study_regions import row_of
 
 from sfss_ray.config import override
 from sfss_ray.masks.bank.schema import read_recipe, write_shard

@@ -23,17 +23,11 @@ import numpy as np
 from sfss_ray.config import AugmentConfig, Config, override
 from sfss_ray.config.train import LEAST_SOURCE_SHARE
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19, ClassSet
-from sfss_ray.data.decoding import read_image
-from sfss_ray.data.folders import ImageFile, LabelledImage, list_images, read_labels
+from sfss_ray.data.folders import ImageFile, LabelledImage, list_images
 from sfss_ray.data.labelled import load_labelled
 from sfss_ray.data.pairing import pair_labels
 from sfss_ray.inputs.crop_size import choose_crop_size
 from sfss_ray.masks.bank.schema import read_recipe, write_shard
-from sfss_ray.masks.regions import (
-    build_region_source,
-    make_recipe,
-    region_records,
-)
 from sfss_ray.models.checkpoints import load_source_model
 from sfss_ray.models.model_file import SourceModel, save_model
 from sfss_ray.streets.default import (
@@ -48,8 +42,14 @@ from sfss_ray.train.baseline import SELF_TRAINING
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the recipes, one folder up
 
 from camvid_day2dusk import DAY, DUSK, arrange, make_config
+from study_regions import (
+    connected_regions,
+    drawn_instances,
+    labelled_regions,
+    mask_finder,
+    row_of,
+)
 
-REGIONS = ("felzenszwalb", "small_sam", "random", "ground_truth")
 BASE = SELF_TRAINING | {"train.batch_norm": "target", "train.source_share": 0.0}
 """Knobs shared by all rows of the pairs of our own networks."""
 MILD_COLOURS = {
@@ -63,7 +63,6 @@ ALONE = {"train.loss.vote_weight": 1.0}
 ALONE_FOR_RARE = ALONE | {"train.loss.prior_power": 0.5}
 SOURCE_STEPS = 3000
 """Steps of the source model of camvid_day2dusk."""
-RANDOM_REGIONS = 60  # per image, about as many as Felzenszwalb's
 
 
 @dataclass(frozen=True)
@@ -120,46 +119,12 @@ class DomainPair:
         """
         folder = self.folder / "masks" / f"{regions}-{len(self.images)}"
         shard = folder / "masks-0.parquet"
-        find_masks, recipe = self._mask_finder(regions)
+        find_masks, recipe = mask_finder(regions, self.config, self.instances)
         stored_recipe = read_recipe(shard) or {}
         if any(stored_recipe.get(name) != value for name, value in recipe.items()):
             folder.mkdir(parents=True, exist_ok=True)
             write_shard(shard, [row_of(file, find_masks) for file in self.images], recipe)
         return folder
-
-    def _mask_finder(self, regions: str) -> tuple[Callable[[ImageFile, np.ndarray], list], dict]:
-        if regions in ("felzenszwalb", "small_sam"):
-            by_network = regions == "small_sam"
-            settings = {"masks.regions": regions, "masks.embeddings": by_network}
-            masks = override(self.config, settings).masks
-            recipe, checkpoint = make_recipe(masks, None)
-            segment = build_region_source(recipe, checkpoint, masks.points_per_batch, "cpu")
-            return lambda _, image: segment(image), recipe.as_dict()
-        recipe = {"source": regions, "sam_type": "", "sam_sha256": "", "knobs": {}}
-        if regions == "random":
-            return lambda file, image: region_records(random_regions(file, image)), recipe
-        return lambda file, _: region_records(self.instances(file)), recipe
-
-
-def row_of(file: ImageFile, find_masks: Callable[[ImageFile, np.ndarray], list]) -> dict[str, Any]:
-    image = read_image(file.path)
-    row = {"image_id": file.image_id, "path": str(file.path), "error": None}
-    return row | {
-        "height": image.shape[0],
-        "width": image.shape[1],
-        "masks": find_masks(file, image),
-    }
-
-
-def random_regions(file: ImageFile, image: np.ndarray) -> np.ndarray:
-    """Return ids 1..60 (H, W): each pixel belongs to the nearest of 60 random points."""
-    from scipy.spatial import KDTree
-
-    height, width = image.shape[:2]
-    seed = [ord(letter) for letter in file.image_id]
-    points = np.random.default_rng(seed).uniform(0, (height, width), (RANDOM_REGIONS, 2))
-    pixels = np.indices((height, width)).reshape(2, -1).T
-    return KDTree(points).query(pixels)[1].reshape(height, width) + 1
 
 
 def streets(folder: Path, target_images: int = 600) -> DomainPair:
@@ -224,13 +189,6 @@ def streets_itself(folder: Path, target_images: int) -> DomainPair:
         folder=folder,
         labelled=tuple(pair_labels(target / "images", target / "labels")),
     )
-
-
-def drawn_instances(file: ImageFile, domain: str = "camera") -> np.ndarray:
-    """Draw a target scene again and return its instance map."""
-    from sfss_ray.streets.scenes import render_scene
-
-    return render_scene(domain, TARGET_SEED, int(file.image_id)).instances
 
 
 def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:
@@ -385,16 +343,3 @@ def _foreign_config(image_size: tuple[int, int]) -> Config:
             "pretrain.augment.crop_size": crop,
         },
     )
-
-
-def labelled_regions(labels: Path, file: ImageFile) -> np.ndarray:
-    """Return the connected components of the label map of an image."""
-    return connected_regions(read_labels(labels / f"{file.image_id}.png"))
-
-
-def connected_regions(labels: np.ndarray) -> np.ndarray:
-    """Return ids (H, W) of the connected components of each class, 0 without a class."""
-    from skimage.measure import label
-
-    components = np.asarray(label(labels, background=255, connectivity=1))
-    return components.astype(np.int32)

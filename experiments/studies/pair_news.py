@@ -25,7 +25,7 @@ import torch
 from ablation import add_pair_options, make_pair
 from ablation_rows import STATISTICS, VOTE
 from ablation_run import Job, with_target_statistics
-from domain_pairs import REGIONS, DomainPair
+from domain_pairs import DomainPair
 from learned_space import LEARNED, learn_space
 from mask_labels import (
     LabelledMasks,
@@ -36,6 +36,7 @@ from mask_labels import (
     plausible_rows,
 )
 from study_record import write_record
+from study_regions import REGIONS
 from study_step import StudyStep
 from torch.nn import functional as F
 

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from ablation import add_pair_options, make_pair
 from ablation_rows import VOTE
-from domain_pairs import REGIONS, DomainPair
+from domain_pairs import DomainPair
 from study_record import write_record
+from study_regions import REGIONS
 from torch.nn import functional as F
 
 from sfss_ray.cli import run_guarded

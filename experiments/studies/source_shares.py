@@ -26,8 +26,9 @@ from ablation import add_pair_options, make_pair, with_steps
 from ablation_rows import CONTRAST, VOTE, Row
 from ablation_run import Job, examination, source_network, train_networks, use_one_thread
 from class_losses import FOUND_AT, worst_class
-from domain_pairs import REGIONS, DomainPair
+from domain_pairs import DomainPair
 from study_record import write_record
+from study_regions import REGIONS
 
 from sfss_ray.cli import run_guarded
 from sfss_ray.storage.files import write_torch

@@ -197,6 +197,9 @@ class LossConfig:
     """sum: own + weight * opinion. Masks whose neighbours agree gain confidence, and those that their
     neighbours overrule can pass the thresholds. mean: (own + weight * opinion) / (1 + weight), on the
     scale of own evidence."""
+    neighbour_pixels: Annotated[Literal["all", "agreeing"], Research] = "all"
+    """Pixels that neighbours speak for: all of the mask, or those whose own class is that of the mask's
+    own evidence. The others probably belong to another object, of which the neighbours know nothing."""
     metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
     """learned: weight of the loss that trains the embedding. It pulls two views of a mask together, and
     pushes masks of other images away whose neighbours are of other classes."""

@@ -60,6 +60,8 @@ class Evidence:
     masks: MaskPixels
     shape: tuple[int, int, int]
     """(B, H, W)."""
+    own_of_masks: Tensor | None = None
+    """(M, C) without the opinion of neighbours, where `of_masks` has it."""
 
     @staticmethod
     def gather(probabilities: Tensor, mask_ids: Tensor, prior: Tensor, power: float) -> Evidence:

@@ -188,4 +188,4 @@ def ask_neighbours(
     log_opinions = (opinions + NEIGHBOUR_FLOOR).log()
     total = 1 + weight if pooling == "mean" else 1.0
     of_masks[described.numbers] = (mask_evidence + weight * log_opinions) / total
-    return replace(evidence, of_masks=of_masks), opinions
+    return replace(evidence, of_masks=of_masks, own_of_masks=evidence.of_masks), opinions

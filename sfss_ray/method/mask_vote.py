@@ -8,6 +8,9 @@ own evidence against its mask's, as logarithmic opinion pools do (Genest and Zid
 
 with w = `vote_weight` and s the evidence of mask_evidence.py. A mask that joins two objects cannot
 overrule confident pixels, and the mean of logarithms prefers a class that no part of the mask rules out.
+
+The opinion of a mask's neighbours (mask_neighbours.py) is part of its evidence. With `neighbour_pixels
+agreeing` it reaches only the pixels whose own class is that of the mask's own evidence.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ def relabel(evidence: Evidence, config: LossConfig) -> tuple[Tensor, Tensor]:
 
     Args:
         evidence: Of pixels and masks, corrected for the prior.
-        config: `mask_vote`, `vote_weight` and `vote_min_purity`.
+        config: `mask_vote`, `vote_weight`, `vote_min_purity` and `neighbour_pixels`.
     """
     scores, masks = evidence.of_pixels, evidence.masks
     classes = scores.shape[1]
@@ -63,7 +66,8 @@ def relabel(evidence: Evidence, config: LossConfig) -> tuple[Tensor, Tensor]:
             voted_confidence = probabilities.gather(1, voted_labels[:, None])[:, 0]
         else:
             of_masks = evidence.of_masks
-            pooled = (1 - config.vote_weight) * scores + config.vote_weight * of_masks[masks.owner]
+            voices = _mask_evidence_for_pixels(evidence, labels, config)
+            pooled = (1 - config.vote_weight) * scores + config.vote_weight * voices
             voted_confidence, voted_labels = pooled.softmax(1).max(1)
         # An impure mask probably joins objects, so its pixels keep their own labels.
         agrees = (labels == of_masks.argmax(1)[masks.owner]).to(scores.dtype)[:, None]
@@ -72,6 +76,22 @@ def relabel(evidence: Evidence, config: LossConfig) -> tuple[Tensor, Tensor]:
         labels = torch.where(voting, voted_labels, labels)
         confidence = torch.where(voting, voted_confidence, confidence)
     return labels.view(evidence.shape), confidence.view(evidence.shape)
+
+
+def _mask_evidence_for_pixels(evidence: Evidence, labels: Tensor, config: LossConfig) -> Tensor:
+    """Return the evidence of each pixel's mask, (P, C), with the neighbours' opinion where it counts.
+
+    Args:
+        evidence: Of pixels and masks.
+        labels: (P,) likeliest classes of the pixels.
+        config: `neighbour_pixels`.
+    """
+    owner, without_opinion = evidence.masks.owner, evidence.own_of_masks
+    of_masks = evidence.of_masks[owner]
+    if without_opinion is None or config.neighbour_pixels == "all":
+        return of_masks
+    agrees = labels == without_opinion.argmax(1)[owner]
+    return torch.where(agrees[:, None], of_masks, without_opinion[owner])
 
 
 def plausible_classes(evidence: Evidence, count: int, by_pixel: bool = False) -> Tensor:

@@ -187,6 +187,7 @@ def test_evidence_and_opinion_are_pooled(weight, pooling):
     expected = evidence.of_masks[numbers] / total + weight / total * (opinions + 0.02).log()
     torch.testing.assert_close(corrected.of_masks[numbers], expected)
     assert torch.equal(corrected.of_pixels, evidence.of_pixels)
+    assert torch.equal(corrected.own_of_masks, evidence.of_masks)
     assert torch.equal(corrected.of_masks[[0, 4]], evidence.of_masks[[0, 4]])  # no mask
 
 

@@ -1,5 +1,7 @@
 """The vote of the masks against a slow loop, and its guards for rare classes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,44 @@ def test_votes_are_those_of_a_slow_loop(vote, purity, power):
     slow_labels, slow_confidence = slow_relabel(probabilities, ids, prior, config)
     np.testing.assert_array_equal(labels.numpy(), slow_labels)
     np.testing.assert_allclose(confidence.numpy(), slow_confidence, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_neighbours_speak_for_the_pixels_that_agree_with_their_mask(weight):
+    probabilities, ids, prior = drawn()
+    config = method(mask_vote="pooled", vote_weight=weight, neighbour_pixels="agreeing")
+    own = Evidence.gather(probabilities, ids, prior, config.prior_power)
+    generator = torch.Generator().manual_seed(1)
+    opinions = 3 * torch.randn(own.of_masks.shape, generator=generator)
+    asked = replace(own, of_masks=own.of_masks + opinions, own_of_masks=own.of_masks)
+    labels, confidence = mask_vote.relabel(asked, config)
+    reached = 0
+    for b, y, x in np.ndindex(ids.shape):
+        pixel = probabilities[b, :, y, x].clamp(min=1e-4).log()
+        mask = int(ids[b, y, x])
+        pooled = pixel
+        if mask:
+            number = own.masks.ids_per_image * b + mask
+            agrees = int(pixel.argmax()) == int(own.of_masks[number].argmax())
+            reached += agrees
+            voice = own.of_masks[number] + (opinions[number] if agrees else 0)
+            pooled = (1 - weight) * pixel + weight * voice
+        assert int(labels[b, y, x]) == int(pooled.argmax())
+        assert float(confidence[b, y, x]) == pytest.approx(float(pooled.softmax(0).max()), abs=1e-5)
+    assert 20 < reached < (ids > 0).sum() - 20
+
+
+def test_neighbours_speak_for_all_pixels_of_a_mask():
+    probabilities, ids, prior = drawn()
+    config = method(mask_vote="pooled", vote_weight=0.5)
+    own = Evidence.gather(probabilities, ids, prior, config.prior_power)
+    other = torch.randn(own.of_masks.shape, generator=torch.Generator().manual_seed(1))
+    labels, confidence = mask_vote.relabel(
+        replace(own, of_masks=other, own_of_masks=own.of_masks), config
+    )
+    expected = mask_vote.relabel(replace(own, of_masks=other), config)
+    assert torch.equal(labels, expected[0])
+    assert torch.equal(confidence, expected[1])
 
 
 def test_without_a_vote_only_the_prior_counts():
