@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import collections
-import json
-import re
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
+from result_pages import FOREIGN, PAGES, RECORDS, mean_and_spread, rows_of, table
 
 from sfss_ray.config import TrainConfig
 from sfss_ray.data.class_sets import CAMVID_11, CITYSCAPES_19
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "docs" / "results"
-RECORDS = ROOT / "experiments" / "studies" / "results"
-FOREIGN = {
-    "ESPNetv2, width 1.0": "espnetv2_s_1_0_city_1024x512",
-    "ESPNetv2, width 2.0": "espnetv2_s_2_0_city_1024x512",
-    "ESPNet": "espnet_p_2_q_8",
-}
-"""Name of a model on the page -> in file names of records."""
 DELIVERED_SHARE = 0.25
-
-
-def table(page: str, section: str, number: int = 0) -> list[list[str]]:
-    """Return the cells of a table without its header: the number-th one below a heading of a page."""
-    text = (PAGES / page).read_text()
-    (below,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.M)
-    found = re.findall(r"(?:^\|.*\|\n)+", below, re.M)[number]
-    rows = [
-        [cell.strip().strip("*") for cell in line[1:-1].split("|")] for line in found.splitlines()
-    ]
-    assert set("".join(rows[1])) == {"-"}
-    return rows[2:]
-
-
-def rows_of(record: str) -> list[dict]:
-    return json.loads((RECORDS / f"{record}.json").read_text())["rows"]
-
-
-def mean_and_spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def shares_record(model: str, light: str) -> list[dict]:
@@ -307,129 +275,21 @@ def test_remedies_for_few_images_are_those_of_the_records():
         assert cells[3] == f"{students[0]['per_class'][rider]:.1f}"
 
 
-NEWS = ("streets", *(f"cityscapes2camvid_dusk_{FOREIGN[m]}" for m in list(FOREIGN)[::2]))
-"""Pairs of the page about masks, in the order of its columns."""
-SPACES = {
-    "vote: the mask's own evidence": ("vote", None),
-    "nearest class prototype": ("nearest class prototype", None),
-    "neighbours by the teacher's features": ("features", 1.0),
-    "by geometry": ("geometry", 1.0),
-    "by both": ("both", 1.0),
-    "in a space learned without labels": ("learned", 1.0),
-    "by SAM's embedding": ("sam", 1.0),
-    "by SAM's embedding and geometry": ("sam and geometry", 1.0),
-    "by chance (control)": ("random masks (control)", 1.0),
-    "true majority of each mask": ("true majority", None),
-}
-
-
-def label_mious(pair: str) -> dict[tuple[str, float | None], float]:
-    rows = [row for row in rows_of(f"pair_news_{pair}_small_sam") if "labels" in row]
-    return {(row["labels"], row.get("weight")): row["miou"] for row in rows}
-
-
-def test_labels_of_masks_are_those_of_the_records():
-    rows = table("mask-news.md", "Labels of masks")
-    assert [row[0] for row in rows] == list(SPACES)
-    for number, pair in enumerate(NEWS, start=1):
-        mious = label_mious(pair)
-        vote = mious["vote", None]
-        assert rows[0][number] == f"{vote:.1f}"
-        for row in rows[1:]:
-            miou = mious[SPACES[row[0]]]
-            assert row[number] == f"{miou:.1f} ({miou - vote:+.1f})"
-
-
-def test_the_conclusion_on_masks_is_that_of_its_tables():
-    text = " ".join((PAGES / "mask-news.md").read_text().split("\n## ")[0].split())
-    gains = {
-        name: [label_mious(pair)[name, 1.0] - label_mious(pair)["vote", None] for pair in NEWS]
-        for name in ("sam", "features", "geometry")
-    }
-    assert f"gain {min(gains['sam']):.1f} to {max(gains['sam']):.1f} points" in text
-    lost = f"{-min(gains['features']):.1f}".lstrip("0")
-    assert f"features lose {lost} on one, and geometry gains {min(gains['geometry']):.1f}." in text
-    # What the conclusion says of all spaces; those that hold SAM's embedding are no others.
-    for name, weight in SPACES.values():
-        if name not in ("vote", "true majority") and "sam" not in name:
-            gains_of = [label_mious(p)[name, weight] - label_mious(p)["vote", None] for p in NEWS]
-            assert min(gains_of) < min(gains["sam"])
-    twice = [f"{label_mious(p)['sam', 2.0] - label_mious(p)['vote', None]:.1f}" for p in NEWS]
-    page = (PAGES / "mask-news.md").read_text()
-    assert f"At weight 2 the gains are {twice[0]}, {twice[1]} and {twice[2]} points" in page
-
-
-KEPT = ("mIoU of all", "kept", "right", "changed", "changed and kept", "right of these", "classes")
-
-
-def test_labels_that_a_training_keeps_are_those_of_the_records():
-    rows = table("mask-news.md", "From labels to training")
-    records = [row for pair in NEWS for row in rows_of(f"kept_labels_{pair}")]
-    for (_, name, *cells), row in zip(rows, records, strict=True):
-        assert name == row["labels"]
-        assert cells == ["" if row[key] is None else f"{row[key]:.1f}" for key in KEPT]
-    of = {
-        pooling: [row for row in records if row["labels"].endswith(pooling)]
-        for pooling in ("mean", "2, sum", "chance (control), weight 2, sum")
-    }
-    assert max(row["changed and kept"] for row in of["mean"]) < 0.6
-    assert (min(r["changed"] for r in of["mean"]), max(r["changed"] for r in of["mean"])) == (
-        pytest.approx(4.8, abs=0.05),
-        pytest.approx(13.3, abs=0.05),
+def test_what_the_contrast_adds_to_the_vote_is_what_the_records_say():
+    changes = []
+    for record in sorted(RECORDS.glob("ablation_*.json")):
+        ends = {
+            row["key"]: {entry["seed"]: entry["student_last"] for entry in row["seeds"]}
+            for row in rows_of(record.stem)
+        }
+        full, vote = ends["full_felzenszwalb"], ends["pooled_vote"]
+        assert list(full) == list(vote) == [0, 1, 2]
+        changes += [full[seed] - vote[seed] for seed in vote]
+    assert len(changes) == 18
+    text = " ".join((PAGES.parent / "method.md").read_text().split())
+    low, high, mean = (
+        f"{abs(change):.1f}".removeprefix("0")
+        for change in (min(changes), max(changes), statistics.fmean(changes))
     )
-    by_chance = of["chance (control), weight 2, sum"]
-    by_sam = [row for row in of["2, sum"] if row not in by_chance]
-    for ours, low, high in ((by_sam, 82, 96), (by_chance, 8, 16)):
-        right = [row["right of these"] for row in ours]
-        assert (round(min(right)), round(max(right))) == (low, high)
-
-
-def last_steps(record: list[dict], key: str) -> dict[int, float]:
-    """Return the mIoU of the student at the last step by seed."""
-    (row,) = [row for row in record if row["key"] == key]
-    return {entry["seed"]: entry["student_last"] for entry in row["seeds"]}
-
-
-def test_trainings_with_neighbours_end_where_the_records_say():
-    rows = table("mask-news.md", "From labels to training", 1)
-    mean_gains: list[float] = []
-    all_gains: list[float] = []
-    ends: dict[str, float] = {}
-    for (_, source_only, *cells), pair in zip(rows, NEWS, strict=True):
-        record = rows_of(f"news_{pair}{'' if pair == 'streets' else '_100_steps'}")
-        vote, ours, by_chance = (
-            last_steps(record, f"{key}_small_sam")
-            for key in ("vote", "sum_by_sam_twice", "sum_by_chance_twice")
-        )
-        assert list(vote) == list(ours) == [0, 1, 2]
-        assert source_only == f"{last_steps(record, 'source_only')[0]:.1f}"
-        gains = {seed: ours[seed] - vote[seed] for seed in vote}
-        chance = [f"{value - vote[seed]:+.1f}" for seed, value in by_chance.items()]
-        assert cells == [
-            mean_and_spread(list(vote.values())),
-            mean_and_spread(list(ours.values())),
-            ", ".join(f"{gain:+.1f}" for gain in gains.values()),
-            ", ".join(chance),
-        ]
-        assert min(gains.values()) > 0
-        ends[pair] = vote[0]
-        mean_gains.append(statistics.fmean(gains.values()))
-        all_gains += gains.values()
-    text = " ".join((PAGES / "mask-news.md").read_text().split())
-    with_mean = [
-        last_steps(rows_of(f"news_mean_{name}"), "neighbours_by_sam_small_sam")[0]
-        for name in (NEWS[0], f"{NEWS[1]}_100_steps")
-    ]
-    assert f"loses: {with_mean[0]:.1f} on drawn streets and {with_mean[1]:.1f} on" in text
-    assert f"the vote alone has {ends[NEWS[0]]:.1f} and {ends[NEWS[1]]:.1f}." in text
-    others = {f"{gain:.1f}".lstrip("0") for gain in mean_gains[:2]}
-    assert f"gain {mean_gains[2]:.1f} points on ESPNet and {', '.join(others)} on the other" in text
-    low, high = (f"{gain:.1f}".lstrip("0") for gain in (min(all_gains), max(all_gains)))
-    assert f"add {low} to {high} points" in (ROOT / "README.md").read_text()
-
-
-def test_gradients_of_extra_losses_are_those_of_the_record():
-    record = [row for row in rows_of("pair_news_streets_small_sam") if "loss" in row]
-    for cells, row in zip(table("mask-news.md", "Gradients"), record, strict=True):
-        numbers = (row["cosine"], row["cosine_deviation"], row["norm"])
-        assert cells == [row["loss"], *(f"{number:.2f}" for number in numbers)]
+    assert min(changes) < 0 < max(changes)
+    assert f"ends between {low} below and {high} above the vote alone, {mean} below" in text

@@ -239,6 +239,18 @@ _RANGES = tuple(
     for dimension in parse_space(DEFAULT_SPACE)
     for value in dimension.ends
 )
+# At the default weight of the contrast its temperature cannot matter, but a search varies both.
+_HEAVY = "train.loss.contrast_weight"
+_HEAVY_RANGES = tuple(
+    Row(
+        f"{row.key}_heavy",
+        f"{row.name}, contrast_weight 2",
+        USER_REGIONS,
+        row.knobs | {_HEAVY: next(d.high for d in parse_space(DEFAULT_SPACE) if d.name == _HEAVY)},
+    )
+    for row in _RANGES
+    if row.key.startswith("temperature")
+)
 _PAPER = Row("paper_like", "preset paper_like", "small_sam", find_preset("paper_like"))
 TABLES = {
     "ablation": ROWS,
@@ -256,7 +268,7 @@ TABLES = {
     # Attempts to keep a class that the full method forgets.
     "keeping": (BASELINE, STATISTICS, _FULL[0], *_KEEPING),
     # What a search of the default space can gain or lose.
-    "ranges": (BASELINE, _FULL[0], *_RANGES),
+    "ranges": (BASELINE, _FULL[0], *_RANGES, *_HEAVY_RANGES),
     # Attempts to gain more from masks: the parts of the vote without the contrast, a teacher with
     # several zooms or a lower momentum, class-mix, more steps, and BatchNorm statistics that adapt.
     # The last row follows the abstract of the paper as closely as it allows.

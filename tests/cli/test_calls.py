@@ -27,6 +27,8 @@ from sfss_ray.streets.scenes import write_streets
 IMAGES = {"images": "@images", "labels": "@labels"}
 TRAIN = ["--source-model", "m", "--target-images", "t", "--masks", "k", "--output-dir", "o"]
 
+TUNE = ["--source-model", "m", "--target-images", "t", "--output-dir", "o"]
+
 
 def parsed(verb: str, *words: str, **program) -> Call:
     return parse(Program(cli.VERBS[verb], f"sfss-ray {verb}", **program), words)
@@ -94,6 +96,12 @@ def test_a_config_file_may_hold_knobs_that_the_verb_does_not_use(tmp_path: Path)
 def test_knobs_of_every_type_are_parsed(words, name, value):
     config = parsed("train", *TRAIN, *words).config
     assert flatten(config)[name] == value
+
+
+def test_a_search_space_is_given_as_words():
+    entries = ["train.loss.vote_weight=0.2..1", "train.batch_norm=auto,frozen"]
+    config = parsed("tune", *TUNE, "--tune.space", *entries).config
+    assert config.tune.space == tuple(entries)
 
 
 @pytest.mark.parametrize(

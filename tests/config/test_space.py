@@ -77,6 +77,17 @@ FILES = {
     "    train.batch_norm: [auto, frozen]\n    train.augment.flip: [true, false]\n",
     "dotted.yaml": "tune.space.train.loss.vote_weight: 0.2..1\n"
     "tune.space.train.batch_norm: [auto, frozen]\ntune.space.train.augment.flip: [true, false]\n",
+    "mapping.json": json.dumps(
+        {
+            "tune": {
+                "space": {
+                    "train.loss.vote_weight": "0.2..1",
+                    "train.batch_norm": ["auto", "frozen"],
+                    "train.augment.flip": [True, False],
+                }
+            }
+        }
+    ),
     "list.json": json.dumps(
         {
             "tune.space": [

@@ -41,12 +41,16 @@ def test_every_design_stands_beside_its_control(rows, regions):
     designs = [key.removesuffix(f"_{regions}") for key in knobs if key.endswith(f"_{regions}")]
     for design in designs:
         assert vote.items() <= knobs[f"{design}_{regions}"].items()
-    controls = {"rule_out": "rule_out_pixel", "neighbours": "neighbours_by_chance"}
+    controls = {
+        "rule_out": "rule_out_pixel",
+        "neighbours": "neighbours_by_chance",
+        "sum_by_sam_twice": "sum_by_chance_twice",
+    }
     for design, control in controls.items():
         assert {design, control} <= set(designs)
         ours, other = knobs[f"{design}_{regions}"], knobs[f"{control}_{regions}"]
         assert len(set(other.items()) - set(ours.items())) == 1
-    assert "neighbours_random" in knobs
+    assert {"neighbours_random", "output_random", "rings_random", "vote_random"} <= set(knobs)
 
 
 def test_the_ranges_are_those_of_a_search(rows):
@@ -61,8 +65,11 @@ def test_the_ranges_are_those_of_a_search(rows):
         "ema_momentum_0.99",
         "ema_momentum_0.9999",
         "temperature_0.03",
+        "temperature_0.03_heavy",
         "temperature_0.7",
+        "temperature_0.7_heavy",
     ]
     full = next(row for row in rows.TABLES["ranges"] if row.key == "full_felzenszwalb").knobs
-    for knobs in ends.values():
-        assert len(set(knobs.items()) - set(full.items())) == 1
+    for key, knobs in ends.items():
+        other = ends["contrast_weight_2"] if key.endswith("_heavy") else full
+        assert len(set(knobs.items()) - set(other.items())) == 1

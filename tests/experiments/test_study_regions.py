@@ -34,6 +34,9 @@ def test_regions_are_embedded_as_the_small_sam_embeds_its_own_masks(pair, experi
     again = embed(file, file.read())
     for one, other in zip(again, records, strict=True):
         np.testing.assert_allclose(one["embedding"], other["embedding"], atol=2e-3)
-    assert recipe == make_recipe(
-        override(config, {"masks.regions": "small_sam", "masks.embeddings": True}).masks, None
-    )[0].as_dict()
+    assert (
+        recipe
+        == make_recipe(
+            override(config, {"masks.regions": "small_sam", "masks.embeddings": True}).masks, None
+        )[0].as_dict()
+    )

@@ -23,7 +23,8 @@ class StepNetworks:
         self.memory = Memory.empty(len(CLASSES), embedding_dim, self.config)
 
     def step(self, batch, step=6, seed=0):
-        networks = TeacherStudent(self.student, self.teacher, self.memory)
+        space = self.student.mask_space
+        networks = TeacherStudent(self.student, self.teacher, self.memory, space)
         return adaptation_losses(networks, batch, self.config, StepInfo(step, seed))
 
     def gradients(self, batch, **info) -> list[torch.Tensor]:

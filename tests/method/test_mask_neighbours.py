@@ -1,6 +1,7 @@
 """The neighbours of masks against a brute-force loop written from the formula."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,6 +190,30 @@ def test_evidence_and_opinion_are_pooled(weight, pooling):
     assert torch.equal(corrected.of_pixels, evidence.of_pixels)
     assert torch.equal(corrected.own_of_masks, evidence.of_masks)
     assert torch.equal(corrected.of_masks[[0, 4]], evidence.of_masks[[0, 4]])  # no mask
+
+
+def test_an_opinion_equal_to_the_evidence_changes_nothing_by_the_mean():
+    """The weights of evidence and opinion sum to one."""
+    evidence, batch = evidence_and_batch()
+    numbers = [1, 2, 3, 5, 6, 7]
+    ring = ring_of(60)
+    _, opinions = ask(evidence, batch, ring, 1.0)
+    agreed = evidence.of_masks.clone()
+    agreed[numbers] = (opinions + 0.02).log()
+    for weight in (0.5, 3.0):
+        same, _ = ask(replace(evidence, of_masks=agreed), batch, ring_of(60), weight, "mean")
+        torch.testing.assert_close(same.of_masks, agreed)
+
+
+def test_a_mask_with_few_masks_in_other_images_asks_those_alone():
+    ring = ring_of(60, images=2)
+    ring.images[ring.images == 1] = 0
+    ring.images[:5] = 1
+    geometry, _, _ = drawn(3, seed=1)
+    opinions = ring.opinions((geometry,), torch.zeros(3, dtype=torch.int64))
+    for k in range(3):
+        expected = slow_opinion(ring, geometry[k], 0)
+        np.testing.assert_allclose(opinions[k].numpy(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_blocks_count_alike_whatever_their_width():

@@ -1,5 +1,7 @@
 """A step of adaptation on drawn images whose class is the nearest colour."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -148,8 +150,9 @@ def test_renaming_masks_in_order_changes_nothing():
     )
 
 
-def test_losses_without_draws_do_not_depend_on_the_order_of_mask_ids():
+def test_losses_without_draws_do_not_depend_on_the_order_of_mask_ids(monkeypatch):
     """Pairs are drawn in the order of ids. These losses draw nothing."""
+    monkeypatch.setattr(output_contrast, "TOP_K", 1)  # grey is second in every mask
     knobs = NEWS | {"loss__neighbour_weight": 1.0, "loss__contrast_weight": 0.0}
     first, second = drawn_batch([2, 3]), drawn_batch([0, 1])
     count = int(max(b["mask_ids"].max() for b in (first, second))) + 1
@@ -167,6 +170,42 @@ def test_losses_without_draws_do_not_depend_on_the_order_of_mask_ids():
     assert close(gradients[0], gradients[2])
     assert close(gradients[1], gradients[3])
     assert not close(gradients[1], gradients[5])  # masks at other places have other neighbours
+
+
+def test_losses_without_draws_do_not_depend_on_the_order_of_images(monkeypatch):
+    monkeypatch.setattr(output_contrast, "TOP_K", 1)
+    places = torch.rand(4, 17, 4, generator=torch.Generator().manual_seed(1))
+    parts = []
+    for order in ([0, 1], [1, 0]):
+        networks = StepNetworks(**NEWS, loss__neighbour_weight=1.0)
+        for images in ([2, 3], [0, 1]):  # the second batch has neighbours
+            reordered = [images[position] for position in order]
+            batch = drawn_batch(reordered) | {"mask_geometry": places[reordered]}
+            _, metrics = networks.step(batch)
+        parts.append(metrics)
+    for name in ("loss_seg", "loss_rule_out", "loss_output"):
+        assert parts[0][name] > 0
+        torch.testing.assert_close(parts[0][name], parts[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_a_learned_space_does_not_read_pseudo_labels(monkeypatch):
+    places = torch.rand(2, 17, 4, generator=torch.Generator().manual_seed(1))
+    metric = []
+    for shift in (0, 1):
+
+        def shifted(*arguments, shift=shift):
+            view = predict_teacher(*arguments)
+            return dataclasses.replace(view, labels=(view.labels + shift) % len(CLASSES))
+
+        monkeypatch.setattr(step_module, "predict_teacher", shifted)
+        knobs = {"loss__neighbour_weight": 1.0, "loss__neighbour_space": "learned"}
+        networks = StepNetworks(**NEWS, **knobs)
+        for images in ([2, 3], [0, 1]):  # the second batch has neighbours
+            _, parts = networks.step(drawn_batch(images) | {"mask_geometry": places})
+        metric.append((parts["loss_metric"], parts["loss_seg"]))
+    assert metric[0][0] > 0
+    assert torch.equal(metric[0][0], metric[1][0])
+    assert not torch.equal(metric[0][1], metric[1][1])
 
 
 def test_a_seed_draws_other_pairs_and_the_same_seed_the_same():

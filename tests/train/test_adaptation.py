@@ -121,6 +121,25 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
     assert all(r["loss_ins"] > 0 for r in records)
 
 
+def test_a_resumed_run_knows_the_embeddings_of_its_masks(source, tmp_path):
+    data = write_dataset(tmp_path / "data", count=4)
+    embed_masks(data / "masks")
+    config = small_config(
+        loss__mask_vote="pooled",
+        loss__neighbour_weight=2.0,
+        loss__neighbour_space="sam",
+        loss__neighbour_pixels="agreeing",
+        augment__class_mix=0.5,
+    )
+    adapt(data, source, config, tmp_path / "whole")
+    adapt_in_two_parts(data, source, config, tmp_path / "parts", at=3)
+    assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-6)
+    rings = [load_state(tmp_path / name)["neighbours"] for name in ("whole", "parts")]
+    assert int(rings[0]["written"]) == int(rings[1]["written"]) > 0
+    for name in ("probabilities", "images"):
+        assert torch.equal(rings[0][name], rings[1][name])
+
+
 def test_masks_may_be_compared_by_stored_embeddings(source, tmp_path):
     write_dataset(tmp_path / "data", count=4)
     embed_masks(tmp_path / "data" / "masks")

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from train_samples import (
     adaptation_task,
     assert_states_close,
+    embed_masks,
     sharp_source,
     small_config,
     write_dataset,
@@ -89,6 +90,25 @@ SCENARIOS = {
         "loss__mask_vote": "pooled",
         "loss__neighbour_weight": 1.0,
         "loss__neighbour_space": "both",
+    },
+    "by_embedding": FROZEN
+    | {
+        "num_steps": 3,
+        "loss__mask_vote": "pooled",
+        "loss__neighbour_weight": 2.0,
+        "loss__neighbour_space": "sam",
+        "loss__neighbour_pixels": "agreeing",
+        "augment__class_mix": 0.7,
+    },
+    "by_features_mean": FROZEN
+    | {
+        "num_steps": 2,
+        "loss__mask_vote": "pooled",
+        "loss__neighbour_weight": 1.0,
+        "loss__neighbour_space": "features",
+        "loss__neighbour_pooling": "mean",
+        "loss__rule_out_weight": 1.0,
+        "loss__rule_out_by": "pixel",
     },
     "learned_space_some_without_masks": FROZEN
     | {
@@ -261,7 +281,9 @@ def root(tmp_path_factory):
     sharp_source(root / "source.pt")
     sharp_source(root / "finer.pt", name="espnet", options={"p": 1, "q": 1})
     for name in (*SCENARIOS, *CHANGED):
-        write_dataset(root / f"data_{name}", without_masks=WITHOUT_MASKS.get(name, ()))
+        data = write_dataset(root / f"data_{name}", without_masks=WITHOUT_MASKS.get(name, ()))
+        if SCENARIOS.get(name, {}).get("loss__neighbour_space") == "sam":
+            embed_masks(data / "masks")
     context = torch.multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=work_and_change, args=(rank, root)) for rank in range(WORLD)

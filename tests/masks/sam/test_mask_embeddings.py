@@ -61,6 +61,20 @@ def test_the_area_in_each_cell_is_that_of_a_finer_image(share, size, grid):
         np.testing.assert_allclose(area, expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_the_resolution_of_an_image_does_not_matter(times):
+    rng = np.random.default_rng(1)
+    grid = rng.normal(size=(6, 5, 7)).astype(np.float32)
+    masks = rng.random((4, 23, 31)) < 0.3
+    embeddings = []
+    for scale in (1, times):
+        larger = np.kron(masks, np.ones((1, scale, scale))).astype(bool)
+        size = larger.shape[1:]
+        counts = [run_lengths.encode_masks([mask], [(0, 0)], size)[0] for mask in larger]
+        embeddings.append(embed_masks(grid, counts, size))
+    np.testing.assert_allclose(embeddings[0], embeddings[1], atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("unpadded", "expected"),
     [((256, 256), (32, 32)), ((256, 128), (32, 16)), ((100, 256), (13, 32))],
