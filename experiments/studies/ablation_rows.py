@@ -178,6 +178,7 @@ def _news_by_sam() -> list[tuple[str, str, dict[str, Any]]]:
         ("agreeing_twice", f"{name}, sum, weight 2, agreeing pixels", agreeing),
         ("sum_by_sam_contrast", f"{name}, sum, weight 2, contrast", summed | CONTRAST),
         ("sum_by_sam_zooms", f"{name}, sum, weight 2, zooms", summed | _ZOOMS),
+        ("agreeing_rule_out", f"{name}, sum, weight 2, agreeing, rule-out", agreeing | _RULE_OUT),
         (
             "agreeing_long",
             f"{name}, sum, weight 2, agreeing pixels, twice the steps",

@@ -56,14 +56,21 @@ class LabelledMasks:
         return replace(self, evidence=self.evidence - power * prior.clamp(min=FLOOR).log())
 
     def score(self, labels: Tensor, masks: Tensor | None = None) -> dict[str, float]:
-        """Score labels (K,) in percent: mIoU over pixels, accuracy over masks, and their class mean."""
+        """Score labels (K,) in percent.
+
+        Returns:
+            mIoU over pixels, the same where each mask is all of the class that most of its pixels have,
+            accuracy over masks, and its mean over classes.
+        """
         masks = self.pixels > 0 if masks is None else masks & (self.pixels > 0)
         truth, labels = self.truth[masks], labels[masks]
         majority = truth.argmax(1)
+        of_majority = F.one_hot(majority, truth.shape[1]) * truth.sum(1, keepdim=True)
         hits = (labels == majority).float()
         of_classes = [hits[majority == c].mean() for c in majority.unique()]
         return {
             "miou": 100 * float(np.nanmean(class_ious(truth, labels))),
+            "miou_of_majority": 100 * float(np.nanmean(class_ious(of_majority, labels))),
             "accuracy": 100 * float(hits.mean()),
             "class_accuracy": 100 * float(torch.stack(of_classes).mean()),
         }

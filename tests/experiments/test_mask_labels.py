@@ -44,6 +44,8 @@ def test_scores_of_masks_ignore_those_without_labelled_pixels(mask_labels):
     scores = masks.score(labels)
     ious = mask_labels.class_ious(TRUTH, labels)
     assert scores["miou"] == pytest.approx(100 * sum(ious) / 3)
+    of_majority = [32 / (32 + 90), 50 / (50 + 45 + 90), 0]  # masks 0 and 4 are all of class 0
+    assert scores["miou_of_majority"] == pytest.approx(100 * sum(of_majority) / 3)
     assert scores["accuracy"] == pytest.approx(50)  # masks 0 and 1 of 0, 1, 2 and 4
     assert scores["class_accuracy"] == pytest.approx(100 * (1 / 2 + 1 + 0) / 3)
     by_size = mask_labels.by_size(masks, labels)
