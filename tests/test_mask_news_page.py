@@ -1,0 +1,339 @@
+"""The figures on the page about what masks know are those of the records beside the studies."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from result_pages import FOREIGN, PAGES, RECORDS, ROOT, mean_and_spread, rows_of, table
+
+PAGE = "mask-news.md"
+DUSK = "cityscapes2camvid_dusk_"
+PAIRS = {
+    "drawn streets": "streets",
+    "CamVid, day to dusk": "camvid_day2dusk",
+    "ESPNetv2 1.0, dusk": DUSK + FOREIGN["ESPNetv2, width 1.0"],
+    "ESPNet, dusk": DUSK + FOREIGN["ESPNet"],
+}
+"""Name on the page -> in file names of records."""
+GAINING = [name for name in PAIRS if name != "CamVid, day to dusk"]
+OTHER_REGIONS = {"drawn streets, true regions": "pair_news_streets_ground_truth"} | {
+    f"{name}, Felzenszwalb": f"pair_news_{pair}_felzenszwalb"
+    for name, pair in PAIRS.items()
+    if pair != "streets"
+}
+SPACES = {
+    "vote: the mask's own evidence": ("vote", None),
+    "nearest class prototype": ("nearest class prototype", None),
+    "neighbours by the teacher's features": ("features", 1.0),
+    "by geometry": ("geometry", 1.0),
+    "by both": ("both", 1.0),
+    "in a space learned without labels": ("learned", 1.0),
+    "by SAM's embedding": ("sam", 1.0),
+    "by SAM's embedding and geometry": ("sam and geometry", 1.0),
+    "by chance (control)": ("random masks (control)", 1.0),
+    "true majority of each mask": ("true majority", None),
+}
+DESIGNS = {
+    "1 neighbours by geometry, mean": "neighbours",
+    "2 neighbours in a learned space, mean": "neighbours_learned",
+    "3 rule-out by mask": "rule_out",
+    "rule-out by pixel (control)": "rule_out_pixel",
+    "4 contrast of outputs": "output",
+    "5 contrast at boundaries": "rings",
+}
+RANGES = {
+    "temperature": ("0.03", "0.7"),
+    "contrast_weight": ("0.01", "2"),
+    "ema_momentum": ("0.99", "0.9999"),
+}
+
+
+def page_text() -> str:
+    return " ".join((PAGES / PAGE).read_text().split())
+
+
+def short(number: float) -> str:
+    """Return a number with one digit as the page writes it: without the 0 before the point."""
+    return f"{number:.1f}".removeprefix("0")
+
+
+def label_mious(record: str) -> dict[tuple[str, float | None], float]:
+    rows = [row for row in rows_of(record) if "labels" in row]
+    return {(row["labels"], row.get("weight")): row["miou"] for row in rows}
+
+
+def label_gains(pair: str, name: str, weight: float | None = 1.0) -> float:
+    mious = label_mious(f"pair_news_{pair}_small_sam")
+    return mious[name, weight] - mious["vote", None]
+
+
+def last_steps(table_name: str, pair: str, key: str) -> dict[int, float]:
+    """Return the mIoU of the student at the last step by seed, empty where none was run."""
+    ending = "_100_steps" if pair.startswith(DUSK) else ""
+    for row in rows_of(f"{table_name}_{pair}{ending}"):
+        if row["key"] == key:
+            return {entry["seed"]: entry["student_last"] for entry in row["seeds"]}
+    return {}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_labels_of_masks_are_those_of_the_records(number):
+    records = [[f"pair_news_{pair}_small_sam" for pair in PAIRS.values()], OTHER_REGIONS.values()]
+    rows = table(PAGE, "Labels of masks", number)
+    assert [row[0] for row in rows] == list(SPACES)
+    for column, record in enumerate(records[number], start=1):
+        mious = label_mious(record)
+        vote = mious["vote", None]
+        assert rows[0][column] == f"{vote:.1f}"
+        for row in rows[1:]:
+            miou = mious[SPACES[row[0]]]
+            assert row[column] == f"{miou:.1f} ({miou - vote:+.1f})"
+
+
+def test_what_the_page_says_of_labels_is_what_its_tables_say():
+    text = page_text()
+    twice = [f"{label_gains(pair, 'sam', 2.0):.1f}" for pair in PAIRS.values()]
+    assert f"At weight 2 the gains are {', '.join(twice[:3])} and {twice[3]} points" in text
+    prototype = {n: label_gains(p, "nearest class prototype", None) for n, p in PAIRS.items()}
+    best = {n: max(label_gains(p, *key) for key in SPACES.values() if key[0] != "true majority")
+            for n, p in PAIRS.items()}  # fmt: skip
+    for name in ("ESPNet, dusk", "CamVid, day to dusk"):
+        assert prototype[name] == best[name]
+    assert all(prototype[name] < 0 for name in ("drawn streets", "ESPNetv2 1.0, dusk"))
+    true_regions = label_mious(OTHER_REGIONS["drawn streets, true regions"])
+    corrected = true_regions["sam and geometry", 1.0] - true_regions["vote", None]
+    assert f"geometry together correct {corrected:.1f} points" in text
+    three = (("vote", None), ("features", 1.0), ("geometry", 1.0))
+    of_scenes = [f"{true_regions[key]:.1f}" for key in three]
+    assert f"these scenes have {of_scenes[0]}, {of_scenes[1]} and {of_scenes[2]}" in text
+    record = rows_of("pair_news_streets_small_sam")
+    of_majority = {
+        (row["labels"], row.get("weight")): row["miou_of_majority"]
+        for row in record
+        if "labels" in row
+    }
+    counted = [f"{of_majority[key]:.1f}" for key in three]
+    assert f"have {counted[0]}, {counted[1]} and {counted[2]}, the same gains" in text
+
+
+KEPT = ("mIoU of all", "kept", "right", "changed", "changed and kept", "right of these", "classes")
+
+
+def test_labels_that_a_training_keeps_are_those_of_the_records():
+    rows = table(PAGE, "From labels to training")
+    records = {name: rows_of(f"kept_labels_{pair}") for name, pair in PAIRS.items()}
+    expected = [(name, row) for name, record in records.items() for row in record]
+    for (name, labels, *cells), (pair, row) in zip(rows, expected, strict=True):
+        assert (name, labels) == (pair, row["labels"])
+        assert cells == ["" if row[key] is None else f"{row[key]:.1f}" for key in KEPT]
+    means = [row for _, row in expected if row["labels"].endswith("mean")]
+    assert max(row["changed and kept"] for row in means) < 0.65
+    changed = [row["changed"] for row in means]
+    text = page_text()
+    assert f"of {min(changed):.1f} to {max(changed):.1f} % that change" in text
+    by_label = {(name, row["labels"]): row for name, row in expected}
+    ours = [by_label[name, "SAM's embedding, weight 2, sum"] for name in GAINING]
+    chance = [by_label[name, "chance (control), weight 2, sum"] for name in PAIRS]
+    shares = [row["changed and kept"] for row in ours]
+    assert f"{min(shares):.1f} to {max(shares):.1f} % are changed and kept on three" in text
+    for kept_rows, ending in ((ours, " More"), (chance, "")):
+        right = [round(row["right of these"]) for row in kept_rows]
+        assert f"{min(right)} to {max(right)} % of these are right.{ending}" in text
+    lost, own = (
+        by_label["CamVid, day to dusk", labels]
+        for labels in ("SAM's embedding, weight 2, sum", "own evidence")
+    )
+    assert (
+        f"{short(lost['changed and kept'])} % are changed and kept, and"
+        f" {lost['right of these']:.0f} % of these are right" in text
+    )
+    assert f"{lost['right']:.1f} % instead of {own['right']:.1f} %" in text
+
+
+def gains_over(vote: dict[int, float], ours: dict[int, float]) -> str:
+    return ", ".join(f"{ours[seed] - vote[seed]:+.1f}" for seed in sorted(ours)) or "not run"
+
+
+def spread(values: dict[int, float]) -> str:
+    if not values:
+        return "not run"
+    return mean_and_spread(list(values.values())) if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def test_trainings_with_neighbours_end_where_the_records_say():
+    rows = table(PAGE, "From labels to training", 1)
+    gains = {}
+    for (name, *cells), pair in zip(rows, PAIRS.values(), strict=True):
+        vote, everywhere, agreeing, chance = (
+            last_steps("news", pair, f"{key}_small_sam")
+            for key in ("vote", "sum_by_sam_twice", "agreeing_twice", "sum_by_chance_twice")
+        )
+        assert len(vote) == len(everywhere)
+        assert len(vote) >= 2
+        assert cells == [
+            f"{last_steps('news', pair, 'source_only')[0]:.1f}",
+            spread(vote),
+            spread(everywhere),
+            gains_over(vote, everywhere),
+            spread(agreeing),
+            gains_over(vote, agreeing),
+            gains_over(vote, chance),
+        ]
+        gains[name] = [everywhere[seed] - vote[seed] for seed in vote]
+    three = [gain for name in GAINING for gain in gains[name]]
+    assert min(three) > 0
+    lost = sorted(-gain for gain in gains["CamVid, day to dusk"])
+    assert lost[0] > 0
+    gained = f"{short(min(three))} to {short(max(three))} points on three pairs"
+    span = f"{lost[0]:.1f} to {lost[-1]:.1f}"
+    text = page_text()
+    assert f"gain {gained}, in every seed, and lose {span} on" in text
+    heard = {
+        name: [ours[seed] - vote[seed] for seed in ours]
+        for name, pair in PAIRS.items()
+        for vote, ours in [
+            [last_steps("news", pair, f"{key}_small_sam") for key in ("vote", "agreeing_twice")]
+        ]
+    }
+    means = [short(statistics.fmean(changes)) for changes in heard.values()]
+    changes = [change for pair_changes in heard.values() for change in pair_changes]
+    assert sum(change < 0 for change in changes) == 1
+    assert (
+        f"gain {', '.join(means[:3])} and {means[3]} points on average on the four pairs, in all"
+        f" trainings but one of {len(changes)}" in text
+    )
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"add {means[0]}, {means[1]}, {means[2]} and {means[3]} points on the four pairs" in readme
+    )
+
+
+def test_the_mean_of_evidence_and_opinion_loses():
+    text = page_text()
+    with_mean = [
+        last_steps("news_mean", PAIRS[name], "neighbours_by_sam_small_sam")[0]
+        for name in ("drawn streets", "ESPNetv2 1.0, dusk")
+    ]
+    vote = [
+        last_steps("news", PAIRS[name], "vote_small_sam")[0]
+        for name in ("drawn streets", "ESPNetv2 1.0, dusk")
+    ]
+    assert f"loses: {with_mean[0]:.1f} on drawn streets and {with_mean[1]:.1f} on" in text
+    assert f"the vote alone has {vote[0]:.1f} and {vote[1]:.1f}." in text
+
+
+def test_classes_that_agreeing_pixels_save_are_those_of_the_record():
+    record = rows_of("news_streets")
+    classes = {"pole": 5, "bus": 15}
+
+    def mean_iou(key: str, index: int) -> float:
+        (row,) = [row for row in record if row["key"] == key]
+        return statistics.fmean(entry["per_class"][index] for entry in row["seeds"])
+
+    lost = {
+        key: [
+            round(mean_iou("vote_small_sam", i) - mean_iou(f"{key}_small_sam", i))
+            for i in classes.values()
+        ]
+        for key in ("sum_by_sam_twice", "agreeing_twice")
+    }
+    first, second = lost["sum_by_sam_twice"], lost["agreeing_twice"]
+    text = page_text()
+    assert f"With all pixels pole and bus lose {first[0]} and {first[1]} points" in text
+    assert f"With the agreeing ones they lose {second[0]} and {second[1]}." in text
+
+
+def design_ends(pair: str, key: str) -> float | None:
+    """Return the mIoU of a design at seed 0, with the regions of its pair; None where it was not run."""
+    is_drawn = pair == "streets"
+    if key == "vote":
+        key = "vote_small_sam" if is_drawn else "pooled_vote"
+    else:
+        key += "_small_sam" if is_drawn else "_felzenszwalb"
+    return last_steps("news", pair, key).get(0)
+
+
+def test_designs_end_where_the_records_say():
+    (names, *rows) = table(PAGE, "Six designs")
+    votes = [design_ends(pair, "vote") for pair in PAIRS.values()]
+    assert names == ["vote", *(f"{vote:.1f}" for vote in votes)]
+    assert [row[0] for row in rows] == list(DESIGNS)
+    for name, *cells in rows:
+        for cell, pair, vote in zip(cells, PAIRS.values(), votes, strict=True):
+            miou = design_ends(pair, DESIGNS[name])
+            assert miou is not None
+            assert vote is not None
+            assert cell == f"{miou:.1f} ({miou - vote:+.1f})"
+
+
+def test_what_the_page_says_of_designs_is_what_its_table_says():
+    changes = {
+        (name, key): (design_ends(pair, key) or 0.0) - (design_ends(pair, "vote") or 0.0)
+        for name, pair in PAIRS.items()
+        for key in DESIGNS.values()
+    }
+    text, camvid = page_text(), "CamVid, day to dusk"
+    by_mask, by_pixel = (
+        [changes[name, key] for name in ("drawn streets", "ESPNet, dusk")]
+        for key in ("rule_out", "rule_out_pixel")
+    )
+    assert f"gains {short(by_mask[0])} points on drawn streets and {short(by_mask[1])} on" in text
+    assert f"by pixel loses {short(-by_pixel[0])} and {-by_pixel[1]:.1f}." in text
+    assert f"day to dusk, it loses {-changes[camvid, 'rule_out']:.1f}." in text
+    assert sum(changes[name, "neighbours"] < 0 for name in PAIRS) == 3
+    others = {key: change for key, change in changes.items() if key[1] in ("output", "rings")}
+    assert f"which loses {-others.pop(('ESPNet, dusk', 'output')):.1f}." in text
+    assert max(map(abs, others.values())) <= 0.55
+    vote, both = (
+        last_steps("news", "streets", f"{key}_small_sam")[0]
+        for key in ("vote", "agreeing_rule_out")
+    )
+    source = last_steps("news", "streets", "source_only")[0]
+    sentence = f"reach {both:.1f} on drawn streets, {both - source:.1f} above the source model and"
+    assert f"{sentence} {both - vote:.1f} above the vote" in text
+    ends = [last_steps("news", PAIRS[camvid], key) for key in ("pooled_vote", "full_felzenszwalb")]
+    source = last_steps("news", PAIRS[camvid], "source_only")[0]
+    gains = [f"{statistics.fmean(end.values()) - source:.1f}" for end in ends]
+    assert all(list(end) == [0, 1, 2] for end in ends)
+    assert f"the vote ends {gains[0]} points above this source model" in text
+    assert f"with the contrast {gains[1]} (seeds 0, 1, 2)" in text
+
+
+def test_ends_of_the_search_are_those_of_the_records():
+    rows = table(PAGE, "What a search can gain")
+    for (setting, _, low, high, *cells), (key, ends) in zip(rows, RANGES.items(), strict=True):
+        assert setting == f"`{key}`"
+        assert (float(low), float(high)) == tuple(map(float, ends))
+        for cell, name in zip(cells, ("CamVid, day to dusk", "ESPNetv2 1.0, dusk"), strict=True):
+            full = last_steps("ranges", PAIRS[name], "full_felzenszwalb")[0]
+            at_ends = [last_steps("ranges", PAIRS[name], f"{key}_{end}")[0] for end in ends]
+            assert cell == ", ".join(f"{miou - full:+.1f}" for miou in at_ends)
+
+
+def test_gradients_of_extra_losses_are_those_of_the_records():
+    records = ["pair_news_streets_small_sam", *list(OTHER_REGIONS.values())[1:]]
+    columns = [[row for row in rows_of(record) if "loss" in row] for record in records]
+    rows = table(PAGE, "Gradients")
+    for (name, *cells), *measured in zip(rows, *columns, strict=True):
+        assert {row["loss"] for row in measured} == {name}
+        assert cells == [
+            f"{row['cosine']:.2f} ± {row['cosine_deviation']:.2f}, {row['norm']:.2f}"
+            for row in measured
+        ]
+    drawn, *photographs = ([row for row in c if row["loss"][:2] == "L_"] for c in columns)
+    photographed = [row for column in photographs for row in column]
+    assert max(row["norm"] for row in (*drawn, *photographed)) < 0.105
+    text = page_text()
+    for rows_of_pairs in (drawn, photographed):
+        low, high = (
+            f"{find(row['cosine'] for row in rows_of_pairs):.2f}".removeprefix("0")
+            for find in (min, max)
+        )
+        assert f"({low} to {high})" in text
+
+
+def test_every_record_of_the_page_is_there():
+    names = [f"kept_labels_{pair}" for pair in PAIRS.values()]
+    names += [f"pair_news_{pair}_small_sam" for pair in PAIRS.values()]
+    assert all((RECORDS / f"{name}.md").is_file() for name in [*names, *OTHER_REGIONS.values()])
