@@ -38,15 +38,21 @@ SAM_WIDTH = 256
 """Channels of the embedding of SAM's image encoder."""
 LIMIT = 15.0
 """Percent of a step that a design may add."""
-VOTE = {"mask_vote": "pooled", "vote_weight": 0.5, "prior_power": 0.25, "contrast_weight": 0.0}
+VOTE = {
+    "mask_vote": "pooled",
+    "vote_weight": 0.5,
+    "prior_power": 0.25,
+    "contrast_weight": 0.0,
+    "neighbour_weight": 0.0,
+}
 BASELINE = "self-training + vote"
 DESIGNS: dict[str, dict[str, Any]] = {
     BASELINE: {},
     "contrast of pairs": {"contrast_weight": 0.03},
-    "neighbours by geometry": {"neighbour_weight": 1.0},
+    "neighbours by geometry": {"neighbour_weight": 1.0, "neighbour_space": "geometry"},
     "neighbours by features": {"neighbour_weight": 1.0, "neighbour_space": "features"},
     "neighbours by both": {"neighbour_weight": 1.0, "neighbour_space": "both"},
-    "neighbours by SAM's embedding": {"neighbour_weight": 1.0, "neighbour_space": "sam"},
+    "neighbours by SAM's embedding": {"neighbour_weight": 2.0, "neighbour_space": "sam"},
     "neighbours in a learned space": {"neighbour_weight": 1.0, "neighbour_space": "learned"},
     "rule-out by mask": {"rule_out_weight": 1.0},
     "contrast of outputs": {"output_weight": 0.1},

@@ -151,7 +151,11 @@ _OTHER_WAYS = tuple(
 )
 _MEAN, _SUM = ({"train.loss.neighbour_pooling": pooling} for pooling in ("mean", "sum"))
 _AGREEING = _SUM | {"train.loss.neighbour_pixels": "agreeing"}
-_NEIGHBOURS = {"train.loss.neighbour_weight": 1.0} | _MEAN
+_NEIGHBOURS = {
+    "train.loss.neighbour_weight": 1.0,
+    "train.loss.neighbour_space": "geometry",
+    "train.loss.neighbour_pixels": "all",
+} | _MEAN
 _BY_FEATURES = _NEIGHBOURS | {"train.loss.neighbour_space": "features"}
 _LEARNED = _NEIGHBOURS | {"train.loss.neighbour_space": "learned"}
 _BY_BOTH = _NEIGHBOURS | {"train.loss.neighbour_space": "both"}
@@ -167,6 +171,7 @@ _RINGS = {"train.loss.ring_weight": 0.1}
 def _news_by_sam() -> list[tuple[str, str, dict[str, Any]]]:
     """Return key, name and knobs of the rows whose masks are compared by SAM's embedding."""
     name, twice = "vote + neighbours by SAM's embedding", {"train.loss.neighbour_weight": 2.0}
+    four_times = {"train.loss.neighbour_weight": 4.0}
     chance = "vote + neighbours by chance, sum, weight 2"
     summed, agreeing = _BY_SAM_TWICE | _SUM, _BY_SAM_TWICE | _AGREEING
     return [
@@ -178,6 +183,8 @@ def _news_by_sam() -> list[tuple[str, str, dict[str, Any]]]:
         ("agreeing_twice", f"{name}, sum, weight 2, agreeing pixels", agreeing),
         ("sum_by_sam_contrast", f"{name}, sum, weight 2, contrast", summed | CONTRAST),
         ("sum_by_sam_zooms", f"{name}, sum, weight 2, zooms", summed | _ZOOMS),
+        ("agreeing_four_times", f"{name}, sum, weight 4, agreeing pixels", agreeing | four_times),
+        ("full_neighbours", f"full method + {name.removeprefix('vote + ')}", agreeing | CONTRAST),
         ("agreeing_rule_out", f"{name}, sum, weight 2, agreeing, rule-out", agreeing | _RULE_OUT),
         (
             "agreeing_long",

@@ -50,7 +50,12 @@ from study_regions import (
     row_of,
 )
 
-BASE = SELF_TRAINING | {"train.batch_norm": "target", "train.source_share": 0.0}
+PLAIN = SELF_TRAINING | {
+    "train.loss.neighbour_space": "geometry",
+    "train.loss.neighbour_pixels": "all",
+}
+"""Plain self-training. Rows with neighbours name how they are asked, and others have none."""
+BASE = PLAIN | {"train.batch_norm": "target", "train.source_share": 0.0}
 """Knobs shared by all rows of the pairs of our own networks."""
 MILD_COLOURS = {
     "jitter": 0.3,
@@ -329,7 +334,7 @@ def _foreign_config(image_size: tuple[int, int]) -> Config:
     crop = choose_crop_size(image_size, AugmentConfig(), 2048, 16)
     return override(
         Config(),
-        SELF_TRAINING
+        PLAIN
         | {
             "train.num_steps": steps,
             "train.evaluate_every": steps // 2,

@@ -50,7 +50,11 @@ from sfss_ray.models.segmenter import Segmenter
 LABELS = "Labels of masks, percent"
 GRADIENTS = "Gradients at the backbone, against the pseudo-labels"
 CONTRAST = {"contrast_weight": 0.03}
-NEIGHBOURS = {"neighbour_weight": 1.0, "neighbour_pooling": "mean"}
+NEIGHBOURS = {
+    "neighbour_weight": 1.0,
+    "neighbour_space": "geometry",
+    "neighbour_pooling": "mean",
+}
 EXTRA_LOSSES = {
     "L_ins": CONTRAST | {"instance_share": 1.0},
     "L_cls": CONTRAST | {"instance_share": 0.0},

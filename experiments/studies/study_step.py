@@ -52,7 +52,7 @@ class StudyStep:
         named = {f"train.loss.{name}": value for name, value in knobs.items()}
         config = override(pair.config, {**VOTE, **pair.votes.get(regions, {})} | off | named)
         self.config: TrainConfig = config.train
-        self.student = build_student(copy.deepcopy(network), config, torch.device("cpu"))
+        self.student = build_student(copy.deepcopy(network), config.train, torch.device("cpu"))
         set_batch_norm(self.student, self.config.batch_norm)
         self.teacher: ContrastNet = frozen_copy(self.student)
         self.memory = Memory.empty(len(pair.classes), self.student.embedding_dim, self.config)
@@ -61,7 +61,7 @@ class StudyStep:
             pair.masks(regions),
             self.config.augment,
             config.seed,
-            with_geometry=self.config.loss.neighbour_weight > 0,
+            with_geometry=self.config.loss.asks_neighbours,
             with_embeddings=self.config.loss.neighbour_space == "sam",
         )
         self._batches = iter(step_loader(samples, 0, num_batches, self.config.batch_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfss_ray.config.running import ComputeConfig, TuneConfig
-from sfss_ray.config.train import PretrainConfig, TrainConfig
+from sfss_ray.config.train import LossConfig, PretrainConfig, TrainConfig
 from sfss_ray.config.tree import Config
 from sfss_ray.config.worker_shares import share_unit
 from sfss_ray.errors import ConfigError
@@ -77,27 +77,17 @@ def _check_shares_of_range(stage: TrainConfig | PretrainConfig, compute: Compute
         )
 
 
-def check_neighbour_space(config: Config, masks_have_embeddings: bool | None) -> None:
+def check_neighbour_space(loss: LossConfig, masks_have_embeddings: bool) -> None:
     """Check that masks have the embeddings by which they are to be compared.
-
-    Args:
-        config: The whole config.
-        masks_have_embeddings: Of masks that exist; None where the run makes them.
 
     Raises:
         ConfigError: masks are compared by embeddings that they do not have.
     """
-    loss = config.train.loss
-    if loss.neighbour_weight == 0 or loss.neighbour_space != "sam":
-        return
-    if masks_have_embeddings is None and not config.masks.embeddings:
+    if loss.asks_neighbours and loss.neighbour_space == "sam" and not masks_have_embeddings:
         raise ConfigError(
-            "neighbour_space is 'sam' but masks.embeddings is off: switch it on, or choose another space"
-        )
-    if masks_have_embeddings is False:
-        raise ConfigError(
-            "neighbour_space is 'sam' but the given masks have no embeddings: make masks with"
-            " masks.embeddings, or choose another space"
+            f"neighbour_weight is {loss.neighbour_weight:g} and neighbour_space is 'sam', but the masks"
+            " have no embeddings: make masks with SAM and masks.embeddings, or set neighbour_space to"
+            " geometry, or neighbour_weight to 0"
         )
 
 
@@ -110,10 +100,7 @@ def check_neighbour_use(config: Config) -> None:
         ConfigError: neighbours are asked for nothing.
     """
     loss = config.train.loss
-    votes = loss.mask_vote == "pooled" and loss.vote_weight > 0
-    rules_out = loss.rule_out_weight > 0 and loss.rule_out_by == "mask"
-    learns = loss.neighbour_space == "learned" and loss.metric_weight > 0
-    if loss.neighbour_weight > 0 and not (votes or rules_out or learns):
+    if loss.asks_neighbours and not loss.has_use_for_neighbours:
         raise ConfigError(
             "neighbour_weight is above 0, but no loss uses the opinion of neighbours: set mask_vote to"
             " pooled and vote_weight above 0, or rule_out_weight above 0 with rule_out_by mask, or"

@@ -75,10 +75,12 @@ class TuneConfig:
     num_trials: Annotated[int, Range(1), Common] = 8
     """Students to train, each with other values. The first has the config's own. A space of fewer
     points has fewer trials."""
-    space: Annotated[tuple[str, ...], Space()] = DEFAULT_SPACE
+    space: Annotated[tuple[str, ...], Space()] | None = None
     """Settings to search, each NAME=LOW..HIGH (uniform), NAME=log:LOW..HIGH (log-uniform),
     NAME=gap:LOW..HIGH (log-uniform in 1 - value) or NAME=VALUE,VALUE,... Any train.* setting can be
-    searched, such as train.loss.vote_weight=0.2..1 or train.batch_norm=auto,frozen."""
+    searched, such as train.loss.vote_weight=0.2..1 or train.batch_norm=auto,frozen. None: temperature
+    and weight of the contrast, EMA momentum, and where masks ask their neighbours also the weight of
+    those."""
     early_stopping: bool = True
     """Stop the weaker trials at each evaluation after the ramp (ASHA)."""
     reduction_factor: Annotated[int, Range(2)] = 3
@@ -103,7 +105,12 @@ class TuneConfig:
 
     def __post_init__(self):
         check_knobs(self)
-        parse_space(self.space)
+        parse_space(self.entries)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries of the space, those of every search where it is not set."""
+        return DEFAULT_SPACE if self.space is None else self.space
 
 
 @dataclass(frozen=True)

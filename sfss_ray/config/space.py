@@ -22,6 +22,8 @@ DEFAULT_SPACE = (
     "train.loss.contrast_weight=log:0.01..2",
     "train.ema_momentum=gap:0.99..0.9999",
 )
+NEIGHBOURS_IN_SPACE = "train.loss.neighbour_weight=0..4"
+"""Also searched by default where masks ask their neighbours."""
 SPACE_PREFIX = "tune.space."
 """Prefix of entries that a config file gives as a mapping."""
 GRAMMAR = (

@@ -15,20 +15,20 @@ _MAX_CHECKED = 1000
 """Whole numbers of a range that are checked; a check takes 30 microseconds."""
 
 
-def check_space(config: Config, masks_have_embeddings: bool | None = None) -> None:
+def check_space(config: Config, masks_have_embeddings: bool = False) -> None:
     """Check that the training accepts both ends of a range, its whole numbers, and every choice.
 
     Of a long range of whole numbers a sample is checked.
 
     Args:
         config: The whole config.
-        masks_have_embeddings: Of masks that exist; None where the run makes them.
+        masks_have_embeddings: Of the masks that all trials share.
 
     Raises:
         ConfigError: a setting does not exist, is not a number but has a range, or refuses a value.
     """
     types = {knob.name: knob.type for knob in list_knobs()}
-    for dimension in parse_space(config.tune.space):
+    for dimension in parse_space(config.tune.entries):
         if dimension.name not in types:
             override(config, {dimension.name: None})  # names the known ones
         knob = types[dimension.name]
@@ -49,7 +49,7 @@ def check_space(config: Config, masks_have_embeddings: bool | None = None) -> No
         for value in _checked_numbers(dimension) if is_whole_range else dimension.ends:
             changed = override(config, {dimension.name: value})
             check_stage(changed.train, changed.compute)
-            check_neighbour_space(changed, masks_have_embeddings)
+            check_neighbour_space(changed.train.loss, masks_have_embeddings)
 
 
 def _checked_numbers(dimension: Dimension) -> Sequence[int]:
@@ -68,7 +68,7 @@ def _checked_numbers(dimension: Dimension) -> Sequence[int]:
 def planned_trials(config: Config) -> int:
     """Return how many trials a search runs: `tune.num_trials`, or all points of a smaller space."""
     points = 1
-    for dimension in parse_space(config.tune.space):
+    for dimension in parse_space(config.tune.entries):
         if dimension.choices:
             points *= len(dimension.choices)
         elif is_whole_number(dimension):

@@ -28,6 +28,8 @@ _CropSize = Annotated[
 LEAST_SOURCE_SHARE = 0.25
 SOURCE_MODEL_IMAGES = 8
 """Training images that the source model counts as, where its share in the student is chosen."""
+NEIGHBOUR_WEIGHT = 2.0
+"""Weight of the opinion of a mask's neighbours, where it is not set and masks can be compared."""
 STATISTICS_BATCH = 2
 """Whole images per batch when BatchNorm statistics are estimated. Networks that normalise a pooled
 vector need two."""
@@ -184,12 +186,13 @@ class LossConfig:
     concept_weight: Annotated[float, Range(0, 10)] = 0.5
     """Weight of the masks with classes that masks.concepts gives, in the evidence of the vote. Without
     them it has no effect."""
-    neighbour_weight: Annotated[float, Range(0, 10), Research] = 0.0
+    neighbour_weight: Annotated[float, Range(0, 10)] | None = None
     """pooled: weight of the opinion of the masks that are most like a mask in other images, against the
-    mask's own evidence. 0 asks no neighbours."""
+    mask's own evidence. 0 asks no neighbours. None: 2, or 0 where masks would be compared by embeddings
+    that they do not have."""
     neighbour_space: Annotated[
         Literal["geometry", "features", "both", "learned", "sam", "random"], Research
-    ] = "geometry"
+    ] = "sam"
     """What masks are compared by: place and size, the teacher's features, both, an embedding of both
     that is learned without class labels, or SAM's embedding (masks.embeddings). random is a control: the
     neighbours have nothing in common with the mask."""
@@ -197,7 +200,7 @@ class LossConfig:
     """sum: own + weight * opinion. Masks whose neighbours agree gain confidence, and those that their
     neighbours overrule can pass the thresholds. mean: (own + weight * opinion) / (1 + weight), on the
     scale of own evidence."""
-    neighbour_pixels: Annotated[Literal["all", "agreeing"], Research] = "all"
+    neighbour_pixels: Annotated[Literal["all", "agreeing"], Research] = "agreeing"
     """Pixels that neighbours speak for: all of the mask, or those whose own class is that of the mask's
     own evidence. The others probably belong to another object, of which the neighbours know nothing."""
     metric_weight: Annotated[float, Range(0, 1000), Research] = 0.1
@@ -225,6 +228,26 @@ class LossConfig:
 
     def __post_init__(self):
         check_knobs(self)
+
+    @property
+    def asks_neighbours(self) -> bool:
+        """Whether masks ask their neighbours. Not where `neighbour_weight` is still open."""
+        return bool(self.neighbour_weight)
+
+    @property
+    def has_use_for_neighbours(self) -> bool:
+        """Whether a label or a loss uses the opinion of a mask's neighbours."""
+        votes = self.mask_vote == "pooled" and self.vote_weight > 0
+        rules_out = self.rule_out_weight > 0 and self.rule_out_by == "mask"
+        learns = self.neighbour_space == "learned" and self.metric_weight > 0
+        return votes or rules_out or learns
+
+    def weight_of_neighbours(self, masks_have_embeddings: bool) -> float:
+        """Return `neighbour_weight`, chosen by the masks where it is not set."""
+        if self.neighbour_weight is not None:
+            return self.neighbour_weight
+        are_comparable = self.neighbour_space != "sam" or masks_have_embeddings
+        return NEIGHBOUR_WEIGHT if are_comparable and self.has_use_for_neighbours else 0.0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sfss_ray.config.consistency import (
     require_held_out,
     score_name,
 )
-from sfss_ray.config.space import parse_space
+from sfss_ray.config.space import DEFAULT_SPACE, NEIGHBOURS_IN_SPACE, parse_space
 from sfss_ray.config.space_check import check_space, planned_trials
 from sfss_ray.config.train import LEAST_SOURCE_SHARE
 from sfss_ray.data.content import Content
@@ -250,9 +250,10 @@ def _check_settings(request: Request, survey: Survey) -> str:
     """Check settings that depend on each other or on the inputs; returns their description."""
     config = request.config
     check_stage(config.train, config.compute)
-    has_embeddings = survey.masks.has_embeddings if survey.masks else None
-    check_neighbour_space(config, has_embeddings)
+    has_embeddings = _has_embeddings(survey)
+    check_neighbour_space(config.train.loss, has_embeddings)
     check_neighbour_use(config)
+    config = survey.config = _with_neighbours(survey.config, has_embeddings)
     training, held_out = split_target_images(survey.images, survey.masks, config)
     if survey.images and not training:
         raise DataError(
@@ -267,6 +268,7 @@ def _check_settings(request: Request, survey: Survey) -> str:
         survey.notes.extend(note)
     if request.kind != "tune":
         return ", ".join([f"{config.train.num_steps} steps", *note])
+    config = survey.config = _with_space(survey.config)
     check_space(config, has_embeddings)
     score = score_name(config.tune, request.val_images is not None)
     if survey.images:
@@ -277,6 +279,27 @@ def _check_settings(request: Request, survey: Survey) -> str:
     )
     steps = f"{trials} trials of {config.train.num_steps} steps{reason}"
     return ", ".join([steps, f"compared by {score}", *note])
+
+
+def _has_embeddings(survey: Survey) -> bool:
+    """Return whether the masks of a run have embeddings; true where their own check failed."""
+    if survey.masks is not None:
+        return survey.masks.has_embeddings
+    return survey.recipe is None or survey.recipe.embeddings
+
+
+def _with_neighbours(config: Config, masks_have_embeddings: bool) -> Config:
+    """Return the config with the weight of neighbours settled."""
+    weight = config.train.loss.weight_of_neighbours(masks_have_embeddings)
+    return override(config, {"train.loss.neighbour_weight": weight})
+
+
+def _with_space(config: Config) -> Config:
+    """Return the config with the search space settled."""
+    if config.tune.space is not None:
+        return config
+    by_neighbours = [NEIGHBOURS_IN_SPACE] if config.train.loss.asks_neighbours else []
+    return override(config, {"tune.space": [*DEFAULT_SPACE, *by_neighbours]})
 
 
 def _with_source_share(config: Config, num_images: int) -> tuple[Config, list[str]]:
@@ -292,7 +315,7 @@ def _with_source_share(config: Config, num_images: int) -> tuple[Config, list[st
 
 
 def _searches(config: Config, name: str) -> bool:
-    return any(dimension.name == name for dimension in parse_space(config.tune.space))
+    return any(dimension.name == name for dimension in parse_space(config.tune.entries))
 
 
 def _check_output(request: Request, survey: Survey) -> str:

@@ -160,16 +160,11 @@ def make_recipe(
     Raises:
         CheckpointError: the weights are missing, not of the SAM family, or of another type than
             `sam_type`.
-        ConfigError: region source and checkpoint contradict each other, a layer of crops has no
-            points, or embeddings are asked of a source without a network.
+        ConfigError: region source and checkpoint contradict each other, or a layer of crops has no
+            points.
     """
     source = choose_source(config, sam_checkpoint)
     if source == "felzenszwalb":
-        if config.embeddings:
-            raise ConfigError(
-                "masks.embeddings is on but felzenszwalb has no network that could embed: choose regions"
-                " sam or small_sam, or leave masks.embeddings out"
-            )
         return RegionRecipe(source, "", "", _knobs(config, _FELZENSZWALB_KNOBS)), None
     _require_points(config)
     from sfss_ray.masks.sam.loading import load_promptable, resolve_checkpoint, type_of_network

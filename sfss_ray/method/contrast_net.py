@@ -52,7 +52,7 @@ class ContrastNet(nn.Module):
             )
 
         space = config.loss.neighbour_space
-        needs_space = config.loss.neighbour_weight > 0 and space not in ("geometry", "sam")
+        needs_space = config.loss.asks_neighbours and space not in ("geometry", "sam")
         self.mask_space = MaskSpace(space, width) if needs_space else None
 
     def forward(self, images: Tensor) -> NetworkOutput:

@@ -1,8 +1,8 @@
 """Masks alike vote together: evidence for a mask's class from its neighbours in other images.
 
-A classifier of local features does not know where in the image a thing stands, how far it spreads and
-how large it is. Its mask does. The opinion of a mask's neighbours in this space, or in another one
-(mask_space.py), is one more piece of evidence for the mask's class.
+SAM's image encoder tells apart things that the source model confuses, because it learned elsewhere. So
+masks with similar embeddings are probably of one class. The opinion of a mask's neighbours in this
+space, or in another one (mask_space.py), is one more piece of evidence for the mask's class.
 """
 
 from __future__ import annotations

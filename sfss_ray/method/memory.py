@@ -22,7 +22,7 @@ class Memory:
     prior: ClassPrior
     bank: PrototypeBank
     neighbours: MaskNeighbours | None = None
-    """The latest masks, where `neighbour_weight` is above 0."""
+    """The latest masks, where they are asked."""
 
     @staticmethod
     def empty(
@@ -32,12 +32,11 @@ class Memory:
         device: torch.device | str = "cpu",
     ) -> Memory:
         """Return the memory of a run that starts at step 1."""
-        asks_neighbours = config.loss.neighbour_weight > 0
         return Memory(
             ClassThresholds(num_classes, device),
             ClassPrior(num_classes, device),
             PrototypeBank(num_classes, config.pairs.bank_size, embedding_dim, device),
-            MaskNeighbours(num_classes, device=device) if asks_neighbours else None,
+            MaskNeighbours(num_classes, device=device) if config.loss.asks_neighbours else None,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _gather_evidence(
     teacher, output = prediction
     masks = evidence.masks
     described = describe_masks(masks, batch, teacher.mask_space, output.mask_features)
-    weight, pooling = config.neighbour_weight, config.neighbour_pooling
+    weight, pooling = config.neighbour_weight or 0.0, config.neighbour_pooling
     evidence, opinions = ask_neighbours(evidence, described, memory.neighbours, weight, pooling)
     if opinions is None or config.neighbour_space != "learned":
         return evidence, None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sfss_ray.config import Config
+from sfss_ray.config import Config, TrainConfig
 from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile
+from sfss_ray.masks.bank.store import MaskStore
 from sfss_ray.masks.concepts.score_maps import ConceptScores
 from sfss_ray.method.collective import average_buffers
 from sfss_ray.method.contrast_net import ContrastNet
@@ -80,12 +80,12 @@ class Adaptation:
     def __init__(self, task: AdaptationTask, run: Run, watch: Watch | None = None):
         torch.manual_seed(task.config.seed)
         self.task, self.run, self.watch = task, run, watch
-        self.config = config = task.config.train
+        self.config = config = settled_config(task)
         source = task.load_source(run.device)
         self.source_share = config.share_of_source(len(task.images))
         self.source_weights = copy_weights(source.network) if self.source_share > 0 else {}
         self.source = frozen_copy(source.network) if config.loss.source_vote > 0 else None
-        self.student = build_student(source.network, task.config, run.device)
+        self.student = build_student(source.network, config, run.device)
         self.teacher = frozen_copy(self.student)
         new_layers = [self.student.projection, self.student.mask_space]
         heads = [*self.student.segmenter.heads, *filter(None, new_layers)]
@@ -94,14 +94,13 @@ class Adaptation:
         embedding_dim = self.student.embedding_dim
         self.memory = Memory.empty(len(source.classes), embedding_dim, config, run.device)
         augment = fit_crop(config.augment, source.network.size_multiple)
-        asks_neighbours = config.loss.neighbour_weight > 0
         self.samples = TargetSamples(
             task.images,
             task.masks,
             augment,
             task.config.seed,
-            with_geometry=asks_neighbours,
-            with_embeddings=asks_neighbours and config.loss.neighbour_space == "sam",
+            with_geometry=config.loss.asks_neighbours,
+            with_embeddings=config.loss.asks_neighbours and config.loss.neighbour_space == "sam",
         )
         if task.concepts and config.loss.concept_weight > 0:
             self.samples.concepts = ConceptScores(task.concepts, len(source.classes))
@@ -145,7 +144,7 @@ class Adaptation:
         module = distribute(self.student, self.run)
         if self.config.compile:
             module = cast(nn.Module, torch.compile(module))  # shares the student's weights
-        self.learner = dataclasses.replace(self.learner, module=module)
+        self.learner = replace(self.learner, module=module)
 
     def batches(self, start: int) -> Iterable[Batch]:
         """Return this worker's target crops of the steps after `start`."""
@@ -198,12 +197,21 @@ class Adaptation:
             update_teacher(self.teacher.mask_space, self.student.mask_space, warm_up)
 
 
-def build_student(network: Segmenter, config: Config, device: torch.device) -> ContrastNet:
+def settled_config(task: AdaptationTask) -> TrainConfig:
+    """Return the config of a task, with the weight of neighbours chosen by its masks."""
+    config = task.config.train
+    if config.loss.neighbour_weight is not None:
+        return config
+    weight = config.loss.weight_of_neighbours(MaskStore(task.masks).has_embeddings)
+    return replace(config, loss=replace(config.loss, neighbour_weight=weight))
+
+
+def build_student(network: Segmenter, config: TrainConfig, device: torch.device) -> ContrastNet:
     """Return the source network with its projection head, in the config's memory layout."""
-    student = ContrastNet(network, config.train).to(device)
-    if config.train.channels_last:
+    student = ContrastNet(network, config).to(device)
+    if config.channels_last:
         student = student.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    choose_trainable(student, config.train.optim.trainable)
+    choose_trainable(student, config.optim.trainable)
     return student
 
 

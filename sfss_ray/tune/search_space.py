@@ -45,7 +45,7 @@ def start_point(config: Config) -> Point:
     values = flatten(config)
     return {
         coordinate(dimension): _start(dimension, values[dimension.name])
-        for dimension in parse_space(config.tune.space)
+        for dimension in parse_space(config.tune.entries)
     }
 
 

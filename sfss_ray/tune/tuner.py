@@ -118,7 +118,7 @@ def _build_tuner(plan: SearchPlan, concurrent_trials: int) -> Any:
     config = plan.config
     return ray.tune.Tuner(
         trainable,
-        param_space={coordinate(d): _domain(d) for d in parse_space(config.tune.space)},
+        param_space={coordinate(d): _domain(d) for d in parse_space(config.tune.entries)},
         tune_config=ray.tune.TuneConfig(
             metric=GUARDED,
             mode="max",

@@ -37,6 +37,7 @@ KNOBS = SMALL | {
     "train.optim.warmup_share": 0.0,
     "train.loss.ramp": [0.0, 0.0],
     "train.loss.neighbour_weight": 1.0,
+    "train.loss.neighbour_space": "geometry",
     "train.loss.mask_vote": "pooled",
     "evaluation.held_out_share": 0.0,
     "compute.device": "cpu",

@@ -78,3 +78,21 @@ def test_the_source_model_counts_as_eight_images(images, share):
     assert TrainConfig().share_of_source(images) == share
     for given in (0.0, 0.25, 1.0):
         assert TrainConfig(source_share=given).share_of_source(images) == given
+
+
+@pytest.mark.parametrize(
+    ("knobs", "with_embeddings", "without"),
+    [
+        ({}, 2.0, 0.0),
+        ({"neighbour_space": "geometry"}, 2.0, 2.0),
+        ({"mask_vote": "none"}, 0.0, 0.0),
+        ({"mask_vote": "none", "rule_out_weight": 1.0}, 2.0, 0.0),
+        ({"neighbour_weight": 0.0}, 0.0, 0.0),
+        ({"neighbour_weight": 0.5}, 0.5, 0.5),
+    ],
+)
+def test_neighbours_are_asked_where_masks_can_be_compared(knobs, with_embeddings, without):
+    loss = LossConfig(**knobs)
+    assert loss.weight_of_neighbours(masks_have_embeddings=True) == with_embeddings
+    assert loss.weight_of_neighbours(masks_have_embeddings=False) == without
+    assert loss.asks_neighbours == (knobs.get("neighbour_weight", 0.0) > 0)

@@ -19,10 +19,11 @@ from street_requests import CPU, adapt_arguments, request_for
 
 import sfss_ray
 from sfss_ray.config import Config, override
+from sfss_ray.config.space import parse_space
 from sfss_ray.data import label_files
 from sfss_ray.data.class_sets import CITYSCAPES_19, class_set_of
 from sfss_ray.data.folders import list_images
-from sfss_ray.errors import OutputError, SfssError
+from sfss_ray.errors import ConfigError, OutputError, SfssError
 from sfss_ray.inputs.check import check_inputs, survey_inputs
 from sfss_ray.inputs.request import Request
 from sfss_ray.masks.bank.schema import write_shard
@@ -380,3 +381,51 @@ def test_a_searched_share_of_the_source_model_is_not_foretold(streets, tmp_path)
     knobs = {"tune.space": ["train.source_share=0.1..0.9"]}
     inputs = check_inputs(request_for(streets, tmp_path / "run", knobs, kind="tune"))
     assert not [line for line in inputs.notes if "of the source model" in line]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "weight"),
+    [
+        ({"masks.regions": "small_sam"}, 2.0),
+        ({"masks.regions": "small_sam", "masks.embeddings": False}, 0.0),
+        ({"masks.regions": "small_sam", "train.loss.neighbour_weight": 0.5}, 0.5),
+        ({"masks.regions": "felzenszwalb"}, 0.0),
+        ({"masks.regions": "felzenszwalb", "train.loss.neighbour_space": "geometry"}, 2.0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["adapt", "tune"])
+def test_the_masks_decide_whether_neighbours_are_asked(streets, tmp_path, knobs, weight, kind):
+    inputs = check_inputs(request_for(streets, tmp_path / "run", knobs, kind=kind))
+    assert inputs.config.train.loss.neighbour_weight == weight
+
+
+@pytest.mark.parametrize(
+    ("knobs", "added"),
+    [
+        ({"masks.regions": "small_sam"}, ["train.loss.neighbour_weight"]),
+        ({"masks.regions": "felzenszwalb"}, []),
+    ],
+)
+def test_the_default_space_holds_what_the_training_uses(streets, tmp_path, knobs, added):
+    request = request_for(streets, tmp_path / "run", knobs | {"tune.space": None}, kind="tune")
+    space = check_inputs(request).config.tune.space
+    assert space is not None
+    names = [dimension.name for dimension in parse_space(space)]
+    assert names == [
+        "train.loss.temperature",
+        "train.loss.contrast_weight",
+        "train.ema_momentum",
+        *added,
+    ]
+
+
+def test_a_given_space_is_searched_as_it_is(streets, tmp_path):
+    knobs = {"masks.regions": "small_sam", "tune.space": ["train.batch_norm=auto,frozen"]}
+    inputs = check_inputs(request_for(streets, tmp_path / "run", knobs, kind="tune"))
+    assert inputs.config.tune.space == ("train.batch_norm=auto,frozen",)
+
+
+def test_neighbours_by_embeddings_that_no_mask_has_are_refused(streets, tmp_path):
+    knobs = {"masks.regions": "felzenszwalb", "train.loss.neighbour_weight": 1.0}
+    with pytest.raises(ConfigError, match="but the masks have no embeddings"):
+        check_inputs(request_for(streets, tmp_path / "run", knobs))

@@ -248,6 +248,7 @@ def test_sam_records_have_the_fields_of_the_store(tmp_path: Path):
     records = build_region_source(recipe, checkpoint, 2, "cpu")(image)
     assert records
     keys = {"counts", "area", "bbox", "predicted_iou", "stability_score", "point", "crop_box"}
+    keys |= {"embedding"}
     for record, mask in zip(records, decoded(records, image), strict=True):
         assert set(record) == keys
         assert isinstance(record["counts"], str)

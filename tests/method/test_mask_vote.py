@@ -99,7 +99,7 @@ def test_neighbours_speak_for_the_pixels_that_agree_with_their_mask(weight):
 
 def test_neighbours_speak_for_all_pixels_of_a_mask():
     probabilities, ids, prior = drawn()
-    config = method(mask_vote="pooled", vote_weight=0.5)
+    config = method(mask_vote="pooled", vote_weight=0.5, neighbour_pixels="all")
     own = Evidence.gather(probabilities, ids, prior, config.prior_power)
     other = torch.randn(own.of_masks.shape, generator=torch.Generator().manual_seed(1))
     labels, confidence = mask_vote.relabel(

@@ -153,7 +153,11 @@ def test_renaming_masks_in_order_changes_nothing():
 def test_losses_without_draws_do_not_depend_on_the_order_of_mask_ids(monkeypatch):
     """Pairs are drawn in the order of ids. These losses draw nothing."""
     monkeypatch.setattr(output_contrast, "TOP_K", 1)  # grey is second in every mask
-    knobs = NEWS | {"loss__neighbour_weight": 1.0, "loss__contrast_weight": 0.0}
+    knobs = NEWS | {
+        "loss__neighbour_weight": 1.0,
+        "loss__neighbour_space": "geometry",
+        "loss__contrast_weight": 0.0,
+    }
     first, second = drawn_batch([2, 3]), drawn_batch([0, 1])
     count = int(max(b["mask_ids"].max() for b in (first, second))) + 1
     order = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0)) + 1
@@ -447,7 +451,7 @@ def test_parts_of_weight_zero_are_not_computed():
 
 
 def test_neighbours_change_labels_of_masks_once_the_ring_has_masks():
-    networks = StepNetworks(**NEWS, loss__neighbour_weight=5.0)
+    networks = StepNetworks(**NEWS, loss__neighbour_weight=5.0, loss__neighbour_space="geometry")
     batch = drawn_batch([0, 1])
     geometry = torch.rand(2, 17, 4, generator=torch.Generator().manual_seed(0))
     batch["mask_geometry"] = geometry

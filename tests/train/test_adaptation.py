@@ -95,6 +95,7 @@ def adapt_in_two_parts(root, source, config, folder, at: int) -> LocalRun:
         {
             "loss__mask_vote": "pooled",
             "loss__neighbour_weight": 1.0,
+            "loss__neighbour_space": "geometry",
             "loss__rule_out_weight": 1.0,
             "loss__output_weight": 0.5,
             "loss__ring_weight": 0.5,
@@ -124,13 +125,8 @@ def test_interrupted_and_resumed_is_uninterrupted(root, source, tmp_path, change
 def test_a_resumed_run_knows_the_embeddings_of_its_masks(source, tmp_path):
     data = write_dataset(tmp_path / "data", count=4)
     embed_masks(data / "masks")
-    config = small_config(
-        loss__mask_vote="pooled",
-        loss__neighbour_weight=2.0,
-        loss__neighbour_space="sam",
-        loss__neighbour_pixels="agreeing",
-        augment__class_mix=0.5,
-    )
+    config = small_config(loss__mask_vote="pooled", augment__class_mix=0.5)
+    assert config.train.loss.neighbour_weight is None
     adapt(data, source, config, tmp_path / "whole")
     adapt_in_two_parts(data, source, config, tmp_path / "parts", at=3)
     assert_states_close(tmp_path / "whole", tmp_path / "parts", tolerance=1e-6)
@@ -140,21 +136,23 @@ def test_a_resumed_run_knows_the_embeddings_of_its_masks(source, tmp_path):
         assert torch.equal(rings[0][name], rings[1][name])
 
 
-def test_masks_may_be_compared_by_stored_embeddings(source, tmp_path):
+def test_masks_with_embeddings_are_compared_by_them(source, tmp_path):
     write_dataset(tmp_path / "data", count=4)
     embed_masks(tmp_path / "data" / "masks")
-    config = small_config(
-        loss__mask_vote="pooled",
-        loss__neighbour_weight=1.0,
-        loss__neighbour_space="sam",
-        augment__class_mix=0.5,
-    )
+    config = small_config(loss__mask_vote="pooled", augment__class_mix=0.5)
+    assert config.train.loss.neighbour_weight is None
     task = adaptation_task(tmp_path / "data", source, config)
     adapt_student(task, LocalRun(tmp_path / "run"))
     (block,) = load_state(tmp_path / "run")["neighbours"]["blocks"]
     stored = MaskStore(tmp_path / "data" / "masks").embeddings("0")[1:]
     matches = (block[:, None] == torch.from_numpy(stored)).all(2).any(0)
     assert matches.all()
+
+
+def test_masks_without_embeddings_have_no_neighbours(root, source, tmp_path):
+    config = small_config(loss__mask_vote="pooled")
+    adapt(root, source, config, tmp_path)
+    assert "neighbours" not in load_state(tmp_path)
 
 
 def test_only_norm_layers_learn_if_the_config_says_so(root, source, tmp_path):

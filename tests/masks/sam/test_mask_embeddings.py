@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from mask_rows import image_row, mask_record, write_rows
 from random_sam import LOOSE, drawn_image, random_sam
 
-from sfss_ray.config import MaskConfig, override
+from sfss_ray.config import LossConfig, MaskConfig
 from sfss_ray.config.consistency import check_neighbour_space
-from sfss_ray.config.tree import Config
 from sfss_ray.errors import ConfigError, DataError
 from sfss_ray.masks.bank import run_lengths
 from sfss_ray.masks.bank.schema import write_shard
@@ -114,12 +115,12 @@ def test_the_generator_hands_over_the_encoder_s_own_embedding_and_the_same_masks
 
 
 def test_the_small_sam_stores_embeddings_that_a_store_returns(tmp_path):
-    config = MaskConfig(regions="small_sam", points_per_side=4, embeddings=True)
+    config = MaskConfig(regions="small_sam", points_per_side=4)
     recipe, checkpoint = make_recipe(config, None)
     assert recipe.as_dict()["embeddings"] is True
     image = drawn_image()
     records = build_region_source(recipe, checkpoint, 8, "cpu")(image)
-    plain_recipe, _ = make_recipe(MaskConfig(regions="small_sam", points_per_side=4), None)
+    plain_recipe, _ = make_recipe(replace(config, embeddings=False), None)
     assert "embeddings" not in plain_recipe.as_dict()
     plain = build_region_source(plain_recipe, checkpoint, 8, "cpu")(image)
     assert [r["counts"] for r in records] == [r["counts"] for r in plain]
@@ -148,18 +149,21 @@ def test_shards_without_embeddings_say_how_to_get_them(tmp_path):
         store.embeddings("a")
 
 
-def test_a_source_without_a_network_cannot_embed():
-    with pytest.raises(ConfigError, match=r"felzenszwalb has no network.*small_sam"):
-        make_recipe(MaskConfig(regions="felzenszwalb", embeddings=True), None)
+def test_a_source_without_a_network_does_not_embed():
+    recipe, _ = make_recipe(MaskConfig(regions="felzenszwalb"), None)
+    assert not recipe.embeddings
+    by_sam, _ = make_recipe(MaskConfig(regions="small_sam"), None)
+    assert by_sam.embeddings
 
 
 def test_masks_are_compared_by_embeddings_only_if_they_have_them():
-    space = {"train.loss.neighbour_weight": 1.0, "train.loss.neighbour_space": "sam"}
-    config = override(Config(), space)
-    with pytest.raises(ConfigError, match=r"masks\.embeddings is off: switch it on"):
-        check_neighbour_space(config, None)
-    with pytest.raises(ConfigError, match="the given masks have no embeddings"):
-        check_neighbour_space(override(config, {"masks.embeddings": True}), False)
-    check_neighbour_space(override(config, {"masks.embeddings": True}), None)
-    check_neighbour_space(config, True)
-    check_neighbour_space(override(config, {"train.loss.neighbour_weight": 0.0}), False)
+    loss = LossConfig(neighbour_weight=1.0)
+    message = (
+        r"neighbour_weight is 1 and neighbour_space is 'sam', but the masks have no embeddings"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_neighbour_space(loss, masks_have_embeddings=False)
+    check_neighbour_space(loss, masks_have_embeddings=True)
+    for knobs in ({"neighbour_space": "geometry"}, {"neighbour_weight": 0.0}):
+        check_neighbour_space(replace(loss, **knobs), masks_have_embeddings=False)
+    check_neighbour_space(LossConfig(), masks_have_embeddings=False)
