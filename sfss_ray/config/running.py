@@ -79,8 +79,8 @@ class TuneConfig:
     """Settings to search, each NAME=LOW..HIGH (uniform), NAME=log:LOW..HIGH (log-uniform),
     NAME=gap:LOW..HIGH (log-uniform in 1 - value) or NAME=VALUE,VALUE,... Any train.* setting can be
     searched, such as train.loss.vote_weight=0.2..1 or train.batch_norm=auto,frozen. None: temperature
-    and weight of the contrast, EMA momentum, and where masks ask their neighbours also the weight of
-    those."""
+    and weight of the contrast, EMA momentum (1 - value from a tenth to ten times the config's own), and
+    where masks ask their neighbours also the weight of those."""
     early_stopping: bool = True
     """Stop the weaker trials at each evaluation after the ramp (ASHA)."""
     reduction_factor: Annotated[int, Range(2)] = 3

@@ -17,13 +17,9 @@ from typing import Any, Literal
 
 from sfss_ray.errors import ConfigError
 
-DEFAULT_SPACE = (
-    "train.loss.temperature=log:0.03..0.7",
-    "train.loss.contrast_weight=log:0.01..2",
-    "train.ema_momentum=gap:0.99..0.9999",
-)
-NEIGHBOURS_IN_SPACE = "train.loss.neighbour_weight=0..4"
-"""Also searched by default where masks ask their neighbours."""
+_CONTRAST = ("train.loss.temperature=log:0.03..0.7", "train.loss.contrast_weight=log:0.01..2")
+DEFAULT_SPACE = (*_CONTRAST, "train.ema_momentum=gap:0.99..0.9999")
+"""Searched where `tune.space` is not set, with the default momentum and without neighbours."""
 SPACE_PREFIX = "tune.space."
 """Prefix of entries that a config file gives as a mapping."""
 GRAMMAR = (
@@ -137,6 +133,23 @@ def parse_space(entries: Iterable[str]) -> tuple[Dimension, ...]:
                 f" {', '.join(_NOT_SEARCHED)}. Masks are made once, and all trials are scored alike"
             )
     return dimensions
+
+
+def default_space(ema_momentum: float, asks_neighbours: bool) -> tuple[str, ...]:
+    """Return the entries that are searched where `tune.space` is not set.
+
+    1 - momentum varies from a tenth to ten times the config's own. A short run with a quick teacher has
+    no use for the momenta of a long one.
+
+    Args:
+        ema_momentum: The config's own, 0 to 1.
+        asks_neighbours: Whether masks ask their neighbours. Then the weight of those varies too.
+    """
+    gap = 1 - ema_momentum
+    low, high = max(1 - 10 * gap, 0), 1 - gap / 10
+    momentum = f"train.ema_momentum=gap:{low:.6g}..{high:.6g}" if gap > 1e-5 else DEFAULT_SPACE[-1]
+    neighbours = ("train.loss.neighbour_weight=0..4",) if asks_neighbours else ()
+    return (*_CONTRAST, momentum, *neighbours)
 
 
 def gather_space(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sfss_ray.config.consistency import (
     require_held_out,
     score_name,
 )
-from sfss_ray.config.space import DEFAULT_SPACE, NEIGHBOURS_IN_SPACE, parse_space
+from sfss_ray.config.space import default_space, parse_space
 from sfss_ray.config.space_check import check_space, planned_trials
 from sfss_ray.config.train import LEAST_SOURCE_SHARE
 from sfss_ray.data.content import Content
@@ -298,8 +298,9 @@ def _with_space(config: Config) -> Config:
     """Return the config with the search space settled."""
     if config.tune.space is not None:
         return config
-    by_neighbours = [NEIGHBOURS_IN_SPACE] if config.train.loss.asks_neighbours else []
-    return override(config, {"tune.space": [*DEFAULT_SPACE, *by_neighbours]})
+    train = config.train
+    space = default_space(train.ema_momentum, train.loss.asks_neighbours)
+    return override(config, {"tune.space": list(space)})
 
 
 def _with_source_share(config: Config, num_images: int) -> tuple[Config, list[str]]:

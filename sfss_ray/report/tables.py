@@ -103,10 +103,10 @@ def _row_lines(record: RunRecord) -> list[str]:
 
 def _trial_lines(record: RunRecord) -> list[str]:
     names = searched_settings(record.trials)
-    titles = [_short(title, 16) for title in short_names(names)]
-    columns, notes = _settings_that_fit(titles)
-    names, titles = names[:columns], titles[:columns]
-    lines = [["", *titles, "mIoU %", _short(label_free_name(record), 16), "status"]]
+    lines, columns = _trial_heading(short_names(names), label_free_name(record))
+    hidden = len(names) - columns
+    names = names[:columns]
+    notes = [f"... and {hidden} more in report.json"] if hidden else []
     entries = _entries(record)
     lines += [_trial_cells(record, entry, entry.name, names) for entry in entries]
     if record.best:
@@ -115,17 +115,41 @@ def _trial_lines(record: RunRecord) -> list[str]:
     return [*table, *notes, *importance_lines(record), *_score_lines(record, entries)]
 
 
-def _settings_that_fit(titles: Sequence[str]) -> tuple[int, list[str]]:
-    """Return how many settings the table of trials can show, and a note on the others."""
-    room = MAX_WIDTH - 15 - len("  mIoU %") - 18 - 15  # trial, mIoU, label-free score, status
-    columns = 0
-    for title in titles:
-        room -= 2 + max(len(title), 9)
+def _trial_heading(settings: Sequence[str], score: str) -> tuple[list[list[str]], int]:
+    """Return the lines above the trials, and how many settings have a column.
+
+    Titles that have no room in one line stand in two.
+    """
+    one_line = [("", _short(setting, 16)) for setting in settings]
+    score_title = ("", _short(score, 16))
+    columns = _count_fitting(one_line, score_title)
+    if columns == len(settings):
+        cells = ["", *(lower for _, lower in one_line), "mIoU %", score_title[1], "status"]
+        return [cells], columns
+    two_lines = [_in_two_lines(setting) for setting in settings]
+    score_title = _in_two_lines(score)
+    columns = _count_fitting(two_lines, score_title)
+    shown = two_lines[:columns]
+    return [
+        ["", *(upper for upper, _ in shown), "", score_title[0], ""],
+        ["", *(lower for _, lower in shown), "mIoU %", score_title[1], "status"],
+    ], columns
+
+
+def _in_two_lines(title: str) -> tuple[str, str]:
+    """Return a title of several words with the last one in a line of its own."""
+    upper, _, lower = title.rpartition("_")
+    return _short(upper, 16), _short(lower, 16)
+
+
+def _count_fitting(titles: Sequence[tuple[str, str]], score: tuple[str, str]) -> int:
+    """Return how many of the settings with these titles the table of trials has room for."""
+    room = MAX_WIDTH - 15 - len("  mIoU %") - 2 - max(map(len, score)) - 15  # trial ... status
+    for count, title in enumerate(titles):
+        room -= 2 + max(9, *map(len, title))
         if room < 0:
-            break
-        columns += 1
-    left_out = len(titles) - columns
-    return columns, [f"... and {left_out} more settings in report.json"] if left_out else []
+            return count
+    return len(titles)
 
 
 def _entries(record: RunRecord) -> list[ScoreRow | TrialRow]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sfss_ray.config import Config, override
-from sfss_ray.config.space import DEFAULT_SPACE
 from sfss_ray.storage.files import writing
 from sfss_ray.storage.places import ObjectPath, Place, to_place
 
@@ -83,7 +82,6 @@ def embedded_config() -> Config:
             "train.pairs.bank_size": 64,
             "train.loss.contrast_weight": 0.03,
             "tune.num_trials": 6,
-            "tune.space": [*DEFAULT_SPACE[:2], "train.ema_momentum=gap:0.9..0.997"],
             "tune.score": "anchored_information",
         },
     )

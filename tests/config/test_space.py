@@ -5,7 +5,13 @@ import json
 import pytest
 
 from sfss_ray.config import Config, load_config, override, to_yaml
-from sfss_ray.config.space import DEFAULT_SPACE, Dimension, parse_space, short_names
+from sfss_ray.config.space import (
+    DEFAULT_SPACE,
+    Dimension,
+    default_space,
+    parse_space,
+    short_names,
+)
 from sfss_ray.errors import ConfigError
 
 
@@ -119,6 +125,29 @@ def test_the_default_space_is_the_three_of_the_contrast():
         "train.loss.contrast_weight",
         "train.ema_momentum",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ema_momentum", "low", "high"),
+    [
+        (0.999, 0.99, 0.9999),
+        (0.99, 0.9, 0.999),
+        (0.5, 0.0, 0.95),
+        (0.0, 0.0, 0.9),
+        (1.0, 0.99, 0.9999),
+    ],
+)
+def test_the_momentum_is_searched_around_that_of_the_config(ema_momentum, low, high):
+    (*_, momentum) = parse_space(default_space(ema_momentum, asks_neighbours=False))
+    assert momentum == Dimension("train.ema_momentum", "gap", low, high)
+
+
+def test_the_weight_of_neighbours_is_searched_where_masks_ask_them():
+    alone = default_space(0.999, asks_neighbours=False)
+    assert alone == DEFAULT_SPACE
+    (*others, weight) = default_space(0.999, asks_neighbours=True)
+    assert tuple(others) == alone
+    assert parse_space([weight]) == (Dimension("train.loss.neighbour_weight", "linear", 0.0, 4.0),)
 
 
 def test_short_names_keep_what_tells_them_apart():

@@ -41,6 +41,33 @@ def test_columns_are_aligned_and_narrow_enough():
     assert row[-2:] == ["stopped", "early"]
 
 
+def with_settings(names):
+    """Return a search of the sample report in which trials also vary other settings."""
+    trials = [
+        replace(trial, values=trial.values | dict.fromkeys(names, 0.5))
+        for trial in tune_report().trials
+    ]
+    return tune_report(trials=tuple(trials))
+
+
+def test_titles_stand_in_two_lines_where_one_has_no_room():
+    table = results_table(with_settings(["train.loss.neighbour_weight"]))
+    upper, lower, source = (line.split() for line in table.splitlines()[3:6])
+    assert upper[:3] == ["contrast", "ema", "neighbour"]
+    assert lower[:5] == ["temperature", "weight", "momentum", "weight", "mIoU"]
+    assert source[0] == "source-only"
+    assert lines_with(table, "trial 1")[0][2:6] == ["0.1", "0.1", "0.99900", "0.5"]
+    assert "more in report.json" not in table
+    assert max(map(len, table.splitlines())) <= MAX_WIDTH
+
+
+def test_settings_that_have_no_room_at_all_are_counted():
+    names = [f"train.loss.{word}_weight" for word in ("concept", "metric", "output", "ring")]
+    table = results_table(with_settings(names))
+    assert "... and 3 more in report.json" in table.splitlines()
+    assert max(map(len, table.splitlines())) <= MAX_WIDTH
+
+
 def test_the_label_free_column_never_shows_the_miou_of_an_oracle():
     trials = tuple(replace(trial, score=trial.miou) for trial in tune_report().trials)
     report = tune_report(trials=trials, score_name="val_miou", oracle=True)
