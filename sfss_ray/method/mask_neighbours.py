@@ -8,7 +8,7 @@ space, or in another one (mask_space.py), is one more piece of evidence for the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ NEIGHBOUR_FLOOR = 0.02
 """Added to opinions: neighbours cannot rule a class out."""
 _MIN_SHARE = 2e-3  # a class that no mask has does not weigh without limit
 _MIN_SPREAD = 1e-3  # equal masks must not be told apart by rounding
+_MIN_LENGTH = 1e-12  # of a row that equals the mean of the ring
 _ROWS_AT_ONCE = 1024
 
 
@@ -77,17 +78,24 @@ class MaskNeighbours:
         if not len(self) or not len(images):
             return None
         ring, p, _ = self.entries()
-        pairs = [_standardised(*pair) for pair in zip(ring, blocks, strict=True)]
-        nearby, asking = (_joined(rows) for rows in zip(*pairs, strict=True))
+        standards = [_Standardised.of(rows) for rows in ring]
         weighted = p / p.mean(0).clamp(min=_MIN_SHARE).sqrt()
-        parts = zip(asking.split(_ROWS_AT_ONCE), images.split(_ROWS_AT_ONCE), strict=True)
-        return torch.cat([self._opinions(g, i, nearby, weighted) for g, i in parts])
+        parts = zip(*(rows.split(_ROWS_AT_ONCE) for rows in (images, *blocks)), strict=True)
+        return torch.cat([self._opinions(i, g, standards, weighted) for i, *g in parts])
 
-    def _opinions(self, asking: Tensor, images: Tensor, nearby: Tensor, weighted: Tensor) -> Tensor:
-        similarity = asking @ nearby.T
-        other_image = images[:, None] != self.images[None, : len(nearby)]
-        similarity = similarity.masked_fill(~other_image, -torch.inf)
-        nearest = similarity.topk(min(NUM_NEIGHBOURS, len(nearby)), dim=1)
+    def _opinions(
+        self,
+        images: Tensor,
+        asking: Sequence[Tensor],
+        standards: Sequence[_Standardised],
+        weighted: Tensor,
+    ) -> Tensor:
+        # Joined rows of length 1, scaled to length 1 again, have the mean of the cosines of their parts.
+        cosines = [rows.cosines(block) for rows, block in zip(standards, asking, strict=True)]
+        similarity = torch.stack(cosines).mean(0) if len(cosines) > 1 else cosines[0]
+        own_image = images[:, None] == self.images[None, : len(weighted)]
+        similarity.masked_fill_(own_image, -torch.inf)
+        nearest = similarity.topk(min(NUM_NEIGHBOURS, len(weighted)), dim=1)
         has_neighbour = nearest.values[:, :1] > -torch.inf
         scaled = torch.where(has_neighbour, nearest.values / _TEMPERATURE, 0.0)
         opinion = torch.einsum("kn,knc->kc", scaled.softmax(1), weighted[nearest.indices])
@@ -138,19 +146,38 @@ class MaskNeighbours:
         self.written = int(state["written"])
 
 
-def _standardised(ring: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardise a block over the ring and scale its rows to length 1, (N, width) and (K, width)."""
-    # Sums over rows as products with a row of ones: reductions over the first dimension are slow.
-    ones = ring.new_full((1, len(ring)), 1 / len(ring))
-    mean = ones @ ring
-    centred = ring - mean
-    spread = (ones @ centred.square()).sqrt().clamp(min=_MIN_SPREAD)
-    return F.normalize(centred / spread, dim=1), F.normalize((asking - mean) / spread, dim=1)
+@dataclass(frozen=True)
+class _Standardised:
+    """A block of the ring, with what standardises its rows and scales them to length 1.
 
+    Rows that ask are standardised and scaled, and the ring's own products with them. The ring has many
+    more rows, so it is read often enough without being copied once more.
+    """
 
-def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    """Return blocks of rows of length 1 beside each other, scaled to length 1."""
-    return blocks[0] if len(blocks) == 1 else F.normalize(torch.cat([*blocks], 1), dim=1)
+    centred: Tensor
+    """(N, width) rows less their mean."""
+    mean: Tensor
+    """(1, width) over the ring."""
+    spread: Tensor
+    """(1, width) standard deviation over the ring."""
+    lengths: Tensor
+    """(N,) of the standardised rows."""
+
+    @staticmethod
+    def of(ring: Tensor) -> _Standardised:
+        # Sums over rows as products with a row of ones: reductions over the first dimension are slow.
+        ones = ring.new_full((1, len(ring)), 1 / len(ring))
+        mean = ones @ ring
+        centred = ring - mean
+        squares = centred.square()
+        spread = (ones @ squares).sqrt().clamp(min=_MIN_SPREAD)
+        lengths = (squares @ spread[0].square().reciprocal()).sqrt().clamp(min=_MIN_LENGTH)
+        return _Standardised(centred, mean, spread, lengths)
+
+    def cosines(self, asking: Tensor) -> Tensor:
+        """Return the cosine (K, N) of each asking row with each row of the ring, both standardised."""
+        unit = F.normalize((asking - self.mean) / self.spread, dim=1, eps=_MIN_LENGTH)
+        return ((unit / self.spread) @ self.centred.T).div_(self.lengths)
 
 
 def ask_neighbours(

@@ -129,10 +129,10 @@ def _trial_heading(settings: Sequence[str], score: str) -> tuple[list[list[str]]
     two_lines = [_in_two_lines(setting) for setting in settings]
     score_title = _in_two_lines(score)
     columns = _count_fitting(two_lines, score_title)
-    shown = two_lines[:columns]
+    fitting = two_lines[:columns]
     return [
-        ["", *(upper for upper, _ in shown), "", score_title[0], ""],
-        ["", *(lower for _, lower in shown), "mIoU %", score_title[1], "status"],
+        ["", *(upper for upper, _ in fitting), "", score_title[0], ""],
+        ["", *(lower for _, lower in fitting), "mIoU %", score_title[1], "status"],
     ], columns
 
 
