@@ -179,6 +179,11 @@ def _news_by_sam() -> list[tuple[str, str, dict[str, Any]]]:
         ("sum_by_sam", f"{name}, sum", _BY_SAM | _SUM),
         ("sum_by_sam_twice", f"{name}, sum, weight 2", summed),
         ("sum_by_chance_twice", f"{chance} (control)", _BY_CHANCE | _SUM | twice),
+        (
+            "agreeing_by_chance_twice",
+            f"{chance}, agreeing pixels (control)",
+            _BY_CHANCE | _AGREEING | twice,
+        ),
         ("agreeing", f"{name}, sum, agreeing pixels", _BY_SAM | _AGREEING),
         ("agreeing_twice", f"{name}, sum, weight 2, agreeing pixels", agreeing),
         ("sum_by_sam_contrast", f"{name}, sum, weight 2, contrast", summed | CONTRAST),
