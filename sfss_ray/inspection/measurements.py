@@ -18,7 +18,7 @@ from sfss_ray.config.worker_shares import share_sizes, share_unit
 from sfss_ray.data.augment import fit_crop
 from sfss_ray.data.folders import ImageFile, LabelledImage
 from sfss_ray.inspection.cost_meter import MB, Cost, PeakMemory, timed
-from sfss_ray.masks.bank.schema import write_shard
+from sfss_ray.masks.bank.schema import EMBEDDING, write_shard
 from sfss_ray.masks.concept_stage import ConceptStage
 from sfss_ray.masks.regions import RegionRecipe, build_region_source
 from sfss_ray.models.source import Source
@@ -256,7 +256,8 @@ def measure_training(
     ):
         folder = Path(path)
         row = _row(file, file.read(max_pixels=None), masks)
-        write_shard(folder / "masks-0.parquet", [row], {})
+        has_embeddings = any(EMBEDDING in mask for mask in masks) or _compares_embeddings(config)
+        write_shard(folder / "masks-0.parquet", [row], {"embeddings": has_embeddings})
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
         adapt_student(task, run)
@@ -264,6 +265,12 @@ def measure_training(
     if not config.compute.workers.is_fixed:
         note += f", with the fewest of {config.compute.num_workers} workers"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
+
+
+def _compares_embeddings(config: Config) -> bool:
+    """Return whether the training needs embeddings, also where the measured image has no mask."""
+    loss = config.train.loss
+    return loss.asks_neighbours and loss.neighbour_space == "sam"
 
 
 def _largest_share(config: Config) -> int:

@@ -153,6 +153,23 @@ def test_measured_masks_are_made_as_those_of_a_run(knobs, is_scaled, monkeypatch
     assert cost.seconds > 0
 
 
+@pytest.mark.parametrize("has_masks", [True, False])
+def test_trainings_in_which_masks_ask_neighbours_are_measured(streets, has_masks):
+    file = list_images(streets / "target" / "images")[0]
+    config = override(PLAN_CONFIG, KNOBS | {"train.loss.neighbour_weight": 2.0})
+    recipe, weights = make_recipe(config.masks, None)
+    _, masks = measure_mask_generation(recipe, weights, read_image(file.path), config, "cpu")
+    assert masks
+    assert "embedding" in masks[0]
+    source = open_source(SOURCE_MODEL)
+    cost = measure_training(source, file, masks if has_masks else [], config, "cpu")
+    alone = override(config, {"train.loss.neighbour_weight": 0.0})
+    plain = measure_training(source, file, masks if has_masks else [], alone, "cpu")
+    assert cost.seconds > 0
+    # The ring of masks is part of a checkpoint, where the image has a mask.
+    assert (cost.disk_mb > plain.disk_mb + 1) == has_masks
+
+
 def test_a_slow_step_is_measured_once(streets, monkeypatch):
     file = list_images(streets / "target" / "images")[0]
     steps: list[dict] = []
