@@ -236,7 +236,8 @@ def _check_masks(request: Request, survey: Survey) -> tuple[MaskStore | None, st
         )
     store = open_masks(request.masks, survey.images)
     count = store.count(image.image_id for image in survey.images)
-    return store, f"{request.masks}: {count} masks of {len(survey.images)} images"
+    ending = "" if store.has_embeddings else ", without embeddings"
+    return store, f"{request.masks}: {count} masks of {len(survey.images)} images{ending}"
 
 
 def _check_concepts(survey: Survey) -> tuple[ConceptStage | None, str]:

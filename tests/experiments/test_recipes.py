@@ -201,7 +201,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(name, tmp_path: Path, caps
     assert ("8 trials" in page) == (name == "tune_gta2cs")
     assert "ready: nothing is missing" in page
     assert ("scored over synthia-16, the model has cityscapes-19" in page) == ("synthia" in name)
+    assert "not measured" not in page
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_the_embedded_default_measures_every_stage(tmp_path: Path, capsys):
+    assert run_recipe("adapt_gta2cs", ["--output-dir", str(tmp_path / "out"), "--dry-run"]) == 0
+    page = capsys.readouterr().out
+    assert "a training of 160 steps" in page
+    assert "not measured" not in page
 
 
 def test_a_dry_run_names_all_that_is_missing(tmp_path: Path, capsys):

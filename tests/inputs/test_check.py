@@ -283,7 +283,7 @@ def test_masks_are_an_input_of_a_plan(streets, tmp_path: Path):
     assert plan.ready
     assert plan.masks_to_make == 0
     assert [stage.name for stage in plan.stages] == ["training", "evaluation"]
-    assert "masks of 6 images" in plan.found["masks"]
+    assert plan.found["masks"].endswith("masks of 6 images, without embeddings")
 
 
 def test_val_images_have_the_white_level_of_the_target_images(streets, tmp_path: Path):
