@@ -16,6 +16,11 @@ PAIRS = {
     "ESPNet, dusk": DUSK + FOREIGN["ESPNet"],
 }
 """Name on the page -> in file names of records."""
+LATER = {
+    "ESPNetv2 2.0, dusk": DUSK + FOREIGN["ESPNetv2, width 2.0"],
+    "ESPNetv2 1.0, day": "cityscapes2camvid_day_" + FOREIGN["ESPNetv2, width 1.0"],
+}
+"""Pairs that were run after the choice, with the design chosen and the vote alone."""
 GAINING = [name for name in PAIRS if name != "CamVid, day to dusk"]
 OTHER_REGIONS = {"drawn streets, true regions": "pair_news_streets_ground_truth"} | {
     f"{name}, Felzenszwalb": f"pair_news_{pair}_felzenszwalb"
@@ -55,7 +60,7 @@ def page_text() -> str:
 
 def short(number: float) -> str:
     """Return a number with one digit as the page writes it: without the 0 before the point."""
-    return f"{number:.1f}".removeprefix("0")
+    return f"{number:.1f}".removeprefix("0").replace("-0.", "-.")
 
 
 def label_mious(record: str) -> dict[tuple[str, float | None], float]:
@@ -70,7 +75,7 @@ def label_gains(pair: str, name: str, weight: float | None = 1.0) -> float:
 
 def last_steps(table_name: str, pair: str, key: str) -> dict[int, float]:
     """Return the mIoU of the student at the last step by seed, empty where none was run."""
-    ending = "_100_steps" if pair.startswith(DUSK) else ""
+    ending = "_100_steps" if pair.startswith("cityscapes2camvid_") else ""
     for row in rows_of(f"{table_name}_{pair}{ending}"):
         if row["key"] == key:
             return {entry["seed"]: entry["student_last"] for entry in row["seeds"]}
@@ -161,16 +166,23 @@ def spread(values: dict[int, float]) -> str:
     return mean_and_spread(list(values.values())) if len(values) > 1 else f"{values[0]:.1f}"
 
 
+WITH_NEIGHBOURS = (
+    "vote",
+    "sum_by_sam_twice",
+    "agreeing_twice",
+    "sum_by_chance_twice",
+    "agreeing_by_chance_twice",
+)
+
+
 def test_trainings_with_neighbours_end_where_the_records_say():
     rows = table(PAGE, "From labels to training", 1)
     gains = {}
-    for (name, *cells), pair in zip(rows, PAIRS.values(), strict=True):
-        vote, everywhere, agreeing, chance = (
-            last_steps("news", pair, f"{key}_small_sam")
-            for key in ("vote", "sum_by_sam_twice", "agreeing_twice", "sum_by_chance_twice")
+    for (name, *cells), pair in zip(rows, (PAIRS | LATER).values(), strict=True):
+        vote, everywhere, agreeing, *by_chance = (
+            last_steps("news", pair, f"{key}_small_sam") for key in WITH_NEIGHBOURS
         )
-        assert len(vote) == len(everywhere)
-        assert len(vote) >= 2
+        assert list(vote) == list(agreeing) == [0, 1, 2]
         assert cells == [
             f"{last_steps('news', pair, 'source_only')[0]:.1f}",
             spread(vote),
@@ -178,9 +190,9 @@ def test_trainings_with_neighbours_end_where_the_records_say():
             gains_over(vote, everywhere),
             spread(agreeing),
             gains_over(vote, agreeing),
-            gains_over(vote, chance),
+            *(gains_over(vote, chance) for chance in by_chance),
         ]
-        gains[name] = [everywhere[seed] - vote[seed] for seed in vote]
+        gains[name] = [everywhere[seed] - vote[seed] for seed in everywhere]
     three = [gain for name in GAINING for gain in gains[name]]
     assert min(three) > 0
     lost = sorted(-gain for gain in gains["CamVid, day to dusk"])
@@ -191,22 +203,62 @@ def test_trainings_with_neighbours_end_where_the_records_say():
     assert f"gain {gained}, in every seed, and lose {span} on" in text
     heard = {
         name: [ours[seed] - vote[seed] for seed in ours]
-        for name, pair in PAIRS.items()
+        for name, pair in (PAIRS | LATER).items()
         for vote, ours in [
             [last_steps("news", pair, f"{key}_small_sam") for key in ("vote", "agreeing_twice")]
         ]
     }
     means = [short(statistics.fmean(changes)) for changes in heard.values()]
     changes = [change for pair_changes in heard.values() for change in pair_changes]
-    assert sum(change < 0 for change in changes) == 1
+    losing = sum(change < 0 for change in changes)
     assert (
-        f"gain {', '.join(means[:3])} and {means[3]} points on average on the four pairs, in all"
-        f" trainings but one of {len(changes)}" in text
+        f"gain {', '.join(means[:3])} and {means[3]} points on average on four pairs, and"
+        f" {means[4]} and {means[5]} on two that were run after the choice. {losing} of"
+        f" {len(changes)} trainings lose" in text
     )
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert (
-        f"add {means[0]}, {means[1]}, {means[2]} and {means[3]} points on the four pairs" in readme
+    assert f"add {', '.join(means[:5])} and {means[5]} points on six pairs" in readme
+
+
+def test_neighbours_by_chance_gain_what_the_page_says():
+    means = []
+    for pair in PAIRS.values():
+        vote, chance = (
+            last_steps("news", pair, f"{key}_small_sam")
+            for key in ("vote", "agreeing_by_chance_twice")
+        )
+        means.append(statistics.fmean(miou - vote[seed] for seed, miou in chance.items()))
+    streets, camvid, espnetv2, espnet = (short(-mean) for mean in means)
+    sentence = f"lose {streets} points on drawn streets, {camvid} on CamVid and {espnet} on ESPNet"
+    assert f"{sentence}, and change nothing on ESPNetv2 1.0" in page_text()
+    assert espnetv2 in (".0", "-.0")
+
+
+def test_trainings_with_true_regions_end_where_the_records_say():
+    rows = table(PAGE, "From labels to training", 2)
+    assert [row[0] for row in rows] == ["drawn streets", "CamVid, day to dusk"]
+    for name, *cells in rows:
+        vote, agreeing, everywhere = (
+            last_steps("news", PAIRS[name], f"{key}_ground_truth")
+            for key in ("vote", "agreeing_twice", "sum_by_sam_twice")
+        )
+        assert vote.keys() == agreeing.keys()
+        gains = gains_over(vote, agreeing), gains_over(vote, everywhere)
+        assert cells == [spread(vote), spread(agreeing), *gains]
+
+
+def test_the_whole_method_is_that_of_the_record():
+    without, full = (
+        last_steps("news", "streets", f"{key}_small_sam")
+        for key in ("agreeing_twice", "full_neighbours")
     )
+    assert list(full) == [0, 1, 2]
+    text = page_text()
+    assert f"drawn streets end at {spread(full)}, as without it ({spread(without)})" in text
+    index = (PAGES / "index.md").read_text()
+    assert f"| drawn streets, 600 scenes | 44.4 | 48.0 ± 0.3 | {spread(full)} | small SAM" in index
+    readme = (ROOT / "README.md").read_text()
+    assert f"600 scenes, 17 classes | 44.4 | 48.0 ± 0.3 | **{spread(full)}** | small SAM" in readme
 
 
 def test_the_mean_of_evidence_and_opinion_loses():
@@ -286,12 +338,14 @@ def test_what_the_page_says_of_designs_is_what_its_table_says():
     assert f"which loses {-others.pop(('ESPNet, dusk', 'output')):.1f}." in text
     assert max(map(abs, others.values())) <= 0.55
     vote, both = (
-        last_steps("news", "streets", f"{key}_small_sam")[0]
-        for key in ("vote", "agreeing_rule_out")
+        last_steps("news", "streets", f"{key}_small_sam") for key in ("vote", "agreeing_rule_out")
     )
     source = last_steps("news", "streets", "source_only")[0]
-    sentence = f"reach {both:.1f} on drawn streets, {both - source:.1f} above the source model and"
-    assert f"{sentence} {both - vote:.1f} above the vote" in text
+    reached = statistics.fmean(both.values())
+    above = [reached - miou for miou in (source, statistics.fmean(vote.values()))]
+    sentence = f"reach {spread(both)} on drawn streets, {above[0]:.1f} above the source model and"
+    assert f"{sentence} {above[1]:.1f} above the vote (seeds 0, 1, 2)" in text
+    assert list(both) == [0, 1, 2]
     ends = [last_steps("news", PAIRS[camvid], key) for key in ("pooled_vote", "full_felzenszwalb")]
     source = last_steps("news", PAIRS[camvid], "source_only")[0]
     gains = [f"{statistics.fmean(end.values()) - source:.1f}" for end in ends]
@@ -302,13 +356,20 @@ def test_what_the_page_says_of_designs_is_what_its_table_says():
 
 def test_ends_of_the_search_are_those_of_the_records():
     rows = table(PAGE, "What a search can gain")
-    for (setting, _, low, high, *cells), (key, ends) in zip(rows, RANGES.items(), strict=True):
-        assert setting == f"`{key}`"
+    expected = [(f"`{key}`", key, ends, "full_felzenszwalb", "") for key, ends in RANGES.items()]
+    ends = RANGES["temperature"]
+    heavy = ("`temperature`, weight 2", "temperature", ends, "contrast_weight_2", "_heavy")
+    expected.insert(1, heavy)
+    for (setting, _, low, high, *cells), (title, key, ends, middle, ending) in zip(
+        rows, expected, strict=True
+    ):
+        assert setting == title
         assert (float(low), float(high)) == tuple(map(float, ends))
-        for cell, name in zip(cells, ("CamVid, day to dusk", "ESPNetv2 1.0, dusk"), strict=True):
-            full = last_steps("ranges", PAIRS[name], "full_felzenszwalb")[0]
-            at_ends = [last_steps("ranges", PAIRS[name], f"{key}_{end}")[0] for end in ends]
-            assert cell == ", ".join(f"{miou - full:+.1f}" for miou in at_ends)
+        for cell, pair in zip(cells, list(PAIRS.values())[1:], strict=True):
+            full = last_steps("ranges", pair, middle)[0]
+            at_ends = [last_steps("ranges", pair, f"{key}_{end}{ending}").get(0) for end in ends]
+            changes = ["not run" if miou is None else f"{miou - full:+.1f}" for miou in at_ends]
+            assert cell == ", ".join(changes)
 
 
 def test_gradients_of_extra_losses_are_those_of_the_records():
