@@ -74,9 +74,10 @@ class _ArrayCache:
 class TargetSamples(Dataset):
     """Unlabelled crops: weak and strong view (3, H, W) uint8 and mask ids (H, W), one geometry.
 
-    Without a mask folder all mask ids are 0. With `with_geometry` a sample also has `mask_geometry`, the
-    place and size (K + 1, 4) of the masks in the whole image, see `MaskStore.geometry`; with
-    `with_embeddings` also `mask_embedding` (K + 1, C).
+    The K masks of a crop have the ids 1 .. K, in the order of their first pixels, so that nothing
+    depends on their order in a file. Without a mask folder all ids are 0. With `with_geometry` a sample
+    also has `mask_geometry`, the place and size (K + 1, 4) of the masks in the whole image, see
+    `MaskStore.geometry`; with `with_embeddings` also `mask_embedding` (K + 1, C). Row 0 is no mask.
 
     Attributes:
         concepts: Scores of masks with classes. If set, a sample has `concept_scores` (C, H, W) uint8,
@@ -109,7 +110,8 @@ class TargetSamples(Dataset):
         geometry = draw_geometry(self.augment, image.shape[:2], rng)
         weak = geometry.apply_to_image(image)
         strong = strong_view(weak, self.augment, rng)
-        mask_ids = self._mask_ids(file.image_id, geometry, image.shape[:2])
+        stored_ids = self._mask_ids(file.image_id, geometry, image.shape[:2])
+        mask_ids, rows = number_by_first_pixel(stored_ids)
         sample = {
             "weak": _image_tensor(weak),
             "strong": _image_tensor(strong),
@@ -122,27 +124,49 @@ class TargetSamples(Dataset):
             scores = self.concepts.crop(file.image_id, *pixels)
             sample[CONCEPT_SCORES] = torch.from_numpy(scores)
         if self.with_geometry:
-            sample[MASK_GEOMETRY] = self._mask_geometry(index)
+            sample[MASK_GEOMETRY] = torch.from_numpy(self._mask_geometry(index)[rows])
         if self.with_embeddings and self.store is not None:
-            sample[MASK_EMBEDDING] = self._mask_embedding(index, self.store)
+            embeddings = self._mask_embedding(index, self.store)
+            sample[MASK_EMBEDDING] = torch.from_numpy(embeddings[rows])
         return sample
 
-    def _mask_geometry(self, index: int) -> Tensor:
+    def _mask_geometry(self, index: int) -> np.ndarray:
         if self.store is None:
-            return torch.zeros(1, GEOMETRY_WIDTH)
+            return np.zeros((1, GEOMETRY_WIDTH), np.float32)
         store, image_id = self.store, self.images[index].image_id
         (rows,) = self._geometry_cache.get(index, lambda: (store.geometry(image_id),))
-        return torch.from_numpy(rows)
+        return rows
 
-    def _mask_embedding(self, index: int, store: MaskStore) -> Tensor:
+    def _mask_embedding(self, index: int, store: MaskStore) -> np.ndarray:
         image_id = self.images[index].image_id
         (rows,) = self._embedding_cache.get(index, lambda: (store.embeddings(image_id),))
-        return torch.from_numpy(rows)
+        return rows
 
     def _mask_ids(self, image_id: str, geometry: Geometry, size: tuple[int, int]) -> np.ndarray:
         if self.store is None:
             return np.zeros(geometry.size, np.int32)
         return self.store.id_crop(image_id, *geometry.nearest_pixels(size))
+
+
+def number_by_first_pixel(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number the masks of a map in the order of their first pixels, row by row.
+
+    Args:
+        ids: (H, W) mask ids, 0 = no mask.
+
+    Returns:
+        The map (H, W) with ids from 1, and the former id of each new one, (K + 1,) with 0 first.
+    """
+    flat = ids.ravel()
+    first = np.full(int(flat.max(initial=0)) + 1, flat.size)
+    first[flat[::-1]] = np.arange(flat.size)[
+        ::-1
+    ]  # of several pixels the last written is the first
+    first[0] = -1
+    former = np.argsort(first, kind="stable")[: np.count_nonzero(first < flat.size)]
+    numbers = np.zeros(len(first), ids.dtype)
+    numbers[former] = np.arange(len(former))
+    return numbers[ids], former
 
 
 class LabelledSamples(Dataset):
