@@ -83,7 +83,7 @@ def check_neighbour_space(loss: LossConfig, masks_have_embeddings: bool) -> None
     Raises:
         ConfigError: masks are compared by embeddings that they do not have.
     """
-    if loss.asks_neighbours and loss.neighbour_space == "sam" and not masks_have_embeddings:
+    if loss.compares_embeddings and not masks_have_embeddings:
         raise ConfigError(
             f"neighbour_weight is {loss.neighbour_weight:g} and neighbour_space is 'sam', but the masks"
             " have no embeddings: make masks with SAM and masks.embeddings, or set neighbour_space to"

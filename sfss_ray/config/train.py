@@ -235,6 +235,11 @@ class LossConfig:
         return bool(self.neighbour_weight)
 
     @property
+    def compares_embeddings(self) -> bool:
+        """Whether masks ask neighbours that SAM's embedding finds, so that they need embeddings."""
+        return self.asks_neighbours and self.neighbour_space == "sam"
+
+    @property
     def has_use_for_neighbours(self) -> bool:
         """Whether a label or a loss uses the opinion of a mask's neighbours."""
         votes = self.mask_vote == "pooled" and self.vote_weight > 0

@@ -256,7 +256,8 @@ def measure_training(
     ):
         folder = Path(path)
         row = _row(file, file.read(max_pixels=None), masks)
-        has_embeddings = any(EMBEDDING in mask for mask in masks) or _compares_embeddings(config)
+        # An image without masks does not show whether the others have embeddings.
+        has_embeddings = config.train.loss.compares_embeddings or any(EMBEDDING in m for m in masks)
         write_shard(folder / "masks-0.parquet", [row], {"embeddings": has_embeddings})
         copy = source.placed(folder)
         task = AdaptationTask(copy.path, (file,), folder, short, copy.carried)
@@ -265,12 +266,6 @@ def measure_training(
     if not config.compute.workers.is_fixed:
         note += f", with the fewest of {config.compute.num_workers} workers"
     return Cost(run.seconds, peak.mb, run.state_mb, note)
-
-
-def _compares_embeddings(config: Config) -> bool:
-    """Return whether the training needs embeddings, also where the measured image has no mask."""
-    loss = config.train.loss
-    return loss.asks_neighbours and loss.neighbour_space == "sam"
 
 
 def _largest_share(config: Config) -> int:

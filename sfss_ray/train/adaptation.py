@@ -100,7 +100,7 @@ class Adaptation:
             augment,
             task.config.seed,
             with_geometry=config.loss.asks_neighbours,
-            with_embeddings=config.loss.asks_neighbours and config.loss.neighbour_space == "sam",
+            with_embeddings=config.loss.compares_embeddings,
         )
         if task.concepts and config.loss.concept_weight > 0:
             self.samples.concepts = ConceptScores(task.concepts, len(source.classes))
