@@ -1,5 +1,6 @@
 """Builders for the tests of training: drawn images, masks, networks and random scenes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,26 @@ def embed_masks(folder: Path, width: int = 12) -> None:
         for mask in row["masks"]:
             mask["embedding"] = rng.normal(size=width).astype(np.float16).tolist()
     write_shard(folder / "masks-0.parquet", rows, {"source": "drawn", "embeddings": True})
+
+
+def equal(first: dict, second: dict) -> bool:
+    """Return whether two samples or batches have the same names and values."""
+    return first.keys() == second.keys() and all(
+        torch.equal(torch.as_tensor(first[k]), torch.as_tensor(second[k])) for k in first
+    )
+
+
+def assert_rows_of_masks(batch: dict, key: str, stored: Callable[[int], np.ndarray]) -> None:
+    """Assert that the rows of a batch's visible masks are stored ones, and that zeros pad them.
+
+    `stored` returns the rows of an image by its number.
+    """
+    for ids, rows, image in zip(
+        batch["mask_ids"], batch[key], batch["image"].tolist(), strict=True
+    ):
+        expected, visible = stored(image).tolist(), int(ids.max())
+        assert all(row in expected for row in rows[: visible + 1].tolist())
+        assert not rows[visible + 1 :].any()
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:

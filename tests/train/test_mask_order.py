@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from train_samples import (
     adaptation_task,
+    assert_rows_of_masks,
     assert_states_close,
     embed_masks,
+    equal,
     sharp_source,
     small_config,
     write_dataset,
@@ -27,12 +28,6 @@ from sfss_ray.train.samples import TargetSamples, number_by_first_pixel, step_lo
 AUGMENT = AugmentConfig(crop_size=(48, 40), scale_range=(0.8, 1.4))
 
 
-def equal(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(torch.as_tensor(first[k]), torch.as_tensor(second[k])) for k in first
-    )
-
-
 def test_embeddings_of_masks_are_padded_in_a_batch(tmp_path):
     write_dataset(tmp_path, count=3, without_masks=(1,))
     embed_masks(tmp_path / "masks")
@@ -40,14 +35,7 @@ def test_embeddings_of_masks_are_padded_in_a_batch(tmp_path):
     samples = TargetSamples(images, tmp_path / "masks", AUGMENT, 0, True, True)
     store = MaskStore(tmp_path / "masks")
     (batch,) = step_loader(samples, 0, 1, 3)
-    for number, (index, ids) in enumerate(
-        zip(batch["image"].tolist(), batch["mask_ids"], strict=True)
-    ):
-        rows = batch["mask_embedding"][number]
-        expected = store.embeddings(images[index].image_id).tolist()
-        visible = int(ids.max())
-        assert all(row in expected for row in rows[: visible + 1].tolist())
-        assert not rows[visible + 1 :].any()
+    assert_rows_of_masks(batch, "mask_embedding", lambda i: store.embeddings(images[i].image_id))
 
 
 def test_masks_are_numbered_by_their_first_pixels():

@@ -11,7 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from train_samples import (
     COLOURS,
+    assert_rows_of_masks,
     drawn_image,
+    equal,
     labelled,
     tile_masks,
     write_dataset,
@@ -173,12 +175,6 @@ def target_samples(root, seed=5, masks=True):
     return TargetSamples(images, root / "masks" if masks else None, AUGMENT, seed)
 
 
-def equal(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(torch.as_tensor(first[k]), torch.as_tensor(second[k])) for k in first
-    )
-
-
 def test_a_sample_is_a_function_of_seed_and_number(root):
     first, again = target_samples(root), target_samples(root)
     for number in (0, 7, 13):
@@ -315,14 +311,7 @@ def test_geometry_of_masks_is_that_of_the_whole_image_padded_in_a_batch(tmp_path
     images = list_images(tmp_path / "images")
     samples = TargetSamples(images, tmp_path / "masks", AUGMENT, 0, with_geometry=True)
     (batch,) = step_loader(samples, 0, 1, 6)
-    for number, (index, ids) in enumerate(
-        zip(batch["image"].tolist(), batch["mask_ids"], strict=True)
-    ):
-        rows = batch["mask_geometry"][number]
-        expected = store.geometry(images[index].image_id).tolist()
-        visible = int(ids.max())
-        assert all(row in expected for row in rows[: visible + 1].tolist())
-        assert not rows[visible + 1 :].any()
+    assert_rows_of_masks(batch, "mask_geometry", lambda i: store.geometry(images[i].image_id))
 
 
 def test_geometry_without_masks_is_one_row_of_zeros(root):
