@@ -115,7 +115,7 @@ class DomainPair:
 
         labelled = self.folder / "labelled_target"
         write_streets(labelled, "camera", TARGET_SEED, len(self.images))
-        return tuple(pair_labels(labelled / "images", labelled / "labels"))
+        return tuple(pair_labels(labelled / "images", labelled / "labels"))[: len(self.images)]
 
     def masks(self, regions: str) -> Path:
         """Return the folder of masks of all target images from one source of regions.
@@ -167,7 +167,7 @@ def streets(folder: Path, target_images: int = 600) -> DomainPair:
         "streets",
         "--pair streets",
         SOURCE_MODEL,
-        tuple(list_images(target / "images")),
+        _first_images(target, target_images),
         tuple(pair_labels(val / "images", val / "labels")),
         CITYSCAPES_19,
         config,
@@ -188,12 +188,17 @@ def streets_itself(folder: Path, target_images: int) -> DomainPair:
         streets(folder / "camera", 1),
         name="streets_itself",
         options=f"--pair streets_itself --images {target_images}",
-        images=tuple(list_images(target / "images")),
+        images=_first_images(target, target_images),
         val=tuple(pair_labels(val / "images", val / "labels")),
         instances=partial(drawn_instances, domain="game"),
         folder=folder,
-        labelled=tuple(pair_labels(target / "images", target / "labels")),
+        labelled=tuple(pair_labels(target / "images", target / "labels"))[:target_images],
     )
+
+
+def _first_images(scenes: Path, count: int) -> tuple[ImageFile, ...]:
+    """Return the first scenes of a folder, in which an earlier run may have drawn more."""
+    return tuple(list_images(scenes / "images"))[:count]
 
 
 def camvid_day2dusk(folder: Path, data: Path, source_model: Path) -> DomainPair:

@@ -48,3 +48,13 @@ def test_a_source_model_meets_new_scenes_of_its_own_domain(tmp_path, experiment)
     assert regions.shape == labels.shape
     road = labels == 0
     assert len(set(regions[road])) == 1  # the regions are of the same scene
+
+
+def test_a_pair_of_fewer_scenes_leaves_out_those_of_a_larger_run(tmp_path, experiment):
+    pairs = experiment("domain_pairs")
+    assert len(pairs.streets(tmp_path, 3).labelled_target()) == 3
+    assert len(pairs.streets_itself(tmp_path / "itself", 3).labelled) == 3
+    smaller = pairs.streets(tmp_path, 2)
+    itself = pairs.streets_itself(tmp_path / "itself", 2)
+    for images in (smaller.images, smaller.labelled_target(), itself.images, itself.labelled):
+        assert [image.image_id for image in images] == ["00000", "00001"]
