@@ -252,6 +252,16 @@ _RANGES = tuple(
     for dimension in parse_space(DEFAULT_SPACE)
     for value in dimension.ends
 )
+# A search varies 1 - momentum from a tenth to ten times a config's own: these ends are those of .99.
+_QUICK_TEACHER = tuple(
+    Row(
+        f"ema_momentum_{momentum:g}",
+        f"full method, ema_momentum {momentum:g}",
+        USER_REGIONS,
+        CONTRAST | VOTE | {"train.ema_momentum": momentum},
+    )
+    for momentum in (0.9, 0.999)
+)
 # At the default weight of the contrast its temperature cannot matter, but a search varies both.
 _HEAVY = "train.loss.contrast_weight"
 _HEAVY_RANGES = tuple(
@@ -282,6 +292,8 @@ TABLES = {
     "keeping": (BASELINE, STATISTICS, _FULL[0], *_KEEPING),
     # What a search of the default space can gain or lose.
     "ranges": (BASELINE, _FULL[0], *_RANGES, *_HEAVY_RANGES),
+    # The same of the momentum for pairs whose own is .99: CamVid, day to dusk.
+    "quick_ranges": (BASELINE, _FULL[0], *_QUICK_TEACHER),
     # Attempts to gain more from masks: the parts of the vote without the contrast, a teacher with
     # several zooms or a lower momentum, class-mix, more steps, and BatchNorm statistics that adapt.
     # The last row follows the abstract of the paper as closely as it allows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sfss_ray.config import Config, override
+from sfss_ray.config.space import default_space, parse_space
 from sfss_ray.train.baseline import SELF_TRAINING
 
 
@@ -14,8 +15,9 @@ def rows(experiment):
 
 
 def test_settings_exist_and_differ_within_a_table(rows):
-    plain = override(Config(), SELF_TRAINING)
-    for table in rows.TABLES.values():
+    own = {"quick_ranges": {"train.ema_momentum": 0.99}}
+    for name, table in rows.TABLES.items():
+        plain = override(Config(), SELF_TRAINING | own.get(name, {}))
         seen = {}
         for row in table:
             if row in (rows.BASELINE, rows.STATISTICS, rows.CEILING):
@@ -32,6 +34,13 @@ def test_a_key_means_the_same_row_in_every_table(rows):
         for row in table:
             twin = by_key.setdefault(row.key, row)
             assert (twin.regions, twin.knobs) == (row.regions, row.knobs), row.key
+
+
+def test_ends_of_a_quick_teacher_are_those_of_its_search(rows):
+    own = override(Config(), {"train.ema_momentum": 0.99}).train
+    (space,) = (d for d in parse_space(default_space(own.ema_momentum, False)) if "ema" in d.name)
+    ends = [row.knobs.get("train.ema_momentum") for row in rows.TABLES["quick_ranges"]]
+    assert ends[2:] == pytest.approx(sorted(space.ends))
 
 
 @pytest.mark.parametrize("regions", ["felzenszwalb", "small_sam", "ground_truth"])
