@@ -30,7 +30,7 @@ def write_results(
         summary(row, pair, list(results[row.key].values())) for row in rows if results[row.key]
     ]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    name = stem.name.split("_")[0]
+    name = stem.name.partition(f"_{pair.name}")[0]
     share = stored_share(pair, pair.config)
     facts = {} if share is None else {"statistics_share": share}
     write_record(stem.with_suffix(".json"), command(pair, name), device, table, facts)
