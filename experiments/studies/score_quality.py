@@ -70,10 +70,14 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "low entropy": lambda t: -t["entropy"],
     "neighbourhood_density": lambda t: t["neighbourhood_density"],
     **{name: lambda t, name=name: t[name] for name in CANDIDATES},
-    "information x consistency": lambda t: _anchored(t, 1, 0),
-    "consistency x kept_anchors^(1/2)": lambda t: _anchored(t, 0, 0.5),
-    "information x consistency x kept_anchors^(1/2)": lambda t: _anchored(t, 1, 0.5),
-    "information x consistency x kept_anchors": lambda t: _anchored(t, 1, 1),
+    "information x consistency": lambda t: _product(t, "kept_anchors", 0),
+    **{
+        f"information x consistency x {factor}^({name})": (
+            lambda t, factor=factor, power=power: _product(t, factor, power)
+        )
+        for factor in ("views_of_both", "kept_anchors")
+        for name, power in (("1/4", 0.25), ("1/2", 0.5), ("1", 1.0))
+    },
     "committee x balanced_mask_information": lambda t: (
         t["committee"] * t["balanced_mask_information"]
     ),
@@ -86,10 +90,10 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 """Higher is better. The first six are scores of the package."""
 
 
-def _anchored(trial: dict[str, Any], information: float, anchors: float) -> float:
-    """Return the product of anchored_information with other powers of two of its factors."""
+def _product(trial: dict[str, Any], factor: str, power: float) -> float:
+    """Return the information times the consistency, times another factor with a power."""
     consistency = trial["consistency_over_source_classes"]
-    return trial["mask_information"] ** information * consistency * trial["kept_anchors"] ** anchors
+    return trial["mask_information"] * consistency * trial[factor] ** power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +180,7 @@ class Judge:
             "scored": len(self.pair.val),
             "measures": list(MEASURES),
             "predictions": True,
-            "reference": True,
+            "reference": "views",
         }
 
     def _cached(

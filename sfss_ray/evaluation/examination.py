@@ -134,11 +134,16 @@ class Examination:
 
     def with_source(self, source: Segmenter) -> Examination:
         """Return this examination for the students of a source model in eval mode, and for itself."""
-        return replace(self, reference=SourceReference.of(self._held_out_predictions(source)))
+        predictions = self._held_out_predictions(source)
+        return replace(self, reference=SourceReference.of(len(self.classes), predictions))
 
-    def _held_out_predictions(self, network: Segmenter) -> Iterator[np.ndarray]:
+    def _held_out_predictions(
+        self, network: Segmenter
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         for file in self.held_out:
-            yield predict_file_probabilities(network, file, _read(file), self.config)
+            image = _read(file)
+            ids = predict_file_probabilities(network, file, image, self.config).argmax(0)
+            yield ids, predict_views(network, image, self.config)
 
     def matrix(self, network: Segmenter, progress: ProgressSink | None = None) -> ConfusionMatrix:
         """Count one confusion matrix over all labelled images, at the labels' own size.

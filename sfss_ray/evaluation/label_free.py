@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfss_ray.evaluation.source_reference import KeptAnchors, SourceReference
+from sfss_ray.evaluation.source_reference import SourceReference, on_grid
 from sfss_ray.evaluation.view_consistency import ViewConsistency
 
 
@@ -89,17 +89,22 @@ def balancing_weights(class_share: np.ndarray, min_share: float = 0.002) -> np.n
     return 1 / np.sqrt(np.maximum(class_share, min_share))
 
 
-KEPT_POWER = 0.25
-"""Power of the kept anchors. With 1 the score would hardly let a student leave its source model."""
+AGREEMENT_POWER = 0.25
+"""Power of the agreement. With 1 the score would hardly let a student leave its source model."""
 
 
 class AnchoredInformation:
-    """Information of the masks, checked by views and by the source model's confident pixels.
+    """Information of the masks, checked by the views of the student and of its source model.
 
-    The product I(mask; class) * V * K^(1/4), in nats. V is the consistency over views, over the classes
-    that the source model predicts, and K the share of its anchors that are kept. Each factor has a
-    weakness that the others make up for: the information rises when a student splits classes wrongly but
-    along masks, students are trained to be consistent, and the source model keeps all of its anchors.
+    The product I(mask; class) * V * S^(1/4), in nats, with the mean IoU over the classes that the source
+    model predicts between a student's predictions of images and
+
+        V: its own predictions of their views,
+        S: the source model's predictions of their views.
+
+    Each factor has a weakness that the others make up for: the information rises when a student splits
+    classes wrongly but along masks, students are trained to be consistent, and S rewards a student that
+    learns nothing. The source model has S = V: it agrees with its own views no better than it can.
 
     Args:
         information: Counted elsewhere, for the same images.
@@ -109,24 +114,26 @@ class AnchoredInformation:
     def __init__(self, information: MaskInformation, reference: SourceReference):
         self._information = information
         self._classes = len(reference.class_share)
+        self._reference = reference
         self._consistency = ViewConsistency(reference.classes)
-        self._kept_anchors = KeptAnchors(reference)
+        self._agreement = ViewConsistency(reference.classes)
 
     def add(self, predictions: np.ndarray, views: list[np.ndarray]) -> None:
-        """Count one image: (H, W) class ids of the image, and of each view on its pixels."""
+        """Count the next image: (H, W) class ids of the image, and of each view on its pixels."""
+        source_views = self._reference.views[self._agreement.num_images]
+        self._agreement.add(self._classes, on_grid(predictions), list(source_views))
         self._consistency.add(self._classes, predictions, views)
-        self._kept_anchors.add(predictions)
 
     def value(self) -> float:
         """Return the score, 0 to log(C); NaN without images."""
         consistency = self._consistency.value()
-        return self._information.value() * consistency * self._kept_anchors.value() ** KEPT_POWER
+        return self._information.value() * consistency * self._agreement.value() ** AGREEMENT_POWER
 
     def leave_one_out(self) -> np.ndarray:
         """Return (N,) scores of all images but one, in the order in which the images were added."""
         consistency = self._consistency.leave_one_out()
-        anchors = self._kept_anchors.leave_one_out() ** KEPT_POWER
-        return self._information.leave_one_out() * consistency * anchors
+        agreement = self._agreement.leave_one_out() ** AGREEMENT_POWER
+        return self._information.leave_one_out() * consistency * agreement
 
 
 class NeighbourhoodDensity:

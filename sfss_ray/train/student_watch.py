@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sfss_ray.evaluation.source_reference import SourceReference
     from sfss_ray.models.segmenter import Segmenter
 
-SOURCE_SCORES_FILE, REFERENCE_FILE = "source_scores.json", "source_reference.npz"
+SOURCE_SCORES_FILE, REFERENCE_FILE = "source_scores.json", "source_views.npz"
 KEEP_SCORE = "label_free_score"
 """Name of the score that `train.keep best` and the verdict without labels compare."""
 IS_COLLAPSED = "collapsed"

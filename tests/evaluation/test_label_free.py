@@ -23,8 +23,7 @@ from sfss_ray.evaluation.label_free import (
     predicted_classes,
     worth,
 )
-from sfss_ray.evaluation.source_reference import KeptAnchors, SourceReference
-from sfss_ray.evaluation.view_consistency import ViewConsistency
+from sfss_ray.evaluation.source_reference import SourceReference
 
 PREDICTIONS = arrays(np.uint8, (4, 6), elements=st.integers(0, 2))
 MASK_IDS = arrays(np.int32, (4, 6), elements=st.integers(0, 4))
@@ -92,7 +91,7 @@ def test_losing_a_rare_class_lowers_the_balanced_score_more():
     ids = np.repeat(np.arange(1, 11), 10)[None]
     complete = np.repeat([0] * 5 + [1] * 4 + [2], 10)[None]
     reduced = np.where(complete == 2, 1, complete)
-    reference = SourceReference.of([np.eye(3)[complete].transpose(2, 0, 1)])
+    reference = SourceReference.of(3, [(complete, [complete])])
     assert reference is not None
     assert reference.class_share == pytest.approx((0.5, 0.4, 0.1))
 
@@ -322,25 +321,45 @@ def three_images():
 
 
 def reference_of(images) -> SourceReference:
-    one_hot = [np.eye(3)[ids].transpose(2, 0, 1) for ids, _, _ in images]
-    reference = SourceReference.of(one_hot)
+    reference = SourceReference.of(3, [(ids, views) for ids, views, _ in images])
     assert reference is not None
     return reference
+
+
+def mean_iou(first, second, classes) -> float:
+    """Count the mean IoU of two lists of class ids over some classes, 0 where none has a pixel."""
+    ious = []
+    for label in classes:
+        pairs = [(a == label, b == label) for a, b in zip(first, second, strict=True)]
+        union = sum(int((a | b).sum()) for a, b in pairs)
+        ious.append(sum(int((a & b).sum()) for a, b in pairs) / union if union else 0.0)
+    return float(np.mean(ious))
 
 
 def test_anchored_information_is_the_product_of_its_parts():
     images = list(three_images())
     reference = reference_of(images)
     students = [(np.where(ids == 2, 1, ids), views, masks) for ids, views, masks in images]
-    consistency, kept = ViewConsistency(reference.classes), KeptAnchors(reference)
     information = MaskInformation(3)
-    for ids, views, masks in students:
-        consistency.add(3, ids, views)
-        kept.add(ids)
+    for ids, _, masks in students:
         information.add(ids, masks)
-    assert kept.value() == pytest.approx(2 / 3)  # class 2 keeps no anchor
-    product = information.value() * consistency.value() * (2 / 3) ** 0.25
+    predictions, own_views = zip(*((ids, views[0]) for ids, views, _ in students), strict=True)
+    consistency = mean_iou(predictions, own_views, range(3))
+    agreement = mean_iou(predictions, [views[0] for _, views, _ in images], range(3))
+    product = information.value() * consistency * agreement**0.25
     assert anchored(students, reference).value() == pytest.approx(product)
+
+
+def test_a_source_model_agrees_with_its_views_as_far_as_it_is_consistent():
+    images = list(three_images())
+    information = MaskInformation(3)
+    for ids, _, masks in images:
+        information.add(ids, masks)
+    predictions, views = zip(*((ids, views[0]) for ids, views, _ in images), strict=True)
+    consistency = mean_iou(predictions, views, range(3))
+    assert consistency < 1
+    value = anchored(images, reference_of(images)).value()
+    assert value == pytest.approx(information.value() * consistency**1.25)
 
 
 def test_anchored_information_without_an_image():
@@ -349,9 +368,7 @@ def test_anchored_information_without_an_image():
     for number, value in enumerate(score.leave_one_out()):
         others = images[:number] + images[number + 1 :]
         whole = reference_of(images)
-        rest = SourceReference(
-            whole.class_share, whole.anchors[:number] + whole.anchors[number + 1 :]
-        )
+        rest = SourceReference(whole.class_share, whole.views[:number] + whole.views[number + 1 :])
         assert value == pytest.approx(anchored(others, rest).value())
 
 

@@ -1,96 +1,50 @@
-"""Anchors of a source model and the share of them that a student keeps, counted by hand."""
+"""What a source model predicts of the views of images, kept for the scores of its students."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from sfss_ray.evaluation.source_reference import (
-    MAX_GRID_PIXELS,
-    NO_ANCHOR,
-    KeptAnchors,
-    SourceReference,
-    on_grid,
-)
-
-
-def probabilities(ids, confidence, classes: int = 3) -> np.ndarray:
-    """Return (C, H, W): the class of each pixel has its confidence, the others share the rest."""
-    ids, confidence = np.asarray(ids), np.asarray(confidence, float)
-    rest = (1 - confidence) / (classes - 1)
-    stacked = np.repeat(rest[None], classes, axis=0)
-    np.put_along_axis(stacked, ids[None], confidence[None], axis=0)
-    return stacked
-
+from sfss_ray.evaluation.source_reference import MAX_GRID_PIXELS, SourceReference, on_grid
 
 IDS = np.array([[0, 0, 0, 0], [1, 1, 0, 0]])
-CONFIDENCE = np.array([[0.5, 0.6, 0.7, 0.8], [0.9, 0.95, 0.91, 0.92]])
+VIEWS = [np.array([[0, 0, 0, 1], [1, 1, 0, 0]]), np.array([[0, 2, 0, 0], [1, 1, 2, 0]])]
 
 
-def test_anchors_are_the_surest_half_of_each_class():
-    reference = SourceReference.of([probabilities(IDS, CONFIDENCE)])
+def test_the_reference_holds_class_shares_and_views():
+    reference = SourceReference.of(3, [(IDS, VIEWS), (np.zeros((2, 4), int), VIEWS[:1])])
     assert reference is not None
-    assert reference.class_share == (0.75, 0.25, 0.0)
+    assert reference.class_share == (14 / 16, 2 / 16, 0.0)
     assert reference.classes.tolist() == [0, 1]
-    # The median of six confidences is the third, which occurs; that of two is the first.
-    assert reference.anchors[0].tolist() == [[-1, -1, 0, 0], [1, 1, 0, 0]]
-
-
-def test_limits_are_over_all_images():
-    sure, unsure = np.full((2, 4), 0.9), np.full((2, 4), 0.6)
-    zeros = np.zeros((2, 4), int)
-    reference = SourceReference.of([probabilities(zeros, sure), probabilities(zeros, unsure)])
-    assert reference is not None
-    first, second = reference.anchors
-    assert (first == 0).all()
-    assert (second == 0).all()  # of eight values each, the lower median is the lower one
-    three = SourceReference.of(
-        [probabilities(zeros, c) for c in (sure, sure, unsure)]  # the median is sure
-    )
-    assert three is not None
-    assert [(anchors == 0).all() for anchors in three.anchors[:2]] == [True, True]
-    assert (three.anchors[2] == NO_ANCHOR).all()
-
-
-def test_kept_anchors_are_a_mean_over_classes():
-    reference = SourceReference.of([probabilities(IDS, CONFIDENCE)] * 2)
-    assert reference is not None
-    kept = KeptAnchors(reference)
-    assert np.isnan(kept.value())
-    kept.add(IDS)
-    assert kept.value() == 1
-    kept.add(np.array([[2, 2, 0, 0], [0, 1, 0, 2]]))
-    # Class 0 keeps 4 + 3 of 8, class 1 keeps 2 + 1 of 4.
-    assert kept.value() == pytest.approx((7 / 8 + 3 / 4) / 2)
-    assert kept.leave_one_out().tolist() == pytest.approx([(3 / 4 + 1 / 2) / 2, 1])
+    assert np.array_equal(reference.views[0], np.stack(VIEWS))
+    assert np.array_equal(reference.views[1], VIEWS[0][None])
 
 
 def test_a_class_of_hardly_any_pixel_does_not_count():
     ids = np.zeros((40, 50), int)
     ids[0, 0] = 2  # one of 2000 pixels
-    reference = SourceReference.of([probabilities(ids, np.full(ids.shape, 0.9))])
+    reference = SourceReference.of(3, [(ids, [ids])])
     assert reference is not None
     assert reference.classes.tolist() == [0]
-    kept = KeptAnchors(reference)
-    kept.add(np.zeros((40, 50), int))
-    assert kept.value() == 1
 
 
-def test_a_reference_survives_a_file(tmp_path):
-    images = [probabilities(IDS, CONFIDENCE), probabilities(IDS.T, CONFIDENCE.T)]
-    reference = SourceReference.of(images)
+@pytest.mark.parametrize(("classes", "kind"), [(19, np.uint8), (256, np.uint8), (257, np.uint16)])
+def test_a_reference_survives_a_file(tmp_path, classes, kind):
+    ids = np.arange(300).reshape(15, 20) % classes
+    reference = SourceReference.of(classes, [(ids, [ids, ids[:, ::-1]]), (ids.T, [ids.T])])
     assert reference is not None
     reference.save(tmp_path / "reference.npz")
     loaded = SourceReference.load(tmp_path / "reference.npz")
     assert loaded == reference
-    assert len(loaded.anchors) == 2
-    for before, after in zip(reference.anchors, loaded.anchors, strict=True):
-        assert before.dtype == after.dtype
+    assert [views.shape for views in loaded.views] == [(2, 15, 20), (1, 20, 15)]
+    for before, after in zip(reference.views, loaded.views, strict=True):
+        assert after.dtype == kind
         assert np.array_equal(before, after)
+    assert np.array_equal(loaded.views[0][1], ids[:, ::-1])
 
 
 def test_without_images_there_is_no_reference():
-    assert SourceReference.of([]) is None
+    assert SourceReference.of(3, []) is None
 
 
 @pytest.mark.parametrize("size", [(4, 4), (256, 256), (360, 480), (1024, 2048)])
@@ -103,3 +57,10 @@ def test_the_grid_has_few_pixels_whatever_the_image(size):
         assert np.array_equal(grid, plane)
     else:
         assert grid.size > 0.3 * MAX_GRID_PIXELS
+
+
+def test_a_view_lies_on_the_grid_of_its_image():
+    plane = np.arange(360 * 480).reshape(360, 480) % 7
+    reference = SourceReference.of(7, [(plane, [plane])])
+    assert reference is not None
+    assert np.array_equal(reference.views[0][0], on_grid(plane))
