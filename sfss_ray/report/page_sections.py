@@ -64,8 +64,8 @@ METRICS = (
         3,
         "",
         False,
-        "mask_information of a model that also predicts mirrored and zoomed images alike, and keeps the"
-        " source model's most confident pixels",
+        "mask_information of a model that predicts mirrored and zoomed images alike, and much as the"
+        " source model does",
     ),
     Metric(
         "agreement",
