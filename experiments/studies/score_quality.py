@@ -70,7 +70,9 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "low entropy": lambda t: -t["entropy"],
     "neighbourhood_density": lambda t: t["neighbourhood_density"],
     **{name: lambda t, name=name: t[name] for name in CANDIDATES},
-    "information x consistency": lambda t: _product(t, "kept_anchors", 0),
+    "information x consistency": lambda t: (
+        t["mask_information"] * t["consistency_over_source_classes"]
+    ),
     **{
         f"information x consistency x {factor}^({name})": (
             lambda t, factor=factor, power=power: _product(t, factor, power)
@@ -92,8 +94,7 @@ SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
 
 def _product(trial: dict[str, Any], factor: str, power: float) -> float:
     """Return the information times the consistency, times another factor with a power."""
-    consistency = trial["consistency_over_source_classes"]
-    return trial["mask_information"] * consistency * trial[factor] ** power
+    return SCORES["information x consistency"](trial) * trial[factor] ** power
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,7 @@ class AnchoredInformation:
 
     Each factor has a weakness that the others make up for: the information rises when a student splits
     classes wrongly but along masks, students are trained to be consistent, and S rewards a student that
-    learns nothing. The source model has S = V: it agrees with its own views no better than it can.
+    learns nothing. The source model itself has no S of 1, but S = V up to the grid of the reference.
 
     Args:
         information: Counted elsewhere, for the same images.
